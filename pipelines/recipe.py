@@ -32,7 +32,15 @@ class Ingest(Section):
 
     source: str = Field(description="path, glob, fsspec URL, or recipes://FILE for data shipped with the project")
     adapter: Literal[
-        "auto", "query_response", "zhihu_kol", "alpaca", "sharegpt", "messages", "conversation", "advertisegen", "counseling"
+        "auto",
+        "query_response",
+        "zhihu_kol",
+        "alpaca",
+        "sharegpt",
+        "messages",
+        "conversation",
+        "advertisegen",
+        "counseling",
     ] = Field("auto", description="schema of the source; auto recognises it by its columns")
     system: str | None = Field(None, description="system prompt given to rows that bring none")
     limit: Count | None = Field(None, description="take only the first rows of the source")
@@ -251,7 +259,9 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][-+]?\d+)$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
+    re.compile(
+        r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][-+]?\d+)$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
+    ),
     list("-+0123456789."),
 )
 

@@ -31,6 +31,7 @@ Shard = dict[str, Any]
 Commit = dict[str, Any]
 """What one finished shard left: `index`, `files` by kind, and `result`, what its work returned."""
 
+
 @dataclass
 class Attempt:
     """The output of one try at one shard."""

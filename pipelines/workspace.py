@@ -9,7 +9,9 @@
 A stage is a module with three names: `VERSION`, raised when its output changes for the same input;
 `determinants(recipe)`, what of the recipe and the world decides its output; and the stage's function
 `(recipe, place) -> report`, where `place` is the `Place` it writes to and finds its inputs through. The report
-is JSON with at least `digest`, by which later stages know whether their input changed.
+is JSON with `digest`, by which later stages know whether their input changed; where it left rows, `outputs`, its
+Parquet files by kind (`rows`; `train` and `test` after split; `dropped`) relative to its folder, in `pos` order; and
+a one-line `summary` for people.
 
 Nothing is ever renamed or changed in place, so a local folder and object storage behave alike.
 """
@@ -18,7 +20,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +52,7 @@ class Workspace:
 
     def path(self, *parts: str) -> str:
         """A path below the root, with the scheme where it has one."""
-        return "/".join([self.root.rstrip("/"), *parts])
+        return "/".join([self.root, *parts])
 
     def local(self, *parts: str) -> Path:
         """A path below the root for engines that need a folder; refused on object storage."""
@@ -180,6 +182,14 @@ class Place:
             raise DataError(f"{self.path()}: stage {self.stage} is not complete")
         report: dict[str, Any] = manifest["report"]
         return report
+
+    def outputs(self, kind: str) -> list[str]:
+        """Paths of the finished stage's Parquet files of one kind, in `pos` order."""
+        return [self.path(name) for name in self.report()["outputs"].get(kind, [])]
+
+    def relative(self, paths: Iterable[str]) -> list[str]:
+        """Paths below this stage's folder as `outputs` keeps them, so that a workspace can be moved."""
+        return [path.removeprefix(self.path() + "/") for path in paths]
 
     def clear(self) -> None:
         """Delete the stage's output, the manifest first, so that a crash in between leaves it incomplete."""

@@ -16,6 +16,7 @@ from pipelines.progress import say
 from pipelines.recipe import Recipe
 from pipelines.report import environment, write_report
 from pipelines.workspace import Place, Workspace, fingerprint
+from rayjobs.cluster import Cluster
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,13 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     return list(present.values())
 
 
-def run(recipe: Recipe, workspace: Workspace, first: str | None = None, last: str | None = None) -> dict[str, Place]:
-    """Bring every stage up to `last` up to date; `first` is done again, with all after it, even if it is complete."""
+def run(
+    recipe: Recipe, workspace: Workspace, cluster: Cluster, first: str | None = None, last: str | None = None
+) -> dict[str, Place]:
+    """Bring every stage up to `last` up to date; `first` is done again, with all after it, even if it is complete.
+
+    The cluster is connected to when the first stage has work to do. Returns the finished stages' places.
+    """
     stages = stages_of(recipe)
     names = [stage.name for stage in stages]
     for name in (first, last):
@@ -61,7 +67,7 @@ def run(recipe: Recipe, workspace: Workspace, first: str | None = None, last: st
     redo = names.index(first) if first else end
     done: dict[str, Place] = {}
     for number, stage in enumerate(stages[:end]):
-        done[stage.name] = _bring_up_to_date(recipe, workspace, stage, done, again=number >= redo)
+        done[stage.name] = _bring_up_to_date(recipe, workspace, cluster, stage, done, again=number >= redo)
         write_report(recipe, workspace, done)
     return done
 
@@ -93,7 +99,7 @@ def place_of(recipe: Recipe, workspace: Workspace, stage: Stage, done: dict[str,
 
 
 def _bring_up_to_date(
-    recipe: Recipe, workspace: Workspace, stage: Stage, done: dict[str, Place], again: bool
+    recipe: Recipe, workspace: Workspace, cluster: Cluster, stage: Stage, done: dict[str, Place], again: bool
 ) -> Place:
     place = place_of(recipe, workspace, stage, done)
     manifest = place.manifest()
@@ -102,7 +108,8 @@ def _bring_up_to_date(
         return place
     if again:
         place.clear()
-    say(f"{stage.name}: …")
+    cluster.connect()
+    say(f"{stage.name} …")
     work: Callable[[Recipe, Place], dict[str, Any]] = getattr(importlib.import_module(stage.module), stage.name)
     began = time.time()
     report = work(recipe, place)

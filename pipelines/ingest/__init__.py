@@ -1,0 +1,1 @@
+"""Ingest: sources and schema adapters."""

@@ -1,0 +1,221 @@
+"""Ingest: any of the usual sources and schemas in, one canonical table out.
+
+The output is Parquet, one file per shard. A row that cannot be read is set aside with its file, line and reason;
+more of them than `ingest.max_broken` stop the run.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.errors import DataError, InputError, nearest
+from pipelines.ingest.adapters import ADAPTERS, Adapter, recognise
+from pipelines.ingest.sources import columns_of, digest_file, is_hub, list_files, plan_shards, read_shard, sample_rows
+from pipelines.recipe import Ingest, Recipe
+from pipelines.records import DROPPED, ROW, RowDigest
+from pipelines.shards import Attempt, Commit, Shard, read_tables, run_shards
+from pipelines.workspace import Place
+
+VERSION = 1
+BATCH_ROWS = 2048
+SHOWN = 5
+"""Broken rows that an error message shows."""
+
+
+def determinants(recipe: Recipe) -> dict[str, Any]:
+    """The section without what only changes speed or tolerance, and the content of the source's files."""
+    source = recipe.ingest.source
+    section = recipe.ingest.model_dump(exclude={"concurrency", "max_broken", "source"})
+    if is_hub(source):  # naming it must not download it
+        return {"section": section, "files": source}
+    return {"section": section, "files": [[PurePosixPath(path).name, digest_file(path)] for path in list_files(source)]}
+
+
+def ingest(recipe: Recipe, place: Place) -> dict[str, Any]:
+    """Read the source into canonical rows; the report counts rows and broken rows."""
+    section = recipe.ingest
+    files = list_files(section.source)
+    name, columns = _adapter_for(section, files)
+    adapter = ADAPTERS[name]
+    extra = _extra_types(adapter, files, columns)
+    work = _reader(name, section.system, extra)
+    commits = run_shards(
+        place,
+        "rows",
+        lambda: plan_shards(files, section.shard_bytes, section.limit),
+        work,
+        concurrency=section.concurrency,
+        title="ingest",
+    )
+    return _report(place, section, name, files, extra, commits)
+
+
+def _adapter_for(section: Ingest, files: list[str]) -> tuple[str, list[str]]:
+    columns = columns_of(files)
+    if section.adapter != "auto":
+        missing = ADAPTERS[section.adapter].needs - set(columns)
+        if missing and columns:
+            fits = recognise(columns)
+            hint = f"; adapter {fits} fits these columns" if fits else ""
+            raise InputError(
+                f"{files[0]}: adapter {section.adapter} needs column {', '.join(sorted(missing))}, "
+                f"the file has {', '.join(columns)}{hint}"
+            )
+        return section.adapter, columns
+    name = recognise(columns)
+    if name is None:
+        raise InputError(
+            f"{files[0]}: no adapter reads columns {', '.join(columns)}; set ingest.adapter ({nearest('', ADAPTERS)})"
+        )
+    return name, columns
+
+
+def _extra_types(adapter: Adapter, files: list[str], columns: list[str]) -> dict[str, str]:
+    """Type names of the source's own columns that are carried along, from its first rows."""
+    rows = sample_rows(files[0], 1000)
+    computed = _first_adapted(adapter, rows)
+    own = {name: [row.get(name) for row in rows] for name in columns if name not in adapter.uses}
+    own |= {name: [value] for name, value in computed.items()}
+    taken = {*ROW.names, "id"}  # the source's own key becomes row_id
+    return {name: _type_name(values) for name, values in own.items() if name not in taken}
+
+
+def _first_adapted(adapter: Adapter, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    for row in rows:
+        with suppress(ValueError):  # a row it cannot read is counted when its shard is read
+            return adapter.read(row)
+    return {}
+
+
+def _type_name(values: list[Any]) -> str:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {bool}:
+        return "bool"
+    if kinds == {int}:
+        return "int64"
+    return "double" if kinds and kinds <= {int, float} else "string"
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "bool": lambda value: isinstance(value, bool),
+    "int64": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "double": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+}
+
+
+def _carried(row: dict[str, Any], extra: dict[str, str]) -> dict[str, Any]:
+    """The source's own columns of one row; text stays text, anything nested becomes JSON."""
+    carried: dict[str, Any] = {}
+    for name, kind in extra.items():
+        value = row.get(name)
+        if value is None:
+            continue
+        if kind == "string":
+            carried[name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        elif _CHECKS[kind](value):
+            carried[name] = value
+        else:
+            raise ValueError(f"column {name} holds {value!r} where the first rows hold {kind}")
+    return carried
+
+
+def _schema(extra: dict[str, str]) -> pa.Schema:
+    return pa.schema([*ROW, *(pa.field(name, pa.type_for_alias(kind)) for name, kind in extra.items())])
+
+
+def _reader(adapter_name: str, system: str | None, extra: dict[str, str]) -> Callable[[Shard, Attempt], dict[str, Any]]:
+    """The work on one shard: read, adapt, write; closes over plain values only, since it travels to workers."""
+
+    def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
+        schema = _schema(extra)
+        broken: list[dict[str, Any]] = []
+        digest = RowDigest()
+        with attempt.writer("rows", schema) as writer:
+            for batch in _batches(_adapted(shard, adapter_name, system, extra, broken), BATCH_ROWS):
+                table = pa.Table.from_pylist(batch, schema=schema)
+                writer.write_table(table)
+                digest.update(table)
+        with attempt.writer("dropped", DROPPED) as writer:
+            writer.write_table(pa.Table.from_pylist(broken, schema=DROPPED))
+        return {"rows": digest.rows, "digest": digest.hexdigest(), "broken": len(broken)}
+
+    return work
+
+
+def _adapted(
+    shard: Shard, adapter_name: str, system: str | None, extra: dict[str, str], broken: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Canonical rows of a shard; what cannot be read goes to `broken`."""
+    adapter = ADAPTERS[adapter_name]
+    file = PurePosixPath(shard["path"]).name
+    for number, row, raw in read_shard(shard):
+        pos = shard["pos"] + number - shard["first"]
+        place = {"row_id": f"{file}:{number + 1}", "pos": pos}
+        try:
+            if row is None:
+                raise ValueError(raw)
+            canonical = adapter.read(row)
+            own = _carried({**row, **canonical}, extra)
+        except ValueError as error:
+            text = "" if row is None else json.dumps(row, ensure_ascii=False, default=str)[:1000]
+            broken.append({**place, "stage": "ingest", "operator": adapter_name, "reason": str(error), "text": text})
+            continue
+        canonical["system"] = canonical.get("system") or system
+        yield {**own, **canonical, **place, **_own_id(row)}
+
+
+def _own_id(row: dict[str, Any]) -> dict[str, str]:
+    """The source's own key, where it has one; otherwise the file and line stay the row's name."""
+    key = row.get("row_id", row.get("id"))
+    return {} if key is None or key == "" else {"row_id": str(key)}
+
+
+def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _report(
+    place: Place, section: Ingest, adapter: str, files: list[str], extra: dict[str, str], commits: list[Commit]
+) -> dict[str, Any]:
+    broken = sum(commit["result"]["broken"] for commit in commits)
+    if broken > section.max_broken:
+        raise _too_many_broken(place, section, broken, commits)
+    digest = RowDigest()
+    for commit in commits:
+        digest.add(commit["result"]["digest"], commit["result"]["rows"])
+    if not digest.rows:
+        raise DataError(f"{section.source}: no rows")
+    return {
+        "summary": f"{digest.rows} rows from {len(files)} file{'s' * (len(files) > 1)} as {adapter}, {broken} broken",
+        "digest": digest.hexdigest(),
+        "rows": digest.rows,
+        "broken": broken,
+        "adapter": adapter,
+        "source": section.source,
+        "columns": [*ROW.names, *extra],
+        "outputs": {
+            "rows": place.relative(commit["files"]["rows"] for commit in commits),
+            "dropped": place.relative(commit["files"]["dropped"] for commit in commits),
+        },
+    }
+
+
+def _too_many_broken(place: Place, section: Ingest, broken: int, commits: list[Commit]) -> DataError:
+    lines: list[str] = []
+    for table in read_tables(place.workspace, [commit["files"]["dropped"] for commit in commits]):
+        for row in table.slice(0, SHOWN - len(lines)).to_pylist():
+            lines.append(f"  {row['row_id']}: {row['reason']}")
+    more = [f"  … and {broken - len(lines)} more"] if broken > len(lines) else []
+    head = f"{section.source}: {broken} broken rows, ingest.max_broken allows {section.max_broken}"
+    return DataError("\n".join([head, *lines, *more]))

@@ -1,0 +1,1 @@
+"""Entry points: arguments in, one pipeline call, exit code out."""

@@ -1,0 +1,164 @@
+"""The `danlu` command.
+
+Exit codes: 0 done, 1 the work failed, 2 the recipe or the arguments are wrong, 3 hardware is missing.
+"""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.errors import DanluError, InputError, Problem, RecipeError
+from pipelines.progress import say
+from pipelines.recipe import Recipe, load_recipe, shipped_recipes
+from pipelines.workspace import Workspace, open_workspace
+from rayjobs import pipeline
+from rayjobs.cluster import Cluster
+
+app = typer.Typer(
+    help="From raw rows to a chat model that answers over HTTP.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+out = Console(highlight=False)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Recipe keys to change.")]
+WorkspaceOption = Annotated[
+    str | None, typer.Option("--workspace", help="Folder or fsspec URL for all output. [default: runs/<recipe name>]")
+]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster to run on. [default: RAY_ADDRESS, else this machine]")
+]
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that ship with danlu."""
+    for name, path in shipped_recipes().items():
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        out.print(f"{name:14}{first.removeprefix('#').strip()}", markup=False)
+
+
+@app.command()
+def init(name: str, file: Annotated[Path | None, typer.Argument()] = None) -> None:
+    """Copy a shipped recipe to a file of your own."""
+    shipped = shipped_recipes()
+    if name not in shipped:
+        raise RecipeError(name, [Problem("", f"no such recipe; shipped: {', '.join(shipped)}")])
+    target = file or Path(f"{name}.yaml")
+    if target.exists():
+        raise InputError(f"{target}: exists already; name another file")
+    shutil.copyfile(shipped[name], target)
+    say(f"{target}: written; danlu check {target}")
+
+
+@app.command()
+def check(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Check a recipe without running anything."""
+    loaded = load_recipe(recipe, overrides)
+    stages = " → ".join(stage.name for stage in pipeline.stages_of(loaded))
+    out.print(f"{loaded.name}: valid; {stages}", markup=False)
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    first: Annotated[str | None, typer.Option("--from", help="Do this stage and all after it again.")] = None,
+    last: Annotated[str | None, typer.Option("--to", help="Stop after this stage.")] = None,
+    workspace: WorkspaceOption = None,
+    address: AddressOption = None,
+) -> None:
+    """Run a recipe's stages, skipping what is up to date."""
+    _run(recipe, overrides, workspace, address, first, last)
+
+
+@app.command()
+def status(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceOption = None) -> None:
+    """Show which stages are complete, and where their output lies."""
+    loaded = load_recipe(recipe, overrides)
+    place = open_workspace(workspace, loaded.name, on_cluster=False)
+    table = Table("stage", "state", "seconds", "result", "folder", box=None, pad_edge=False)
+    for name, state, found in pipeline.status(loaded, place):
+        manifest = found.manifest() if found else None
+        seconds = f"{manifest['seconds']:.1f}" if manifest else ""
+        summary = manifest["report"].get("summary", "") if manifest else ""
+        table.add_row(name, state, seconds, summary, found.path() if found else "")
+    out.print(table)
+
+
+@app.command()
+def why(recipe: RecipeName, row_id: str, overrides: Overrides = None, workspace: WorkspaceOption = None) -> None:
+    """Say what became of one row: which operator dropped it and why, or where it is now."""
+    from pipelines.why import trace
+
+    loaded = load_recipe(recipe, overrides)
+    place = open_workspace(workspace, loaded.name, on_cluster=False)
+    finished = {name: found for name, state, found in pipeline.status(loaded, place) if state == "complete" and found}
+    for line in trace(finished, row_id):
+        out.print(line, markup=False)
+
+
+def _stage_command(name: str) -> Callable[..., None]:
+    def command(
+        recipe: RecipeName,
+        overrides: Overrides = None,
+        workspace: WorkspaceOption = None,
+        address: AddressOption = None,
+    ) -> None:
+        _run(recipe, overrides, workspace, address, None, name)
+
+    command.__doc__ = f"Run the recipe up to {name}, skipping what is up to date."
+    return command
+
+
+for _stage in pipeline.STAGES:
+    app.command(_stage.name)(_stage_command(_stage.name))
+
+
+def _run(
+    name: str,
+    overrides: list[str] | None,
+    workspace: str | None,
+    address: str | None,
+    first: str | None,
+    last: str | None,
+) -> None:
+    recipe = load_recipe(name, overrides)
+    with Cluster(address) as cluster:
+        place = open_workspace(workspace, recipe.name, on_cluster=cluster.is_shared)
+        done = pipeline.run(recipe, place, cluster, first, last)
+    _close(recipe, place, done)
+
+
+def _close(recipe: Recipe, workspace: Workspace, done: dict[str, pipeline.Place]) -> None:
+    from pipelines.report import closing
+
+    out.print(closing(recipe, workspace, done), markup=False)
+
+
+def main() -> None:
+    """Run the command line; errors of our own family, and wrong arguments, print without a traceback."""
+    try:
+        code = app(standalone_mode=False)
+    except DanluError as error:
+        say(f"error: {error}")
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        say("interrupted; run the same command again to go on")
+        code = 130
+    sys.exit(code or 0)
+
+
+def run_stage(name: str) -> None:
+    """Run `python -m rayjobs.<name>` as `danlu <name>`."""
+    sys.argv.insert(1, name)
+    main()

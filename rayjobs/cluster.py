@@ -1,0 +1,76 @@
+"""Which Ray the work runs on: the cluster that is named, or one of our own on this machine."""
+
+import logging
+import os
+import shutil
+import tempfile
+from types import TracebackType
+
+from pipelines.progress import waiting
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_V2": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+"""Environment of every process we start: nothing is reported anywhere, and progress is shown once, by us."""
+
+
+class Cluster:
+    """A Ray cluster that is attached to, or started, when the first stage needs it, and left or stopped at the end.
+
+    It is attached to when an address is given, `RAY_ADDRESS` is set, or the process is a Ray job.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self.address = address or os.environ.get("RAY_ADDRESS")
+        self._folder: str | None = None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is a cluster that exists without us."""
+        return self.address is not None and self.address != "local"
+
+    def connect(self) -> None:
+        """Make Ray ready; does nothing where it is."""
+        os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+        import ray
+
+        if ray.is_initialized():
+            return
+        if self.is_shared:
+            ray.init(address=self.address, logging_level=logging.WARNING, log_to_driver=False)
+        else:
+            with waiting("starting Ray on this machine"):
+                self._start()
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+    def _start(self) -> None:
+        import ray
+
+        self._folder = tempfile.mkdtemp(prefix="danlu-ray-")
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            object_store_memory=512 << 20,
+            _temp_dir=self._folder,
+        )
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import sys
+
+        ray = sys.modules.get("ray")
+        if ray is not None and ray.is_initialized():
+            ray.shutdown()
+        if self._folder and error is None:
+            shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""One OpenAI-compatible endpoint over base models, adapters and merged models."""

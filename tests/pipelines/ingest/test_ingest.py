@@ -1,0 +1,166 @@
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.errors import DataError, InputError
+from pipelines.ingest.sources import list_files, plan_shards, read_shard
+from pipelines.ingest.stage import determinants, ingest
+from pipelines.recipe import Recipe
+from pipelines.records import RowDigest
+from pipelines.workspace import Place, Workspace
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def rows_of(count: int) -> list[dict[str, Any]]:
+    return [{"query": f"问题{i}？", "response": f"回答{i}。" * (i % 7 + 1), "upvotes": i} for i in range(count)]
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def run(tmp_path: Path, source: Path | str, **section: Any) -> tuple[dict[str, Any], pa.Table, pa.Table]:
+    recipe = Recipe.model_validate({"name": "t", "ingest": {"source": str(source), **section}})
+    place = Place(Workspace(str(tmp_path / "w")), "ingest", "f")
+    place.clear()
+    report = ingest(recipe, place)
+    place.finish({"report": report})
+    tables = [
+        pa.concat_tables([pq.read_table(path) for path in place.outputs(kind)]) for kind in ("rows", "dropped")
+    ]
+    return report, tables[0], tables[1]
+
+
+def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
+    rows = rows_of(500)
+    lines = write_lines(tmp_path / "a.jsonl", rows)
+    (tmp_path / "b.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet", row_group_size=90)
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(lines.read_bytes()))
+    with pa.CompressedOutputStream(str(tmp_path / "e.jsonl.zst"), "zstd") as stream:
+        stream.write(lines.read_bytes())
+    wanted = [(row["query"], row["response"], row["upvotes"]) for row in rows]
+    for name in ("a.jsonl", "b.json", "c.parquet", "d.jsonl.gz", "e.jsonl.zst"):
+        report, table, _ = run(tmp_path, tmp_path / name, shard_bytes=4096)
+        found = list(zip(*(table[column].to_pylist() for column in ("query", "response", "upvotes")), strict=True))
+        assert found == wanted, name
+        assert table["pos"].to_pylist() == list(range(500))
+        assert table["row_id"][3].as_py() == f"{name}:4"
+        assert report["adapter"] == "query_response"
+
+
+def test_csv_carries_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('query,response,note\n"问,甲","第一行\n第二行",x\n乙,答,y\n', encoding="utf-8")
+    _, table, _ = run(tmp_path, tmp_path / "a.csv")
+    assert table["response"].to_pylist() == ["第一行\n第二行", "答"]
+    assert table["note"].to_pylist() == ["x", "y"]
+
+
+def test_rows_do_not_depend_on_the_shards(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", rows_of(700))
+    digests = {run(tmp_path, source, shard_bytes=size, concurrency=c)[0]["digest"] for size, c in ((1000, 2), (9999, 1), (1 << 20, None))}
+    assert len(digests) == 1
+
+
+def test_byte_ranges_cover_every_line_once(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", rows_of(300))
+    with source.open("a", encoding="utf-8") as stream:
+        stream.write('\n{"query": "末", "response": "无换行"}')
+    for size in (1, 50, 333, 5000, 1 << 20):
+        shards = plan_shards([str(source)], size, None)
+        numbers = [number for shard in shards for number, row, _ in read_shard(shard) if row]
+        assert numbers == [*range(300), 301]
+
+
+def test_limit_and_own_ids(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [{"id": f"k{i}", **row} for i, row in enumerate(rows_of(50))])
+    report, table, _ = run(tmp_path, source, limit=20, shard_bytes=500)
+    assert report["rows"] == 20
+    assert table["row_id"].to_pylist() == [f"k{i}" for i in range(20)]
+    assert "id" not in table.column_names
+
+
+def test_broken_lines_are_set_aside_and_counted(tmp_path: Path) -> None:
+    rows = rows_of(40)
+    source = write_lines(tmp_path / "a.jsonl", rows)
+    lines = source.read_bytes().splitlines()
+    lines[6] = b'{"query": "x", "resp'
+    lines[17] = '{"query": "只有问题"}'.encode()
+    lines[30] = b'{"query": "\xff", "response": "y"}'
+    lines[35] = b"[1]"
+    source.write_bytes(b"\n".join(lines))
+    with pytest.raises(DataError) as caught:
+        run(tmp_path, source)
+    message = str(caught.value)
+    assert "4 broken rows, ingest.max_broken allows 0" in message
+    for number, reason in ((7, "not valid JSON"), (18, "column response is missing"), (31, "not valid JSON"), (36, "not a JSON object")):
+        assert f"a.jsonl:{number}: {reason}" in message
+    report, table, dropped = run(tmp_path, source, max_broken=4)
+    assert (report["rows"], report["broken"]) == (36, 4)
+    assert dropped["row_id"].to_pylist() == ["a.jsonl:7", "a.jsonl:18", "a.jsonl:31", "a.jsonl:36"]
+    assert table["pos"].to_pylist() == [i for i in range(40) if i not in (6, 17, 30, 35)]
+
+
+def test_value_of_another_type_is_broken_not_guessed(tmp_path: Path) -> None:
+    rows = rows_of(1500)
+    rows[1200]["upvotes"] = "many"
+    with pytest.raises(DataError, match=r"a\.jsonl:1201: column upvotes holds 'many' where the first rows hold int64"):
+        run(tmp_path, write_lines(tmp_path / "a.jsonl", rows))
+
+
+def test_wrong_adapter_names_the_one_that_fits(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", rows_of(3))
+    with pytest.raises(InputError, match=r"needs column .*INSTRUCTION.*adapter query_response fits") as caught:
+        run(tmp_path, source, adapter="zhihu_kol")
+    assert caught.value.exit_code == 2
+    other = write_lines(tmp_path / "b.jsonl", [{"a": 1}])
+    with pytest.raises(InputError, match="no adapter reads columns a"):
+        run(tmp_path, other)
+
+
+@pytest.mark.parametrize(("name", "data"), [("a.parquet", b"PAR1junk"), ("a.jsonl.gz", b"junk"), ("a.json", b'[{"query": "a", "response": "b"},')])
+def test_damaged_files_are_named(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=name.replace(".", r"\.")):
+        run(tmp_path, tmp_path / name)
+
+
+def test_missing_file_and_unknown_format(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        list_files(str(tmp_path / "none.jsonl"))
+    (tmp_path / "a.xlsx").write_bytes(b"x")
+    with pytest.raises(InputError, match="not one of"):
+        list_files(str(tmp_path / "a.xlsx"))
+
+
+def test_globs_and_folders_are_read_in_name_order(tmp_path: Path) -> None:
+    for number in (2, 0, 1):
+        write_lines(tmp_path / f"part-{number}.jsonl", [{"query": str(number), "response": "x"}])
+    for source in (tmp_path / "part-*.jsonl", tmp_path):
+        assert [Path(path).name for path in list_files(str(source))] == [f"part-{n}.jsonl" for n in range(3)]
+
+
+def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", rows_of(5))
+    recipe = Recipe.model_validate({"name": "t", "ingest": {"source": str(source), "concurrency": 1}})
+    faster = Recipe.model_validate({"name": "t", "ingest": {"source": str(source), "concurrency": 2}})
+    before = determinants(recipe)
+    assert before == determinants(faster)
+    write_lines(source, rows_of(6))
+    assert determinants(recipe) != before
+
+
+def test_real_zhihu_sample(tmp_path: Path, shared_data: Path) -> None:
+    report, table, _ = run(tmp_path, shared_data / "zhihu_kol_sample.parquet", shard_bytes=1 << 20)
+    assert (report["adapter"], report["rows"], report["broken"]) == ("zhihu_kol", 6540, 0)
+    digest = RowDigest()
+    digest.update(table)
+    assert digest.hexdigest() == report["digest"]
+    assert table.schema.field("upvotes").type == pa.int64()

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import RecipeError
+from pipelines.recipe import load_recipe, shipped_recipes
+
+GOOD = """
+name: mine
+ingest: {source: rows.jsonl}
+split: {test_ratio: 0.1}
+train: {model: folder, global_batch_size: 8, learning_rate: 1e-4}
+"""
+
+
+def problems_of(tmp_path: Path, text: str, overrides: list[str] | None = None) -> dict[str, str]:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path), overrides)
+    assert caught.value.exit_code == 2
+    assert str(caught.value).startswith(f"{path}: {len(caught.value.problems)} problem")
+    return {problem.key: problem.message for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_are_valid_and_short(name: str) -> None:
+    assert load_recipe(name).name == name
+    assert len(shipped_recipes()[name].read_text(encoding="utf-8").splitlines()) <= 80
+
+
+def test_scientific_notation_is_a_number_and_overrides_apply(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD, encoding="utf-8")
+    recipe = load_recipe(str(path), ["train.learning_rate=2e-5", "merge.dtype=float32", "ingest.limit=7"])
+    assert recipe.train and recipe.merge
+    assert (recipe.train.learning_rate, recipe.merge.dtype, recipe.ingest.limit) == (2e-5, "float32", 7)
+
+
+def test_all_problems_come_at_once_with_the_nearest_name(tmp_path: Path) -> None:
+    text = GOOD.replace("global_batch_size: 8", "global_batch_sise: 8, lora: {rank: 4}, num_workers: two")
+    text = text.replace("test_ratio: 0.1", "test_ratio: 1.5") + "cleen: {}\nclean: {process: [text_lenght_filter: {}]}\n"
+    found = problems_of(tmp_path, text)
+    assert "did you mean 'global_batch_size'?" in found["train.global_batch_sise"]
+    assert "unknown key" in found["train.lora.rank"]
+    assert "'two'" in found["train.num_workers"]
+    assert "1.5" in found["split.test_ratio"]
+    assert "did you mean 'clean'?" in found["cleen"]
+    assert "did you mean 'text_length_filter'?" in found["clean.process[0].text_lenght_filter"]
+    assert len(found) == 6
+
+
+def test_missing_section_is_named(tmp_path: Path) -> None:
+    assert problems_of(tmp_path, "name: mine\n") == {"ingest": "missing; it must be given"}
+
+
+def test_a_stage_needs_the_one_it_reads(tmp_path: Path) -> None:
+    (message,) = problems_of(tmp_path, "name: m\ningest: {source: x}\nevaluate: {}\n").values()
+    assert "evaluate needs a section train" in message
+
+
+def test_batch_must_divide(tmp_path: Path) -> None:
+    found = problems_of(tmp_path, GOOD, ["train.num_workers=3"])
+    assert "not a multiple" in found["train"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("name: [", "not valid YAML"), ("name: a\nname: b\n", "given twice"), ("- 1\n", "mapping of sections")],
+)
+def test_broken_yaml_is_named(tmp_path: Path, text: str, said: str) -> None:
+    assert said in problems_of(tmp_path, text)[""]
+
+
+def test_override_without_equals_is_refused(tmp_path: Path) -> None:
+    assert "key=value" in problems_of(tmp_path, GOOD, ["train.max_steps"])["train.max_steps"]
+    assert "holds a value" in problems_of(tmp_path, GOOD, ["name.x=1"])["name.x"]
+
+
+def test_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="did you mean 'tiny'"):
+        load_recipe("tinny")

@@ -1,0 +1,137 @@
+"""Texts of a batch as one Arrow column, with the views that operators share, each computed once when asked for."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.clean.characters import CLASSES, class_table
+
+Mask = npt.NDArray[np.bool_]
+Indices = npt.NDArray[np.int64]
+
+
+def utf8(array: pa.Array) -> tuple[npt.NDArray[np.uint8], Indices]:
+    """The bytes of a string array and the offsets of its rows, length rows + 1; no copy of the bytes."""
+    _, offsets, data = array.buffers()
+    width = np.int64 if pa.types.is_large_string(array.type) else np.int32
+    rows = np.frombuffer(offsets, dtype=width)[array.offset : array.offset + len(array) + 1].astype(np.int64)
+    return np.frombuffer(data, dtype=np.uint8) if data else np.zeros(0, np.uint8), rows
+
+
+@nb.njit(cache=True, nogil=True)
+def decode(data: Any, i: int) -> tuple[int, int]:  # pragma: no cover - compiled
+    """The code point at byte `i` of valid UTF-8, and the byte after it."""
+    b = np.int64(data[i])
+    if b < 0x80:
+        return b, i + 1
+    if b < 0xE0:
+        return (b & 0x1F) << 6 | (np.int64(data[i + 1]) & 0x3F), i + 2
+    if b < 0xF0:
+        return (b & 0x0F) << 12 | (np.int64(data[i + 1]) & 0x3F) << 6 | (np.int64(data[i + 2]) & 0x3F), i + 3
+    high = (b & 0x07) << 18 | (np.int64(data[i + 1]) & 0x3F) << 12
+    return high | (np.int64(data[i + 2]) & 0x3F) << 6 | (np.int64(data[i + 3]) & 0x3F), i + 4
+
+
+@nb.njit(cache=True, nogil=True)
+def _count(data: Any, offsets: Any, table: Any) -> Any:  # pragma: no cover - compiled
+    counts = np.zeros((4, len(offsets) - 1), dtype=np.int64)
+    for row in range(len(offsets) - 1):
+        total = first = second = third = 0
+        i = offsets[row]
+        while i < offsets[row + 1]:
+            point, i = decode(data, i)
+            bits = np.int64(table[point])
+            total += 1
+            first += bits & 1
+            second += bits >> 1 & 1
+            third += bits >> 2 & 1
+        counts[0, row], counts[1, row], counts[2, row], counts[3, row] = total, first, second, third
+    return counts
+
+
+class Column:
+    """One column of texts without nulls.
+
+    `array` is an Arrow string array in one chunk. Views stay valid because a Column is never changed: operators
+    that change texts make a new one.
+    """
+
+    def __init__(self, array: pa.Array) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @cached_property
+    def utf8(self) -> tuple[npt.NDArray[np.uint8], Indices]:
+        """Bytes and row offsets, as `utf8()` gives them."""
+        return utf8(self.array)
+
+    @cached_property
+    def lengths(self) -> Indices:
+        """Code points per row."""
+        if "_counts" in self.__dict__:
+            return self._counts[0]
+        lengths: Indices = pc.utf8_length(self.array).to_numpy(zero_copy_only=False).astype(np.int64)
+        return lengths
+
+    @cached_property
+    def _counts(self) -> npt.NDArray[np.int64]:
+        return np.asarray(_count(*self.utf8, class_table()))
+
+    def count(self, character_class: int) -> Indices:
+        """Code points per row of one class of `pipelines.clean.characters`; one scan counts all classes."""
+        return self._counts[1 + CLASSES.index(character_class)]
+
+    def share(self, character_class: int) -> npt.NDArray[np.float64]:
+        """Share of code points per row of one class, 0 for an empty row."""
+        counts = self.count(character_class)
+        return np.divide(counts, self._counts[0], out=np.zeros(len(self)), where=self._counts[0] > 0)
+
+    def texts(self) -> list[str]:
+        """The rows as Python strings, for operators that cannot work on the column."""
+        texts: list[str] = self.array.to_pylist()
+        return texts
+
+    def filter(self, keep: Mask) -> "Column":
+        """The rows where `keep`; counts made so far are carried over."""
+        kept = Column(self.array.filter(pa.array(keep)))
+        if "lengths" in self.__dict__:
+            kept.__dict__["lengths"] = self.lengths[keep]
+        if "_counts" in self.__dict__:
+            kept.__dict__["_counts"] = self._counts[:, keep]
+        return kept
+
+    def contains(self, pattern: str, *, ignore_case: bool = False) -> Mask:
+        """Rows that contain a substring; a cheap test before a regular expression."""
+        return _mask(pc.match_substring(self.array, pattern, ignore_case=ignore_case))
+
+    def matches(self, pattern: str) -> Mask:
+        """Rows in which RE2 finds `pattern`; its classes are ASCII, so use it where that finds at least as much."""
+        return _mask(pc.match_substring_regex(self.array, pattern))
+
+    def rewrite(self, candidates: Mask, change: Callable[[str], str]) -> pa.Array:
+        """The column with `change` applied to the candidate rows; the same array where nothing changed."""
+        rows = np.flatnonzero(candidates)
+        if not len(rows):
+            return self.array
+        before: list[str] = self.array.take(pa.array(rows)).to_pylist()
+        after = [change(text) for text in before]
+        changed = np.fromiter((a != b for a, b in zip(after, before, strict=True)), dtype=np.bool_, count=len(rows))
+        if not changed.any():
+            return self.array
+        mask = np.zeros(len(self), dtype=np.bool_)
+        mask[rows[changed]] = True
+        values = pa.array([a for a, c in zip(after, changed, strict=True) if c], type=self.array.type)
+        return pc.replace_with_mask(self.array, pa.array(mask), values)
+
+
+def _mask(array: pa.Array) -> Mask:
+    mask: Mask = array.to_numpy(zero_copy_only=False)
+    return mask

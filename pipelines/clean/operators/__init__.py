@@ -1,0 +1,20 @@
+"""The operators, by data-juicer's names and parameters.
+
+Adding one is one function and one test: decorate it with `operator` in a module listed here, or in a file of your
+own that the recipe names.
+"""
+
+from pipelines.clean.operators import (  # noqa: F401 - importing registers them
+    comments,
+    fields,
+    flagged_words,
+    html,
+    language,
+    length,
+    patterns,
+    ratios,
+    simhash,
+)
+from pipelines.clean.operators.registry import OPERATORS, Operator, operator
+
+__all__ = ["OPERATORS", "Operator", "operator"]

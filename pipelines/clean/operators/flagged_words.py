@@ -1,0 +1,142 @@
+"""Share of flagged words."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import regex
+
+from pipelines.clean.characters import special_characters
+from pipelines.clean.column import Column
+from pipelines.clean.operators.registry import (
+    CLOSED,
+    Assets,
+    Dialect,
+    Interval,
+    Parameters,
+    PositiveCount,
+    Ratio,
+    Verdict,
+    operator,
+    within,
+)
+from pipelines.clean.operators.words import pieces, sentencepiece_of
+from pipelines.errors import DataError
+
+WORDS_FILE = "flagged_words.json"
+
+
+def _files(parameters: Parameters, dialect: Dialect) -> list[str]:
+    given = parameters["flagged_words"] is not None or parameters["flagged_words_dir"] is not None
+    words = [] if given else [WORDS_FILE]
+    return words + ([sentencepiece_of(parameters["lang"])] if parameters["tokenization"] else [])
+
+
+def _check(parameters: Parameters, dialect: Dialect) -> Iterator[tuple[str, str]]:
+    folder = parameters["flagged_words_dir"]
+    if folder is not None and not list(Path(folder).glob("*flagged_words*.json")):
+        yield "flagged_words_dir", f"no file like {WORDS_FILE} in {folder}"
+
+
+@cache
+def _listed(paths: tuple[str, ...], lang: str) -> tuple[str, ...]:
+    """The words of a language, or of all, from JSON files that map a language to its words."""
+    by_language: dict[str, list[str]] = {}
+    for path in paths:
+        for name, words in json.loads(Path(path).read_text(encoding="utf-8")).items():
+            by_language.setdefault(name, []).extend(words)
+    by_language.setdefault("all", [word for words in by_language.values() for word in words])
+    if lang not in by_language:
+        raise DataError(f"{paths[0]}: holds no flagged words for lang {lang!r}; it has {', '.join(sorted(by_language))}")
+    return tuple(sorted(set(by_language[lang])))
+
+
+@cache
+def _anywhere(words: tuple[str, ...]) -> str:
+    """An RE2 pattern for texts that hold any of the words."""
+    return "(?i)" + "|".join(re.escape(word) for word in words if word)
+
+
+@cache
+def _within_text(words: tuple[str, ...]) -> "regex.Pattern[str]":
+    """Finds the words in unsegmented text, longest first.
+
+    A word of one character, and a Latin letter or digit at a word's end, must stand at a word boundary.
+    """
+    patterns = []
+    for word in sorted(filter(None, words), key=lambda word: (-len(word), word)):
+        letters = r"\w" if len(word) == 1 else "[a-z0-9]"
+        before = f"(?<!{letters})" if len(word) == 1 or re.match(r"[a-zA-Z0-9]", word) else ""
+        after = f"(?!{letters})" if len(word) == 1 or re.search(r"[a-zA-Z0-9]$", word) else ""
+        patterns.append(before + regex.escape(word) + after)
+    return regex.compile("|".join(patterns), regex.IGNORECASE)
+
+
+def _share_of_characters(text: str, words: tuple[str, ...]) -> float:
+    length = sum(not character.isspace() for character in text)
+    return sum(len(match.group()) for match in _within_text(words).finditer(text)) / length if length else 0.0
+
+
+def _augmented(words: list[str], sizes: Sequence[int], join: str) -> list[str]:
+    """The words and their runs of the given sizes."""
+    return words + [join.join(words[i : i + size]) for size in sizes for i in range(len(words) - size + 1)]
+
+
+@cache
+def _edge_characters() -> str:
+    return "".join(special_characters())
+
+
+def _share_of_words(words: list[str], flagged: frozenset[str], sizes: Sequence[int], join: str) -> float:
+    refined = [kept for word in words if (kept := word.lower().strip(_edge_characters()))]
+    if sizes:
+        refined = _augmented(refined, sizes, join)
+    return min(1.0, sum(word in flagged for word in refined) / len(refined)) if refined else 0.0
+
+
+@operator("filter", assets=_files, check=_check)
+def flagged_words_filter(
+    column: Column,
+    *,
+    lang: str = "en",
+    tokenization: bool = False,
+    min_ratio: Ratio = 0.0,
+    max_ratio: Ratio = 0.045,
+    flagged_words_dir: str | None = None,
+    flagged_words: list[str] | None = None,
+    use_words_aug: bool = False,
+    words_aug_group_sizes: list[PositiveCount] = [2],  # noqa: B006 - data-juicer's default, never changed
+    words_aug_join_char: str = "",
+    dialect: Dialect = "zh",
+    assets: Assets,
+    interval: Interval = CLOSED,
+) -> Verdict:
+    """Keep texts by their share of flagged words, from a JSON file by language or listed as `flagged_words`.
+
+    data-juicer's dialect compares whitespace-separated words, stripped of special characters, and gives the share of
+    words. `zh` finds words inside unsegmented text too and gives the share of characters. With `tokenization`,
+    both compare sentencepiece's pieces.
+    """
+    paths = sorted(str(p) for p in Path(flagged_words_dir).glob("*flagged_words*.json")) if flagged_words_dir else []
+    words = tuple(sorted(set(flagged_words))) if flagged_words is not None else ()
+    if flagged_words is None:
+        words = _listed(tuple(paths) or (assets[WORDS_FILE],), lang)
+    ratios: npt.NDArray[np.float64] = np.zeros(len(column))
+    exact = tokenization or use_words_aug  # words that are not substrings of the text: every row is looked at
+    rows = np.arange(len(column)) if exact else np.flatnonzero(column.matches(_anywhere(words)))
+    texts = column.array.take(rows).to_pylist()
+    if dialect == "zh" and not exact:
+        ratios[rows] = [_share_of_characters(text, words) for text in texts]
+    else:
+        split = pieces(texts, assets[sentencepiece_of(lang)]) if tokenization else [_split(text) for text in texts]
+        sizes = words_aug_group_sizes if use_words_aug else ()
+        ratios[rows] = [_share_of_words(s, frozenset(words), sizes, words_aug_join_char) for s in split]
+    return within("flagged_words_ratio", ratios, {"min_ratio": min_ratio, "max_ratio": max_ratio}, interval)
+
+
+def _split(text: str) -> list[str]:
+    return [word for word in re.split("[ \n\t]", text) if word]

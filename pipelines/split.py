@@ -50,7 +50,8 @@ def held_out(groups: pa.Array, seed: int, test_ratio: float) -> np.ndarray[Any, 
         for value in encoded.dictionary.to_pylist()
     ]
     chosen = np.array([value / 2**64 < test_ratio for value in hashes], dtype=bool)
-    return chosen[encoded.indices.to_numpy(zero_copy_only=False)]
+    mask: np.ndarray[Any, np.dtype[np.bool_]] = chosen[encoded.indices.to_numpy(zero_copy_only=False)]
+    return mask
 
 
 def _check_group(workspace: Workspace, files: list[str], section: Split) -> None:

@@ -17,7 +17,7 @@ from rich.table import Table
 from pipelines.errors import DanluError, InputError, Problem, RecipeError
 from pipelines.progress import say
 from pipelines.recipe import Recipe, load_recipe, shipped_recipes
-from pipelines.workspace import Workspace, open_workspace
+from pipelines.workspace import Place, Workspace, open_workspace
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
 
@@ -136,7 +136,7 @@ def _run(
     _close(recipe, place, done)
 
 
-def _close(recipe: Recipe, workspace: Workspace, done: dict[str, pipeline.Place]) -> None:
+def _close(recipe: Recipe, workspace: Workspace, done: dict[str, Place]) -> None:
     from pipelines.report import closing
 
     out.print(closing(recipe, workspace, done), markup=False)

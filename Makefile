@@ -1,0 +1,48 @@
+# make demo · make test · make check · make bench
+PYTHON ?= python3.11
+BIN := .venv/bin
+# The one place that names PyTorch's CPU index: torch+cpu is not on PyPI.
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-deps --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu
+export HF_HUB_OFFLINE ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export VLLM_NO_USAGE_STATS ?= 1
+export DO_NOT_TRACK ?= 1
+
+.PHONY: demo test test-slow check bench fonts install install-gpu
+
+demo: .venv/installed
+	$(BIN)/danlu run tiny
+
+test: .venv/installed check fonts
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: .venv/installed fonts
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.chain
+
+# Plots draw Chinese labels with any CJK font; where there is none and it may be installed, one is.
+fonts:
+	@fc-list :lang=zh family 2>/dev/null | grep -q . || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq fontconfig fonts-wqy-zenhei >/dev/null \
+	  || echo "no CJK font: plots will use ASCII labels (apt-get install fonts-wqy-zenhei)"; }
+
+install: .venv/installed
+
+install-gpu:
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -r requirements/gpu.in
+	$(BIN)/pip install --no-deps -e .
+	touch .venv/installed
+
+.venv/installed: requirements/cpu.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) -r requirements/cpu.lock
+	$(PIP) --no-build-isolation -e .
+	touch $@

@@ -1,0 +1,283 @@
+"""Filters and mappers run one after the other over one table, each on the rows that are still in.
+
+`apply` is a pure function. The text of a row with several turns is its assistant's turns: filters read them joined
+by newlines, mappers change each by itself.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.clean.column import Column, Indices, Mask
+from pipelines.clean.operators.registry import Verdict, verdict
+from pipelines.clean.plan import Step
+from pipelines.clean.texts import Texts, field_of, has_turns, read_texts, write_texts
+from pipelines.errors import DanluError, DataError, nearest
+from pipelines.records import DROPPED
+
+SAMPLES = 5
+"""Rows per mapper that are kept before and after, for people to look at."""
+SAMPLE_LENGTH = 500
+"""Characters of a sample that are kept."""
+
+
+@dataclass
+class Tally:
+    """What one operator did: rows in and out, rows changed, seconds of one core."""
+
+    index: int
+    operator: str
+    kind: str
+    rows_in: int
+    rows_out: int
+    changed: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Outcome:
+    """What became of a table: rows that stay, rows that go (`records.DROPPED`), statistics, counts."""
+
+    kept: pa.Table
+    dropped: pa.Table
+    stats: pa.Table
+    """`row_id`, `pos` and one column per statistic for every row; null where the row was out before."""
+    tallies: list[Tally]
+    samples: list[dict[str, Any]]
+    """Changed rows: `index` and `operator` of the mapper, `row_id`, `before`, `after`."""
+
+
+@dataclass
+class _State:
+    """The table, the rows that are still in, and what was found so far."""
+
+    table: pa.Table
+    text_key: str
+    alive: Indices
+    texts: dict[str, Texts | None] = field(default_factory=dict)
+    stats: dict[str, tuple[npt.NDArray[Any], Mask]] = field(default_factory=dict)
+    dropped: list[pa.Table] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+    def text(self, key: str) -> Texts | None:
+        if key not in self.texts:
+            self.texts[key] = read_texts(self.rows(), key)
+        return self.texts[key]
+
+    def rows(self) -> pa.Table:
+        whole = len(self.alive) == self.table.num_rows
+        return self.table if whole else self.table.take(pa.array(self.alive))
+
+    def name(self, row: int) -> str:
+        """A row still in, as messages call it."""
+        given = self.table.slice(int(self.alive[row]), 1)
+        return f"row {given['row_id'][0].as_py()} (pos {given['pos'][0].as_py()})"
+
+
+def apply(steps: Sequence[Step], table: pa.Table, text_key: str) -> Outcome:
+    """Run `steps` over `table`, which has `row_id` and `pos`; DataError names the row an operator fails on.
+
+    `text_key` is the column whose text a dropped row is recorded with where the operator itself reads no text.
+    """
+    several = has_turns(table)
+    if several is not None and not pc.all(several).as_py():
+        parts = [apply(steps, table.filter(mask), text_key) for mask in (pc.invert(several), several)]
+        return _joined(parts)
+    state = _State(table, text_key, np.arange(table.num_rows))
+    tallies = [_timed(step, state) for step in steps]
+    kept = state.rows()
+    for key, texts in state.texts.items():
+        if texts is not None and key in kept.column_names:
+            kept = write_texts(kept, key, texts)
+    dropped = pa.concat_tables([DROPPED.empty_table(), *state.dropped]).sort_by("pos")
+    return Outcome(kept, dropped, _stats_table(state), tallies, state.samples)
+
+
+def _joined(parts: list[Outcome]) -> Outcome:
+    """The outcomes of two parts of a table as one."""
+    first, second = parts
+    tallies = [
+        Tally(a.index, a.operator, a.kind, a.rows_in + b.rows_in, a.rows_out + b.rows_out, a.changed + b.changed,
+              a.seconds + b.seconds)
+        for a, b in zip(first.tallies, second.tallies, strict=True)
+    ]  # fmt: skip
+    kept, dropped, stats = (
+        pa.concat_tables([a, b]).sort_by("pos")
+        for a, b in ((first.kept, second.kept), (first.dropped, second.dropped), (first.stats, second.stats))
+    )
+    return Outcome(kept, dropped, stats, tallies, first.samples + second.samples)
+
+
+def _timed(step: Step, state: _State) -> Tally:
+    began, rows_in = time.perf_counter(), len(state.alive)
+    changed = _run(step, state)
+    seconds = time.perf_counter() - began
+    return Tally(step.index, step.operator.name, step.operator.kind, rows_in, len(state.alive), changed, seconds)
+
+
+def _run(step: Step, state: _State) -> int:
+    """Run one step; returns how many rows a mapper changed."""
+    present = _settle_missing(step, state)
+    if step.operator.kind == "mapper":
+        return _map(step, state)
+    answer = verdict(_answer(step, state))
+    _record(step, state, answer, present)
+    dropped = np.flatnonzero(~answer.keep & present)
+    _drop(step, state, dropped, answer.reasons(dropped))
+    return 0
+
+
+def _argument(step: Step, state: _State) -> Column | pa.Array:
+    """What the operator reads, for the rows still in."""
+    if step.operator.reads == "field":
+        values = field_of(state.table, step.column)
+        return pa.nulls(len(state.alive), pa.int64()) if values is None else values.take(pa.array(state.alive))
+    texts = state.text(step.text_key)
+    if texts is None:
+        return Column(pa.array([""] * len(state.alive), pa.large_string()))
+    return texts.turns if step.operator.kind == "mapper" else texts.joined
+
+
+def _settle_missing(step: Step, state: _State) -> Mask:
+    """Which rows have the column, after those without were dropped or refused as the recipe says."""
+    exists, present = _present(step, state)
+    if present.all() or step.if_missing == "keep":
+        return present
+    if step.if_missing == "drop":
+        missing = np.flatnonzero(~present)
+        _drop(step, state, missing, [f"no {step.column}"] * len(missing))
+        return np.ones(len(state.alive), dtype=np.bool_)
+    if exists and step.operator.reads == "field":
+        return np.ones(len(present), dtype=np.bool_)  # the operator itself says what becomes of null
+    if exists:
+        where = f"{state.name(int(np.flatnonzero(~present)[0]))} has no {step.column}"
+    else:
+        where = f"the rows have no column {step.column} ({nearest(step.column, state.table.column_names)})"
+    raise DataError(f"{step.key}: {where}; name another, or say if_missing: keep or drop")
+
+
+def _present(step: Step, state: _State) -> tuple[bool, Mask]:
+    """Whether the column exists, and in which rows."""
+    if step.operator.reads == "text":
+        texts = state.text(step.text_key)
+        return texts is not None, texts.present if texts else np.zeros(len(state.alive), dtype=np.bool_)
+    values = field_of(state.table, step.column)
+    if values is None:
+        return False, np.zeros(len(state.alive), dtype=np.bool_)
+    return True, pc.is_valid(values.take(pa.array(state.alive))).to_numpy(zero_copy_only=False)
+
+
+def _answer(step: Step, state: _State) -> Any:
+    """The operator's answer; where it fails, the row is named, or set aside if the recipe says so."""
+    argument = _argument(step, state)
+    try:
+        return step.run(argument)
+    except DanluError:
+        raise
+    except Exception as error:
+        array = argument.array if isinstance(argument, Column) else argument
+        failures = _failures(step, array, 0, len(array), isinstance(argument, Column))
+        if not failures:
+            raise DataError(f"{step.key}: {_told(error)}, on {len(array)} rows together but on none alone") from error
+        texts = state.text(step.text_key) if step.operator.kind == "mapper" else None
+        rows = {texts.row_of_turn(i) if texts else i: failure for i, failure in failures.items()}
+        if step.if_error == "stop":
+            row, failure = min(rows.items(), key=lambda item: item[0])
+            raise DataError(f"{step.key}: {state.name(row)} fails with {_told(failure)}") from failure
+        _drop(step, state, np.array(sorted(rows)), [f"error {_told(rows[row])}" for row in sorted(rows)])
+        return step.run(_argument(step, state))
+
+
+def _failures(step: Step, array: pa.Array, low: int, high: int, text: bool) -> dict[int, Exception]:
+    """The entries on which the operator fails alone, found by halving."""
+    part = array.slice(low, high - low)
+    try:
+        step.run(Column(part) if text else part)
+    except Exception as error:
+        if high - low == 1:
+            return {low: error}
+        middle = (low + high) // 2
+        return _failures(step, array, low, middle, text) | _failures(step, array, middle, high, text)
+    return {}
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _map(step: Step, state: _State) -> int:
+    array = _answer(step, state)
+    before = state.text(step.text_key)
+    if before is None or array is before.turns.array:
+        return 0
+    after = before.with_turns(array)
+    changed = np.flatnonzero(after.changed_from(before) & before.present)
+    state.texts[step.text_key] = after
+    for row in changed[:SAMPLES]:
+        old, new = (texts.joined.array[int(row)].as_py()[:SAMPLE_LENGTH] for texts in (before, after))
+        row_id = state.table["row_id"][int(state.alive[row])].as_py()
+        sample = {"index": step.index, "operator": step.operator.name, "row_id": row_id, "before": old, "after": new}
+        state.samples.append(sample)
+    return len(changed)
+
+
+def _record(step: Step, state: _State, answer: Verdict, present: Mask) -> None:
+    """Keep the statistics of the rows that were looked at."""
+    rows = state.alive[present]
+    for name, values in answer.stats.items():
+        unique = name if name not in state.stats else f"{name}.{step.index}"
+        full = np.zeros(state.table.num_rows, dtype=values.dtype)
+        full[rows] = values[present]
+        known = np.zeros(state.table.num_rows, dtype=np.bool_)
+        known[rows] = True
+        state.stats[unique] = (full, known)
+
+
+def _drop(step: Step, state: _State, rows: Indices, reasons: list[str]) -> None:
+    """Take rows, numbered among those still in, out of the data set."""
+    if not len(rows):
+        return
+    out = state.alive[rows]
+    texts = state.text(step.text_key if step.operator.reads == "text" else state.text_key)
+    seen = None if texts is None else texts.joined.array.take(pa.array(rows)).cast(pa.string())
+    columns = {
+        "row_id": state.table["row_id"].take(pa.array(out)),
+        "pos": state.table["pos"].take(pa.array(out)),
+        "stage": pa.array(["clean"] * len(out)),
+        "operator": pa.array([step.operator.name] * len(out)),
+        "reason": pa.array(reasons, type=pa.string()),
+        "stats": _stats_map(state, out),
+        "text": pa.nulls(len(out), pa.string()) if seen is None else seen,
+    }
+    state.dropped.append(pa.table(columns, schema=DROPPED))
+    keep = np.ones(len(state.alive), dtype=np.bool_)
+    keep[rows] = False
+    state.alive = state.alive[keep]
+    state.texts = {key: texts and texts.filter(keep) for key, texts in state.texts.items()}
+
+
+def _stats_map(state: _State, rows: Indices) -> pa.Array:
+    """The numbers known of each row, by name."""
+    numbers = {name: pair for name, pair in state.stats.items() if pair[0].dtype.kind in "iuf"}
+    names = np.array(list(numbers), dtype=object)
+    known = np.array([known[rows] for _, known in numbers.values()], dtype=np.bool_).reshape(len(numbers), len(rows)).T
+    values = np.array([values[rows] for values, _ in numbers.values()], dtype=np.float64)
+    values = values.reshape(len(numbers), len(rows)).T
+    offsets = pa.array(np.append(0, np.cumsum(known.sum(axis=1))), type=pa.int32())
+    keys = np.broadcast_to(names, known.shape)[known]
+    return pa.MapArray.from_arrays(offsets, pa.array(keys, pa.string()), pa.array(values[known], pa.float64()))
+
+
+def _stats_table(state: _State) -> pa.Table:
+    columns = {"row_id": state.table["row_id"], "pos": state.table["pos"]}
+    for name, (values, known) in state.stats.items():
+        kind = pa.string() if values.dtype.kind == "O" else pa.float64()
+        given = values if values.dtype.kind == "O" else values.astype(np.float64)
+        columns[name] = pa.array(given, type=kind, mask=~known)
+    return pa.table(columns)

@@ -1,0 +1,228 @@
+"""From a recipe's `process` list to a checked plan: which operators run fused over a shard, which over all rows."""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipelines.clean.assets import assets_of, find_asset, missing_asset
+from pipelines.clean.operators import OPERATORS, Operator
+from pipelines.clean.operators.registry import Assets, Dialect, Interval
+from pipelines.errors import Problem, RecipeError, nearest
+
+Process = Sequence[str | Mapping[str, Mapping[str, Any] | None]]
+
+FILLED_IN = ("dialect", "assets", "interval")
+"""Arguments that the plan provides; a recipe cannot set them."""
+
+EXTRAS: dict[str, Any] = {"text_key": str, "if_missing": Literal["keep", "drop"], "if_error": Literal["stop", "drop"]}
+"""What every operator takes besides its own parameters."""
+
+IGNORED = frozenset(
+    "accelerator adaptive_batching audio_key auto_op_parallelism batch_mode batch_size cpu_required gpu_required history_key "
+    "image_bytes_key image_key index_key instruction_key mem_required memory num_cpus num_gpus num_proc prompt_key "
+    "query_key ray_execution_mode response_key runtime_env skip_op_error stats_export_path system_key turbo video_key "
+    "work_dir".split()
+)
+"""What data-juicer's operators take that says how to run and not what to do."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator with its parameters, ready to run."""
+
+    index: int
+    operator: Operator
+    parameters: dict[str, Any]
+    """Every parameter of the function by name, defaults included."""
+    text_key: str
+    filled_in: dict[str, Any]
+    if_missing: Literal["keep", "drop"] | None = None
+    if_error: Literal["stop", "drop"] = "stop"
+
+    @property
+    def key(self) -> str:
+        """Where the step stands in the recipe."""
+        return f"clean.process[{self.index}].{self.operator.name}"
+
+    @property
+    def column(self) -> str:
+        """The column it reads, dotted where nested."""
+        return str(self.parameters["field_key"]) if self.operator.reads == "field" else self.text_key
+
+    def run(self, argument: Any) -> Any:
+        """The operator's answer for a Column of texts, or for the values of its field."""
+        return self.operator.function(argument, **self.parameters, **self.filled_in)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Operators over single rows, run fused over a shard, then operators over the whole data set."""
+
+    rows: tuple[Step, ...]
+    whole: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What cleaning does, in order."""
+
+    phases: tuple[Phase, ...]
+    text_key: str
+    dialect: Dialect
+
+    @property
+    def steps(self) -> list[Step]:
+        """All operators in the recipe's order."""
+        return [step for phase in self.phases for step in (*phase.rows, *phase.whole)]
+
+    def describe(self) -> list[str]:
+        """The plan for people, a line for each pass over the data and each operator."""
+        lines = []
+        for number, phase in enumerate(self.phases, start=1):
+            lines.append(f"pass {number} over the rows, shard by shard: {_names(phase.rows) or 'nothing'}")
+            lines += [f"  then over all rows: {_names([step])}" for step in phase.whole]
+        return lines
+
+
+def _names(steps: Sequence[Step]) -> str:
+    return " → ".join(step.operator.name for step in steps)
+
+
+def check_process(process: Process, dialect: Dialect, assets: Assets | None = None) -> list[Problem]:
+    """Everything that is wrong with a `process` list, by key path, such as `clean.process[3].text_length_filter.min_len`.
+
+    Finds unknown operators and parameters, wrong types, values out of range, missing packages and model files.
+    """
+    return [problem for index, item in enumerate(process) for problem in _check_item(index, item, dialect, assets or {})]
+
+
+def build_plan(process: Process, dialect: Dialect, text_key: str, assets: Assets | None = None) -> Plan:
+    """The plan of a `process` list; RecipeError with every problem where there is one."""
+    problems = check_process(process, dialect, assets)
+    if problems:
+        raise RecipeError("clean", problems)
+    steps = [_step(index, item, dialect, text_key, assets or {}) for index, item in enumerate(process)]
+    return Plan(tuple(_phases(steps)), text_key, dialect)
+
+
+def _phases(steps: list[Step]) -> Iterator[Phase]:
+    rows: list[Step] = []
+    whole: list[Step] = []
+    for step in steps:
+        if step.operator.kind in ("filter", "mapper"):
+            if whole:
+                yield Phase(tuple(rows), tuple(whole))
+                rows, whole = [], []
+            rows.append(step)
+        else:
+            whole.append(step)
+    yield Phase(tuple(rows), tuple(whole))
+
+
+def _parsed(item: Any) -> tuple[str, Mapping[str, Any]] | None:
+    """The name and arguments of one entry, None where it has another shape."""
+    if isinstance(item, str):
+        return item, {}
+    if not isinstance(item, Mapping) or len(item) != 1:
+        return None
+    name, given = next(iter(item.items()))
+    return (str(name), given or {}) if given is None or isinstance(given, Mapping) else None
+
+
+@cache
+def _signature(operator: Operator) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(operator.function).parameters
+
+
+def parameters_of(operator: Operator) -> dict[str, inspect.Parameter]:
+    """The parameters that a recipe may give, by name."""
+    keyword = {n: p for n, p in _signature(operator).items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return {name: parameter for name, parameter in keyword.items() if name not in FILLED_IN}
+
+
+def _accepted(operator: Operator) -> dict[str, Any]:
+    """The type of every argument an operator accepts, by name."""
+    accepted = {name: parameter.annotation for name, parameter in parameters_of(operator).items()}
+    if "interval" in _signature(operator):
+        accepted |= dict.fromkeys(Interval.__dataclass_fields__, bool)
+    return {**EXTRAS, **accepted}
+
+
+def _check_item(index: int, item: Any, dialect: Dialect, assets: Assets) -> Iterator[Problem]:
+    parsed = _parsed(item)
+    here = f"clean.process[{index}]"
+    if parsed is None:
+        yield Problem(here, f"an operator is a name, or one name with its parameters, not {item!r}")
+        return
+    name, given = parsed
+    if name not in OPERATORS:
+        yield Problem(f"{here}.{name}", f"unknown operator; {nearest(name, OPERATORS)}")
+        return
+    operator = OPERATORS[name]
+    problems = [Problem(f"{here}.{name}.{key}", text) for key, text in _check_arguments(operator, given)]
+    yield from problems
+    if not problems:
+        yield from _check_values(operator, f"{here}.{name}", given, dialect, assets)
+
+
+def _check_arguments(operator: Operator, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    accepted = _accepted(operator)
+    for key, value in given.items():
+        if key in IGNORED:
+            continue
+        if key not in accepted:
+            yield str(key), f"unknown parameter of {operator.name}; {nearest(str(key), accepted)}"
+        elif problem := _type_problem(accepted[key], value):
+            yield key, problem
+    required = [n for n, p in parameters_of(operator).items() if p.default is inspect.Parameter.empty]
+    yield from ((name, "missing; it must be given") for name in required if name not in given)
+
+
+def _type_problem(annotation: Any, value: Any) -> str | None:
+    try:
+        TypeAdapter(annotation).validate_python(value, strict=True)
+    except ValidationError as error:
+        told = dict.fromkeys(detail["msg"].removeprefix("Value error, ") for detail in error.errors())
+        text = " or ".join(re.sub("^Input", "it", message) for message in told)
+        return f"{text[0].lower()}{text[1:]}, not {value!r}"
+    return None
+
+
+def _check_values(
+    operator: Operator, here: str, given: Mapping[str, Any], dialect: Dialect, assets: Assets
+) -> Iterator[Problem]:
+    parameters = _bound(operator, given)
+    for low in (name for name in parameters if name.startswith("min_")):
+        high = "max_" + low.removeprefix("min_")
+        if high in parameters and parameters[low] > parameters[high]:
+            yield Problem(f"{here}.{low}", f"{parameters[low]} is above {high} {parameters[high]}, so no row could stay")
+    yield from (Problem(f"{here}.{key}", text) for key, text in operator.check(parameters, dialect))
+    for package in operator.missing_packages():
+        yield Problem(here, f"needs the package {package}: pip install 'danlu[clean]'")
+    for name in operator.assets(parameters, dialect):
+        if find_asset(name, assets) is None:
+            yield Problem(here, missing_asset(name, operator.name, assets))
+
+
+def _bound(operator: Operator, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: given.get(name, parameter.default) for name, parameter in parameters_of(operator).items()}
+
+
+def _step(index: int, item: Any, dialect: Dialect, text_key: str, assets: Assets) -> Step:
+    name, given = _parsed(item) or ("", {})
+    operator = OPERATORS[name]
+    parameters = _bound(operator, given)
+    bounds = {key: given[key] for key in Interval.__dataclass_fields__ if key in given}
+    provided = {
+        "dialect": dialect,
+        "assets": assets_of(operator, parameters, dialect, assets),
+        "interval": Interval(**bounds),
+    }
+    filled_in = {key: value for key, value in provided.items() if key in _signature(operator)}
+    extras = {key: given[key] for key in ("if_missing", "if_error") if key in given}
+    return Step(index, operator, parameters, given.get("text_key", text_key), filled_in, **extras)

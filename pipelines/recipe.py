@@ -174,6 +174,11 @@ class Evaluate(Section):
     limit: Count | None = Field(None, description="rows asked per data set; null: all")
     eval_batch_size: Count = Field(8, description="requests in flight")
     generation: Generation = Generation()
+    timeout: Positive = Field(300, description="seconds one answer may take")
+    stock_phrases: list[str] = Field(
+        ["作为一个人工智能", "作为一个AI", "首先", "总之", "综上所述", "需要注意的是", "as an AI", "in conclusion"],
+        description="turns of phrase that mark machine-made text; answers that hold one are counted",
+    )
     endpoint: str | None = Field(None, description="a /v1 address to use instead of starting one")
 
 
@@ -182,7 +187,9 @@ class Compare(Section):
 
     queries: int = Field(10, ge=0, description="questions taken from the test split")
     probes: list[str] = Field(["你是谁？"], description="questions asked before those")
+    concurrency: Count = Field(4, description="requests in flight")
     generation: Generation = Generation()
+    timeout: Positive = Field(300, description="seconds one answer may take")
     endpoint: str | None = Field(None, description="a /v1 address to use instead of starting one")
 
 

@@ -1,0 +1,108 @@
+"""The endpoint that evaluation and comparison ask: one that is named, or one started for as long as it is needed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openai import OpenAI, OpenAIError
+
+from pipelines.errors import StageError
+from pipelines.recipe import Recipe
+from pipelines.workspace import Place
+
+if TYPE_CHECKING:  # serving is an extra: a named endpoint does not need it
+    from serve.app import ServedModel
+
+BASE = "base"
+"""The name under which the model before training is asked."""
+
+
+@dataclass
+class _Running:
+    """Endpoints kept open until a run of several stages ends, by what they serve."""
+
+    stack: ExitStack
+    urls: dict[str, str] = field(default_factory=dict)
+
+
+_running: ContextVar[_Running | None] = ContextVar("running endpoints", default=None)
+
+
+@contextmanager
+def shared_endpoints() -> Iterator[None]:
+    """While this is open, stages that ask the same models share one endpoint instead of each starting its own."""
+    with ExitStack() as stack:
+        token = _running.set(_Running(stack))
+        try:
+            yield
+        finally:
+            _running.reset(token)
+
+
+def model_names(recipe: Recipe) -> list[str]:
+    """The names of the models that are compared: base, its adapter, and, where the recipe merges, the merged model."""
+    return [BASE, recipe.name, *([f"{recipe.name}-merged"] if recipe.merge else [])]
+
+
+@contextmanager
+def models_endpoint(recipe: Recipe, place: Place, given: str | None) -> Iterator[str]:
+    """The /v1 address at which every model of `model_names` answers; StageError where one does not.
+
+    `given` is an address to use instead of starting engines. `place` finds the models through its inputs.
+    """
+    with ExitStack() as stack:
+        url = given or _started(recipe, place, stack)
+        _check(url, model_names(recipe))
+        yield url
+
+
+def api_key() -> str:
+    """The key that endpoints are asked with, from OPENAI_API_KEY."""
+    return os.environ.get("OPENAI_API_KEY") or "none"
+
+
+def _started(recipe: Recipe, place: Place, stack: ExitStack) -> str:
+    """Start the endpoint, to be stopped by the run that shares it, or else by `stack`."""
+    running = _running.get()
+    if running is None:
+        return stack.enter_context(_engines(recipe, place))
+    key = "/".join(place.inputs[name].fingerprint for name in ("train", "merge") if name in place.inputs)
+    if key not in running.urls:
+        running.urls[key] = running.stack.enter_context(_engines(recipe, place))
+    return running.urls[key]
+
+
+def _engines(recipe: Recipe, place: Place) -> AbstractContextManager[str]:
+    from serve.app import endpoint
+
+    logs = Path(place.workspace.local("logs", "serve"))
+    engines: AbstractContextManager[str] = endpoint(served_models(recipe, place), recipe.serve, log_dir=logs)
+    return engines
+
+
+def served_models(recipe: Recipe, place: Place) -> "list[ServedModel]":
+    """What the endpoint serves: the base with the adapter in one engine, the merged model in another."""
+    from serve.app import ServedModel
+
+    trained = place.inputs["train"]
+    report = trained.report()
+    models = [ServedModel(BASE, str(report["model"]), {recipe.name: str(trained.local(report["adapter"]))})]
+    if "merge" in place.inputs:
+        merged = place.inputs["merge"]
+        models.append(ServedModel(f"{recipe.name}-merged", str(merged.local(merged.report()["model"])), {}))
+    return models
+
+
+def _check(url: str, names: list[str]) -> None:
+    """StageError unless every model is listed at the endpoint."""
+    try:
+        listed = {model.id for model in OpenAI(base_url=url, api_key=api_key(), timeout=30).models.list()}
+    except OpenAIError as error:
+        raise StageError(f"{url}: the endpoint does not list its models ({error}); is it up?") from None
+    missing = [name for name in names if name not in listed]
+    if missing:
+        raise StageError(f"{url}: serves {', '.join(sorted(listed))}; missing: {', '.join(missing)}")

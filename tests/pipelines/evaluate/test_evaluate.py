@@ -1,0 +1,261 @@
+"""evalscope itself, asked of a local server; its numbers against the plain definitions."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jieba
+import pytest
+
+from pipelines.errors import DataError, StageError
+from pipelines.evaluate.scores import bootstrap
+from pipelines.evaluate.stage import evaluate
+from pipelines.workspace import Place
+from tests.pipelines.evaluate.fake_endpoint import ChatServer, chat_server_running, make_place, make_recipe
+
+PROJECT = Path(__file__).parents[3]
+
+ROWS = [
+    {"row_id": "r0", "query": "苹果是什么？", "response": "谢邀。苹果是一种常见的水果，又甜又脆。以上。"},
+    {"row_id": "r1", "query": "怎么睡得好？", "response": "谢邀。先关手机，再看几页书，很快就困了。以上。"},
+    {"row_id": "r2", "query": "What is rain?", "response": "Rain is water that falls from clouds. Mr. Li likes it."},
+    {"row_id": "r3", "query": "今天吃什么？", "response": "谢邀。吃面。以上。"},
+]
+ANSWERS = {
+    ("base", "苹果是什么？"): "An apple is a fruit. Dr. Wang says so.",
+    ("base", "怎么睡得好？"): "先睡觉，先睡觉，先睡觉",
+    ("base", "What is rain?"): "Rain is water. Rain is water.",
+    ("base", "今天吃什么？"): "",
+    ("tiny", "苹果是什么？"): "谢邀。苹果是水果，又甜又脆，又甜又脆。以上。",
+    ("tiny", "怎么睡得好？"): "谢邀。先关手机，再看书。以上。",
+    ("tiny", "What is rain?"): "Rain is water that falls from the clouds. Mr. Li likes rain.",
+    ("tiny", "今天吃什么？"): "谢邀。吃面。以上。",
+}
+
+
+def answer(model: str, query: str) -> str:
+    return ANSWERS[model.removesuffix("-merged"), query]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Place]:
+    place = make_place(tmp_path_factory.mktemp("evaluated"), "evaluate", ROWS)
+    with chat_server_running() as server:
+        server.answer = answer
+        return evaluate(make_recipe(server.url), place), place
+
+
+# --- the plain definitions, over the words that evalscope makes of a text ---
+
+
+def rouge_words(text: str) -> list[str]:
+    return (" ".join(jieba.cut(text)) if any("一" <= c <= "龥" for c in text) else text).split()
+
+
+def bleu_words(text: str) -> list[str]:
+    if any("一" <= c <= "龥" for c in text):
+        return list(jieba.cut(text))
+    return {  # as the Penn Treebank writes them: punctuation stands alone, abbreviations keep their stop
+        "An apple is a fruit. Dr. Wang says so.": "An apple is a fruit . Dr. Wang says so .",
+        "Rain is water. Rain is water.": "Rain is water . Rain is water .",
+        ANSWERS["tiny", "What is rain?"]: "Rain is water that falls from the clouds . Mr. Li likes rain .",
+        ROWS[2]["response"]: "Rain is water that falls from clouds . Mr. Li likes it .",
+        "": "",
+    }[text].split()
+
+
+def grams(words: list[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def prf(common: float, of_answer: int, of_reference: int) -> tuple[float, float, float]:
+    p, r = common / max(of_answer, 1), common / max(of_reference, 1)
+    return p, r, 2 * p * r / (p + r) if p + r else 0.0
+
+
+def rouge_n(answer: str, reference: str, n: int) -> tuple[float, float, float]:
+    a, r = set(grams(rouge_words(answer), n)), set(grams(rouge_words(reference), n))
+    return prf(len(a & r), len(a), len(r))
+
+
+def longest_common(a: list[str], b: list[str]) -> int:
+    best = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            best[i + 1][j + 1] = best[i][j] + 1 if x == y else max(best[i][j + 1], best[i + 1][j])
+    return best[-1][-1]
+
+
+def rouge_l(answer: str, reference: str) -> tuple[float, float, float]:
+    a, r = rouge_words(answer), rouge_words(reference)
+    return prf(longest_common(a, r), len(a), len(r))
+
+
+def bleu(answer: str, reference: str, n: int) -> float:
+    a, r = bleu_words(answer), bleu_words(reference)
+    have, want = Counter(grams(a, n)), Counter(grams(r, n))
+    if not a or not have:
+        return 0.0
+    clipped = sum(min(count, want[gram]) for gram, count in have.items())
+    penalty = 1.0 if len(a) > len(r) else math.exp(1 - len(r) / len(a))
+    return penalty * clipped / sum(have.values())
+
+
+def test_rouge_and_bleu_equal_the_plain_definitions(evaluated: tuple[dict[str, Any], Place]) -> None:
+    report, _ = evaluated
+    pairs = [(row["query"], row["response"]) for row in ROWS]
+    for model in ("base", "tiny"):
+        scores = report["models"][model]["scores"]
+        expected: dict[str, list[float]] = {}
+        for query, reference in pairs:
+            text = ANSWERS[model, query]
+            triples = {
+                "1": rouge_n(text, reference, 1),
+                "2": rouge_n(text, reference, 2),
+                "l": rouge_l(text, reference),
+            }
+            for order, triple in triples.items():
+                for stat, value in zip("prf", triple, strict=True):
+                    expected.setdefault(f"rouge-{order}-{stat}", []).append(value)
+            for n in range(1, 5):
+                expected.setdefault(f"bleu-{n}", []).append(bleu(text, reference, n))
+        for name, values in expected.items():
+            assert scores[name] == pytest.approx(sum(values) / len(values), abs=1e-6), (model, name)
+    assert report["models"]["tiny"]["scores"]["rouge-l-f"] > report["models"]["base"]["scores"]["rouge-l-f"] > 0
+
+
+def test_report_counts_empty_answers_and_compares_with_base(evaluated: tuple[dict[str, Any], Place]) -> None:
+    report, place = evaluated
+    assert report["rows"] == 4
+    assert list(report["models"]) == ["base", "tiny", "tiny-merged"]
+    assert report["models"]["base"]["empty"] == 1
+    assert report["models"]["tiny"]["empty"] == 0
+    assert report["models"]["base"]["style"]["loop"] == 0.25
+    lengths = [len(ANSWERS["tiny", str(row["query"])]) for row in ROWS]
+    assert report["models"]["tiny"]["style"]["length"] == sum(lengths) / 4
+    delta = report["deltas"]["tiny"]["rouge-l-f"]
+    difference = report["models"]["tiny"]["scores"]["rouge-l-f"] - report["models"]["base"]["scores"]["rouge-l-f"]
+    assert delta["value"] == pytest.approx(difference)
+    assert delta["low"] <= delta["value"] <= delta["high"]
+    lines = [json.loads(line) for line in place.local("answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["row_id"] for line in lines] == ["r0", "r1", "r2", "r3"]
+    assert lines[3]["answers"] == {"base": "", "tiny": "谢邀。吃面。以上。", "tiny-merged": "谢邀。吃面。以上。"}
+
+
+def test_bootstrap_interval_of_equal_differences_is_a_point() -> None:
+    interval = bootstrap([0.5] * 10, seed=1)
+    assert (interval.value, interval.low, interval.high) == (0.5, 0.5, 0.5)
+
+
+def test_bootstrap_interval_has_the_width_of_the_normal_one() -> None:
+    values = [0.0, 1.0] * 200  # standard error 0.5 / sqrt(400) = 0.025
+    interval = bootstrap(values, seed=7)
+    assert interval.low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006)
+    assert interval.high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
+
+
+def test_the_training_system_prompt_is_asked_with(chat_server: ChatServer, tmp_path: Path) -> None:
+    chat_server.answer = answer
+    place = make_place(tmp_path, "evaluate", ROWS)
+    recipe = make_recipe(chat_server.url, train={"system": "你是知乎答主。"}, evaluate={"limit": 1}, merge=None)
+    evaluate(recipe, place)
+    assert {request["messages"][0]["content"] for request in chat_server.requests} == {"你是知乎答主。"}
+    assert chat_server.asked() == [("base", "苹果是什么？"), ("tiny", "苹果是什么？")]
+    assert chat_server.requests[0]["max_tokens"] == 32
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from tests.pipelines.evaluate.fake_endpoint import make_recipe, place_at
+from pipelines.evaluate.stage import evaluate
+evaluate(make_recipe(sys.argv[2], evaluate={"eval_batch_size": 2}), place_at(Path(sys.argv[1]), "evaluate"))
+"""
+
+
+def test_killed_half_way_it_asks_only_for_what_is_missing(chat_server: ChatServer, tmp_path: Path) -> None:
+    rows = [{"row_id": f"r{i}", "query": f"问题{i}？", "response": f"谢邀。答案是{i}。以上。"} for i in range(12)]
+    place = make_place(tmp_path, "evaluate", rows)
+    chat_server.delay = 0.15
+    command = [sys.executable, "-c", DRIVER, str(tmp_path), chat_server.url]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, cwd=PROJECT)
+    deadline = time.monotonic() + 60
+    while len(chat_server.requests) < 16 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(0.5)  # requests that were in flight
+    before = len(chat_server.requests)
+    assert 16 <= before < 36
+    files = sorted(place.local("evalscope").rglob("predictions/*/*.jsonl"))
+    kept = sum(file.read_bytes().count(b"\n") for file in files)
+    with open(files[-1], "ab") as torn:
+        torn.write(b'{"index": 3, "model": "ti')
+
+    chat_server.delay = 0.0
+    report = evaluate(make_recipe(chat_server.url), place)
+
+    assert len(chat_server.requests) - before == 36 - kept
+    assert before - kept <= 2  # what was in flight, two at a time, is all that is asked twice
+    assert set(Counter(chat_server.asked()).values()) <= {1, 2}
+    assert report["models"]["tiny-merged"]["empty"] == 0
+
+    asked = len(chat_server.requests)
+    again = evaluate(make_recipe(chat_server.url), place)
+    assert len(chat_server.requests) == asked
+    assert again == report
+
+
+def test_a_row_without_reference_is_named(chat_server: ChatServer, tmp_path: Path) -> None:
+    rows = [*ROWS, {"row_id": "r9", "query": "问？", "response": " \n"}]
+    with pytest.raises(DataError, match="test row r9: no reference"):
+        evaluate(make_recipe(chat_server.url), make_place(tmp_path, "evaluate", rows))
+
+
+def test_an_empty_test_split_is_an_error(chat_server: ChatServer, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the test split is empty"):
+        evaluate(make_recipe(chat_server.url), make_place(tmp_path, "evaluate", []))
+
+
+def test_an_endpoint_that_is_down_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"http://127\.0\.0\.1:9/v1: the endpoint does not list its models"):
+        evaluate(make_recipe("http://127.0.0.1:9/v1"), make_place(tmp_path, "evaluate", ROWS))
+
+
+def test_a_model_that_is_not_served_is_named(chat_server: ChatServer, tmp_path: Path) -> None:
+    chat_server.models = ["base", "tiny"]
+    with pytest.raises(StageError, match="serves base, tiny; missing: tiny-merged"):
+        evaluate(make_recipe(chat_server.url), make_place(tmp_path, "evaluate", ROWS))
+
+
+def test_a_refused_question_is_not_taken_for_an_answer(chat_server: ChatServer, tmp_path: Path) -> None:
+    chat_server.status, chat_server.error = 400, "maximum context length is 64 tokens"
+    recipe = make_recipe(chat_server.url, evaluate={"limit": 1}, merge=None)
+    with pytest.raises(StageError, match=r"refused the question: .*maximum context length is 64"):
+        evaluate(recipe, make_place(tmp_path, "evaluate", ROWS))
+
+
+def test_a_server_error_stops_with_its_message(chat_server: ChatServer, tmp_path: Path) -> None:
+    chat_server.status, chat_server.error = 401, "wrong key"
+    recipe = make_recipe(chat_server.url, evaluate={"limit": 1}, merge=None)
+    with pytest.raises(StageError, match=r"evalscope stopped: .*wrong key"):
+        evaluate(recipe, make_place(tmp_path, "evaluate", ROWS))
+
+
+def test_the_key_comes_from_the_environment_and_is_written_nowhere(
+    chat_server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-to-be-seen")
+    place = make_place(tmp_path, "evaluate", ROWS[:1])
+    evaluate(make_recipe(chat_server.url, evaluate={"limit": 1}), place)
+    assert chat_server.keys == {"Bearer sk-not-to-be-seen"}
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) > 5
+    assert not [file for file in files if b"sk-not-to-be-seen" in file.read_bytes()]

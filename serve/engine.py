@@ -1,0 +1,234 @@
+"""One engine replica: a Ray Serve deployment that keeps vLLM's own server running as a child process."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ray
+from ray import serve as ray_serve
+
+from pipelines.errors import StageError
+from pipelines.recipe import Engine as EngineArguments
+from serve import directory
+from serve.models import ServedModel
+from serve.parent_death import PARENT
+
+logger = logging.getLogger("ray.serve")
+
+CPU_KV_CACHE_BYTES = 1 << 30
+"""Key-value cache of a CPU engine where the recipe names none: vLLM would ask for nine tenths of the machine."""
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The adapter ranks vLLM makes room for."""
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """What one engine replica runs, and where it may be reached."""
+
+    app: str
+    model: ServedModel
+    arguments: EngineArguments
+    num_gpus: float
+    host: str
+    key: str
+    log_dir: str
+
+
+class EngineReplica:
+    """vLLM's server as a child process, announced in the directory while it lives.
+
+    When the child ends, the replica ends too, and Ray Serve starts another.
+    """
+
+    def __init__(self, plan: EnginePlan) -> None:
+        self._plan = replace(plan, host=plan.host or node_address())
+        self._replica = ray_serve.get_replica_context().replica_id.unique_id
+        self._started = threading.Event()
+        self._failure: str | None = None
+        self._stopping = False
+        self._process: subprocess.Popen[bytes] | None = None
+        # The child's death signal follows the thread that starts it, so one thread owns the child for life.
+        threading.Thread(target=self._own_the_child, name="engine", daemon=True).start()
+        self._started.wait()
+        if self._failure is not None:
+            directory.report_failure(plan.app, self._failure)
+            raise StageError(self._failure)
+
+    def check_health(self) -> None:
+        """Called by Ray Serve; raises when the engine's process is gone."""
+        if self._process is None or self._process.poll() is not None:
+            raise RuntimeError(f"the engine of {self._plan.model.name} has ended")
+
+    def __del__(self) -> None:
+        """Called by Ray Serve when it stops the replica: take no more requests, finish those in hand."""
+        self._stopping = True
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait()
+
+    def _own_the_child(self) -> None:
+        log = Path(self._plan.log_dir) / f"engine-{self._plan.model.name}-{self._replica}.log"
+        try:
+            self._process, port = start_process(self._plan, log)
+            url = f"http://{self._plan.host}:{port}"
+            wait_until_healthy(self._process, url)
+        except StageError as error:
+            self._failure = f"{error}\n{tail(log)}"
+            return
+        finally:
+            self._started.set()
+        self._announce_while_alive(self._process, url)
+        if self._stopping:
+            return
+        logger.error("engine of %s ended with code %s, see %s", self._plan.model.name, self._process.returncode, log)
+        os._exit(1)  # the quickest way for Ray Serve to notice and to start another
+
+    def _announce_while_alive(self, process: subprocess.Popen[bytes], url: str) -> None:
+        beat = 0
+        while process.poll() is None:
+            beat += 1
+            directory.announce(self._plan.app, directory.EngineRecord(self._replica, self._plan.model.name, url, beat))
+            try:
+                process.wait(directory.BEAT_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+        directory.withdraw(self._plan.app, self._replica)
+
+
+def node_address() -> str:
+    """This node's address in the cluster."""
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+def start_process(plan: EnginePlan, log: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """Start vLLM's server, its output going to `log`; returns the process and the port it listens on.
+
+    Raises StageError when it ends before it has opened its port.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "serve.engine_server", "--report-fd", str(writer), "--host", plan.host, "--"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command + vllm_arguments(plan),
+            env=environment(plan),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=(writer,),
+        )
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        report = pipe.read()
+    if not report:
+        raise StageError(f"the engine of {plan.model.name} did not start (exit code {process.wait()}), log: {log}")
+    return process, int(json.loads(report)["port"])
+
+
+def wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:
+    """Return when vLLM has loaded the model; raises StageError when its process ends before that."""
+    while process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2):
+                return
+        except (urllib.error.URLError, TimeoutError):
+            time.sleep(0.05)
+    raise StageError(f"the engine at {url} ended with code {process.returncode} while loading")
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """The last lines of an engine's log."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else ""
+
+
+def vllm_arguments(plan: EnginePlan) -> list[str]:
+    """vLLM's command line for a model and its adapters."""
+    engine = plan.arguments
+    on_cpu = plan.num_gpus == 0
+    arguments = ["--model", plan.model.path, "--served-model-name", plan.model.name]
+    arguments += ["--dtype", cpu_dtype(engine.dtype) if on_cpu else engine.dtype]
+    arguments += ["--max-num-seqs", str(engine.max_num_seqs)]
+    arguments += ["--tensor-parallel-size", str(engine.tensor_parallel_size), "--disable-uvicorn-access-log"]
+    if engine.max_model_len is not None:
+        arguments += ["--max-model-len", str(engine.max_model_len)]
+    if on_cpu or engine.enforce_eager:
+        arguments += ["--enforce-eager"]  # on a CPU compilation takes minutes and a C++ compiler
+    if not on_cpu:
+        arguments += ["--gpu-memory-utilization", str(engine.gpu_memory_utilization)]
+    cache = engine.kv_cache_memory_bytes or (CPU_KV_CACHE_BYTES if on_cpu else None)
+    if cache is not None:
+        arguments += ["--kv-cache-memory-bytes", str(cache)]
+    return arguments + (lora_arguments(plan) if plan.model.has_adapters else [])
+
+
+def lora_arguments(plan: EnginePlan) -> list[str]:
+    """vLLM's arguments for adapters: as much room as the given ones need, or as the recipe says for later ones."""
+    model, engine = plan.model, plan.arguments
+    if model.registry is None:
+        rank, slots = max(map(adapter_rank, model.adapters.values())), min(engine.max_loras, len(model.adapters))
+    else:
+        rank, slots = engine.max_lora_rank, engine.max_loras
+    room = next((size for size in LORA_RANKS if size >= rank), rank)
+    arguments = ["--enable-lora", "--max-loras", str(slots), "--max-lora-rank", str(room)]
+    if model.adapters:
+        arguments += ["--lora-modules", *(f"{name}={path}" for name, path in model.adapters.items())]
+    if plan.num_gpus == 0:
+        arguments += ["--worker-extension-cls", "serve.vllm_cpu_lora.RequireCpuLora"]
+    return arguments
+
+
+def adapter_rank(folder: str) -> int:
+    """The rank of an adapter, from its configuration; raises StageError when there is none."""
+    path = Path(folder) / "adapter_config.json"
+    if not path.is_file():
+        raise StageError(f"{path}: no such file; an adapter folder holds it beside adapter_model.safetensors")
+    return int(json.loads(path.read_text())["r"])
+
+
+def cpu_dtype(asked: str) -> str:
+    """The number format on a CPU: float32 unless asked otherwise."""
+    return "float32" if asked == "auto" else asked
+
+
+def environment(plan: EnginePlan) -> dict[str, str]:
+    """The environment of the engine's process: offline, no reports, the key out of sight of `ps`."""
+    project = str(Path(__file__).resolve().parents[1])
+    variables = {
+        **os.environ,
+        PARENT: str(os.getpid()),
+        "PYTHONPATH": os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")])),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_API_KEY": plan.key,
+        "VLLM_PLUGINS": "danlu_cpu_lora",
+    }
+    if plan.model.registry is not None:
+        variables["VLLM_PLUGINS"] += ",lora_filesystem_resolver"
+        variables["VLLM_LORA_RESOLVER_CACHE_DIR"] = plan.model.registry
+        variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+    if plan.num_gpus == 0:
+        variables |= cpu_environment(plan.arguments.tensor_parallel_size)
+    return variables
+
+
+def cpu_environment(tensor_parallel_size: int) -> dict[str, str]:
+    """OpenMP's environment; Ray's own value, one thread for a fraction of a CPU, would make an engine crawl."""
+    variables = {
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+    }
+    if tensor_parallel_size == 1:
+        variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the computing worker lives in the engine core's process
+    return variables

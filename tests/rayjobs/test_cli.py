@@ -1,0 +1,107 @@
+"""The command line as a person uses it: a process, its exit code, and what it says."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+
+
+def danlu(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "danlu"), *arguments],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def refused(*arguments: str, cwd: Path) -> str:
+    """What a command that must be refused says: exit code 2, no traceback, nothing written."""
+    before = sorted(cwd.rglob("*"))
+    result = danlu(*arguments, cwd=cwd)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(cwd.rglob("*")) == before
+    return result.stderr
+
+
+def recipe(tmp_path: Path, text: str) -> str:
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    return "mine.yaml"
+
+
+def test_recipes_init_and_check(tmp_path: Path) -> None:
+    assert "tiny" in danlu("recipes", cwd=tmp_path).stdout
+    assert danlu("init", "tiny", "own.yaml", cwd=tmp_path).returncode == 0
+    result = danlu("check", "own.yaml", "train.max_steps=2", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "ingest → clean → split → train → merge → evaluate → compare" in result.stdout
+    assert "exists already" in refused("init", "tiny", "own.yaml", cwd=tmp_path)
+
+
+def test_every_problem_of_a_recipe_in_one_message(tmp_path: Path) -> None:
+    name = recipe(
+        tmp_path,
+        "name: mine\nseed: many\ningest: {sorce: x}\nclean: {process: [text_lenght_filter: {min_len: 5}]}\nsplit: {test_ratio: 2}\n",
+    )
+    said = refused("run", name, cwd=tmp_path)
+    assert "mine.yaml: 5 problems" in said
+    for key, hint in (
+        ("seed", "'many'"),
+        ("ingest.sorce", "did you mean 'source'?"),
+        ("ingest.source", "missing"),
+        ("clean.process[0].text_lenght_filter", "did you mean 'text_length_filter'?"),
+        ("split.test_ratio", "2"),
+    ):
+        (line,) = [line for line in said.splitlines() if line.strip().startswith(f"{key}:")]
+        assert hint in line
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("clean.process=[{text_length_filter: {min_len: long}}]", "clean.process[0].text_length_filter.min_len"),
+        ("clean.process=[{text_length_filter: {minlen: 3}}]", "clean.process[0].text_length_filter.minlen"),
+        ("clean.process=[{alphanumeric_filter: {min_ratio: 1.5}}]", "clean.process[0].alphanumeric_filter.min_ratio"),
+        ("clean.process=[{text_length_filter: {min_len: 9, max_len: 3}}]", "clean.process[0].text_length_filter"),
+    ],
+)
+def test_wrong_operator_parameters(tmp_path: Path, override: str, key: str) -> None:
+    assert f"  {key}" in refused("check", "tiny", override, cwd=tmp_path)
+
+
+def test_wrong_arguments(tmp_path: Path) -> None:
+    assert "did you mean 'tiny'" in refused("run", "tinny", cwd=tmp_path)
+    assert "no such file" in refused("run", "tiny", "ingest.source=none.jsonl", cwd=tmp_path)
+    assert "no such stage" in refused("run", "tiny", "--to", "cleen", cwd=tmp_path)
+    assert "No such option" in refused("run", "tiny", "--wrokspace", "x", cwd=tmp_path)
+
+
+def test_status_of_nothing(tmp_path: Path) -> None:
+    result = danlu("status", "tiny", cwd=tmp_path)
+    assert result.returncode == 0
+    assert result.stdout.count("missing") == 7
+
+
+def test_bad_rows_stop_with_their_lines(tmp_path: Path) -> None:
+    rows = [json.dumps({"query": "问", "response": "答" * 30, "upvotes": 50}, ensure_ascii=False) for _ in range(5)]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows[:3], '{"query": "问', *rows[3:]]), encoding="utf-8")
+    result = danlu("ingest", "tiny", "ingest.source=rows.jsonl", cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert "rows.jsonl: 1 broken rows, ingest.max_broken allows 0" in result.stderr
+    assert "rows.jsonl:4: not valid JSON" in result.stderr
+    assert "Traceback" not in result.stderr
+    result = danlu("ingest", "tiny", "ingest.source=rows.jsonl", "ingest.max_broken=1", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "5 rows from 1 file as query_response, 1 broken" in result.stderr
+    found = danlu("why", "tiny", "rows.jsonl:4", "ingest.source=rows.jsonl", "ingest.max_broken=1", cwd=tmp_path)
+    assert "ingest: dropped by query_response: not valid JSON" in found.stdout
+    unknown = danlu("why", "tiny", "rows.jsonl:99", "ingest.source=rows.jsonl", cwd=tmp_path)
+    assert unknown.returncode == 2

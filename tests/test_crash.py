@@ -1,0 +1,101 @@
+"""kill -9 of the whole process group in the middle of a stage: running again finishes, with the same result."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipelines.recipe import load_recipe
+from pipelines.workspace import Place, Workspace
+from rayjobs import pipeline
+
+CLEAN = ["tiny", "ingest.shard_bytes=3000"]
+
+
+@pytest.fixture
+def short_tmp() -> Iterator[Path]:
+    """A folder with a short path, since Ray puts sockets below TMPDIR; by its name its processes are found."""
+    folder = Path(tempfile.mkdtemp(prefix="dk-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(Path(sys.executable).parent / "danlu"), *arguments, "--workspace", str(folder / "w")],
+        env={**os.environ, "TMPDIR": str(folder)},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def kill_when(process: subprocess.Popen[str], folder: Path, pattern: str, count: int) -> list[Path]:
+    """Kill the whole process group once `count` files match; returns them."""
+    deadline = time.monotonic() + 300
+    while len(found := sorted(folder.glob(pattern))) < count:
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"ended with {process.returncode} before {pattern}: {process.communicate()[0]}")
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return found
+
+
+def survivors(folder: Path) -> list[str]:
+    """Processes that the killed run started and that still live."""
+    alive = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("TMPDIR") == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(" ".join(process.cmdline())[:200])
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return alive
+
+
+def assert_nothing_survives(folder: Path) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and survivors(folder):
+        time.sleep(0.2)
+    assert survivors(folder) == []
+
+
+def finish(folder: Path, *arguments: str) -> str:
+    process = start(folder, *arguments)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    return said
+
+
+def place(folder: Path, stage: str, arguments: list[str]) -> Place:
+    recipe = load_recipe(arguments[0], arguments[1:])
+    places = {name: found for name, _, found in pipeline.status(recipe, Workspace(str(folder / "w")))}
+    found = places[stage]
+    assert found is not None
+    return found
+
+
+def test_clean_goes_on_from_the_last_shard(short_tmp: Path) -> None:
+    straight = short_tmp / "straight"
+    finish(straight, "clean", *CLEAN)
+    killed = short_tmp / "killed"
+    commits = kill_when(start(killed, "clean", *CLEAN), killed, "w/clean/*/*/commits/*.json", 7)
+    assert_nothing_survives(killed)
+    stamps = {path: path.stat().st_mtime_ns for path in commits}
+    finish(killed, "clean", *CLEAN)
+    assert {path: path.stat().st_mtime_ns for path in commits} == stamps  # finished shards were not done again
+    reports = [place(folder, "clean", CLEAN).report() for folder in (straight, killed)]
+    assert reports[0]["digest"] == reports[1]["digest"]
+    assert reports[0]["rows"] == reports[1]["rows"]
+    assert "up to date" in finish(killed, "clean", *CLEAN)

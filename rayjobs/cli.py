@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -143,19 +142,12 @@ def _close(recipe: Recipe, workspace: Workspace, done: dict[str, Place]) -> None
 
 
 def main() -> None:
-    """Run the command line; errors of our own family, and wrong arguments, print without a traceback."""
+    """Run the command line; errors of our own family print without a traceback."""
     try:
-        code = app(standalone_mode=False)
+        app()
     except DanluError as error:
         say(f"error: {error}")
-        code = error.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        say("interrupted; run the same command again to go on")
-        code = 130
-    sys.exit(code or 0)
+        sys.exit(error.exit_code)
 
 
 def run_stage(name: str) -> None:

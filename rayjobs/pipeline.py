@@ -8,10 +8,12 @@ A stage runs when its section is in the recipe and its output is missing or was 
 import importlib
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.errors import Problem, RecipeError, nearest
+from pipelines.evaluate.endpoint import shared_endpoints
 from pipelines.progress import say
 from pipelines.recipe import Recipe
 from pipelines.report import environment, write_report
@@ -66,9 +68,10 @@ def run(
     end = names.index(last) + 1 if last else len(names)
     redo = names.index(first) if first else end
     done: dict[str, Place] = {}
-    for number, stage in enumerate(stages[:end]):
-        done[stage.name] = _bring_up_to_date(recipe, workspace, cluster, stage, done, again=number >= redo)
-        write_report(recipe, workspace, done)
+    with shared_endpoints():
+        for number, stage in enumerate(stages[:end]):
+            done[stage.name] = _bring_up_to_date(recipe, workspace, cluster, stage, done, again=number >= redo)
+            write_report(recipe, workspace, done)
     return done
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openai import OpenAI, OpenAIError
-
 from pipelines.errors import StageError
 from pipelines.recipe import Recipe
 from pipelines.workspace import Place
@@ -99,6 +97,8 @@ def served_models(recipe: Recipe, place: Place) -> "list[ServedModel]":
 
 def _check(url: str, names: list[str]) -> None:
     """StageError unless every model is listed at the endpoint."""
+    from openai import OpenAI, OpenAIError  # an extra that cleaning alone does not need
+
     try:
         listed = {model.id for model in OpenAI(base_url=url, api_key=api_key(), timeout=30).models.list()}
     except OpenAIError as error:

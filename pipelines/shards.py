@@ -10,6 +10,7 @@ what other attempts left is swept. Running again does only the shards without a 
 """
 
 import json
+import logging
 import os
 import pickle
 import uuid
@@ -41,9 +42,9 @@ class Attempt:
     name: str
     files: dict[str, str]
 
-    def path(self, kind: str) -> str:
+    def path(self, kind: str, suffix: str = "parquet") -> str:
         """The path of this attempt's file of the given kind, such as `kept` or `dropped`."""
-        path = f"{self.folder}/{self.name}.{kind}.parquet"
+        path = f"{self.folder}/{self.name}.{kind}.{suffix}"
         self.files[kind] = path
         return path
 
@@ -94,6 +95,10 @@ def _run(
     workspace: Workspace, folder: str, pending: list[Shard], work: Work, concurrency: int | None, title: str, done: int
 ) -> None:
     import ray.data
+
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.ERROR)  # its file in Ray's folder keeps everything; progress is shown here, once
 
     def attempt(row: dict[str, Any]) -> dict[str, Any]:
         return {"error": _attempt(workspace, folder, json.loads(row["shard"]), work)}

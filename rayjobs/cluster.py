@@ -41,12 +41,13 @@ class Cluster:
 
         if ray.is_initialized():
             return
+        # Ray says at every start that it made a token for its own cluster; that is as it should be
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         if self.is_shared:
             ray.init(address=self.address, logging_level=logging.WARNING, log_to_driver=False)
         else:
             with waiting("starting Ray on this machine"):
                 self._start()
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
 
     def _start(self) -> None:
         import ray

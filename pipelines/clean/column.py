@@ -25,7 +25,7 @@ def utf8(array: pa.Array) -> tuple[npt.NDArray[np.uint8], Indices]:
 
 
 @nb.njit(cache=True, nogil=True)
-def decode(data: Any, i: int) -> tuple[int, int]:  # pragma: no cover - compiled
+def decode(data: Any, i: int) -> Any:  # pragma: no cover - compiled
     """The code point at byte `i` of valid UTF-8, and the byte after it."""
     b = np.int64(data[i])
     if b < 0x80:
@@ -42,7 +42,7 @@ def decode(data: Any, i: int) -> tuple[int, int]:  # pragma: no cover - compiled
 def _count(data: Any, offsets: Any, table: Any) -> Any:  # pragma: no cover - compiled
     counts = np.zeros((4, len(offsets) - 1), dtype=np.int64)
     for row in range(len(offsets) - 1):
-        total = first = second = third = 0
+        total = first = second = third = np.int64(0)
         i = offsets[row]
         while i < offsets[row + 1]:
             point, i = decode(data, i)
@@ -77,7 +77,7 @@ class Column:
     def lengths(self) -> Indices:
         """Code points per row."""
         if "_counts" in self.__dict__:
-            return self._counts[0]
+            return np.asarray(self._counts[0])
         lengths: Indices = pc.utf8_length(self.array).to_numpy(zero_copy_only=False).astype(np.int64)
         return lengths
 
@@ -87,12 +87,14 @@ class Column:
 
     def count(self, character_class: int) -> Indices:
         """Code points per row of one class of `pipelines.clean.characters`; one scan counts all classes."""
-        return self._counts[1 + CLASSES.index(character_class)]
+        return np.asarray(self._counts[1 + CLASSES.index(character_class)])
 
     def share(self, character_class: int) -> npt.NDArray[np.float64]:
         """Share of code points per row of one class, 0 for an empty row."""
         counts = self.count(character_class)
-        return np.divide(counts, self._counts[0], out=np.zeros(len(self)), where=self._counts[0] > 0)
+        shares: npt.NDArray[np.float64] = np.zeros(len(self))
+        np.divide(counts, self._counts[0], out=shares, where=self._counts[0] > 0)
+        return shares
 
     def texts(self) -> list[str]:
         """The rows as Python strings, for operators that cannot work on the column."""

@@ -39,6 +39,17 @@ class Tally:
     changed: int = 0
     seconds: float = 0.0
 
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(
+            self.index,
+            self.operator,
+            self.kind,
+            self.rows_in + other.rows_in,
+            self.rows_out + other.rows_out,
+            self.changed + other.changed,
+            self.seconds + other.seconds,
+        )
+
 
 @dataclass
 class Outcome:
@@ -51,6 +62,8 @@ class Outcome:
     tallies: list[Tally]
     samples: list[dict[str, Any]]
     """Changed rows: `index` and `operator` of the mapper, `row_id`, `before`, `after`."""
+    keys: pa.Table
+    """`row_id`, `pos` and, for each operator over the whole data set, its key and whether the row has one."""
 
 
 @dataclass
@@ -80,38 +93,43 @@ class _State:
         return f"row {given['row_id'][0].as_py()} (pos {given['pos'][0].as_py()})"
 
 
-def apply(steps: Sequence[Step], table: pa.Table, text_key: str) -> Outcome:
+def key_names(step: Step) -> tuple[str, str]:
+    """The columns of `Outcome.keys` that belong to a step: its keys, and which rows have one."""
+    return f"key_{step.index}", f"present_{step.index}"
+
+
+def apply(steps: Sequence[Step], table: pa.Table, text_key: str, whole: Sequence[Step] = ()) -> Outcome:
     """Run `steps` over `table`, which has `row_id` and `pos`; DataError names the row an operator fails on.
 
     `text_key` is the column whose text a dropped row is recorded with where the operator itself reads no text.
+    `whole` are the operators over the whole data set that come next: each row that stays gets their keys.
     """
     several = has_turns(table)
     if several is not None and not pc.all(several).as_py():
-        parts = [apply(steps, table.filter(mask), text_key) for mask in (pc.invert(several), several)]
+        parts = [apply(steps, table.filter(mask), text_key, whole) for mask in (pc.invert(several), several)]
         return _joined(parts)
     state = _State(table, text_key, np.arange(table.num_rows))
     tallies = [_timed(step, state) for step in steps]
+    found = [_timed_key(step, state) for step in whole]
     kept = state.rows()
     for key, texts in state.texts.items():
         if texts is not None and key in kept.column_names:
             kept = write_texts(kept, key, texts)
     dropped = pa.concat_tables([DROPPED.empty_table(), *state.dropped]).sort_by("pos")
-    return Outcome(kept, dropped, _stats_table(state), tallies, state.samples)
+    tallies += [tally for tally, _ in found]
+    keys = _keys_table(kept, state, whole, [key for _, key in found])
+    return Outcome(kept, dropped, _stats_table(state), tallies, state.samples, keys)
 
 
 def _joined(parts: list[Outcome]) -> Outcome:
     """The outcomes of two parts of a table as one."""
     first, second = parts
-    tallies = [
-        Tally(a.index, a.operator, a.kind, a.rows_in + b.rows_in, a.rows_out + b.rows_out, a.changed + b.changed,
-              a.seconds + b.seconds)
-        for a, b in zip(first.tallies, second.tallies, strict=True)
-    ]  # fmt: skip
-    kept, dropped, stats = (
-        pa.concat_tables([a, b]).sort_by("pos")
-        for a, b in ((first.kept, second.kept), (first.dropped, second.dropped), (first.stats, second.stats))
+    tallies = [a + b for a, b in zip(first.tallies, second.tallies, strict=True)]
+    kept, dropped, stats, keys = (
+        pa.concat_tables([getattr(first, name), getattr(second, name)]).sort_by("pos")
+        for name in ("kept", "dropped", "stats", "keys")
     )
-    return Outcome(kept, dropped, stats, tallies, first.samples + second.samples)
+    return Outcome(kept, dropped, stats, tallies, first.samples + second.samples, keys)
 
 
 def _timed(step: Step, state: _State) -> Tally:
@@ -119,6 +137,36 @@ def _timed(step: Step, state: _State) -> Tally:
     changed = _run(step, state)
     seconds = time.perf_counter() - began
     return Tally(step.index, step.operator.name, step.operator.kind, rows_in, len(state.alive), changed, seconds)
+
+
+@dataclass
+class _Key:
+    """One step's keys for the rows that were in when it was asked."""
+
+    alive: Indices
+    values: pa.Array
+    present: Mask
+
+
+def _timed_key(step: Step, state: _State) -> tuple[Tally, _Key]:
+    """The keys of an operator over the whole data set; its tally counts only rows that go for want of a key."""
+    began, rows_in = time.perf_counter(), len(state.alive)
+    present = _settle_missing(step, state)
+    values = _answer(step, state) if step.operator.kind == "deduplicator" else _argument(step, state)
+    if len(values) != len(present):  # rows it failed on were set aside
+        present = np.ones(len(values), dtype=np.bool_)
+    tally = Tally(step.index, step.operator.name, step.operator.kind, rows_in - len(state.alive), 0)
+    tally.seconds = time.perf_counter() - began
+    return tally, _Key(state.alive, values, present)
+
+
+def _keys_table(kept: pa.Table, state: _State, whole: Sequence[Step], found: list[_Key]) -> pa.Table:
+    columns = {"row_id": kept["row_id"], "pos": kept["pos"]}
+    for step, key in zip(whole, found, strict=True):
+        rows = np.searchsorted(key.alive, state.alive)
+        name, present = key_names(step)
+        columns |= {name: key.values.take(pa.array(rows)), present: pa.array(key.present[rows])}
+    return pa.table(columns)
 
 
 def _run(step: Step, state: _State) -> int:

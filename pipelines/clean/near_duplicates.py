@@ -8,7 +8,7 @@ more edges than signatures, and the forests are joined by union-find. Neither th
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import numba as nb
@@ -35,13 +35,13 @@ def units(rows: int, hamming_distance: int) -> list[Unit]:
     """The work that finds all pairs among `rows` distinct signatures."""
     blocks = min(hamming_distance + 2, 64)
     edges = [64 * i // blocks for i in range(blocks + 1)]
-    fields = [(low, high - low) for low, high in zip(edges, edges[1:], strict=False)]
+    fields = [(low, high - low) for low, high in pairwise(edges)]
     ranges = 1 + rows // KEYS_PER_UNIT
     made = []
     for first, second in combinations(fields, 2):
         keys = 1 << (first[1] + second[1])
         cuts = [keys * i // ranges for i in range(ranges + 1)]
-        made += [Unit((first, second), low, high) for low, high in zip(cuts, cuts[1:], strict=False)]
+        made += [Unit((first, second), low, high) for low, high in pairwise(cuts)]
     return made
 
 
@@ -131,11 +131,12 @@ Finder = Callable[[Signatures, int], Iterable[tuple[Indices, Indices]]]
 """Finds the forests of distinct signatures within a distance, by whatever workers there are."""
 
 
-def _here(signatures: Signatures, hamming_distance: int) -> Iterable[tuple[Indices, Indices]]:
+def find_here(signatures: Signatures, hamming_distance: int) -> Iterable[tuple[Indices, Indices]]:
+    """The forest found in this process."""
     yield forest(signatures, units(len(signatures), hamming_distance), hamming_distance)
 
 
-def near_duplicates(signatures: Signatures, hamming_distance: int, find: Finder = _here) -> Indices:
+def near_duplicates(signatures: Signatures, hamming_distance: int, find: Finder = find_here) -> Indices:
     """For each signature the index of the first one of its cluster, shape (rows,).
 
     Signatures come in data-set order. Clusters are transitive: two rows share one if a chain of pairs within

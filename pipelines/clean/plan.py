@@ -23,10 +23,37 @@ EXTRAS: dict[str, Any] = {"text_key": str, "if_missing": Literal["keep", "drop"]
 """What every operator takes besides its own parameters."""
 
 IGNORED = frozenset(
-    "accelerator adaptive_batching audio_key auto_op_parallelism batch_mode batch_size cpu_required gpu_required history_key "
-    "image_bytes_key image_key index_key instruction_key mem_required memory num_cpus num_gpus num_proc prompt_key "
-    "query_key ray_execution_mode response_key runtime_env skip_op_error stats_export_path system_key turbo video_key "
-    "work_dir".split()
+    {
+        "accelerator",
+        "adaptive_batching",
+        "audio_key",
+        "auto_op_parallelism",
+        "batch_mode",
+        "batch_size",
+        "cpu_required",
+        "gpu_required",
+        "history_key",
+        "image_bytes_key",
+        "image_key",
+        "index_key",
+        "instruction_key",
+        "mem_required",
+        "memory",
+        "num_cpus",
+        "num_gpus",
+        "num_proc",
+        "prompt_key",
+        "query_key",
+        "ray_execution_mode",
+        "response_key",
+        "runtime_env",
+        "skip_op_error",
+        "stats_export_path",
+        "system_key",
+        "turbo",
+        "video_key",
+        "work_dir",
+    }
 )
 """What data-juicer's operators take that says how to run and not what to do."""
 
@@ -94,11 +121,11 @@ def _names(steps: Sequence[Step]) -> str:
 
 
 def check_process(process: Process, dialect: Dialect, assets: Assets | None = None) -> list[Problem]:
-    """Everything that is wrong with a `process` list, by key path, such as `clean.process[3].text_length_filter.min_len`.
+    """Everything that is wrong with a `process` list, by key path: `clean.process[3].text_length_filter.min_len`.
 
     Finds unknown operators and parameters, wrong types, values out of range, missing packages and model files.
     """
-    return [problem for index, item in enumerate(process) for problem in _check_item(index, item, dialect, assets or {})]
+    return [p for index, item in enumerate(process) for p in _check_item(index, item, dialect, assets or {})]
 
 
 def build_plan(process: Process, dialect: Dialect, text_key: str, assets: Assets | None = None) -> Plan:
@@ -200,7 +227,7 @@ def _check_values(
     for low in (name for name in parameters if name.startswith("min_")):
         high = "max_" + low.removeprefix("min_")
         if high in parameters and parameters[low] > parameters[high]:
-            yield Problem(f"{here}.{low}", f"{parameters[low]} is above {high} {parameters[high]}, so no row could stay")
+            yield Problem(f"{here}.{low}", f"{parameters[low]} is above {high} {parameters[high]}: no row could stay")
     yield from (Problem(f"{here}.{key}", text) for key, text in operator.check(parameters, dialect))
     for package in operator.missing_packages():
         yield Problem(here, f"needs the package {package}: pip install 'danlu[clean]'")

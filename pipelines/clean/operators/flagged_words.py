@@ -51,7 +51,9 @@ def _listed(paths: tuple[str, ...], lang: str) -> tuple[str, ...]:
             by_language.setdefault(name, []).extend(words)
     by_language.setdefault("all", [word for words in by_language.values() for word in words])
     if lang not in by_language:
-        raise DataError(f"{paths[0]}: holds no flagged words for lang {lang!r}; it has {', '.join(sorted(by_language))}")
+        raise DataError(
+            f"{paths[0]}: holds no flagged words for lang {lang!r}; it has {', '.join(sorted(by_language))}"
+        )
     return tuple(sorted(set(by_language[lang])))
 
 

@@ -7,7 +7,7 @@ parameters in a recipe. Four names are not parameters but are filled in by the p
 
     filter        (column, **parameters) -> Verdict, or (keep, {statistic: values})
     mapper        (column, **parameters) -> Arrow string array
-    deduplicator  (column, **parameters) -> Arrow array of keys; with `cluster(keys, parameters) -> first row per row`
+    deduplicator  (column, **parameters) -> Arrow array of keys; with a function `cluster`
     selector      (values, **parameters) -> indices of the rows that stay, in their new order
 """
 
@@ -86,9 +86,7 @@ class Verdict:
     """The reasons for the given rows."""
 
 
-def within(
-    stat: str, values: npt.NDArray[Any], bounds: Mapping[str, float], interval: Interval = CLOSED
-) -> Verdict:
+def within(stat: str, values: npt.NDArray[Any], bounds: Mapping[str, float], interval: Interval = CLOSED) -> Verdict:
     """The verdict of a range filter; `bounds` names and gives its lower and upper limit, in that order."""
     (low_name, low), (high_name, high) = bounds.items()
 
@@ -137,7 +135,8 @@ class Operator:
     """Names of the model files it needs."""
     check: Check = _nothing
     cluster: Callable[..., Indices] | None = field(default=None)
-    """For deduplicators: (keys in data-set order, parameters) -> for each row the first row of its cluster."""
+    """For deduplicators: (keys in data-set order, parameters, how near signatures are found) -> for each row the first
+    row of its cluster."""
 
     def missing_packages(self) -> list[str]:
         """Modules it needs that are not installed."""

@@ -14,7 +14,7 @@ import regex
 
 from pipelines.clean.column import Column, Indices, decode
 from pipelines.clean.md5 import md5_head
-from pipelines.clean.near_duplicates import near_duplicates
+from pipelines.clean.near_duplicates import Finder, near_duplicates
 from pipelines.clean.operators.registry import Dialect, Parameters, PositiveCount, Regex, operator
 
 Tokenization = Literal["space", "punctuation", "character"]
@@ -128,10 +128,10 @@ def _check(parameters: Parameters, dialect: Dialect) -> Iterator[tuple[str, str]
         yield "hamming_distance", f"{distance} must be less than num_blocks ({blocks})"
 
 
-def _cluster(keys: pa.Array, parameters: Parameters) -> Indices:
+def _cluster(keys: pa.Array, parameters: Parameters, find: Finder) -> Indices:
     """For each row the first row of its cluster; `num_blocks` changes nothing."""
     signatures: Signatures = keys.to_numpy(zero_copy_only=False)
-    return near_duplicates(signatures, parameters["hamming_distance"])
+    return near_duplicates(signatures, parameters["hamming_distance"], find)
 
 
 @operator("deduplicator", check=_check, cluster=_cluster)

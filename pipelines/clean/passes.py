@@ -1,0 +1,143 @@
+"""The work of each pass over the shards: reads one shard, writes through its attempt, returns what it counted."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.clean.fused import SAMPLES, Tally, apply
+from pipelines.clean.plan import Phase
+from pipelines.clean.texts import field_of
+from pipelines.clean.whole import settle
+from pipelines.records import DROPPED, RowDigest
+from pipelines.shards import Attempt, Shard, Work, read_tables
+from pipelines.workspace import Workspace
+
+BATCH_BYTES = 8 << 20
+"""Rows are worked on in batches of about this size."""
+SORTED_ROWS = 1 << 16
+"""Rows per file where they are sorted into a new order."""
+
+Write = Callable[[str, pa.Table], None]
+
+
+def rows_work(workspace: Workspace, phase: Phase, text_key: str) -> Work:
+    """Carry out the decisions before a phase, and run its operators."""
+
+    def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
+        counted = _Counted()
+        with ExitStack() as stack:
+            write = _writer(attempt, stack)
+            for table, gone in _settled(workspace, shard, text_key):
+                outcome = apply(phase.rows, table, text_key, phase.whole)
+                write("rows", outcome.kept)
+                write("dropped", pa.concat_tables([gone, outcome.dropped]).sort_by("pos"))
+                if phase.rows:
+                    write("stats", outcome.stats)
+                if phase.whole:
+                    write("keys", outcome.keys)
+                counted.add(table.num_rows + gone.num_rows, outcome.kept, outcome.tallies, outcome.samples)
+        return counted.result()
+
+    return work
+
+
+def bucket_work(workspace: Workspace, text_key: str) -> Work:
+    """Carry out decisions that change the order: each row goes to the file of its range of new positions."""
+
+    def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
+        with ExitStack() as stack:
+            write = _writer(attempt, stack)
+            for table, gone in _settled(workspace, shard, text_key):
+                write("dropped", gone)
+                bucket = table["pos"].to_numpy() // SORTED_ROWS
+                for number in np.unique(bucket):
+                    write(f"bucket-{number:06d}", table.filter(pa.array(bucket == number)))
+        return {}
+
+    return work
+
+
+def sort_work(workspace: Workspace) -> Work:
+    """Put the rows of one range of positions in order."""
+
+    def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
+        table = pa.concat_tables(read_tables(workspace, shard["paths"])).sort_by("pos")
+        with ExitStack() as stack:
+            _writer(attempt, stack)("rows", table)
+        counted = _Counted()
+        counted.add(table.num_rows, table, [], [])
+        return counted.result()
+
+    return work
+
+
+class _Counted:
+    """What one attempt at a shard has counted so far."""
+
+    def __init__(self) -> None:
+        self.rows_in = 0
+        self.digest = RowDigest()
+        self.tallies: list[Tally] = []
+        self.samples: dict[int, list[dict[str, Any]]] = {}
+
+    def add(self, rows_in: int, kept: pa.Table, tallies: list[Tally], samples: list[dict[str, Any]]) -> None:
+        self.rows_in += rows_in
+        self.digest.update(kept)
+        self.tallies = [a + b for a, b in zip(self.tallies, tallies, strict=True)] if self.tallies else tallies
+        for sample in samples:
+            self.samples.setdefault(sample["index"], []).append(sample)
+
+    def result(self) -> dict[str, Any]:
+        return {
+            "rows_in": self.rows_in,
+            "rows": self.digest.rows,
+            "digest": self.digest.hexdigest(),
+            "tallies": [asdict(tally) for tally in self.tallies],
+            "samples": [sample for samples in self.samples.values() for sample in samples[:SAMPLES]],
+        }
+
+
+def _writer(attempt: Attempt, stack: ExitStack) -> Write:
+    """Writes tables to the attempt's files by kind, each opened with the schema of its first table."""
+    writers: dict[str, pq.ParquetWriter] = {}
+
+    def write(kind: str, table: pa.Table) -> None:
+        if kind not in writers:
+            writers[kind] = stack.enter_context(attempt.writer(kind, table.schema))
+        writers[kind].write_table(table)
+
+    return write
+
+
+def _settled(workspace: Workspace, shard: Shard, text_key: str) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """The shard's rows in batches, after the decisions on them: those that stay, and those that go."""
+    if "decisions" not in shard:
+        for table in _batches(workspace, shard["path"]):
+            yield table, DROPPED.empty_table()
+        return
+    decisions = pa.concat_tables(read_tables(workspace, [shard["decisions"]]))
+    for table in _batches(workspace, shard["path"]):
+        yield settle(table, decisions, field_of(table, text_key))
+
+
+def _batches(workspace: Workspace, path: str) -> Iterator[pa.Table]:
+    """The rows of a file in order, in tables of about `BATCH_BYTES`; an empty one where there are none."""
+    pending: list[pa.Table] = []
+    for table in read_tables(workspace, [path]):
+        pending.append(table)
+        if sum(part.nbytes for part in pending) >= BATCH_BYTES:
+            yield pa.concat_tables(pending).combine_chunks()
+            pending = []
+    if pending or not _rows_of(workspace, path):
+        with workspace.parquet_file(path) as file:
+            yield pa.concat_tables([file.schema_arrow.empty_table(), *pending]).combine_chunks()
+
+
+def _rows_of(workspace: Workspace, path: str) -> int:
+    with workspace.parquet_file(path) as file:
+        return int(file.metadata.num_rows)

@@ -1,0 +1,193 @@
+"""Clean: operators over the rows, shard by shard and fused; operators over the whole data set in between.
+
+rows-0      each phase of the plan is a pass over the shards: kept rows, dropped rows, statistics, and one key
+            per row for the whole-data-set operators that follow; these decide on the keys alone
+buckets-0,  only where such an operator changes the order of the rows: they are sorted by their new `pos`
+sorted-0
+rows-1      carries the decisions out, and runs the next phase
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.clean.assets import checksum
+from pipelines.clean.fused import SAMPLES, Tally
+from pipelines.clean.near_duplicates import Indices, Signatures, forest, units
+from pipelines.clean.passes import bucket_work, rows_work, sort_work
+from pipelines.clean.plan import Phase, Plan, build_plan
+from pipelines.clean.whole import decide
+from pipelines.recipe import Clean, Recipe
+from pipelines.records import RowDigest
+from pipelines.shards import Commit, Shard, Work, read_tables, run_shards
+from pipelines.workspace import Place, to_json
+
+VERSION = 1
+ALONE = 50_000
+"""Signatures up to which near-duplicates are found in this process."""
+
+
+def determinants(recipe: Recipe) -> dict[str, Any]:
+    """The section without what only changes speed, the operators' versions, and the content of their models."""
+    assert recipe.clean
+    steps = _plan(recipe.clean).steps
+    return {
+        "section": recipe.clean.model_dump(exclude={"concurrency", "assets"}),
+        "versions": [[step.operator.name, step.operator.version] for step in steps],
+        "models": [[checksum(path) for path in step.filled_in.get("assets", {}).values()] for step in steps],
+    }
+
+
+def clean(recipe: Recipe, place: Place) -> dict[str, Any]:
+    """Clean the rows of the stage before; the report counts the rows into and out of every operator."""
+    section = recipe.clean
+    assert section
+    plan = _plan(section)
+    (source,) = place.inputs.values()
+    passes: list[list[Commit]] = []
+
+    def run(name: str, shards: Callable[[], Sequence[Shard]], work: Work) -> list[Commit]:
+        passes.append(run_shards(place, name, shards, work, concurrency=section.concurrency, title=f"clean {name}"))
+        return passes[-1]
+
+    shards = partial(_shards, source.outputs("rows"))
+    phases = _closed(plan)
+    for number, phase in enumerate(phases):
+        work = rows_work(place.workspace, phase, plan.text_key)
+        commits = run(f"rows-{number}", shards, work)
+        if phase.whole:
+            shards = partial(_decided, place, number, plan, phase, commits)
+        if _reorders(plan, phase):
+            buckets = run(f"buckets-{number}", shards, bucket_work(place.workspace, plan.text_key))
+            shards = partial(_bucket_shards, buckets)
+            sorted_rows = run(f"sorted-{number}", shards, sort_work(place.workspace))
+            shards = partial(_shards, [commit["files"]["rows"] for commit in sorted_rows])
+    return _report(place, plan, passes)
+
+
+def _plan(section: Clean) -> Plan:
+    return build_plan(section.process, section.dialect, section.text_keys, section.assets)
+
+
+def _reorders(plan: Plan, phase: Phase) -> bool:
+    return plan.dialect == "data_juicer" and any(step.operator.kind == "selector" for step in phase.whole)
+
+
+def _closed(plan: Plan) -> list[Phase]:
+    """The phases, and an empty one where the last decisions are still to be carried out."""
+    last = plan.phases[-1]
+    return [*plan.phases, Phase((), ())] if last.whole and not _reorders(plan, last) else list(plan.phases)
+
+
+def _shards(paths: list[str]) -> list[Shard]:
+    return [{"index": index, "path": path} for index, path in enumerate(paths)]
+
+
+def _bucket_shards(commits: list[Commit]) -> list[Shard]:
+    """One shard for each range of new positions, with the files that hold rows of it."""
+    files: dict[str, list[str]] = {}
+    for commit in commits:
+        for kind, path in commit["files"].items():
+            if kind.startswith("bucket-"):
+                files.setdefault(kind, []).append(path)
+    return [{"index": index, "paths": files[kind]} for index, kind in enumerate(sorted(files))]
+
+
+def _decided(place: Place, number: int, plan: Plan, phase: Phase, commits: list[Commit]) -> list[Shard]:
+    """Decide over the whole data set, and leave each shard its part; returns the shards of the next pass."""
+    tables = [pa.concat_tables(read_tables(place.workspace, [commit["files"]["keys"]])) for commit in commits]
+    keys = pa.concat_tables(tables)
+    shard = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
+    order = np.argsort(keys["pos"].to_numpy(), kind="stable")
+    decisions = decide(phase.whole, keys.take(pa.array(order)), _reorders(plan, phase), _find)
+    owner = shard[order][decisions.listed]
+    shards = []
+    for index, commit in enumerate(commits):
+        path = _decided_path(place, number, f"{index:05d}.parquet")
+        _write_table(place, path, decisions.rows.filter(pa.array(owner == index)))
+        shards.append({"index": index, "path": commit["files"]["rows"], "decisions": path})
+    _write_table(place, _decided_path(place, number, "clusters.parquet"), decisions.clusters)
+    tallies = [asdict(tally) for tally in decisions.tallies]
+    place.workspace.write(_decided_path(place, number, "tallies.json"), to_json(tallies))
+    return shards
+
+
+def _decided_path(place: Place, number: int, name: str) -> str:
+    return place.path(f"decided-{number}", name)
+
+
+def _write_table(place: Place, path: str, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    place.workspace.write(path, sink.getvalue().to_pybytes())
+
+
+def _find(signatures: Signatures, hamming_distance: int) -> Iterator[tuple[Indices, Indices]]:
+    """The forests of near signatures, from as many Ray tasks as there are CPUs; few are found right here."""
+    import ray
+
+    work = units(len(signatures), hamming_distance)
+    if len(signatures) <= ALONE or not ray.is_initialized():
+        yield forest(signatures, work, hamming_distance)
+        return
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    workers = min(len(work), max(1, int(resources.get("CPU", 1))))
+    shared = ray.put(signatures)
+    task = ray.remote(num_cpus=1)(forest)
+    pending = [task.remote(shared, work[part::workers], hamming_distance) for part in range(workers)]
+    while pending:
+        ready, pending = ray.wait(pending)
+        yield from ray.get(ready)
+
+
+def _report(place: Place, plan: Plan, passes: list[list[Commit]]) -> dict[str, Any]:
+    digest = RowDigest()
+    for commit in passes[-1]:
+        digest.add(commit["result"]["digest"], commit["result"]["rows"])
+    tallies = _tallies(place, plan, passes)
+    rows_in = sum(commit["result"]["rows_in"] for commit in passes[0])
+    return {
+        "summary": f"{digest.rows} of {rows_in} rows stay",
+        "digest": digest.hexdigest(),
+        "rows": digest.rows,
+        "rows_in": rows_in,
+        "dialect": plan.dialect,
+        "operators": [asdict(tally) for tally in tallies],
+        "samples": _samples(passes),
+        "outputs": {"rows": _files(place, passes[-1:], "rows"), "dropped": _files(place, passes, "dropped")},
+        "statistics": _files(place, passes, "stats"),
+        "clusters": place.relative(
+            _decided_path(place, number, "clusters.parquet") for number, phase in enumerate(plan.phases) if phase.whole
+        ),
+    }
+
+
+def _files(place: Place, passes: list[list[Commit]], kind: str) -> list[str]:
+    return place.relative(c["files"][kind] for commits in passes for c in commits if kind in c["files"])
+
+
+def _samples(passes: list[list[Commit]]) -> list[dict[str, Any]]:
+    """The first few changed rows of each mapper."""
+    seen: dict[int, list[dict[str, Any]]] = {}
+    for commits in passes:
+        for commit in commits:
+            for sample in commit["result"].get("samples", []):
+                seen.setdefault(sample["index"], []).append(sample)
+    return [sample for index in sorted(seen) for sample in seen[index][:SAMPLES]]
+
+
+def _tallies(place: Place, plan: Plan, passes: list[list[Commit]]) -> list[Tally]:
+    """Each operator's counts over all shards and over the decisions."""
+    totals = {step.index: Tally(step.index, step.operator.name, step.operator.kind, 0, 0) for step in plan.steps}
+    parts = [tally for commits in passes for commit in commits for tally in commit["result"].get("tallies", [])]
+    for number, phase in enumerate(plan.phases):
+        if phase.whole:
+            parts += place.workspace.read_json(_decided_path(place, number, "tallies.json"))
+    for part in parts:
+        totals[part["index"]] += Tally(**part)
+    return list(totals.values())

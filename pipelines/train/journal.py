@@ -1,0 +1,86 @@
+"""The run's journal, `metrics.jsonl`: one JSON object per logged step and per evaluation.
+
+    {"step": 10, "loss": 2.1, "grad_norm": 0.8, "lr": 0.001, "tokens": 1400, "loss_tokens": 600, "seconds": 3.5}
+    {"step": 10, "eval_loss": 2.3}
+
+`tokens` and `loss_tokens` are those of all ranks since the entry before, and `seconds` the time they took.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipelines.progress import LOG_INTERVAL, console, say
+from pipelines.train.checkpoint import replace_text
+
+Entry = dict[str, Any]
+
+
+def read_journal(path: Path) -> list[Entry]:
+    """The entries; a last line that a crash cut short is left out."""
+    if not path.is_file():
+        return []
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def rewind(path: Path, step: int | None) -> None:
+    """Drop the entries behind `step`, which training will write again; None: all of them."""
+    kept = [entry for entry in read_journal(path) if step is not None and entry["step"] <= step]
+    replace_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+
+def append(path: Path, entry: Entry) -> None:
+    """Add one entry."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(entry) + "\n")
+
+
+@contextmanager
+def shown(path: Path, total: int) -> Iterator[None]:
+    """Show the journal on the terminal while it grows: step, loss, learning rate, speed, time left."""
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(path, total, stop), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def _watch(path: Path, total: int, stop: threading.Event) -> None:
+    seen = len(read_journal(path))
+    told = time.monotonic()
+    say(f"  training: {total} steps; starting workers and loading the model …")
+    with console.status("training") as status:
+        while not stop.wait(0.5):
+            entries = read_journal(path)
+            if len(entries) < seen:  # rewound by a worker that was started again
+                seen = len(entries)
+            for entry in entries[seen:]:
+                if "eval_loss" in entry:
+                    say(f"  training: step {entry['step']}/{total}  held-out loss {entry['eval_loss']:.4f}")
+                    continue
+                line = _line(entries, entry, total)
+                status.update(line)
+                if time.monotonic() - told >= LOG_INTERVAL and not console.is_terminal:
+                    told = time.monotonic()
+                    say(f"  training: {line}")
+            seen = len(entries)
+
+
+def _line(entries: list[Entry], entry: Entry, total: int) -> str:
+    recent = [other for other in entries if "loss" in other][-20:]
+    seconds = sum(other["seconds"] for other in recent)
+    steps = recent[-1]["step"] - recent[0]["step"] + 1
+    left = (total - entry["step"]) * seconds / steps
+    speed = sum(other["tokens"] for other in recent) / seconds
+    return (
+        f"step {entry['step']}/{total}  loss {entry['loss']:.4f}  lr {entry['lr']:.2e}  "
+        f"{speed:.0f} tokens/s  {left / 60:.1f} min left"
+    )

@@ -1,0 +1,164 @@
+"""Merge: the adapter's weights added to the base model's, as a Hugging Face folder, checked by logits.
+
+<place>/model/       weights, configuration, generation configuration, tokenizer, chat template
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import StageError
+from pipelines.progress import waiting
+from pipelines.recipe import Merge, Recipe
+from pipelines.train.models import quiet_transformers
+from pipelines.train.tokenize import load_tokenizer
+from pipelines.workspace import Place
+
+VERSION = 1
+MODEL = "model"
+PROMPTS = ("你是谁？", "用一句话祝朋友生日快乐。", "Why is the sky blue?")
+"""What base with adapter and merged model are asked, to compare their logits."""
+
+TOLERANCE = 1e-4
+"""Largest difference of two float32 logits that are to be equal, relative to the largest logit, if that is above 1."""
+
+
+def determinants(recipe: Recipe) -> dict[str, Any]:
+    """The section, without what does not change the result."""
+    assert recipe.merge
+    return {"section": recipe.merge.model_dump(exclude={"num_cpus"})}
+
+
+def merge(recipe: Recipe, place: Place) -> dict[str, Any]:
+    """Merge the trained adapter into its base model; the report has the folder and how far logits differ.
+
+    StageError where the merged model, read back from disk, does not answer like base and adapter together.
+    """
+    import ray
+
+    section = recipe.merge
+    assert section
+    trained = place.inputs["train"]
+    report = trained.report()
+    target = place.local(MODEL)
+    task = ray.remote(max_calls=1, num_cpus=section.num_cpus)(merge_adapter)  # its process ends, its memory comes back
+    with waiting("merging the adapter into the base model"):
+        facts: dict[str, Any] = ray.get(
+            task.remote(Path(report["model"]), trained.local(report["adapter"]), target, section)
+        )
+    return {
+        "summary": f"{facts['dtype']}, logits within {facts['merge_difference']:.1e} of base + adapter",
+        "digest": _digest(target),
+        "model": MODEL,
+        "bytes": sum(path.stat().st_size for path in target.iterdir()),
+        **facts,
+    }
+
+
+def merge_adapter(base: Path, adapter: Path, target: Path, section: Merge) -> dict[str, Any]:
+    """Write base + adapter to `target`, added in float32 and then rounded to the dtype asked for.
+
+    Returns the largest differences of logits, all computed in float32: `merge_difference`, merged in memory against
+    adapter on base; `reload_difference`, read back from disk against what was saved; `rounding_difference`, read
+    back against adapter on base, which is the price of storing in fewer bits.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    _quiet(section.num_cpus)
+    dtype = _dtype(section.dtype, AutoConfig.from_pretrained(base).dtype)
+    prompts = _prompts(base)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, adapter)
+    expected = _logits(model, prompts)
+    model = model.merge_and_unload()
+    merged = _largest_difference(_logits(model, prompts), expected)
+    _cast_parameters(model, dtype)
+    scratch = _save(model, base, target, section.max_shard_size)
+    _cast_parameters(model, torch.float32)
+    saved = _logits(model, prompts)
+    del model
+    again = _logits(AutoModelForCausalLM.from_pretrained(scratch, dtype=torch.float32), prompts)
+    facts = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "merge_difference": merged,
+        "reload_difference": _largest_difference(again, saved),
+        "rounding_difference": _largest_difference(again, expected),
+        "largest_logit": max(float(logits.abs().max()) for logits in expected),
+    }
+    _check(facts)
+    shutil.rmtree(target, ignore_errors=True)
+    scratch.rename(target)
+    return facts
+
+
+def _quiet(num_cpus: float) -> None:
+    import torch
+
+    quiet_transformers()
+    torch.set_num_threads(max(1, int(num_cpus)))
+
+
+def _dtype(wanted: str, stored: Any) -> Any:
+    import torch
+
+    return (stored or torch.float32) if wanted == "auto" else getattr(torch, wanted)
+
+
+def _prompts(base: Path) -> list[Any]:
+    import torch
+
+    tokenizer, _ = load_tokenizer(base)
+    texts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+        for text in PROMPTS
+    ]
+    return [torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]]) for text in texts]
+
+
+def _cast_parameters(model: Any, dtype: Any) -> None:
+    """Parameters only: buffers such as rotary frequencies stay float32, as they do after loading."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _logits(model: Any, prompts: list[Any]) -> list[Any]:
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        return [model(input_ids=prompt, use_cache=False).logits.float() for prompt in prompts]
+
+
+def _largest_difference(one: list[Any], other: list[Any]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
+
+
+def _save(model: Any, base: Path, target: Path, max_shard_size: str) -> Path:
+    """Write the model beside `target`, under a name that no later stage reads."""
+    scratch = target.with_name(target.name + ".tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    model.save_pretrained(scratch, max_shard_size=max_shard_size)
+    load_tokenizer(base)[0].save_pretrained(scratch)
+    return scratch
+
+
+def _check(facts: dict[str, Any]) -> None:
+    """StageError where logits that must be equal are not; a number that is none fails too."""
+    tolerance = TOLERANCE * max(1.0, facts["largest_logit"])
+    for name in ("merge_difference", "reload_difference"):
+        if not facts[name] <= tolerance:
+            raise StageError(
+                f"merge: {name} of logits is {facts[name]:.2e}, above {tolerance:.2e}; the merged model was not kept. "
+                "Run train again; if that does not help, this model cannot be merged"
+            )
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,172 @@
+"""Train: tokens, then a group of workers that fine-tune the model, and the adapter they leave.
+
+<place>/train_tokens/, held_out_tokens/   see tokenize.py
+<place>/metrics.jsonl                     see journal.py
+<place>/checkpoints/                      see checkpoint.py
+<place>/adapter/                          the adapter, with tokenizer and chat template
+"""
+
+import hashlib
+import math
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import DanluError, HardwareError, Problem, RecipeError, StageError
+from pipelines.recipe import Recipe, Train
+from pipelines.train.adapter import WEIGHTS
+from pipelines.train.checkpoint import complete_checkpoints
+from pipelines.train.journal import read_journal, shown
+from pipelines.train.loop import ADAPTER, CHECKPOINTS, JOURNAL, Run, train_loop
+from pipelines.train.models import max_positions, model_digest, resolve
+from pipelines.train.tokenize import Source, Tokenized, split_source, tokenize
+from pipelines.workspace import Place
+
+VERSION = 1
+UNINFLUENTIAL = {"num_workers", "resources_per_worker", "save_steps", "save_total_limit", "logging_steps"}
+"""Fields that change where and how safely the work is done, but not what comes out."""
+
+WORKER_START_SECONDS = "300"
+
+
+def determinants(recipe: Recipe) -> dict[str, Any]:
+    """The section without what does not change the result, the seed, and the base model's content."""
+    assert recipe.train
+    section = recipe.train.model_dump(exclude=UNINFLUENTIAL)
+    return {"section": section, "seed": recipe.seed, "model": model_digest(recipe.train.model)}
+
+
+def train(recipe: Recipe, place: Place) -> dict[str, Any]:
+    """Fine-tune the model on the split's training rows; goes on from the last complete checkpoint.
+
+    The report has losses, speeds, counts, and the model's and adapter's folders. HardwareError where the cluster
+    lacks what the workers need.
+    """
+    section = recipe.train
+    assert section
+    check_resources(section)
+    model = resolve(section.model, place.workspace.local("models"))
+    _check_length(section, model)
+    training = _tokens(recipe, place, model, "train_tokens", section.data)
+    held_out = (
+        _tokens(recipe, place, model, "held_out_tokens", [f"test#{section.eval_rows}"]) if section.eval_rows else None
+    )
+    run = Run(section, recipe.seed, total_steps(section, training), model, place.local(), training, held_out)
+    with shown(run.folder / JOURNAL, run.steps):
+        facts = fit(run)
+    return _report(place, run, facts)
+
+
+def total_steps(section: Train, training: Tokenized) -> int:
+    """Optimizer steps of the whole run; the last is filled up from the next epoch."""
+    samples = training.trained
+    steps = math.ceil(section.num_train_epochs * samples / section.global_batch_size)
+    return min(steps, section.max_steps or steps)
+
+
+def check_resources(section: Train) -> None:
+    """HardwareError where the cluster could never hold all workers, with what is there and what is missing."""
+    import ray
+
+    library: Any = ray
+    there: dict[str, float] = library.cluster_resources()
+    needed = {name: amount * section.num_workers for name, amount in section.resources_per_worker.items()}
+    lacking = [
+        f"{amount:g} {name} (there: {there.get(name, 0):g})"
+        for name, amount in needed.items()
+        if amount > there.get(name, 0)
+    ]
+    if lacking:
+        raise HardwareError(
+            f"training needs {section.num_workers} workers of {section.resources_per_worker}, which lacks "
+            f"{', '.join(lacking)}; lower train.num_workers or train.resources_per_worker, or add nodes"
+        )
+
+
+def fit(run: Run) -> dict[str, Any]:
+    """Run the workers until they are done; returns what rank 0 returned. Their own errors are raised as they were."""
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", WORKER_START_SECONDS)
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    use_gpu = run.section.resources_per_worker.get("GPU", 0) > 0
+    # a name of its own per attempt: Ray keeps no state that a crash could leave half-written; checkpoints are ours
+    attempts = run.folder / "attempts"
+    trainer_class: Any = TorchTrainer  # its types allow no return value; its documentation does
+    trainer = trainer_class(
+        train_loop,
+        train_loop_config={"run": run},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=run.section.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker=dict(run.section.resources_per_worker),
+        ),
+        run_config=RunConfig(name=uuid.uuid4().hex[:12], storage_path=str(attempts)),
+    )
+    try:
+        facts: dict[str, Any] = trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise _cause(error) from error
+    finally:
+        shutil.rmtree(attempts, ignore_errors=True)
+    return facts
+
+
+def _cause(error: Exception) -> Exception:
+    """What a worker raised, where it is one of ours; else the error itself, as a bug to be shown."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, DanluError):
+                return cause
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    return StageError(f"training failed:\n{error}")
+
+
+def _tokens(recipe: Recipe, place: Place, model: Path, name: str, data: list[str]) -> Tokenized:
+    section = recipe.train
+    assert section
+    sources: list[Source] = [split_source(place, item) for item in data]
+    return tokenize(place, name, model, sources, max_length=section.max_length, system=section.system, seed=recipe.seed)
+
+
+def _check_length(section: Train, model: Path) -> None:
+    limit = max_positions(model)
+    if limit is not None and section.max_length > limit:
+        message = f"{section.max_length} is more than the {limit} tokens the model was made for; lower it to {limit}"
+        raise RecipeError("the recipe", [Problem("train.max_length", message)])
+
+
+def _report(place: Place, run: Run, facts: dict[str, Any]) -> dict[str, Any]:
+    entries = read_journal(run.folder / JOURNAL)
+    steps = [entry for entry in entries if "loss" in entry]
+    evaluations = [entry for entry in entries if "eval_loss" in entry]
+    seconds = sum(entry["seconds"] for entry in steps)
+    rates = {
+        "tokens_per_second": sum(entry["tokens"] for entry in steps) / seconds,
+        "loss_tokens_per_second": sum(entry["loss_tokens"] for entry in steps) / seconds,
+    }
+    base, last = (evaluations[0]["eval_loss"], evaluations[-1]["eval_loss"]) if evaluations else (None, None)
+    fall = f"held-out loss {base:.3f} -> {last:.3f}" if evaluations else f"loss {steps[-1]['loss']:.3f}"
+    return {
+        "summary": f"{run.steps} steps, {fall}, {rates['tokens_per_second']:.0f} tokens/s",
+        "digest": hashlib.sha256((run.folder / ADAPTER / WEIGHTS).read_bytes()).hexdigest(),
+        "model": str(run.model),
+        "adapter": ADAPTER,
+        "checkpoints": place.relative(map(str, complete_checkpoints(run.folder / CHECKPOINTS))),
+        "steps": run.steps,
+        "losses": steps,
+        "eval_losses": evaluations,
+        "eval_loss_base": base,
+        "eval_loss": last,
+        "training_seconds": seconds,
+        "samples": run.training.counts,
+        "held_out_samples": run.held_out.counts if run.held_out else None,
+        **rates,
+        **facts,
+    }

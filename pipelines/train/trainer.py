@@ -1,0 +1,149 @@
+"""The Hugging Face Trainer, as far as it has to differ: loss per token over all ranks, held-out loss, checkpoints.
+
+Imported in training workers only: it needs torch and transformers, which take seconds to load.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.functional import cross_entropy
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pipelines.errors import StageError
+from pipelines.train.checkpoint import PREFIX, mark_complete, remove_oldest
+from pipelines.train.journal import append
+from pipelines.train.samples import Samples, collate
+
+Batch = dict[str, Any]
+
+
+class ChatTrainer(Trainer):
+    """Trains on packed rows; every loss is a mean over the tokens that have one, on all ranks together."""
+
+    def __init__(self, *, held_out: Samples | None, **arguments: Any) -> None:
+        super().__init__(data_collator=collate, eval_dataset=held_out, **arguments)
+        self.loss_is_scaled_for_ga = True  # `training_loss` divides by the tokens of the whole step
+        self.model_accepts_loss_kwargs = False  # the loss is ours, not the model's
+        self.since = time.monotonic()
+        self.tokens_seen = torch.zeros(2, dtype=torch.int64)  # all, with loss: since the last entry in the journal
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        schedule: Any = self.train_dataset
+        return SequentialSampler(schedule)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Any]:
+        """The micro-batches of one optimizer step, and how many of their tokens have loss, over all ranks."""
+        if not self.tokens_seen.any():  # the clock stands still while evaluating and saving
+            self.since = time.monotonic()
+        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        counts = [[batch["input_ids"].numel(), batch["targets"].numel()] for batch in batches]
+        seen = torch.tensor(counts, device=device).sum(dim=0)
+        dist.all_reduce(seen)
+        self.tokens_seen += seen.cpu()
+        return batches, seen[1]
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """This rank's share of the step's mean loss, times the ranks, because DeepSpeed averages over them."""
+        loss = _summed_loss(model, inputs) / num_items_in_batch * dist.get_world_size()
+        if not torch.isfinite(loss):
+            raise _not_finite("loss", float(loss), self.state.global_step + 1)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        parent: Any = super()
+        norm = parent._get_grad_norm(model, grad_norm)
+        if norm is not None and not math.isfinite(norm) and not self.args.fp16:  # fp16 skips such steps by itself
+            raise _not_finite("gradient norm", float(norm), self.state.global_step + 1)
+        return norm
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """Mean loss per token over the held-out samples; every rank does the same number of forward passes."""
+        size, ranks = self.args.per_device_eval_batch_size, dist.get_world_size()
+        samples: Any = self.eval_dataset
+        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        model = self.model_wrapped
+        model.eval()
+        for begin in range(0, len(samples), size * ranks):
+            mine = begin + dist.get_rank() * size
+            places = range(mine, min(mine + size, len(samples)))
+            batch = self._prepare_inputs(collate([samples[place] for place in places or [0]]))
+            with torch.no_grad():
+                loss = _summed_loss(model, batch)
+            if places:  # ZeRO-3 needs every rank in every pass, also one that has no samples left
+                total += torch.stack([loss.double(), torch.tensor(batch["targets"].numel(), device=loss.device)])
+        dist.all_reduce(total)
+        metrics = {f"{metric_key_prefix}_loss": float(total[0] / total[1])}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: it walks over all parameters in each step."""
+        return 0
+
+
+class Recorder(TrainerCallback):
+    """Keeps the journal and completes checkpoints, on rank 0 for all ranks."""
+
+    def __init__(self, journal: Path, keep: int) -> None:
+        self.journal = journal
+        self.keep = keep
+        self.trainer: ChatTrainer | None = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The last step is always evaluated and saved."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = args.eval_strategy != "no"
+            control.should_save = True
+            control.should_log = True
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """Write one entry to the journal."""
+        entry: dict[str, Any] = {"step": state.global_step}
+        if "eval_loss" in logs:
+            entry["eval_loss"] = logs["eval_loss"]
+        elif "loss" in logs:
+            assert self.trainer is not None
+            tokens, loss_tokens = self.trainer.tokens_seen.tolist()
+            self.trainer.tokens_seen.zero_()
+            entry |= {"loss": logs["loss"], "grad_norm": logs.get("grad_norm"), "lr": logs["learning_rate"]}
+            entry |= {"tokens": tokens, "loss_tokens": loss_tokens, "seconds": time.monotonic() - self.trainer.since}
+        else:
+            return
+        if state.is_world_process_zero:
+            append(self.journal, entry)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Complete the checkpoint once all ranks have written theirs, then delete the oldest."""
+        dist.barrier()
+        if state.is_world_process_zero:
+            root = Path(str(args.output_dir))
+            mark_complete(root / f"{PREFIX}{state.global_step}")
+            remove_oldest(root, self.keep)
+        dist.barrier()
+
+
+def _summed_loss(model: Any, batch: Batch) -> torch.Tensor:
+    """Cross entropy summed over the batch's targets, in float32; logits are computed where there is a target only."""
+    inputs = {name: value for name, value in batch.items() if name != "targets"}
+    logits = model(**inputs, use_cache=False).logits[0]
+    return cross_entropy(logits.float(), batch["targets"], reduction="sum")
+
+
+def _not_finite(what: str, value: float, step: int) -> StageError:
+    return StageError(
+        f"training: {what} is {value} at step {step}; the checkpoints before it are kept. "
+        "Lower train.learning_rate, raise train.warmup_ratio, or use bfloat16 instead of float16"
+    )

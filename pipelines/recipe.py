@@ -4,7 +4,9 @@ Every field carries its meaning and unit. Unknown keys are refused. `load_recipe
 A section that is absent means that its stage does not run.
 """
 
+import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -95,7 +97,9 @@ class Train(Section):
     num_workers: Count = Field(1, description="training processes, one GPU each where GPUs are asked for")
     resources_per_worker: dict[str, Positive] = Field({"CPU": 1}, description="Ray resources of one worker")
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="weights and computation")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="weights and computation; auto: bfloat16 where the processor has it, else float32"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
     per_device_train_batch_size: Count = Field(1, description="samples per worker in one forward pass")
     global_batch_size: Count = Field(16, description="samples per optimizer step over all workers")
@@ -167,11 +171,51 @@ class Generation(Section):
     seed: int | None = None
 
 
+class Benchmark(Section):
+    """What is asked: `test`, the split's held-out rows, or a data set of evalscope's, by name or from a folder."""
+
+    benchmark: str = Field(description="test, or evalscope's name, such as general_qa, general_mcq, ceval")
+    path: str | None = Field(
+        None, description="folder of SUBSET.jsonl or SUBSET_SPLIT.jsonl; null: evalscope fetches it"
+    )
+    subsets: list[str] = Field([], description="subsets asked; empty: the benchmark's own")
+    few_shot_num: int | None = Field(None, ge=0, description="solved examples before each question; null: its own")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        return {"benchmark": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _is_there(self) -> "Benchmark":
+        if self.benchmark == "test":
+            return self
+        known = _known_benchmarks()
+        if self.benchmark not in known:
+            raise ValueError(f"no benchmark {self.benchmark!r}; {nearest(self.benchmark, ['test', *known])}")
+        if self.path is not None and not Path(self.path).is_dir():
+            raise ValueError(f"path {self.path}: no such folder")
+        if self.benchmark.startswith("general_") and not (self.path and self.subsets):
+            raise ValueError(f"{self.benchmark} needs path and subsets")
+        return self
+
+
+def _known_benchmarks() -> list[str]:
+    """The names evalscope's own index lists; read from its file, since importing it takes seconds."""
+    found = find_spec("evalscope")
+    if found is None or found.origin is None:
+        raise ValueError("evalscope is not installed; pip install 'danlu[evaluate]'")
+    index = Path(found.origin).parent / "benchmarks" / "_index.json"
+    return list(json.loads(index.read_text(encoding="utf-8")))
+
+
 class Evaluate(Section):
     """Scores by evalscope against the served endpoint."""
 
-    datasets: list[Literal["test"]] = Field(["test"], description="what is asked; test: the split's held-out rows")
-    limit: Count | None = Field(None, description="rows asked per data set; null: all")
+    datasets: list[Benchmark] = Field(
+        [Benchmark(benchmark="test")], min_length=1, description="data sets, by name or with path and subsets"
+    )
+    limit: Count | None = Field(None, description="rows asked per data set and subset; null: all")
     eval_batch_size: Count = Field(8, description="requests in flight")
     generation: Generation = Generation()
     timeout: Positive = Field(300, description="seconds one answer may take")

@@ -17,12 +17,14 @@ from pipelines.errors import HardwareError, StageError
 from pipelines.recipe import Serve as ServeSection
 from serve import directory
 from serve.engine import EnginePlan, EngineReplica, node_address
-from serve.listener import GatewayReplica
+from serve.guard import Limits
+from serve.listener import GatewayPlan, GatewayReplica
 from serve.models import ServedModel, check_models
 
 __all__ = ["ServedModel", "endpoint"]
 
 HEALTH_CHECK_SECONDS = 1.0
+SHUTDOWN_POLL_SECONDS = 0.1
 
 
 @contextmanager
@@ -33,10 +35,13 @@ def endpoint(
     host: str = "127.0.0.1",
     port: int | None = None,
     log_dir: Path | None = None,
+    keys: tuple[bytes, ...] = (),
+    limits: Limits | None = None,
 ) -> Iterator[str]:
     """Serve models until the block ends; yields the address, such as `http://127.0.0.1:8000/v1`.
 
-    Ray must be initialised. Without a port a free one is taken. Engines write their logs to `log_dir`.
+    Ray must be initialised. Without a port a free one is taken. Engines write their logs to `log_dir`. With `keys`
+    (SHA-256 digests) only their holders are answered.
     Raises RecipeError for names that cannot be served, HardwareError when the cluster is too small, StageError
     when an engine does not start (with the end of its log) or the port is taken.
     """
@@ -44,9 +49,10 @@ def endpoint(
     require_resources(models, section)
     app = f"danlu-{secrets.token_hex(4)}"
     port = claim_port(host, port)
+    plan = GatewayPlan(app, models, secrets.token_urlsafe(24), keys, limits or Limits(), host, port)
     logs = log_dir or Path(tempfile.mkdtemp(prefix="danlu-serve-"))
     try:
-        deploy(app, models, section, host, port, logs)
+        deploy(application(plan, section, logs), app)
         wait_until_ready(host, port)
         yield f"http://{host}:{port}/v1"
     finally:
@@ -54,37 +60,38 @@ def endpoint(
         directory.forget(app)
 
 
-def deploy(app: str, models: list[ServedModel], section: ServeSection, host: str, port: int, logs: Path) -> None:
-    """Start engines and gateway as the Ray Serve application `app` and wait until all of them run."""
+def deploy(application: ray_serve.Application, app: str) -> None:
+    """Run a Ray Serve application under the name `app`, and wait until its engines have loaded their models."""
     ray_serve.start(proxy_location="Disabled")
     try:
-        ray_serve.run(application(app, models, section, host, port, logs), name=app, route_prefix=None)
+        ray_serve.run(application, name=app, route_prefix=None)
     except RuntimeError as error:
         raise StageError(directory.failure(app) or str(error)) from None
 
 
-def application(
-    app: str, models: list[ServedModel], section: ServeSection, host: str, port: int, logs: Path
-) -> ray_serve.Application:
+def application(plan: GatewayPlan, section: ServeSection, logs: Path) -> ray_serve.Application:
     """The Ray Serve application: one deployment per engine, and the gateway on this node in front of them."""
-    key = secrets.token_urlsafe(24)
     engines = [
         ray_serve.deployment(
             name=f"engine-{model.name}",
             num_replicas=section.num_replicas,
             ray_actor_options={"num_cpus": section.num_cpus, "num_gpus": section.num_gpus},
             health_check_period_s=HEALTH_CHECK_SECONDS,
+            graceful_shutdown_wait_loop_s=SHUTDOWN_POLL_SECONDS,
             max_constructor_retry_count=1,
-        )(EngineReplica).bind(EnginePlan(app, model, section.engine, section.num_gpus, engine_host(), key, str(logs)))
-        for model in models
+        )(EngineReplica).bind(
+            EnginePlan(plan.app, model, section.engine, section.num_gpus, engine_host(), plan.engine_key, str(logs))
+        )
+        for model in plan.models
     ]
     gateway = ray_serve.deployment(
         name="gateway",
         ray_actor_options={"num_cpus": 0, "resources": {f"node:{node_address()}": 0.001}},
         health_check_period_s=HEALTH_CHECK_SECONDS,
+        graceful_shutdown_wait_loop_s=SHUTDOWN_POLL_SECONDS,
         max_constructor_retry_count=1,
     )(GatewayReplica)
-    return gateway.bind(app, models, key, host, port, *engines)
+    return gateway.bind(plan, *engines)
 
 
 def engine_host() -> str:

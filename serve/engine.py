@@ -212,6 +212,8 @@ def environment(plan: EnginePlan) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "VLLM_API_KEY": plan.key,
         "VLLM_PLUGINS": "danlu_cpu_lora",
+        # Longer than the gateway keeps idle connections: it must be the one that closes them.
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75",
     }
     if plan.model.registry is not None:
         variables["VLLM_PLUGINS"] += ",lora_filesystem_resolver"

@@ -24,6 +24,8 @@ EVALUATION_STAGES = ("evaluate", "compare")
 SHOWN_ROWS = 5
 """Side-by-side rows on the terminal; the page has all."""
 SHOWN_CHARACTERS = 160
+ON_TERMINAL = ("rouge-1-f", "rouge-2-f", "rouge-l-f", "bleu-1", "bleu-4", "length", "loop", "rep-4", "distinct-2")
+"""Metrics on the terminal; the page has all."""
 
 Manifests = dict[str, dict[str, Any]]
 
@@ -97,8 +99,8 @@ def verdict(recipe: Recipe, reports: Mapping[str, Any]) -> list[str]:
         before, after = reports["train"]["eval_loss_base"], reports["train"]["eval_loss"]
         word = "below" if after < before else "not below"
         sentences.append(f"Held-out loss after training is {after:.3f}, {word} the base model's {before:.3f}.")
-    if "evaluate" in reports:
-        deltas = reports["evaluate"]["deltas"][recipe.name]
+    if "test" in reports.get("evaluate", {}).get("results", {}):
+        deltas = reports["evaluate"]["results"]["test"]["deltas"][recipe.name]
         sentences += [
             _better(recipe.name, "ROUGE-L F1", deltas["rouge-l-f"], higher_is_better=True),
             _better(recipe.name, "share of answers that loop", deltas["loop"], higher_is_better=False),
@@ -152,39 +154,46 @@ NO_BETTER = ("length", "emoji", "lists")
 
 
 def _scores(report: dict[str, Any]) -> dict[str, Any]:
-    """The table of scores: one line per metric, the headline first."""
-    models = list(report["models"])
-    flat = {
-        model: {
-            **summary["scores"],
-            **summary["style"],
-            "empty answers": summary["empty"],
-            "cut at max_tokens": summary["truncated"],
-        }
-        for model, summary in report["models"].items()
-    }
-    names = sorted(flat[models[0]], key=lambda name: name != report["headline"])
+    """The tables of scores: one per data set, one line per metric, the headline first."""
+    results = {**report["results"], **report["benchmarks"]}
     return {
-        "rows": report["rows"],
-        "models": models,
-        "lines": [_score_line(name, flat, report) for name in names],
+        "models": report["models"],
+        "tables": [_score_table(label, result, report["headline"]) for label, result in results.items()],
         "how": report["how"],
         "generation": ", ".join(f"{key} {value}" for key, value in report["generation"].items() if value is not None),
     }
 
 
-def _score_line(name: str, flat: dict[str, dict[str, float]], report: dict[str, Any]) -> dict[str, Any]:
-    deltas = []
-    for model in list(report["models"])[1:]:
-        delta = report["deltas"][model].get(name)
-        if delta is None:
-            deltas.append({"text": "", "kind": ""})
-        else:
-            kind = "" if name in NO_BETTER else _kind(delta, name not in LOWER_IS_BETTER)
-            text = f"{delta['value']:+.3f} [{delta['low']:+.3f}, {delta['high']:+.3f}]"
-            deltas.append({"text": text, "kind": kind})
-    numbers = [_number(flat[model][name]) for model in report["models"]]
-    return {"label": name, "headline": name == report["headline"], "numbers": numbers, "deltas": deltas}
+COUNTS = {"empty": "empty answers", "truncated": "cut at max_tokens", "unread": "answers without a choice"}
+
+
+def _score_table(label: str, result: dict[str, Any], headline: str) -> dict[str, Any]:
+    numbers = {
+        model: {
+            **summary["scores"],
+            **summary.get("style", {}),
+            **{shown: summary[name] for name, shown in COUNTS.items() if name in summary},
+        }
+        for model, summary in result["models"].items()
+    }
+    names = sorted(next(iter(numbers.values())), key=lambda name: name != headline)
+    lines = [
+        {
+            "label": name,
+            "headline": name == headline,
+            "numbers": [_number(own[name]) for own in numbers.values()],
+            "deltas": [_shown_delta(name, deltas.get(name)) for deltas in result["deltas"].values()],
+        }
+        for name in names
+    ]
+    return {"label": label, "rows": result["rows"], "lines": lines}
+
+
+def _shown_delta(name: str, delta: dict[str, float] | None) -> dict[str, str]:
+    if delta is None:
+        return {"text": "", "kind": ""}
+    kind = "" if name in NO_BETTER else _kind(delta, name not in LOWER_IS_BETTER)
+    return {"text": f"{delta['value']:+.3f} [{delta['low']:+.3f}, {delta['high']:+.3f}]", "kind": kind}
 
 
 def _flat(environment: dict[str, Any]) -> dict[str, Any]:
@@ -236,10 +245,11 @@ def _scores_table(report: dict[str, Any]) -> Table:
     table = Table("metric", box=None, pad_edge=False)
     for column in (*scores["models"], f"{scores['models'][1]} − {scores['models'][0]}"):
         table.add_column(column, justify="right", no_wrap=True)
-    wanted = ("rouge-1-f", "rouge-2-f", "rouge-l-f", "bleu-1", "bleu-4", "length", "loop", "rep-4", "distinct-2")
-    for line in scores["lines"]:
-        if line["label"] in wanted:
-            table.add_row(line["label"], *line["numbers"], line["deltas"][0]["text"])
+    for result in scores["tables"]:
+        for line in result["lines"]:
+            if line["label"] in ON_TERMINAL or result["label"] in report["benchmarks"]:
+                label = line["label"] if result["label"] == "test" else f"{result['label']} {line['label']}"
+                table.add_row(label, *line["numbers"], line["deltas"][0]["text"])
     return table
 
 

@@ -1,6 +1,10 @@
-"""The held-out rows as questions: what every model is asked, and the answer a person gave."""
+"""What every model is asked, and the answer a person gave: from the test split, the recipe, or a folder of JSONL."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DataError
@@ -30,15 +34,25 @@ def held_out_questions(recipe: Recipe, place: Place, limit: int | None) -> list[
     Rows without a system prompt get the one that training gave them, so that models are asked as they were taught.
     DataError where there are none, or where a row has nothing to ask or to compare with.
     """
-    questions: list[Question] = []
-    for table in read_tables(place.workspace, place.inputs["split"].outputs("test")):
-        for row in table.to_pylist():
-            if limit is not None and len(questions) == limit:
-                return questions
-            questions.append(_question(row, recipe))
+    tables = read_tables(place.workspace, place.inputs["split"].outputs("test"))
+    rows = (row for table in tables for row in table.to_pylist())
+    questions = [_question(row, f"test row {row['row_id']}", recipe) for row in islice(rows, limit)]
     if not questions:
         raise DataError(f"{place.inputs['split'].path()}: the test split is empty; raise split.test_ratio")
     return questions
+
+
+def folder_questions(recipe: Recipe, folder: Path, subsets: list[str], limit: int | None) -> list[Question]:
+    """The first `limit` rows of every SUBSET.jsonl, in evalscope's general_qa form: `query`/`response`, or
+    `question`/`answer`, or `messages` up to the answer.
+
+    DataError names the file and line of what is missing or broken.
+    """
+    return [
+        _question(row, where, recipe)
+        for subset in subsets
+        for where, row in islice(_general_qa_rows(folder / f"{subset}.jsonl"), limit)
+    ]
 
 
 def probe_questions(recipe: Recipe, probes: list[str]) -> list[Question]:
@@ -49,15 +63,31 @@ def probe_questions(recipe: Recipe, probes: list[str]) -> list[Question]:
     ]
 
 
-def _question(row: dict[str, Any], recipe: Recipe) -> Question:
+def _general_qa_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not path.is_file():
+        found = ", ".join(sorted(file.stem for file in path.parent.glob("*.jsonl"))) or "none"
+        raise DataError(f"{path}: no such file; subsets in that folder: {found}")
+    with open(path, encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{path}, line {number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{where}: not valid JSON ({error})") from None
+            query, response = (row.get(a) or row.get(b) for a, b in (("question", "query"), ("answer", "response")))
+            turns = [*(row.get("messages") or []), _turn("assistant", response or "")]
+            own = {"messages": turns} if row.get("messages") else {"query": query, "response": response}
+            yield where, {"row_id": f"{path.stem}:{number}", "system": row.get("system"), **own}
+
+
+def _question(row: dict[str, Any], where: str, recipe: Recipe) -> Question:
     messages = messages_of(row)
     reference = messages.pop()["content"] if messages and messages[-1]["role"] == "assistant" else ""
-    row_id = str(row["row_id"])
     if not reference.strip():
-        raise DataError(f"test row {row_id}: no reference answer; drop such rows with clean's text_length_filter")
+        raise DataError(f"{where}: no reference answer to compare with; drop the row")
     if not messages or messages[-1]["role"] != "user":
-        raise DataError(f"test row {row_id}: no question before the answer")
-    return Question(row_id, _with_system(messages, recipe), reference)
+        raise DataError(f"{where}: no question before the answer")
+    return Question(str(row["row_id"]), _with_system(messages, recipe), reference)
 
 
 def _with_system(messages: list[dict[str, str]], recipe: Recipe) -> list[dict[str, str]]:

@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,26 +47,97 @@ class Scored:
 
 
 def read_scored(job: Job, references: Sequence[str]) -> Scored:
-    """The answers and scores of a complete job; StageError where an answer is missing or a metric was not computed."""
-    outputs = {row["index"]: row["model_output"]["choices"][0] for row in _rows(job.predictions)}
-    scores = {row["index"]: row["sample_score"]["score"] for row in _rows(job.reviews)}
-    missing = [index for index in range(len(references)) if index not in outputs or index not in scores]
+    """The answers and scores of a question-answering job, one per reference in order.
+
+    StageError where an answer is missing or a metric was not computed.
+    """
+    rows = {row.index: row for row in _scored_rows(job)}
+    missing = [index for index in range(len(references)) if index not in rows]
     if missing:
         raise StageError(f"{job.folder}: evalscope left no score for {len(missing)} of {len(references)} rows")
-    answers = []
-    for index, reference in enumerate(references):
-        answer = _text(outputs[index]["message"]["content"])
-        _check(job, index, outputs[index]["stop_reason"], answer, reference, scores[index])
-        answers.append(answer)
-    order = range(len(references))
+    ordered = [rows[index] for index in range(len(references))]
+    for row, reference in zip(ordered, references, strict=True):
+        if not row.values["Rouge-1-F"] and _shares_a_word(row.answer, reference):
+            # rouge-chinese's exceptions become zeros; a shared word with a score of zero is one of those
+            where = f"{job.model}, row {row.index + 1}"
+            raise StageError(f"{where}: evalscope could not compute ROUGE; see {job.folder}/logs")
     return Scored(
-        answers=answers,
-        truncated=[outputs[index]["stop_reason"] == "max_tokens" for index in order],
-        values={ours: [float(scores[i]["value"][theirs]) for i in order] for ours, theirs in METRICS.items()},
+        answers=[row.answer for row in ordered],
+        truncated=[row.stop_reason == "max_tokens" for row in ordered],
+        values={ours: [float(row.values[theirs]) for row in ordered] for ours, theirs in METRICS.items()},
     )
 
 
-def _rows(path: Any) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class BenchmarkScores:
+    """One model's result in a benchmark of evalscope's own.
+
+    `scores` are evalscope's, by metric; `values` the same per row, as far as a row has one; `unread` counts answers
+    in which evalscope found no choice or result.
+    """
+
+    rows: int
+    scores: dict[str, float]
+    values: dict[str, dict[tuple[str, int], float]]
+    unread: int
+
+
+def read_benchmark(job: Job) -> BenchmarkScores:
+    """The result of a complete job; StageError where a metric was not computed."""
+    report = json.loads(Path(job.folder, "reports", job.model, f"{job.benchmark}.json").read_text(encoding="utf-8"))
+    rows = list(_scored_rows(job))
+    if not rows:
+        raise StageError(f"{job.folder}: evalscope scored no row; are there questions in the data set?")
+    values: dict[str, dict[tuple[str, int], float]] = {}
+    for row in rows:
+        for name, value in row.values.items():
+            values.setdefault(name, {})[row.subset, row.index] = float(value)
+    return BenchmarkScores(
+        rows=len(rows),
+        scores={_metric_name(metric["identity"]): metric["score"] for metric in report["metrics"]},
+        values=values,
+        unread=sum(not row.extracted for row in rows),
+    )
+
+
+def _metric_name(identity: dict[str, Any]) -> str:
+    aggregation = [] if identity["aggregation"] == "mean" else [identity["aggregation"]]
+    return "-".join([identity["name"], *aggregation, *map(str, identity["dimensions"].values())])
+
+
+@dataclass(frozen=True)
+class _ScoredRow:
+    """One row as evalscope left it."""
+
+    subset: str
+    index: int
+    answer: str
+    extracted: str
+    stop_reason: str
+    values: dict[str, float]
+
+
+def _scored_rows(job: Job) -> Iterator[_ScoredRow]:
+    """Every row that has both an answer and a score; StageError where either is an error in disguise."""
+    outputs = {
+        (file.stem, row["index"]): row["model_output"]["choices"][0]
+        for file in job.predictions()
+        for row in _rows(file)
+    }
+    for file in job.reviews():
+        for review in _rows(file):
+            output, score = outputs[file.stem, review["index"]], review["sample_score"]["score"]
+            answer, where = _text(output["message"]["content"]), f"{job.model}, {file.stem} row {review['index'] + 1}"
+            if output["stop_reason"] in ("model_length", "content_filter"):
+                # evalscope takes the server's refusal for an answer
+                raise StageError(f"{where}: the endpoint refused the question: {answer}")
+            if (score["metadata"] or {}).get("metric_errors"):
+                raise StageError(f"{where}: evalscope could not compute {score['metadata']['metric_errors']}")
+            extracted = score["extracted_prediction"] or ""
+            yield _ScoredRow(file.stem, review["index"], answer, extracted, output["stop_reason"], score["value"])
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
     with open(path, encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
@@ -75,18 +147,6 @@ def _text(content: Any) -> str:
     if isinstance(content, list):
         return "".join(part.get("text", "") for part in content)
     return content or ""
-
-
-def _check(job: Job, index: int, stop_reason: str, answer: str, reference: str, score: dict[str, Any]) -> None:
-    where = f"{job.model}, test row number {index + 1}"
-    if stop_reason in ("model_length", "content_filter"):  # evalscope takes the server's refusal for an answer
-        raise StageError(f"{where}: the endpoint refused the question: {answer}")
-    errors = score["metadata"].get("metric_errors")
-    if errors:
-        raise StageError(f"{where}: evalscope could not compute {errors}")
-    if not score["value"]["Rouge-1-F"] and _shares_a_word(answer, reference):
-        # rouge-chinese's exceptions become zeros; a shared word with a score of zero is one of those
-        raise StageError(f"{where}: evalscope could not compute ROUGE; see its log in {job.folder}/logs")
 
 
 def _shares_a_word(answer: str, reference: str) -> bool:

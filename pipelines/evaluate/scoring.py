@@ -16,35 +16,37 @@ from typing import Any
 
 from serve.parent_death import die_with_parent
 
-SUBSET = "test"
-
 
 @dataclass(frozen=True)
 class Job:
     """One data set asked of one model.
 
-    `folder` is evalscope's work folder, `data` the folder with `test.jsonl`, `generation` sampling parameters by
-    OpenAI's names, `timeout` the seconds one answer may take.
+    `folder` is evalscope's work folder, `benchmark` and `arguments` evalscope's name of the data set and what it needs
+    to know about it, `limit` the most rows of a subset, `generation` sampling parameters by OpenAI's names, `timeout`
+    the seconds one answer may take.
     """
 
     model: str
     url: str
     folder: str
-    data: str
     benchmark: str
+    arguments: dict[str, Any]
+    limit: int | None
     generation: dict[str, Any]
     eval_batch_size: int
     timeout: float
 
-    @property
-    def predictions(self) -> Path:
-        """Where evalscope keeps the answers, one JSON object a line."""
-        return Path(self.folder, "predictions", self.model, f"{self.benchmark}_{SUBSET}.jsonl")
+    def predictions(self) -> list[Path]:
+        """Evalscope's files of answers, one JSON object a line, a file for each subset."""
+        return sorted(Path(self.folder, "predictions", self.model).glob("*.jsonl"))
 
-    @property
-    def reviews(self) -> Path:
-        """Where evalscope keeps the scores, one JSON object a line."""
-        return Path(self.folder, "reviews", self.model, f"{self.benchmark}_{SUBSET}.jsonl")
+    def reviews(self) -> list[Path]:
+        """Evalscope's files of scores, one JSON object a line, a file for each subset."""
+        return sorted(Path(self.folder, "reviews", self.model).glob("*.jsonl"))
+
+    def answered(self) -> int:
+        """How many answers are on disk, complete lines only."""
+        return sum(file.read_bytes().count(b"\n") for file in self.predictions())
 
 
 def run(job: Job, api_key: str) -> None:
@@ -52,7 +54,7 @@ def run(job: Job, api_key: str) -> None:
     from evalscope import TaskConfig, run_task
 
     began = Path(job.folder, "configs", "task_config.yaml").exists()
-    for file in (job.predictions, job.reviews):
+    for file in job.predictions():
         drop_torn_line(file)
     run_task(
         TaskConfig(
@@ -62,7 +64,8 @@ def run(job: Job, api_key: str) -> None:
             api_key=api_key,
             eval_type="openai_api",
             datasets=[job.benchmark],
-            dataset_args={job.benchmark: {"local_path": job.data, "subset_list": [SUBSET]}},
+            dataset_args={job.benchmark: job.arguments},
+            limit=job.limit,
             generation_config={**job.generation, "timeout": job.timeout, "retries": 3, "retry_interval": 2},
             eval_batch_size=job.eval_batch_size,
             work_dir=job.folder,
@@ -113,8 +116,10 @@ def main(path: str) -> None:
     """Do every job of the file at `path`."""
     die_with_parent()
     jobs = [Job(**job) for job in json.loads(Path(path).read_text(encoding="utf-8"))]
-    with tempfile.TemporaryDirectory(prefix="danlu-nltk-") as folder:
-        provide_punkt(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="danlu-evalscope-") as folder:
+        # datasets' cache takes local folders of one name for the same data, whatever is in them
+        os.environ["HF_DATASETS_CACHE"] = f"{folder}/datasets"
+        provide_punkt(Path(folder, "nltk"))
         for job in jobs:
             run(job, os.environ.get("OPENAI_API_KEY") or "none")
 

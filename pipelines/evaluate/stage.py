@@ -6,15 +6,26 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import StageError
 from pipelines.evaluate import style
+from pipelines.evaluate.datasets import Dataset, prepare
 from pipelines.evaluate.endpoint import BASE, model_names, models_endpoint
-from pipelines.evaluate.questions import Question, held_out_questions
-from pipelines.evaluate.scores import HEADLINE, HOW, METRICS, Scored, bootstrap, read_scored
+from pipelines.evaluate.questions import Question
+from pipelines.evaluate.scores import (
+    HEADLINE,
+    HOW,
+    METRICS,
+    BenchmarkScores,
+    Scored,
+    bootstrap,
+    read_benchmark,
+    read_scored,
+)
 from pipelines.evaluate.scoring import Job
 from pipelines.progress import progress
 from pipelines.recipe import Evaluate, Recipe
@@ -23,14 +34,13 @@ from serve.parent_death import PARENT
 
 VERSION = 1
 
-BENCHMARK = "general_qa"
-
 
 def determinants(recipe: Recipe) -> dict[str, Any]:
     """The section, what the answers further follow from, and the seed of the bootstrap; not what only changes speed."""
     assert recipe.evaluate and recipe.train
     return {
         "section": recipe.evaluate.model_dump(exclude={"eval_batch_size", "timeout"}),
+        "files": {entry.path: _sizes(Path(entry.path)) for entry in recipe.evaluate.datasets if entry.path},
         "system": recipe.train.system,
         "engine": recipe.serve.engine.model_dump(include={"dtype", "max_model_len"}),
         "models": model_names(recipe),
@@ -38,61 +48,57 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _sizes(folder: Path) -> dict[str, str]:
+    """The files of a data set with their checksums."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("*.jsonl"))}
+
+
 def evaluate(recipe: Recipe, place: Place) -> dict[str, Any]:
-    """Ask every model the test rows and score the answers.
+    """Ask every model every data set and score the answers.
 
     Answers are kept as they arrive: after a crash only what is missing is asked. StageError where the endpoint fails
     or a metric could not be computed.
     """
     section = recipe.evaluate
     assert section
-    questions = held_out_questions(recipe, place, section.limit)
-    data = place.local("questions")
-    _write_questions(data / "test.jsonl", questions)
-    jobs = [_job(place, section, model, data) for model in model_names(recipe)]
-    if sum(map(_answered, jobs)) < len(jobs) * len(questions):
-        with models_endpoint(recipe, place, section.endpoint) as url:
-            _score(place, [Job(**{**asdict(job), "url": url}) for job in jobs], len(questions))
+    datasets = prepare(recipe, place)
+    jobs = {(d.label, model): _job(place, section, d, model) for d in datasets for model in model_names(recipe)}
+    if all(
+        d.questions and jobs[d.label, m].answered() == len(d.questions) for d in datasets for m in model_names(recipe)
+    ):
+        _score(place, list(jobs.values()), datasets)
     else:
-        _score(place, jobs, len(questions))
-    scored = {job.model: read_scored(job, [question.reference for question in questions]) for job in jobs}
-    return _report(recipe, place, questions, scored)
+        with models_endpoint(recipe, place, section.endpoint) as url:
+            _score(place, [replace(job, url=url) for job in jobs.values()], datasets)
+    return _report(recipe, place, datasets, jobs)
 
 
-def _write_questions(path: Path, questions: list[Question]) -> None:
-    """The questions as evalscope's general_qa reads them."""
-    rows = ({"messages": question.messages, "response": question.reference} for question in questions)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-def _job(place: Place, section: Evaluate, model: str, data: Path) -> Job:
+def _job(place: Place, section: Evaluate, dataset: Dataset, model: str) -> Job:
     return Job(
         model=model,
         url="http://127.0.0.1/v1",
-        folder=str(place.local("evalscope", model)),
-        data=str(data),
-        benchmark=BENCHMARK,
+        folder=str(place.local("evalscope", dataset.label, model)),
+        benchmark=dataset.benchmark,
+        arguments=dataset.arguments,
+        limit=None if dataset.questions else section.limit,
         generation=section.generation.model_dump(exclude_none=True),
         eval_batch_size=section.eval_batch_size,
         timeout=section.timeout,
     )
 
 
-def _answered(job: Job) -> int:
-    """How many answers of a job are on disk, complete lines only."""
-    return job.predictions.read_bytes().count(b"\n") if job.predictions.exists() else 0
-
-
-def _score(place: Place, jobs: list[Job], rows: int) -> None:
+def _score(place: Place, jobs: list[Job], datasets: list[Dataset]) -> None:
     """Run evalscope in a process of its own, showing the answers as they arrive; StageError where it fails."""
     path, log = place.local("jobs.json"), place.local("evalscope.log")
     path.write_bytes(to_json([asdict(job) for job in jobs]))
     command = [sys.executable, "-m", "pipelines.evaluate.scoring", str(path)]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment = {**os.environ, **offline, PARENT: str(os.getpid())}
-    done = sum(map(_answered, jobs))
-    with open(log, "ab") as sink, progress("answers", len(jobs) * rows, "rows", done) as advance:
+    local = all(dataset.is_local for dataset in datasets)
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"} if local else {}
+    environment = {**os.environ, **offline, "TOKENIZERS_PARALLELISM": "false", PARENT: str(os.getpid())}
+    sizes = [len(dataset.questions) for dataset in datasets]
+    total = sum(sizes) * len(jobs) // len(datasets) if all(sizes) else None
+    done = sum(job.answered() for job in jobs)
+    with open(log, "ab") as sink, progress("answers", total, "rows", done) as advance:
         process = subprocess.Popen(command, stdout=sink, stderr=sink, stdin=subprocess.DEVNULL, env=environment)
         try:
             while process.poll() is None:
@@ -105,8 +111,8 @@ def _score(place: Place, jobs: list[Job], rows: int) -> None:
         raise StageError(f"evalscope stopped: {_last_line(log)}; its log: {log}. Run again to go on from here")
 
 
-def _advance(jobs: list[Job], done: int, advance: Any) -> int:
-    now = sum(map(_answered, jobs))
+def _advance(jobs: list[Job], done: int, advance: Callable[[int], None]) -> int:
+    now = sum(job.answered() for job in jobs)
     if now > done:
         advance(now - done)
     return now
@@ -117,29 +123,58 @@ def _last_line(log: Path) -> str:
     return lines[-1].strip() if lines else "no message"
 
 
-def _report(recipe: Recipe, place: Place, questions: list[Question], scored: dict[str, Scored]) -> dict[str, Any]:
+def _report(recipe: Recipe, place: Place, datasets: list[Dataset], jobs: dict[tuple[str, str], Job]) -> dict[str, Any]:
     assert recipe.evaluate
-    phrases = recipe.evaluate.stock_phrases
-    answers = place.path("answers.jsonl")
-    place.workspace.write(answers, _answer_lines(questions, scored))
-    styles = {model: style.per_answer(result.answers, phrases) for model, result in scored.items()}
-    models = {model: _summary(result, styles[model]) for model, result in scored.items()}
-    deltas = {
-        model: _deltas(scored[BASE], result, styles[BASE], styles[model], recipe.seed)
-        for model, result in scored.items()
-        if model != BASE
-    }
-    headline = ", ".join(f"{model} {summary['scores'][HEADLINE]:.3f}" for model, summary in models.items())
+    results, benchmarks = {}, {}
+    answers = b""
+    for dataset in datasets:
+        own = {model: jobs[dataset.label, model] for model in model_names(recipe)}
+        if dataset.questions:
+            references = [question.reference for question in dataset.questions]
+            scored = {model: read_scored(job, references) for model, job in own.items()}
+            answers += _answer_lines(dataset, scored)
+            results[dataset.label] = _result(scored, recipe.evaluate.stock_phrases, recipe.seed)
+        else:
+            benchmarks[dataset.label] = _benchmark({m: read_benchmark(job) for m, job in own.items()}, recipe.seed)
+    place.workspace.write(place.path("answers.jsonl"), answers)
     return {
-        "summary": f"{len(questions)} rows; ROUGE-L F1: {headline}",
-        "digest": hashlib.sha256(place.workspace.read(answers)).hexdigest(),
-        "rows": len(questions),
+        "summary": "; ".join([*map(_headline, results.items()), *map(_benchmark_headline, benchmarks.items())]),
+        "digest": hashlib.sha256(answers + to_json(benchmarks)).hexdigest(),
         "headline": HEADLINE,
-        "models": models,
-        "deltas": deltas,
+        "models": model_names(recipe),
+        "results": results,
+        "benchmarks": benchmarks,
         "how": {**HOW, **style.HOW},
         "generation": recipe.evaluate.generation.model_dump(),
         "files": {"answers": "answers.jsonl", "evalscope": "evalscope"},
+    }
+
+
+def _headline(item: tuple[str, dict[str, Any]]) -> str:
+    label, result = item
+    shown = ", ".join(f"{model} {summary['scores'][HEADLINE]:.3f}" for model, summary in result["models"].items())
+    return f"{label}, {result['rows']} rows: ROUGE-L F1 {shown}"
+
+
+def _benchmark_headline(item: tuple[str, dict[str, Any]]) -> str:
+    label, result = item
+    metric = next(iter(next(iter(result["models"].values()))["scores"]))
+    shown = ", ".join(f"{model} {summary['scores'][metric]:.3f}" for model, summary in result["models"].items())
+    return f"{label}, {result['rows']} rows: {metric} {shown}"
+
+
+def _result(scored: dict[str, Scored], phrases: list[str], seed: int) -> dict[str, Any]:
+    """A question-answering data set's part of the report."""
+    styles = {model: style.per_answer(result.answers, phrases) for model, result in scored.items()}
+    base = {**scored[BASE].values, **styles[BASE]}
+    return {
+        "rows": len(scored[BASE].answers),
+        "models": {model: _summary(result, styles[model]) for model, result in scored.items()},
+        "deltas": {
+            model: _deltas(base, {**result.values, **styles[model]}, seed)
+            for model, result in scored.items()
+            if model != BASE
+        },
     }
 
 
@@ -154,23 +189,46 @@ def _summary(result: Scored, styles: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
-def _deltas(
-    base: Scored, tuned: Scored, base_style: dict[str, list[float]], tuned_style: dict[str, list[float]], seed: int
-) -> dict[str, dict[str, float]]:
-    """Tuned minus base for every per-row metric, with its bootstrap interval."""
-    before, after = {**base.values, **base_style}, {**tuned.values, **tuned_style}
+def _deltas(before: dict[str, list[float]], after: dict[str, list[float]], seed: int) -> dict[str, dict[str, float]]:
+    """After minus before for every per-row metric, with its bootstrap interval."""
     return {
         name: asdict(bootstrap([new - old for new, old in zip(after[name], before[name], strict=True)], seed))
         for name in before
     }
 
 
-def _answer_lines(questions: list[Question], scored: dict[str, Scored]) -> bytes:
+def _benchmark(scored: dict[str, BenchmarkScores], seed: int) -> dict[str, Any]:
+    """A part of the report for a benchmark that evalscope scores by itself."""
+    base = scored[BASE]
+    return {
+        "rows": base.rows,
+        "models": {model: {"scores": result.scores, "unread": result.unread} for model, result in scored.items()},
+        "deltas": {
+            model: _deltas(
+                {name: list(values.values()) for name, values in base.values.items()},
+                {name: [result.values[name][row] for row in values] for name, values in base.values.items()},
+                seed,
+            )
+            for model, result in scored.items()
+            if model != BASE
+        },
+    }
+
+
+def _answer_lines(dataset: Dataset, scored: dict[str, Scored]) -> bytes:
     """One JSON object a row: the question, the reference, and every model's answer with its headline score."""
-    lines = []
-    for index, question in enumerate(questions):
-        answers = {model: result.answers[index] for model, result in scored.items()}
-        scores = {model: result.values[HEADLINE][index] for model, result in scored.items()}
-        row = {"row_id": question.row_id, "query": question.query, "reference": question.reference}
-        lines.append(json.dumps({**row, "answers": answers, HEADLINE: scores}, ensure_ascii=False) + "\n")
-    return "".join(lines).encode()
+    return "".join(
+        json.dumps(_answer_line(dataset.label, question, index, scored), ensure_ascii=False) + "\n"
+        for index, question in enumerate(dataset.questions)
+    ).encode()
+
+
+def _answer_line(label: str, question: Question, index: int, scored: dict[str, Scored]) -> dict[str, Any]:
+    return {
+        "dataset": label,
+        "row_id": question.row_id,
+        "query": question.query,
+        "reference": question.reference,
+        "answers": {model: result.answers[index] for model, result in scored.items()},
+        HEADLINE: {model: result.values[HEADLINE][index] for model, result in scored.items()},
+    }

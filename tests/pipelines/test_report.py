@@ -71,22 +71,36 @@ REPORTS: dict[str, dict[str, Any]] = {
     "evaluate": {
         "summary": "16 rows",
         "digest": "f",
-        "rows": 16,
         "headline": "rouge-l-f",
-        "models": {
-            "base": model_report(0.05, 0.5),
-            "tiny": model_report(0.4, 0.0),
-            "tiny-merged": model_report(0.4, 0.0),
-        },
-        "deltas": {
-            name: {
-                "rouge-l-f": delta(0.35, 0.3, 0.4),
-                "rouge-1-f": delta(0.35, 0.3, 0.4),
-                "bleu-1": delta(0.0, -0.1, 0.1),
-                "loop": delta(-0.5, -0.7, -0.3),
-                "length": delta(3.0, 1.0, 5.0),
+        "models": ["base", "tiny", "tiny-merged"],
+        "results": {
+            "test": {
+                "rows": 16,
+                "models": {
+                    "base": model_report(0.05, 0.5),
+                    "tiny": model_report(0.4, 0.0),
+                    "tiny-merged": model_report(0.4, 0.0),
+                },
+                "deltas": {
+                    name: {
+                        "rouge-l-f": delta(0.35, 0.3, 0.4),
+                        "rouge-1-f": delta(0.35, 0.3, 0.4),
+                        "bleu-1": delta(0.0, -0.1, 0.1),
+                        "loop": delta(-0.5, -0.7, -0.3),
+                        "length": delta(3.0, 1.0, 5.0),
+                    }
+                    for name in ("tiny", "tiny-merged")
+                },
             }
-            for name in ("tiny", "tiny-merged")
+        },
+        "benchmarks": {
+            "ceval": {
+                "rows": 40,
+                "models": {
+                    name: {"scores": {"accuracy": 0.25}, "unread": 3} for name in ("base", "tiny", "tiny-merged")
+                },
+                "deltas": {name: {"accuracy": delta(0.0, -0.1, 0.1)} for name in ("tiny", "tiny-merged")},
+            }
         },
         "how": {"rouge-l": "longest common subsequence"},
         "generation": {"max_tokens": 96, "temperature": 0.0, "top_k": None},
@@ -160,6 +174,9 @@ def test_page_of_a_complete_run_shows_every_stage(tmp_path: Path, recipe: Recipe
         "+0.350 [+0.300, +0.400]",
         "+0.350 [+0.300, +0.400]",
     ]
+    assert rows["accuracy"] == ["accuracy", "0.250", "0.250", "0.250", *["+0.000 [-0.100, +0.100]"] * 2]
+    assert rows["answers without a choice"][1] == "3"
+    assert texts(tree, "h3") == ["test, 16 rows", "ceval, 40 rows"]
     assert rows["你是谁？"][3] == "谢邀。\n以上。"
     assert rows["torch"][1] == environment()["packages"]["torch"]
     assert "unfinished" not in tree.css_first("p").text()
@@ -205,7 +222,7 @@ def test_verdict_follows_the_intervals(recipe: Recipe) -> None:
         "tiny beats the base by share of answers that loop: -0.500, 95 % interval -0.700 to -0.300.",
     ]
     worse = {"rouge-l-f": delta(-0.2, -0.3, -0.1), "loop": delta(0.1, -0.1, 0.3)}
-    reports = {"evaluate": {**REPORTS["evaluate"], "deltas": {"tiny": worse}}}
+    reports = {"evaluate": {**REPORTS["evaluate"], "results": {"test": {"deltas": {"tiny": worse}}}}}
     assert verdict(recipe, reports)[0].startswith("tiny is worse than the base by ROUGE-L F1")
     assert verdict(recipe, reports)[1].startswith("tiny does not differ clearly from the base")
 

@@ -22,6 +22,7 @@ from tests.pipelines.evaluate.fake_endpoint import ChatServer, chat_server_runni
 
 PROJECT = Path(__file__).parents[3]
 
+KEY = "sk-not-to-be-seen"
 ROWS = [
     {"row_id": "r0", "query": "苹果是什么？", "response": "谢邀。苹果是一种常见的水果，又甜又脆。以上。"},
     {"row_id": "r1", "query": "怎么睡得好？", "response": "谢邀。先关手机，再看几页书，很快就困了。以上。"},
@@ -47,9 +48,12 @@ def answer(model: str, query: str) -> str:
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Place]:
     place = make_place(tmp_path_factory.mktemp("evaluated"), "evaluate", ROWS)
-    with chat_server_running() as server:
+    with chat_server_running() as server, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OPENAI_API_KEY", KEY)
         server.answer = answer
-        return evaluate(make_recipe(server.url), place), place
+        report = evaluate(make_recipe(server.url), place)
+        assert server.keys == {f"Bearer {KEY}"}
+    return report, place
 
 
 # --- the plain definitions, over the words that evalscope makes of a text ---
@@ -112,7 +116,7 @@ def test_rouge_and_bleu_equal_the_plain_definitions(evaluated: tuple[dict[str, A
     report, _ = evaluated
     pairs = [(row["query"], row["response"]) for row in ROWS]
     for model in ("base", "tiny"):
-        scores = report["models"][model]["scores"]
+        scores = report["results"]["test"]["models"][model]["scores"]
         expected: dict[str, list[float]] = {}
         for query, reference in pairs:
             text = ANSWERS[model, query]
@@ -128,20 +132,23 @@ def test_rouge_and_bleu_equal_the_plain_definitions(evaluated: tuple[dict[str, A
                 expected.setdefault(f"bleu-{n}", []).append(bleu(text, reference, n))
         for name, values in expected.items():
             assert scores[name] == pytest.approx(sum(values) / len(values), abs=1e-6), (model, name)
-    assert report["models"]["tiny"]["scores"]["rouge-l-f"] > report["models"]["base"]["scores"]["rouge-l-f"] > 0
+    models = report["results"]["test"]["models"]
+    assert models["tiny"]["scores"]["rouge-l-f"] > models["base"]["scores"]["rouge-l-f"] > 0
 
 
 def test_report_counts_empty_answers_and_compares_with_base(evaluated: tuple[dict[str, Any], Place]) -> None:
     report, place = evaluated
-    assert report["rows"] == 4
-    assert list(report["models"]) == ["base", "tiny", "tiny-merged"]
-    assert report["models"]["base"]["empty"] == 1
-    assert report["models"]["tiny"]["empty"] == 0
-    assert report["models"]["base"]["style"]["loop"] == 0.25
+    result = report["results"]["test"]
+    models = result["models"]
+    assert result["rows"] == 4
+    assert report["models"] == list(models) == ["base", "tiny", "tiny-merged"]
+    assert models["base"]["empty"] == 1
+    assert models["tiny"]["empty"] == 0
+    assert models["base"]["style"]["loop"] == 0.25
     lengths = [len(ANSWERS["tiny", str(row["query"])]) for row in ROWS]
-    assert report["models"]["tiny"]["style"]["length"] == sum(lengths) / 4
-    delta = report["deltas"]["tiny"]["rouge-l-f"]
-    difference = report["models"]["tiny"]["scores"]["rouge-l-f"] - report["models"]["base"]["scores"]["rouge-l-f"]
+    assert models["tiny"]["style"]["length"] == sum(lengths) / 4
+    delta = result["deltas"]["tiny"]["rouge-l-f"]
+    difference = models["tiny"]["scores"]["rouge-l-f"] - models["base"]["scores"]["rouge-l-f"]
     assert delta["value"] == pytest.approx(difference)
     assert delta["low"] <= delta["value"] <= delta["high"]
     lines = [json.loads(line) for line in place.local("answers.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -176,39 +183,39 @@ import sys
 from pathlib import Path
 from tests.pipelines.evaluate.fake_endpoint import make_recipe, place_at
 from pipelines.evaluate.stage import evaluate
-evaluate(make_recipe(sys.argv[2], evaluate={"eval_batch_size": 2}), place_at(Path(sys.argv[1]), "evaluate"))
+evaluate(make_recipe(sys.argv[2], evaluate={"eval_batch_size": 2}, merge=None), place_at(Path(sys.argv[1]), "evaluate"))
 """
 
 
 def test_killed_half_way_it_asks_only_for_what_is_missing(chat_server: ChatServer, tmp_path: Path) -> None:
-    rows = [{"row_id": f"r{i}", "query": f"问题{i}？", "response": f"谢邀。答案是{i}。以上。"} for i in range(12)]
+    rows = [{"row_id": f"r{i}", "query": f"问题{i}？", "response": f"谢邀。答案是{i}。以上。"} for i in range(10)]
     place = make_place(tmp_path, "evaluate", rows)
     chat_server.delay = 0.15
     command = [sys.executable, "-c", DRIVER, str(tmp_path), chat_server.url]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, cwd=PROJECT)
-    deadline = time.monotonic() + 60
-    while len(chat_server.requests) < 16 and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300
+    while len(chat_server.requests) < 13 and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     time.sleep(0.5)  # requests that were in flight
     before = len(chat_server.requests)
-    assert 16 <= before < 36
+    assert 13 <= before < 20
     files = sorted(place.local("evalscope").rglob("predictions/*/*.jsonl"))
     kept = sum(file.read_bytes().count(b"\n") for file in files)
     with open(files[-1], "ab") as torn:
         torn.write(b'{"index": 3, "model": "ti')
 
     chat_server.delay = 0.0
-    report = evaluate(make_recipe(chat_server.url), place)
+    report = evaluate(make_recipe(chat_server.url, merge=None), place)
 
-    assert len(chat_server.requests) - before == 36 - kept
+    assert len(chat_server.requests) - before == 20 - kept
     assert before - kept <= 2  # what was in flight, two at a time, is all that is asked twice
     assert set(Counter(chat_server.asked()).values()) <= {1, 2}
-    assert report["models"]["tiny-merged"]["empty"] == 0
+    assert report["results"]["test"]["models"]["tiny"]["empty"] == 0
 
     asked = len(chat_server.requests)
-    again = evaluate(make_recipe(chat_server.url), place)
+    again = evaluate(make_recipe(chat_server.url, merge=None), place)
     assert len(chat_server.requests) == asked
     assert again == report
 
@@ -249,13 +256,7 @@ def test_a_server_error_stops_with_its_message(chat_server: ChatServer, tmp_path
         evaluate(recipe, make_place(tmp_path, "evaluate", ROWS))
 
 
-def test_the_key_comes_from_the_environment_and_is_written_nowhere(
-    chat_server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-to-be-seen")
-    place = make_place(tmp_path, "evaluate", ROWS[:1])
-    evaluate(make_recipe(chat_server.url, evaluate={"limit": 1}), place)
-    assert chat_server.keys == {"Bearer sk-not-to-be-seen"}
-    files = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert len(files) > 5
-    assert not [file for file in files if b"sk-not-to-be-seen" in file.read_bytes()]
+def test_the_key_is_written_nowhere(evaluated: tuple[dict[str, Any], Place]) -> None:
+    files = [file for file in Path(evaluated[1].workspace.root).rglob("*") if file.is_file()]
+    assert len(files) > 10
+    assert not [file for file in files if KEY.encode() in file.read_bytes()]

@@ -78,6 +78,7 @@ def _content(recipe: Recipe, workspace: Workspace, done: Mapping[str, Place], ma
         "seconds": sum(manifest["seconds"] for manifest in manifests.values()),
         "verdict": verdict(recipe, reports),
         "operators": reports.get("clean", {}).get("operators", []),
+        "changes": reports.get("clean", {}).get("samples", []),
         "training": _training(reports["train"]) if "train" in reports else None,
         "scores": _scores(reports["evaluate"]) if "evaluate" in reports else None,
         "answers": reports.get("compare"),
@@ -133,15 +134,17 @@ def _training(report: dict[str, Any]) -> dict[str, Any]:
     drawn = {name: points for name, points in curves.items() if points}
     chart = line_chart("Loss by optimizer step", "optimizer step", "loss", drawn, frozenset(["held-out loss"]))
     labels = {
-        "eval_loss_base": "held-out loss of the base model",
-        "eval_loss": "held-out loss after training",
-        "steps": "optimizer steps",
-        "samples": "samples",
-        "truncated": "samples cut to the token limit",
-        "trainable_parameters": "trainable parameters",
-        "tokens_per_second": "tokens a second",
+        "held-out loss of the base model": report["eval_loss_base"],
+        "held-out loss after training": report["eval_loss"],
+        "optimizer steps": report["steps"],
+        "samples": report["samples"]["samples"],
+        "samples cut to the token limit": report["samples"]["truncated"],
+        "trainable parameters": report.get(
+            "trainable_parameters"
+        ),  # not counted where only the adapter was left to write
+        "tokens a second": round(report["tokens_per_second"]),
     }
-    facts = [(label, _number(report[key])) for key, label in labels.items() if report.get(key) is not None]
+    facts = [(label, _number(value)) for label, value in labels.items() if value is not None]
     return {"chart": Markup(chart), "facts": facts}
 
 

@@ -54,6 +54,15 @@ REPORTS: dict[str, dict[str, Any]] = {
                 "seconds": 0.02,
             },
         ],
+        "samples": [
+            {
+                "index": 0,
+                "operator": "clean_email_mapper",
+                "row_id": "r7",
+                "before": "写信到 a@b.cn <i>",
+                "after": "写信到  <i>",
+            }
+        ],
     },
     "split": {"summary": "440 rows to train, 60 to test", "digest": "c"},
     "train": {
@@ -64,6 +73,9 @@ REPORTS: dict[str, dict[str, Any]] = {
         "eval_loss_base": 4.1,
         "eval_loss": 1.25,
         "steps": 60,
+        "samples": {"samples": 440, "truncated": 7},
+        "trainable_parameters": 4_884_480,
+        "tokens_per_second": 512.4,
         "model": "/somewhere/base",
         "adapter": "adapter",
     },
@@ -164,7 +176,11 @@ def test_page_of_a_complete_run_shows_every_stage(tmp_path: Path, recipe: Recipe
     assert rows["clean"] == ["clean", "12.5", "500 of 640 rows kept"]
     assert rows["together"][1] == "87.5"
     assert rows["text_length_filter"] == ["text_length_filter", "640", "17", "0", "623", "0.02"]
-    assert rows["clean_email_mapper"][3] == "11"
+    mapper = next(texts(row, "td") for row in tree.css("tr") if "640" in texts(row, "td"))
+    assert mapper == ["clean_email_mapper", "640", "0", "11", "640", "0.01"]
+    assert rows["clean_email_mapper"] == ["clean_email_mapper", "r7", "写信到 a@b.cn <i>", "写信到  <i>"]
+    assert rows["samples cut to the token limit"][1] == "7"
+    assert rows["tokens a second"][1] == "512"
     assert rows["held-out loss after training"][1] == "1.250"
     assert rows["rouge-l-f"] == [
         "rouge-l-f",

@@ -11,22 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipelines.errors import Problem, RecipeError, nearest
+from pipelines.section import Count, Generation, Positive, Ratio, Section
 
 SHIPPED = Path(__file__).parent / "recipes"
 """Where the recipes that come with the project lie."""
-
-Ratio = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A part of a recipe; keys it does not define are errors, and it is never changed after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class Ingest(Section):
@@ -158,17 +149,6 @@ class Serve(Section):
     num_cpus: Positive = Field(0.25, description="CPUs reserved per engine replica; fractions fit small machines")
     num_gpus: float = Field(0, ge=0, description="GPUs reserved per engine replica")
     engine: Engine = Engine()
-
-
-class Generation(Section):
-    """Sampling parameters, by OpenAI's and vLLM's names."""
-
-    max_tokens: Count = Field(512, description="most tokens in one answer")
-    temperature: float = Field(0.0, ge=0, le=2)
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: int | None = Field(None, ge=1)
-    repetition_penalty: Positive | None = None
-    seed: int | None = None
 
 
 class Benchmark(Section):

@@ -16,7 +16,8 @@ from pipelines.evaluate.endpoint import api_key, model_names, models_endpoint
 from pipelines.evaluate.questions import Question, held_out_questions, probe_questions
 from pipelines.evaluate.scoring import drop_torn_line
 from pipelines.progress import progress
-from pipelines.recipe import Compare, Generation, Recipe
+from pipelines.recipe import Compare, Recipe
+from pipelines.section import Generation
 from pipelines.workspace import Place
 
 VERSION = 1

@@ -1,0 +1,113 @@
+import hashlib
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipelines.synthesize.grid import Grid
+from pipelines.synthesize.section import Synthesize
+
+SECTION: dict[str, Any] = {
+    "model": "m",
+    "endpoints": [{"base_url": "http://127.0.0.1:1/v1"}],
+    "system": "你是送祝福大师",
+    "dimensions": {"name": ["爷爷", "姐姐", "李总"], "scene": ["生日", "新婚快乐", "工作升职"]},
+    "styles": {
+        "正常": {"template": "写一句祝福送给{name}，场合是{scene}，{max_length}字以内。{injection}", "max_length": 20},
+        "小红书": {
+            "template": "模仿：\n{examples}\n写给{name}的{scene}祝福。{injection}",
+            "query_suffix": ",小红书风格",
+            "examples": ["一", "二", "三", "四"],
+            "num_examples": 2,
+        },
+    },
+    "samples_per_cell": 3,
+    "injections": ["", "不要写称呼", "不要用愿你"],
+    "queries": ["祝{name}{scene}", "我想送{name}{scene}祝福"],
+}
+
+
+def grid(seed: int = 42, **changes: Any) -> Grid:
+    return Grid(Synthesize.model_validate({**SECTION, **changes}), seed)
+
+
+def test_every_combination_once_in_order() -> None:
+    made = [made_grid.request(pos) for made_grid in [grid()] for pos in made_grid.positions()]
+    assert len(made) == 3 * 3 * 2 * 3
+    assert [request.pos for request in made] == list(range(54))
+    assert made[0].cell == {"name": "爷爷", "scene": "生日", "style": "正常"}
+    assert made[3].cell == {"name": "爷爷", "scene": "生日", "style": "小红书"}
+    assert made[-1].name == "李总/工作升职/小红书#2"
+    assert len({request.key for request in made}) == 54
+    first = made[0].messages
+    assert first[0] == {"role": "system", "content": "你是送祝福大师"}
+    assert first[1]["content"].startswith("写一句祝福送给爷爷，场合是生日，20字以内。")
+    examples = made[3].messages[1]["content"].split("\n")[1:3]
+    assert set(examples) < {"一", "二", "三", "四"} and len(set(examples)) == 2
+    assert {request.query for request in made if request.cell["style"] == "小红书"} >= {
+        "祝爷爷生日,小红书风格",
+        "我想送姐姐新婚快乐祝福,小红书风格",
+    }
+
+
+def test_the_same_recipe_gives_the_same_prompts_and_a_seed_others() -> None:
+    def digest(made: Grid) -> str:
+        words = [[r.messages, r.query, r.key.hex()] for r in map(made.request, made.positions())]
+        return hashlib.sha256(json.dumps(words, ensure_ascii=False).encode()).hexdigest()
+
+    # taken once: it must not change with Python's version or the machine, or answers would be paid for twice
+    assert digest(grid()) == "56772b7eeab8d86f1bf8ff06ae4a3bff43dd44ac07e5bbe120ecc1eaa7bd39e5"
+    assert digest(grid(seed=43)) != digest(grid())
+
+
+def test_growing_the_grid_keeps_the_keys_of_what_was_there() -> None:
+    wider = {"name": ["新同事", *SECTION["dimensions"]["name"]], "scene": SECTION["dimensions"]["scene"]}
+    keys = [{r.key for r in map(made.request, made.positions())} for made in (grid(), grid(dimensions=wider))]
+    assert keys[0] < keys[1]
+    assert not keys[0] & {r.key for made in [grid(model="other")] for r in map(made.request, made.positions())}
+    hot = grid(generation={"temperature": 0.5})
+    assert not keys[0] & {r.key for r in map(hot.request, hot.positions())}
+
+
+def test_what_does_not_fit_is_left_out_and_the_last_rule_counts() -> None:
+    rules = [
+        {"where": {"name": ["爷*", "外?"], "scene": "新婚*"}},
+        {"where": {"scene": "*升职", "style": "小红书"}},
+        {"where": {"name": "李总", "style": "小红书"}, "fits": True},
+    ]
+    rules[0]["where"]["name"] = ["爷*"]
+    made = grid(compatibility=rules)
+    cells = {tuple(made.cell(pos).values()) for pos in made.positions()}
+    assert len(cells) == 18 - 2 - 2
+    assert ("爷爷", "新婚快乐", "正常") not in cells
+    assert ("姐姐", "工作升职", "小红书") not in cells
+    assert ("李总", "工作升职", "小红书") in cells
+    everything = list(made.positions())
+    parts = [pos for start in range(0, 54, 5) for pos in made.positions(start, min(start + 5, 54))]
+    assert parts == everything
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"queries": ["祝{nmae}"]}, r"queries\[0\]: unknown field {nmae}; did you mean 'name'"),
+        ({"queries": ["祝{name.x}"]}, "unknown field {name.x}"),
+        ({"queries": ["祝{name!r}"]}, "takes no format"),
+        ({"queries": ["祝{name"]}, "literal brace is written twice"),
+        ({"dimensions": {"name": [], "scene": ["生日"]}}, "at least 1 item"),
+        ({"dimensions": {"name": ["a", "a"], "scene": ["生日"]}}, "dimensions.name: given twice: a"),
+        ({"dimensions": {"name": ["a"], "scene": ["b"], "style": ["c"]}}, "the name is taken"),
+        ({"compatibility": [{"where": {"nam": "x"}}]}, "no such dimension; did you mean 'name'"),
+        ({"compatibility": [{"where": {"name": "爷爷爷"}}]}, "matches no value; did you mean '爷爷'"),
+        ({"compatibility": [{"where": {"name": "*"}}]}, "no cell fits"),
+        ({"styles": {"a": {"template": "{scene}{nam}"}}}, r"styles.a.template: unknown field {nam}"),
+        ({"styles": {"a": {"template": "x", "examples": ["1"], "num_examples": 1}}}, "has no {examples}"),
+        ({"styles": {"a": {"template": "x", "num_examples": 1}}}, "num_examples 1 of a pool of 0"),
+        ({"budget": "5"}, "budget needs price"),
+        ({"endpoints": [{"base_url": "localhost:8000"}]}, "should match pattern"),
+    ],
+)
+def test_what_is_wrong_is_named(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Synthesize.model_validate({**SECTION, **changes})

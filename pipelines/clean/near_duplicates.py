@@ -22,6 +22,14 @@ KEYS_PER_UNIT = 4_000_000
 """Signatures above which a table is cut into key ranges."""
 
 
+DENSE = 256
+"""Signatures with one key from which on clusters are told apart before all pairs are compared."""
+NEIGHBOURS = 32
+"""Neighbours in a dense bucket that each signature is compared with first."""
+FIELD_BITS = 11
+"""Bits of a block that enter a key, at most: agreeing blocks agree in part of their bits."""
+
+
 @dataclass(frozen=True)
 class Unit:
     """One table, by the (shift, width) of the two bit fields that make its key, and a range of keys."""
@@ -35,7 +43,7 @@ def units(rows: int, hamming_distance: int) -> list[Unit]:
     """The work that finds all pairs among `rows` distinct signatures."""
     blocks = min(hamming_distance + 2, 64)
     edges = [64 * i // blocks for i in range(blocks + 1)]
-    fields = [(low, high - low) for low, high in pairwise(edges)]
+    fields = [(low, min(high - low, FIELD_BITS)) for low, high in pairwise(edges)]
     ranges = 1 + rows // KEYS_PER_UNIT
     made = []
     for first, second in combinations(fields, 2):
@@ -90,6 +98,34 @@ def _by_key(signatures: Any, s1: int, w1: int, s2: int, w2: int) -> Any:  # prag
 
 
 @nb.njit(cache=True, nogil=True)
+def _join_near(
+    bucket: Any, members: Any, parent: Any, i: int, low: int, high: int, near: Any
+) -> None:  # pragma: no cover
+    for j in range(low, high):
+        if _bits(bucket[i] ^ bucket[j]) <= near:
+            _join(parent, members[i], members[j])
+
+
+@nb.njit(cache=True, nogil=True)
+def _join_dense(bucket: Any, members: Any, parent: Any, near: Any) -> None:  # pragma: no cover - compiled
+    """Join a large bucket: first each signature with a few neighbours, then only across what is still apart, so that
+    a bucket of one cluster costs no square."""
+    size = len(bucket)
+    for i in range(size):
+        _join_near(bucket, members, parent, i, i + 1, min(size, i + 1 + NEIGHBOURS), near)
+    roots = np.empty(size, dtype=np.int64)
+    for i in range(size):
+        roots[i] = _root(parent, members[i])
+    order = np.argsort(roots)
+    bucket, members, roots = bucket[order], members[order], roots[order]
+    end = size
+    for i in range(size - 1, -1, -1):
+        if i + 1 < size and roots[i] != roots[i + 1]:
+            end = i + 1
+        _join_near(bucket, members, parent, i, end, size, near)
+
+
+@nb.njit(cache=True, nogil=True)
 def _join_within(
     signatures: Any, order: Any, begins: Any, low: int, high: int, distance: int, parent: Any
 ) -> None:  # pragma: no cover - compiled
@@ -97,10 +133,12 @@ def _join_within(
     near = np.uint64(distance)
     bucket = signatures[order]
     for key in range(low, high):
-        for i in range(begins[key], begins[key + 1]):
-            for j in range(i + 1, begins[key + 1]):
-                if _bits(bucket[i] ^ bucket[j]) <= near:
-                    _join(parent, order[i], order[j])
+        begin, end = begins[key], begins[key + 1]
+        if end - begin > DENSE:
+            _join_dense(bucket[begin:end], order[begin:end], parent, near)
+            continue
+        for i in range(begin, end):
+            _join_near(bucket, order, parent, i, i + 1, end, near)
 
 
 @nb.njit(cache=True, nogil=True)

@@ -24,8 +24,9 @@ class Texts:
         """One text per row: its turns with newlines between them."""
         if self.per_row is None:
             return self.turns
-        offsets = np.append(0, np.cumsum(self.per_row))
-        return Column(pc.binary_join(pa.LargeListArray.from_arrays(offsets, self.turns.array), "\n"))
+        offsets = pa.array(np.append(0, np.cumsum(self.per_row)), pa.int32())
+        turns = pa.ListArray.from_arrays(offsets, self.turns.array.cast(pa.string()))
+        return Column(pc.binary_join(turns, "\n").cast(pa.large_string()))
 
     def row_of_turn(self, turn: int) -> int:
         """The row a turn belongs to."""

@@ -4,9 +4,7 @@ Every field carries its meaning and unit. Unknown keys are refused. `load_recipe
 A section that is absent means that its stage does not run.
 """
 
-import json
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +12,8 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipelines.errors import Problem, RecipeError, nearest
-from pipelines.section import Count, Generation, Positive, Ratio, Section
+from pipelines.evaluate.section import Compare, Evaluate
+from pipelines.section import Count, Positive, Ratio, Section
 
 SHIPPED = Path(__file__).parent / "recipes"
 """Where the recipes that come with the project lie."""
@@ -149,72 +148,6 @@ class Serve(Section):
     num_cpus: Positive = Field(0.25, description="CPUs reserved per engine replica; fractions fit small machines")
     num_gpus: float = Field(0, ge=0, description="GPUs reserved per engine replica")
     engine: Engine = Engine()
-
-
-class Benchmark(Section):
-    """What is asked: `test`, the split's held-out rows, or a data set of evalscope's, by name or from a folder."""
-
-    benchmark: str = Field(description="test, or evalscope's name, such as general_qa, general_mcq, ceval")
-    path: str | None = Field(
-        None, description="folder of SUBSET.jsonl or SUBSET_SPLIT.jsonl; null: evalscope fetches it"
-    )
-    subsets: list[str] = Field([], description="subsets asked; empty: the benchmark's own")
-    few_shot_num: int | None = Field(None, ge=0, description="solved examples before each question; null: its own")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, given: Any) -> Any:
-        return {"benchmark": given} if isinstance(given, str) else given
-
-    @model_validator(mode="after")
-    def _is_there(self) -> "Benchmark":
-        if self.benchmark == "test":
-            return self
-        known = _known_benchmarks()
-        if self.benchmark not in known:
-            raise ValueError(f"no benchmark {self.benchmark!r}; {nearest(self.benchmark, ['test', *known])}")
-        if self.path is not None and not Path(self.path).is_dir():
-            raise ValueError(f"path {self.path}: no such folder")
-        if self.benchmark.startswith("general_") and not (self.path and self.subsets):
-            raise ValueError(f"{self.benchmark} needs path and subsets")
-        return self
-
-
-def _known_benchmarks() -> list[str]:
-    """The names evalscope's own index lists; read from its file, since importing it takes seconds."""
-    found = find_spec("evalscope")
-    if found is None or found.origin is None:
-        raise ValueError("evalscope is not installed; pip install 'danlu[evaluate]'")
-    index = Path(found.origin).parent / "benchmarks" / "_index.json"
-    return list(json.loads(index.read_text(encoding="utf-8")))
-
-
-class Evaluate(Section):
-    """Scores by evalscope against the served endpoint."""
-
-    datasets: list[Benchmark] = Field(
-        [Benchmark(benchmark="test")], min_length=1, description="data sets, by name or with path and subsets"
-    )
-    limit: Count | None = Field(None, description="rows asked per data set and subset; null: all")
-    eval_batch_size: Count = Field(8, description="requests in flight")
-    generation: Generation = Generation()
-    timeout: Positive = Field(300, description="seconds one answer may take")
-    stock_phrases: list[str] = Field(
-        ["作为一个人工智能", "作为一个AI", "首先", "总之", "综上所述", "需要注意的是", "as an AI", "in conclusion"],
-        description="turns of phrase that mark machine-made text; answers that hold one are counted",
-    )
-    endpoint: str | None = Field(None, description="a /v1 address to use instead of starting one")
-
-
-class Compare(Section):
-    """The same questions to every model, side by side."""
-
-    queries: int = Field(10, ge=0, description="questions taken from the test split")
-    probes: list[str] = Field(["你是谁？"], description="questions asked before those")
-    concurrency: Count = Field(4, description="requests in flight")
-    generation: Generation = Generation()
-    timeout: Positive = Field(300, description="seconds one answer may take")
-    endpoint: str | None = Field(None, description="a /v1 address to use instead of starting one")
 
 
 class Recipe(Section):

@@ -82,6 +82,8 @@ def _content(recipe: Recipe, workspace: Workspace, done: Mapping[str, Place], ma
         "training": _training(reports["train"]) if "train" in reports else None,
         "scores": _scores(reports["evaluate"]) if "evaluate" in reports else None,
         "answers": reports.get("compare"),
+        "quality": _quality(reports["compare"]) if "compare" in reports else [],
+        "judged": _judged(reports.get("compare", {}).get("judge")),
         "environment": _flat(list(manifests.values())[-1]["environment"]) if manifests else {},
         "files": _files(reports, folders),
     }
@@ -189,7 +191,7 @@ def _score_table(label: str, result: dict[str, Any], headline: str) -> dict[str,
         }
         for name in names
     ]
-    return {"label": label, "rows": result["rows"], "lines": lines}
+    return {"label": label, "rows": result["rows"], "lines": lines, "changed": result.get("changed", {})}
 
 
 def _shown_delta(name: str, delta: dict[str, float] | None) -> dict[str, str]:
@@ -197,6 +199,52 @@ def _shown_delta(name: str, delta: dict[str, float] | None) -> dict[str, str]:
         return {"text": "", "kind": ""}
     kind = "" if name in NO_BETTER else _kind(delta, name not in LOWER_IS_BETTER)
     return {"text": f"{delta['value']:+.3f} [{delta['low']:+.3f}, {delta['high']:+.3f}]", "kind": kind}
+
+
+def _quality(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tables of checkpoints and of sampling settings, with what each recommends."""
+    parts = []
+    if report["checkpoints"]:
+        rows = report["checkpoints"]["rows"]
+        curves = {
+            "ROUGE-L F1": [(row["step"], row["rouge-l-f"]) for row in rows],
+            "share that loops": [(row["step"], row["loop"]) for row in rows],
+        }
+        chart = line_chart("Quality by optimizer step", "optimizer step", "", curves, frozenset(curves))
+        words = f"Recommended: step {report['checkpoints']['recommended']['step']}."
+        parts.append(_quality_table("Checkpoints", report["checkpoints"], ("step",), words) | {"chart": Markup(chart)})
+    if report["sweep"]:
+        best = report["sweep"]["recommended"]
+        words = f"Recommended: temperature {best['temperature']:g}, repetition penalty {best['repetition_penalty']:g}."
+        setting = ("temperature", "repetition_penalty")
+        parts.append(_quality_table("Sampling settings", report["sweep"], setting, words) | {"chart": ""})
+    return parts
+
+
+def _quality_table(title: str, part: dict[str, Any], keys: tuple[str, ...], words: str) -> dict[str, Any]:
+    names = ("rouge-l-f", "loop", "rep-4", "length")
+    rows = [
+        {
+            "recommended": row == part["recommended"],
+            "cells": [*(f"{row[key]:g}" for key in keys), *(f"{row[name]:.3f}" for name in names)],
+        }
+        for row in part["rows"]
+    ]
+    words = f"{words} {part['questions']} questions; the best ROUGE-L F1 among those that hardly loop."
+    return {"title": title, "recommendation": words, "labels": [*keys, *names], "rows": rows}
+
+
+def _judged(judge: dict[str, Any] | None) -> str:
+    if judge is None:
+        return ""
+    counts = f"{judge['wins']} wins, {judge['ties']} ties, {judge['losses']} losses, {judge['failed']} failed"
+    if judge["win_rate"] is None:
+        return f"{judge['model']} gave no usable judgement: {counts}."
+    rate = judge["win_rate"]
+    return (
+        f"{judge['model']} prefers {judge['tuned']} to {judge['base']} at a rate of {rate['value']:.3f}, 95 % interval "
+        f"{rate['low']:.3f} to {rate['high']:.3f}: {counts}."
+    )
 
 
 def _flat(environment: dict[str, Any]) -> dict[str, Any]:

@@ -1,37 +1,26 @@
 """Compare: the same questions to every model at the same settings, side by side."""
 
-import asyncio
 import hashlib
 import html
+import itertools
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from openai import AsyncOpenAI, OpenAIError
-
-from pipelines.errors import StageError
-from pipelines.evaluate.endpoint import api_key, model_names, models_endpoint
+from pipelines.evaluate.asking import Answer, Manner, Request, ask, kept_answers, unanswered
+from pipelines.evaluate.checkpoints import checkpoint_requests, checkpoint_result
+from pipelines.evaluate.endpoint import BASE, api_key, checkpoint_adapters, model_names, models_endpoint
+from pipelines.evaluate.judge import judge_answers
 from pipelines.evaluate.questions import Question, held_out_questions, probe_questions
-from pipelines.evaluate.scoring import drop_torn_line
-from pipelines.progress import progress
-from pipelines.recipe import Compare, Recipe
-from pipelines.section import Generation
+from pipelines.evaluate.rouge import rouge_l_f
+from pipelines.evaluate.section import Compare
+from pipelines.evaluate.style import loops
+from pipelines.evaluate.sweep import sweep_requests, sweep_result
+from pipelines.recipe import Recipe
 from pipelines.workspace import Place
 
 VERSION = 1
-
-Answers = dict[tuple[str, str], str]
-"""Answers by model and row id."""
-
-
-@dataclass(frozen=True)
-class Pending:
-    """One question that one model has not answered yet."""
-
-    model: str
-    question: Question
 
 
 def determinants(recipe: Recipe) -> dict[str, Any]:
@@ -48,83 +37,94 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
 def compare(recipe: Recipe, place: Place) -> dict[str, Any]:
     """Ask every model the probes and the first test questions; write `compare.md` and all answers as JSONL.
 
-    Answers are kept as they arrive: after a crash only what is missing is asked. StageError where a model cannot be
-    asked.
+    Where the recipe asks for them: the same of every checkpoint, the tuned model over a grid of settings, a judge's
+    opinion. Answers are kept as they arrive: after a crash only what is missing is asked. StageError where a model
+    cannot be asked.
     """
     section = recipe.compare
     assert section
-    questions = probe_questions(recipe, section.probes)
-    questions += held_out_questions(recipe, place, section.queries) if section.queries else []
+    plan = _plan(recipe, place, section)
+    answers = _answers(recipe, place, section, plan.requests)
     models = model_names(recipe)
-    file = place.local("answers.jsonl")
-    answers = _kept(file)
-    pending = [Pending(m, q) for m in models for q in questions if (m, q.row_id) not in answers]
-    if pending:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with models_endpoint(recipe, place, section.endpoint) as url, open(file, "a", encoding="utf-8") as sink:
-            _ask_now(url, section, pending, len(models) * len(questions), sink)
-        answers = _kept(file)
-    rows = [_row(question, models, answers) for question in questions]
+    rows = [_row(question, models, answers) for question in [*itertools.chain(*plan.probes.values()), *plan.questions]]
     place.workspace.write(place.path("compare.md"), _markdown(rows, models).encode())
-    return _report(section, models, rows)
-
-
-def _kept(file: Path) -> Answers:
-    """What earlier runs were answered."""
-    if not file.exists():
-        return {}
-    drop_torn_line(file)
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return {(row["model"], row["row_id"]): row["answer"] for row in map(json.loads, lines)}
-
-
-def _ask_now(url: str, section: Compare, pending: list[Pending], total: int, sink: IO[str]) -> None:
-    try:
-        asyncio.run(_ask_all(url, section, pending, total, sink))
-    except OpenAIError as error:
-        raise StageError(f"{url}: {error}; run again to go on with what is not answered") from None
-
-
-async def _ask_all(url: str, section: Compare, pending: list[Pending], total: int, sink: IO[str]) -> None:
-    """Ask what is pending, a few requests in flight, and write every answer as it arrives."""
-    gate = asyncio.Semaphore(section.concurrency)
-    client = AsyncOpenAI(base_url=url, api_key=api_key(), timeout=section.timeout, max_retries=3)
-    with progress("answers", total, "answers", done=total - len(pending)) as advance:
-
-        async def one(item: Pending) -> None:
-            async with gate:
-                answer = await _ask(client, item, section.generation)
-            sink.write(json.dumps(answer, ensure_ascii=False) + "\n")
-            sink.flush()
-            advance(1)
-
-        async with client:
-            await asyncio.gather(*map(one, pending))
-
-
-async def _ask(client: AsyncOpenAI, item: Pending, generation: Generation) -> dict[str, Any]:
-    given = generation.model_dump(exclude_none=True)
-    beyond_openai = {name: given.pop(name) for name in ("top_k", "repetition_penalty") if name in given}
-    messages: Any = item.question.messages
-    completion = await client.chat.completions.create(
-        model=item.model, messages=messages, extra_body=beyond_openai or None, **given
-    )
-    choice = completion.choices[0]
-    return {
-        "model": item.model,
-        "row_id": item.question.row_id,
-        "query": item.question.query,
-        "answer": choice.message.content or "",
-        "finish_reason": choice.finish_reason,
+    judged = None
+    if section.judge:
+        file = place.local("judgements.jsonl")
+        judged = judge_answers(section.judge, rows, BASE, recipe.name, file, recipe.seed)
+    return _report(section, models, rows) | {
+        "groups": {name: _group(questions, models, answers) for name, questions in plan.probes.items()},
+        "sweep": sweep_result(section, plan.swept, answers) if section.sweep else None,
+        "checkpoints": checkpoint_result(section, plan.steps, plan.rated, answers) if plan.steps else None,
+        "judge": judged,
     }
 
 
-def _row(question: Question, models: list[str], answers: Answers) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Plan:
+    """What is asked: probes by group and test questions of every model; `rated` of every checkpoint, whose names
+    are in `steps`; `swept` of the tuned model at every setting."""
+
+    probes: dict[str, list[Question]]
+    questions: list[Question]
+    rated: list[Question]
+    swept: list[Question]
+    steps: dict[int, str]
+    requests: list[Request]
+
+
+def _plan(recipe: Recipe, place: Place, section: Compare) -> Plan:
+    wanted = {
+        "questions": section.queries,
+        "rated": section.checkpoints.rows if section.checkpoints else 0,
+        "swept": section.sweep.rows if section.sweep else 0,
+    }
+    held_out = held_out_questions(recipe, place, max(wanted.values())) if any(wanted.values()) else []
+    questions, rated, swept = (held_out[:count] for count in wanted.values())
+    probes = probe_questions(recipe, section.probes)
+    steps = {step: name for step, (name, _) in checkpoint_adapters(recipe, place.inputs["train"]).items()}
+    asked = [*itertools.chain(*probes.values()), *questions]
+    requests = [Request(_key(m, q), m, q.messages, section.generation) for m in model_names(recipe) for q in asked]
+    requests += checkpoint_requests(section, list(steps.values()), rated)
+    requests += sweep_requests(section, recipe.name, swept, recipe.seed) if section.sweep else []
+    return Plan(probes, questions, rated, swept, steps, requests)
+
+
+def _answers(recipe: Recipe, place: Place, section: Compare, requests: list[Request]) -> dict[str, Answer]:
+    """The answers to all requests; no endpoint is started where they are there already."""
+    file = place.local("answers.jsonl")
+    if not unanswered(requests, file):
+        return kept_answers(file)
+    with models_endpoint(recipe, place, section.endpoint) as url:
+        return ask(Manner(url, api_key(), section.concurrency, section.timeout), requests, file, "answers")
+
+
+def _group(questions: list[Question], models: list[str], answers: dict[str, Answer]) -> dict[str, dict[str, float]]:
+    """How each model answers a group of probes.
+
+    `base` is the mean ROUGE-L F1 between its answers and the base model's: how much training left as it was.
+    """
+    said = {model: [answers[_key(model, question)].answer for question in questions] for model in models}
+    return {
+        model: {
+            "length": sum(map(len, texts)) / len(texts),
+            "loop": sum(map(loops, texts)) / len(texts),
+            "base": sum(rouge_l_f(text, old) for text, old in zip(texts, said[BASE], strict=True)) / len(texts),
+        }
+        for model, texts in said.items()
+    }
+
+
+def _key(model: str, question: Question) -> str:
+    return f"{model}/{question.row_id}"
+
+
+def _row(question: Question, models: list[str], answers: dict[str, Answer]) -> dict[str, Any]:
     return {
         "row_id": question.row_id,
         "query": question.query,
         "reference": question.reference,
-        "answers": {model: answers[model, question.row_id] for model in models},
+        "answers": {model: answers[_key(model, question)].answer for model in models},
     }
 
 

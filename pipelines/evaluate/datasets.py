@@ -11,7 +11,8 @@ import yaml
 
 from pipelines.errors import DataError
 from pipelines.evaluate.questions import Question, folder_questions, held_out_questions
-from pipelines.recipe import Benchmark, Recipe
+from pipelines.evaluate.section import Benchmark
+from pipelines.recipe import Recipe
 from pipelines.workspace import Place
 
 QUESTION_ANSWERING = "general_qa"

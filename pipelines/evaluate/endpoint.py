@@ -48,13 +48,14 @@ def model_names(recipe: Recipe) -> list[str]:
 
 @contextmanager
 def models_endpoint(recipe: Recipe, place: Place, given: str | None) -> Iterator[str]:
-    """The /v1 address at which every model of `model_names` answers; StageError where one does not.
+    """The /v1 address at which every model that is compared answers; StageError where one does not.
 
     `given` is an address to use instead of starting engines. `place` finds the models through its inputs.
     """
     with ExitStack() as stack:
         url = given or _started(recipe, place, stack)
-        _check(url, model_names(recipe))
+        checkpoints = [name for name, _ in checkpoint_adapters(recipe, place.inputs["train"]).values()]
+        _check(url, [*model_names(recipe), *checkpoints])
         yield url
 
 
@@ -83,16 +84,29 @@ def _engines(recipe: Recipe, place: Place) -> AbstractContextManager[str]:
 
 
 def served_models(recipe: Recipe, place: Place) -> "list[ServedModel]":
-    """What the endpoint serves: the base with the adapter in one engine, the merged model in another."""
+    """What the endpoint serves: the base with its adapters in one engine, the merged model in another."""
     from serve.app import ServedModel
 
     trained = place.inputs["train"]
     report = trained.report()
-    models = [ServedModel(BASE, str(report["model"]), {recipe.name: str(trained.local(report["adapter"]))})]
+    adapters = {
+        recipe.name: str(trained.local(report["adapter"])),
+        **dict(checkpoint_adapters(recipe, trained).values()),
+    }
+    models = [ServedModel(BASE, str(report["model"]), adapters)]
     if "merge" in place.inputs:
         merged = place.inputs["merge"]
         models.append(ServedModel(f"{recipe.name}-merged", str(merged.local(merged.report()["model"])), {}))
     return models
+
+
+def checkpoint_adapters(recipe: Recipe, trained: Place) -> dict[int, tuple[str, str]]:
+    """The name and folder under which each kept checkpoint's adapter is served, by optimizer step."""
+    if recipe.compare is None or recipe.compare.checkpoints is None:
+        return {}
+    folders = [str(trained.local(name)) for name in trained.report()["checkpoints"]]
+    steps = {int(folder.rsplit("-", 1)[1]): folder for folder in folders}
+    return {step: (f"{recipe.name}-step{step}", folder) for step, folder in sorted(steps.items())}
 
 
 def _check(url: str, names: list[str]) -> None:

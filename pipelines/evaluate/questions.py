@@ -55,12 +55,15 @@ def folder_questions(recipe: Recipe, folder: Path, subsets: list[str], limit: in
     ]
 
 
-def probe_questions(recipe: Recipe, probes: list[str]) -> list[Question]:
-    """Questions of the recipe itself, without a reference."""
-    return [
-        Question(f"probe-{index}", _with_system([_turn("user", probe)], recipe), "")
-        for index, probe in enumerate(probes)
-    ]
+def probe_questions(recipe: Recipe, probes: dict[str, list[str]]) -> dict[str, list[Question]]:
+    """The recipe's own questions by group, without references."""
+    return {
+        group: [
+            Question(f"{group}-{index}", _with_system([_turn("user", text)], recipe), "")
+            for index, text in enumerate(texts)
+        ]
+        for group, texts in probes.items()
+    }
 
 
 def _general_qa_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,7 +1,6 @@
 """What evalscope left, as numbers: per-row scores, their means, and how sure a difference is."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.errors import StageError
+from pipelines.evaluate.rouge import words
 from pipelines.evaluate.scoring import Job
 
 METRICS = {
@@ -57,7 +57,7 @@ def read_scored(job: Job, references: Sequence[str]) -> Scored:
         raise StageError(f"{job.folder}: evalscope left no score for {len(missing)} of {len(references)} rows")
     ordered = [rows[index] for index in range(len(references))]
     for row, reference in zip(ordered, references, strict=True):
-        if not row.values["Rouge-1-F"] and _shares_a_word(row.answer, reference):
+        if not row.values["Rouge-1-F"] and set(words(row.answer)) & set(words(reference)):
             # rouge-chinese's exceptions become zeros; a shared word with a score of zero is one of those
             where = f"{job.model}, row {row.index + 1}"
             raise StageError(f"{where}: evalscope could not compute ROUGE; see {job.folder}/logs")
@@ -147,17 +147,6 @@ def _text(content: Any) -> str:
     if isinstance(content, list):
         return "".join(part.get("text", "") for part in content)
     return content or ""
-
-
-def _shares_a_word(answer: str, reference: str) -> bool:
-    import jieba
-
-    jieba.setLogLevel("WARNING")
-
-    def words(text: str) -> set[str]:
-        return set((" ".join(jieba.cut(text)) if re.search("[\u4e00-\u9fa5]", text) else text).split())
-
-    return bool(words(answer) & words(reference))
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,15 @@ from pipelines.evaluate.scores import (
     read_scored,
 )
 from pipelines.evaluate.scoring import Job
+from pipelines.evaluate.section import Evaluate
 from pipelines.progress import progress
-from pipelines.recipe import Evaluate, Recipe
+from pipelines.recipe import Recipe
 from pipelines.workspace import Place, to_json
 from serve.parent_death import PARENT
 
 VERSION = 1
+SHOWN = 3
+"""How many of the most improved and most harmed answers the report has."""
 
 
 def determinants(recipe: Recipe) -> dict[str, Any]:
@@ -133,7 +136,10 @@ def _report(recipe: Recipe, place: Place, datasets: list[Dataset], jobs: dict[tu
             references = [question.reference for question in dataset.questions]
             scored = {model: read_scored(job, references) for model, job in own.items()}
             answers += _answer_lines(dataset, scored)
-            results[dataset.label] = _result(scored, recipe.evaluate.stock_phrases, recipe.seed)
+            result = _result(scored, recipe.evaluate.stock_phrases, recipe.seed)
+            results[dataset.label] = result | {
+                "changed": _changed(dataset.questions, scored[BASE], scored[recipe.name])
+            }
         else:
             benchmarks[dataset.label] = _benchmark({m: read_benchmark(job) for m, job in own.items()}, recipe.seed)
     place.workspace.write(place.path("answers.jsonl"), answers)
@@ -175,6 +181,22 @@ def _result(scored: dict[str, Scored], phrases: list[str], seed: int) -> dict[st
             for model, result in scored.items()
             if model != BASE
         },
+    }
+
+
+def _changed(questions: list[Question], base: Scored, tuned: Scored) -> dict[str, list[dict[str, Any]]]:
+    """The answers that training improved and harmed most, by the headline score."""
+    before, after = base.values[HEADLINE], tuned.values[HEADLINE]
+    order = sorted(range(len(questions)), key=lambda index: before[index] - after[index])
+
+    def row(index: int) -> dict[str, Any]:
+        difference = after[index] - before[index]
+        answers = {"base": base.answers[index], "tuned": tuned.answers[index]}
+        return {"query": questions[index].query, **answers, "difference": difference}
+
+    return {
+        "improved": [row(index) for index in order[:SHOWN] if after[index] > before[index]],
+        "harmed": [row(index) for index in order[::-1][:SHOWN] if after[index] < before[index]],
     }
 
 

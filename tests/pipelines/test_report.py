@@ -29,6 +29,10 @@ def model_report(f1: float, loop: float) -> dict[str, Any]:
     }
 
 
+def quality(f1: float, loop: float) -> dict[str, float]:
+    return {"rouge-l-f": f1, "loop": loop, "rep-4": 0.0, "length": 20.0}
+
+
 REPORTS: dict[str, dict[str, Any]] = {
     "ingest": {"summary": "640 rows from 1 file", "digest": "a"},
     "clean": {
@@ -131,6 +135,30 @@ REPORTS: dict[str, dict[str, Any]] = {
             }
         ],
         "files": {"table": "compare.md"},
+        "groups": {"identity": {name: {"length": 9.0, "loop": 0.0, "base": 0.3} for name in ("base", "tiny")}},
+        "checkpoints": {
+            "rows": [
+                {"step": 20, "model": "tiny-step20", **quality(0.2, 0.0)},
+                {"step": 40, "model": "tiny-step40", **quality(0.3, 0.0)},
+            ],
+            "questions": 10,
+            "recommended": {"step": 40, "model": "tiny-step40", **quality(0.3, 0.0)},
+        },
+        "sweep": {
+            "rows": [{"temperature": 0.0, "repetition_penalty": 1.1, **quality(0.3, 0.0)}],
+            "questions": 10,
+            "recommended": {"temperature": 0.0, "repetition_penalty": 1.1, **quality(0.3, 0.0)},
+        },
+        "judge": {
+            "model": "gpt",
+            "tuned": "tiny",
+            "base": "base",
+            "wins": 7,
+            "ties": 2,
+            "losses": 1,
+            "failed": 0,
+            "win_rate": {"value": 0.8, "low": 0.6, "high": 1.0},
+        },
     },
 }
 
@@ -169,6 +197,9 @@ def test_page_of_a_complete_run_shows_every_stage(tmp_path: Path, recipe: Recipe
         "Training",
         "Scores",
         "Side by side",
+        "Checkpoints",
+        "Sampling settings",
+        "Judge",
         "Environment",
         "Files",
     ]
@@ -192,7 +223,7 @@ def test_page_of_a_complete_run_shows_every_stage(tmp_path: Path, recipe: Recipe
     ]
     assert rows["accuracy"] == ["accuracy", "0.250", "0.250", "0.250", *["+0.000 [-0.100, +0.100]"] * 2]
     assert rows["answers without a choice"][1] == "3"
-    assert texts(tree, "h3") == ["test, 16 rows", "ceval, 40 rows"]
+    assert texts(tree, "h3") == ["test, 16 rows", "ceval, 40 rows", "Probes by group"]
     assert rows["你是谁？"][3] == "谢邀。\n以上。"
     assert rows["torch"][1] == environment()["packages"]["torch"]
     assert "unfinished" not in tree.css_first("p").text()
@@ -209,6 +240,15 @@ def test_page_holds_everything_and_asks_the_network_for_nothing(tmp_path: Path, 
     assert "/somewhere" not in html
 
 
+def test_recommendations_and_the_judge_are_told(tmp_path: Path, recipe: Recipe) -> None:
+    tree = page(tmp_path, recipe, *REPORTS)
+    said = " ".join(texts(tree, "p"))
+    assert "Recommended: step 40." in said
+    assert "Recommended: temperature 0, repetition penalty 1.1." in said
+    assert "gpt prefers tiny to base at a rate of 0.800, 95 % interval 0.600 to 1.000: 7 wins, 2 ties, 1 losses" in said
+    assert texts(tree, "tr.good td")[0] == "40"
+
+
 def test_data_cannot_write_html(tmp_path: Path, recipe: Recipe) -> None:
     tree = page(tmp_path, recipe, *REPORTS)
     cell = next(node for node in tree.css("table.answers td") if "alert" in node.text())
@@ -219,8 +259,8 @@ def test_data_cannot_write_html(tmp_path: Path, recipe: Recipe) -> None:
 def test_loss_curves_are_drawn(tmp_path: Path, recipe: Recipe) -> None:
     tree = page(tmp_path, recipe, *REPORTS)
     lines = tree.css("svg polyline")
-    assert [len(line.attributes["points"].split()) for line in lines] == [60, 2]
-    assert len(tree.css("svg circle")) == 2
+    assert [len(line.attributes["points"].split()) for line in lines] == [60, 2, 2, 2]
+    assert len(tree.css("svg circle")) == 2 + 4
     assert {"training loss", "held-out loss", "optimizer step"} <= set(texts(tree, "svg text"))
 
 

@@ -125,6 +125,6 @@ def make_place(root: Path, stage: str, rows: list[dict[str, Any]]) -> Place:
     with place.workspace.parquet_writer(split.path("test.parquet"), schema) as writer:
         writer.write_table(table)
     finished(split, {"digest": "s", "outputs": {"train": [], "test": ["test.parquet"]}})
-    finished(place.inputs["train"], {"digest": "t", "model": "base", "adapter": "adapter"})
+    finished(place.inputs["train"], {"digest": "t", "model": "base", "adapter": "adapter", "checkpoints": []})
     finished(place.inputs["merge"], {"digest": "m", "model": "model"})
     return place

@@ -8,7 +8,8 @@ import pytest
 
 from pipelines.errors import StageError
 from pipelines.evaluate.compare import compare
-from tests.pipelines.evaluate.fake_endpoint import ChatServer, make_place, make_recipe
+from pipelines.evaluate.endpoint import served_models
+from tests.pipelines.evaluate.fake_endpoint import ChatServer, finished, make_place, make_recipe
 
 ROWS = [
     {"row_id": "r0", "query": "苹果|梨\n哪个甜？", "response": "谢邀。\n<b>梨</b>甜。以上。"},
@@ -81,3 +82,62 @@ def test_a_slow_endpoint_is_an_error(chat_server: ChatServer, tmp_path: Path) ->
     recipe = make_recipe(chat_server.url, compare={"timeout": 0.1, "queries": 0})
     with pytest.raises(StageError, match="timed out"):
         compare(recipe, make_place(tmp_path, "compare", ROWS))
+
+
+def test_probe_groups_say_how_far_training_moved_the_model(chat_server: ChatServer, tmp_path: Path) -> None:
+    answers = {"base": "我是一个模型。", "tiny": "谢邀。以上。", "tiny-merged": "我是一个模型。"}
+    chat_server.answer = lambda model, query: "好的好的好的" if query == "Who?" and model == "tiny" else answers[model]
+    probes = {"identity": ["你是谁？"], "unrelated": ["Who?", "今天几号？"]}
+    report = compare(
+        make_recipe(chat_server.url, compare={"probes": probes, "queries": 0}), make_place(tmp_path, "compare", ROWS)
+    )
+    assert [row["query"] for row in report["rows"]] == ["你是谁？", "Who?", "今天几号？"]
+    assert report["groups"]["identity"]["tiny-merged"]["base"] == pytest.approx(1, abs=1e-6)
+    assert report["groups"]["unrelated"]["base"]["loop"] == 0
+    assert report["groups"]["unrelated"]["tiny"] == {
+        "length": 6.0,
+        "loop": 0.5,
+        "base": pytest.approx(0.125, abs=0.125),
+    }
+
+
+def test_sweep_finds_the_setting_that_does_not_loop(chat_server: ChatServer, tmp_path: Path) -> None:
+    def answer(model: str, query: str) -> str:
+        request = chat_server.requests[-1]
+        if request.get("repetition_penalty") == 1.0:
+            return "早睡早起早睡早起早睡早起"  # loops
+        return "谢邀。早睡。以上。" if request["temperature"] == 0.5 else "谢邀。"
+
+    chat_server.answer = answer
+    sweep = {"temperature": [0, 0.5], "repetition_penalty": [1.0, 1.2], "rows": 2}
+    recipe = make_recipe(chat_server.url, compare={"queries": 0, "sweep": sweep, "concurrency": 1}, merge=None)
+    report = compare(recipe, make_place(tmp_path, "compare", ROWS[1:]))
+    rows = {(row["temperature"], row["repetition_penalty"]): row for row in report["sweep"]["rows"]}
+    assert {setting: row["loop"] for setting, row in rows.items()} == {
+        (0, 1.0): 1,
+        (0, 1.2): 0,
+        (0.5, 1.0): 1,
+        (0.5, 1.2): 0,
+    }
+    assert report["sweep"]["recommended"] == rows[0.5, 1.2]
+    swept = [request for request in chat_server.requests if "repetition_penalty" in request]
+    assert {request["model"] for request in swept} == {"tiny"}
+    assert len(swept) == 8
+    assert {request["seed"] for request in swept} == {42}
+
+
+def test_checkpoints_are_asked_like_models_and_the_best_is_named(chat_server: ChatServer, tmp_path: Path) -> None:
+    texts = {"tiny-step20": "不知道", "tiny-step40": "谢邀。早睡。以上。", "tiny-step60": "以上以上以上以上"}
+    chat_server.models = ["base", "tiny", *texts]
+    chat_server.answer = lambda model, query: texts.get(model, "好")
+    recipe = make_recipe(chat_server.url, compare={"queries": 0, "checkpoints": {"rows": 2}}, merge=None)
+    place = make_place(tmp_path, "compare", ROWS[1:])
+    folders = [f"checkpoints/checkpoint-{step}" for step in (20, 40, 60)]
+    train = place.inputs["train"]
+    finished(train, {**train.report(), "checkpoints": folders})
+    report = compare(recipe, place)
+    assert [row["step"] for row in report["checkpoints"]["rows"]] == [20, 40, 60]
+    assert [row["loop"] for row in report["checkpoints"]["rows"]] == [0, 0, 1]
+    assert report["checkpoints"]["recommended"]["step"] == 40
+    (base, *_) = served_models(recipe, place)
+    assert base.adapters["tiny-step40"] == str(train.local("checkpoints/checkpoint-40"))

@@ -144,6 +144,9 @@ def test_report_counts_empty_answers_and_compares_with_base(evaluated: tuple[dic
     assert report["models"] == list(models) == ["base", "tiny", "tiny-merged"]
     assert models["base"]["empty"] == 1
     assert models["tiny"]["empty"] == 0
+    assert result["changed"]["improved"][0]["query"] == "今天吃什么？"  # from nothing to the reference itself
+    assert result["changed"]["improved"][0]["difference"] == pytest.approx(1, abs=1e-6)
+    assert result["changed"]["harmed"] == []
     assert models["base"]["style"]["loop"] == 0.25
     lengths = [len(ANSWERS["tiny", str(row["query"])]) for row in ROWS]
     assert models["tiny"]["style"]["length"] == sum(lengths) / 4

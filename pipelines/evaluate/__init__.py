@@ -1,0 +1,1 @@
+"""Knowing whether the model got better: scores, style, the same questions side by side."""

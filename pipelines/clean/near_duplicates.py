@@ -191,3 +191,14 @@ def near_duplicates(signatures: Signatures, hamming_distance: int, find: Finder 
     number[by_first] = np.arange(len(by_first))
     first_row: Indices = firsts[by_first][parent[number[inverse]]]
     return first_row
+
+
+def first_of_equal(keys: npt.NDArray[np.uint64]) -> Indices:
+    """For each row the first one of its cluster, where rows that agree in any column of `keys` (rows, columns) are
+    joined, and clusters are transitive."""
+    parent = np.arange(len(keys))
+    for column in keys.T:
+        _, firsts, inverse = np.unique(column, return_index=True, return_inverse=True)
+        _join_all(parent, np.arange(len(keys)), firsts[inverse])
+    _flatten(parent)
+    return parent

@@ -6,13 +6,18 @@ own that the recipe names.
 
 from pipelines.clean.operators import (  # noqa: F401 - importing registers them
     comments,
+    exact,
     fields,
     flagged_words,
     html,
     language,
     length,
+    minhash,
+    normalize,
     patterns,
+    perplexity,
     ratios,
+    repetition,
     simhash,
 )
 from pipelines.clean.operators.registry import OPERATORS, Operator, operator

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from pipelines.clean.characters import special_characters
 from pipelines.clean.column import Column
 from pipelines.clean.operators.registry import (
     CLOSED,
@@ -24,7 +23,8 @@ from pipelines.clean.operators.registry import (
     operator,
     within,
 )
-from pipelines.clean.operators.words import pieces, sentencepiece_of
+from pipelines.clean.operators.words import pieces, refined, runs, sentencepiece_of
+from pipelines.clean.operators.words import words as split_words
 from pipelines.errors import DataError
 
 WORDS_FILE = "flagged_words.json"
@@ -83,21 +83,10 @@ def _share_of_characters(text: str, words: tuple[str, ...]) -> float:
     return sum(len(match.group()) for match in _within_text(words).finditer(text)) / length if length else 0.0
 
 
-def _augmented(words: list[str], sizes: Sequence[int], join: str) -> list[str]:
-    """The words and their runs of the given sizes."""
-    return words + [join.join(words[i : i + size]) for size in sizes for i in range(len(words) - size + 1)]
-
-
-@cache
-def _edge_characters() -> str:
-    return "".join(special_characters())
-
-
-def _share_of_words(words: list[str], flagged: frozenset[str], sizes: Sequence[int], join: str) -> float:
-    refined = [kept for word in words if (kept := word.lower().strip(_edge_characters()))]
-    if sizes:
-        refined = _augmented(refined, sizes, join)
-    return min(1.0, sum(word in flagged for word in refined) / len(refined)) if refined else 0.0
+def _share_of_words(given: list[str], flagged: frozenset[str], sizes: Sequence[int], join: str) -> float:
+    kept = refined(given)
+    kept += [run for size in sizes for run in runs(kept, size, join)]
+    return min(1.0, sum(word in flagged for word in kept) / len(kept)) if kept else 0.0
 
 
 @operator("filter", assets=_files, check=_check)
@@ -134,11 +123,7 @@ def flagged_words_filter(
     if dialect == "zh" and not exact:
         ratios[rows] = [_share_of_characters(text, words) for text in texts]
     else:
-        split = pieces(texts, assets[sentencepiece_of(lang)]) if tokenization else [_split(text) for text in texts]
+        split = pieces(texts, assets[sentencepiece_of(lang)]) if tokenization else [split_words(text) for text in texts]
         sizes = words_aug_group_sizes if use_words_aug else ()
         ratios[rows] = [_share_of_words(s, frozenset(words), sizes, words_aug_join_char) for s in split]
     return within("flagged_words_ratio", ratios, {"min_ratio": min_ratio, "max_ratio": max_ratio}, interval)
-
-
-def _split(text: str) -> list[str]:
-    return [word for word in re.split("[ \n\t]", text) if word]

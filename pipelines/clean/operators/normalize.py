@@ -1,0 +1,77 @@
+"""Mappers that normalize whitespace, broken Unicode and Chinese variants."""
+
+import re
+import sys
+from functools import cache
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from pipelines.clean.column import Column
+from pipelines.clean.operators.registry import Dialect, operator
+
+WHITESPACES = (
+    "\t \x84\xa0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u200b\u200c\u200d\u202f\u205f\u2060"
+    "\u3000\ufffc"
+)
+"""data-juicer's list (`ops/common/special_characters.py`)."""
+_TO_SPACE = str.maketrans(dict.fromkeys(WHITESPACES, " "))
+
+
+@cache
+def _any_whitespace() -> str:
+    """An RE2 pattern for texts that are not normalized: at an edge what `str.strip` takes, or anything on the list."""
+    edge = "".join(re.escape(chr(c)) for c in range(sys.maxunicode + 1) if chr(c).isspace())
+    return f"[{WHITESPACES.replace(' ', '')}]|\\A[{edge}]|[{edge}]\\z"
+
+
+@operator("mapper")
+def whitespace_normalization_mapper(column: Column) -> pa.Array:
+    """Make every kind of space a plain one, and take whitespace off both ends; newlines inside stay."""
+    return column.rewrite(column.matches(_any_whitespace()), lambda text: text.strip().translate(_TO_SPACE))
+
+
+_UNTOUCHED = r"\A[\t\n\x20-\x25\x27-\x7e]*\z"
+"""Texts that ftfy never changes: plain ASCII without entities, control characters or escapes."""
+
+
+@operator("mapper", packages=("ftfy",))
+def fix_unicode_mapper(
+    column: Column,
+    *,
+    normalization: Literal["NFC", "NFKC", "NFD", "NFKD", "nfc", "nfkc", "nfd", "nfkd"] | None = None,
+    dialect: Dialect = "zh",
+) -> pa.Array:
+    """Repair mojibake and other broken Unicode with ftfy, and normalize (NFC where nothing is given).
+
+    In `zh`, full-width punctuation and curly quotes, which Chinese is written with, stay as they are.
+    """
+    import ftfy
+
+    kept: dict[str, Any] = {"fix_character_width": False, "uncurl_quotes": False} if dialect == "zh" else {}
+    config = ftfy.TextFixerConfig(normalization=(normalization or "NFC").upper(), **kept)
+    return column.rewrite(~column.matches(_UNTOUCHED), lambda text: str(ftfy.fix_text(text, config)))
+
+
+Conversion = Literal[
+    "s2t", "t2s", "s2tw", "tw2s", "s2hk", "hk2s", "s2twp", "tw2sp", "t2tw", "tw2t", "hk2t", "t2hk", "t2jp", "jp2t"
+]
+
+
+@cache
+def _converter(mode: str) -> Any:
+    import opencc
+
+    return opencc.OpenCC(f"{mode}.json")
+
+
+@operator("mapper", packages=("opencc",))
+def chinese_convert_mapper(column: Column, *, mode: Conversion = "s2t", dialect: Dialect = "zh") -> pa.Array:
+    """Convert between simplified, traditional and Japanese characters with OpenCC; `mode` is OpenCC's own name.
+
+    OpenCC may end at a NUL character, and so does the text in data-juicer's dialect; in `zh` nothing is lost.
+    """
+    convert = _converter(mode).convert
+    if dialect == "data_juicer":
+        return column.rewrite(column.matches(r"\p{Han}|\x00"), convert)
+    return column.rewrite(column.matches(r"\p{Han}"), lambda text: "\0".join(map(convert, text.split("\0"))))

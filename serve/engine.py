@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,15 +53,15 @@ class EngineReplica:
         self._plan = replace(plan, host=plan.host or node_address())
         self._replica = ray_serve.get_replica_context().replica_id.unique_id
         self._started = threading.Event()
-        self._failure: str | None = None
+        self._error: Exception | None = None
         self._stopping = False
         self._process: subprocess.Popen[bytes] | None = None
         # The child's death signal follows the thread that starts it, so one thread owns the child for life.
         threading.Thread(target=self._own_the_child, name="engine", daemon=True).start()
         self._started.wait()
-        if self._failure is not None:
-            directory.report_failure(plan.app, self._failure)
-            raise StageError(self._failure)
+        if self._error is not None:
+            directory.report_failure(plan.app, str(self._error))
+            raise self._error
 
     def check_health(self) -> None:
         """Called by Ray Serve; raises when the engine's process is gone."""
@@ -82,8 +81,10 @@ class EngineReplica:
             self._process, port = start_process(self._plan, log)
             url = f"http://{self._plan.host}:{port}"
             wait_until_healthy(self._process, url)
-        except StageError as error:
-            self._failure = f"{error}\n{tail(log)}"
+        except Exception as error:  # raised again where Ray Serve waits
+            name = self._plan.model.name
+            known = isinstance(error, StageError)
+            self._error = StageError(f"the engine of {name} {error}, see {log}\n{tail(log)}") if known else error
             return
         finally:
             self._started.set()
@@ -130,7 +131,7 @@ def start_process(plan: EnginePlan, log: Path) -> tuple[subprocess.Popen[bytes],
     with os.fdopen(reader) as pipe:
         report = pipe.read()
     if not report:
-        raise StageError(f"the engine of {plan.model.name} did not start (exit code {process.wait()}), log: {log}")
+        raise StageError(f"ended with code {process.wait()} before it opened a port")
     return process, int(json.loads(report)["port"])
 
 
@@ -140,9 +141,9 @@ def wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=2):
                 return
-        except (urllib.error.URLError, TimeoutError):
+        except OSError:  # refused, reset or silent: not there yet
             time.sleep(0.05)
-    raise StageError(f"the engine at {url} ended with code {process.returncode} while loading")
+    raise StageError(f"ended with code {process.returncode} while it loaded the model")
 
 
 def tail(log: Path, lines: int = 15) -> str:

@@ -264,16 +264,18 @@ async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
     """The whole body of a request; raises RequestError 413 as soon as it is known to be longer than `most` bytes."""
     declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
     size = int(declared) if declared.isdigit() else 0
-    parts = []
-    while size <= most:
+    parts: list[bytes] = []
+    received, more = 0, True
+    while more and size <= most:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise RequestError(400, "The connection closed before the body ended", "disconnected")
         parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
-        size = max(size, sum(map(len, parts)))
-    raise RequestError(413, f"The body is longer than {most} bytes", "body_too_large")
+        received += len(parts[-1])
+        size, more = max(size, received), message.get("more_body", False)
+    if size > most:
+        raise RequestError(413, f"The body is longer than {most} bytes", "body_too_large")
+    return b"".join(parts)
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

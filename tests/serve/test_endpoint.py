@@ -1,0 +1,215 @@
+"""A running endpoint on a tiny model: real Ray Serve, real vLLM, the real client."""
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+import requests
+
+pytest.importorskip("vllm")
+
+from pipelines.errors import HardwareError, RecipeError, StageError
+from pipelines.recipe import Engine, Serve
+from serve.adapters import publish, set_alias
+from serve.app import ServedModel, endpoint
+
+SECTION = Serve(engine=Engine(max_model_len=512, max_num_seqs=32, kv_cache_memory_bytes=64 << 20, max_lora_rank=8))
+MARKER_OF = {"red": "R", "blue": "B", "merged": "R"}
+TEXT = "Once upon a time there was a small town by a river. "
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("registry")
+
+
+@pytest.fixture(scope="module")
+def url(
+    ray_cluster: None,
+    tiny_model: Path,
+    marker_adapters: dict[str, Path],
+    merged_model: Path,
+    registry: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
+    adapters = {name: str(path) for name, path in marker_adapters.items()}
+    models = [ServedModel("base", str(tiny_model), adapters, str(registry)), ServedModel("merged", str(merged_model))]
+    with endpoint(models, SECTION, log_dir=tmp_path_factory.mktemp("logs")) as url:
+        yield url
+    assert engine_processes() == []
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+
+
+def engine_processes() -> list[psutil.Process]:
+    """vLLM's processes below this test run."""
+    children = psutil.Process().children(recursive=True)
+    return [p for p in children if p.is_running() and p.status() != "zombie" and is_engine(p)]
+
+
+def is_engine(process: psutil.Process) -> bool:
+    line = " ".join(process.cmdline())
+    return "serve.engine_server" in line or "VLLM" in line
+
+
+def say(client: openai.OpenAI, model: str, prompt: str = "hello", tokens: int = 8) -> str:
+    """What a model says, whatever its end-of-text token."""
+    messages = [{"role": "user", "content": prompt}]
+    answer = client.chat.completions.create(
+        model=model, messages=messages, max_tokens=tokens, temperature=0, extra_body={"ignore_eos": True}
+    )
+    return answer.choices[0].message.content or ""
+
+
+def log_probabilities(client: openai.OpenAI, model: str, prompt: str) -> list[float]:
+    """The log-probability of each token of the prompt after the first."""
+    answer = client.completions.create(model=model, prompt=prompt, max_tokens=1, echo=True, logprobs=0, temperature=0)
+    return answer.choices[0].logprobs.token_logprobs[1 : answer.usage.prompt_tokens]
+
+
+def reference_log_probabilities(base: Path, adapter: Path | None, prompt: str) -> list[float]:
+    """The same from transformers and peft."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    tokens = AutoTokenizer.from_pretrained(base)(prompt, return_tensors="pt").input_ids
+    with torch.no_grad():
+        scores = model(tokens).logits.log_softmax(-1)
+    return scores[0, :-1].gather(1, tokens[0, 1:, None]).squeeze(1).tolist()
+
+
+def test_every_model_is_listed_with_its_parent(client: openai.OpenAI) -> None:
+    cards = [card.model_dump() for card in client.models.list()]
+    parents = {card["id"]: card["parent"] for card in cards if "persona" not in card["id"]}
+    assert parents == {"base": None, "red": "base", "blue": "base", "merged": None}
+
+
+def test_64_mixed_requests_at_once_each_carry_their_own_marker(client: openai.OpenAI) -> None:
+    models = ["base", "red", "blue", "merged"] * 16
+    alone = say(client, "base", "prompt 0")
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(lambda model: say(client, model, "prompt 0"), models))
+    for model, answer in zip(models, answers, strict=True):
+        assert answer == (alone if model == "base" else MARKER_OF[model] * 8)
+    assert set(alone) - set("RB")
+
+
+def test_log_probabilities_in_a_mixed_batch_are_those_of_each_model_alone(
+    client: openai.OpenAI, tiny_model: Path, marker_adapters: dict[str, Path]
+) -> None:
+    asks = [(model, f"{TEXT}{n} " * 3) for n in range(8) for model in ("base", "red", "blue")]
+    alone = [log_probabilities(client, *ask) for ask in asks]
+    with ThreadPoolExecutor(len(asks)) as pool:
+        mixed = list(pool.map(lambda ask: log_probabilities(client, *ask), asks))
+    for one, other in zip(alone, mixed, strict=True):
+        assert one == pytest.approx(other, abs=1e-3)
+    for (model, prompt), found in list(zip(asks, mixed, strict=True))[:3]:
+        expected = reference_log_probabilities(tiny_model, marker_adapters.get(model), prompt)
+        assert found == pytest.approx(expected, abs=2e-3)
+
+
+def test_a_stream_is_framed_up_to_done_and_carries_usage(url: str, client: openai.OpenAI) -> None:
+    body = {"model": "red", "prompt": "x", "max_tokens": 5, "temperature": 0, "stream": True, "ignore_eos": True}
+    raw = requests.post(f"{url}/completions", json=body, timeout=60)
+    assert raw.headers["content-type"].startswith("text/event-stream")
+    frames = raw.content.split(b"\n\n")
+    assert (frames[-2], frames[-1]) == (b"data: [DONE]", b"")
+    assert all(frame.startswith(b"data: ") for frame in frames[:-1])
+    parts = list(client.completions.create(**{k: v for k, v in body.items() if k != "ignore_eos"}))
+    assert "".join(part.choices[0].text for part in parts if part.choices) == "RRRRR"
+    assert parts[-1].usage.completion_tokens == 5
+
+
+def test_sampling_parameters_reach_the_engine(client: openai.OpenAI) -> None:
+    ask = {"model": "base", "prompt": "abc", "max_tokens": 12}
+    first, second = (client.completions.create(**ask, temperature=1.5, seed=5).choices[0].text for _ in range(2))
+    assert first == second != client.completions.create(**ask, temperature=1.5, seed=6).choices[0].text
+    stopped = client.completions.create(model="red", prompt="x", max_tokens=20, temperature=0, stop=["RRR"])
+    assert (stopped.choices[0].text, stopped.choices[0].finish_reason) == ("", "stop")
+    assert stopped.usage.total_tokens == stopped.usage.prompt_tokens + stopped.usage.completion_tokens
+    penalised = client.completions.create(
+        model="red", prompt="x", max_tokens=8, temperature=0, extra_body={"repetition_penalty": 100.0}
+    )
+    assert penalised.choices[0].text.count("R") <= 1
+
+
+def test_an_answer_follows_a_json_schema(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"x": {"enum": ["a", "b"]}},
+        "required": ["x"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model="blue",
+        messages=[{"role": "user", "content": "hi"}],
+        max_tokens=40,
+        temperature=0,
+        response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
+    )
+    assert json.loads(answer.choices[0].message.content or "")["x"] in ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"max_tokens": -1}, 400),
+        ({"max_tokens": "many"}, 400),
+        ({"prompt": "x" * 2000}, 400),
+        ({"temperature": -3}, 400),
+        ({"model": "nope"}, 404),
+        ({"some_field_of_the_future": {"a": 1}}, 200),
+    ],
+)
+def test_what_the_engine_refuses_has_openai_s_form(url: str, change: dict[str, object], status: int) -> None:
+    body = {"model": "base", "prompt": "hi", "max_tokens": 2, **change}
+    answer = requests.post(f"{url}/completions", json=body, timeout=60)
+    assert answer.status_code == status
+    if status != 200:
+        assert {"message", "type", "param", "code"} <= set(answer.json()["error"])
+
+
+def test_a_published_adapter_is_answered_with_at_once(
+    client: openai.OpenAI, tiny_model: Path, marker_adapters: dict[str, Path], registry: Path
+) -> None:
+    publish(marker_adapters["red"], registry, "persona", base=tiny_model)
+    assert say(client, "persona") == "RRRRRRRR"
+    publish(marker_adapters["blue"], registry, "persona", base=tiny_model)
+    until = time.monotonic() + 5
+    while say(client, "persona") != "BBBBBBBB":
+        assert time.monotonic() < until
+    assert say(client, "persona@1") == "RRRRRRRR"
+    set_alias(registry, "persona", "persona@1")
+    with pytest.raises(openai.NotFoundError):
+        say(client, "persona@9")
+
+
+def test_an_engine_that_cannot_start_says_why(ray_cluster: None, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with (
+        pytest.raises(
+            StageError,
+            match=r"(?s)the engine of broken ended with code 1 while it loaded the model, see .*log\n.*Unrecognized model",
+        ),
+        endpoint([ServedModel("broken", str(tmp_path))], SECTION, log_dir=tmp_path),
+    ):
+        pass
+
+
+def test_what_cannot_be_placed_or_named_fails_before_anything_starts(ray_cluster: None) -> None:
+    with pytest.raises(HardwareError, match=r"2 engine\(s\) of 4 CPU each, the cluster has 2"):
+        endpoint([ServedModel("a", "/a"), ServedModel("b", "/b")], Serve(num_cpus=4)).__enter__()
+    with pytest.raises(RecipeError, match=r"(?s)a/b: not a servable name.*c: two models have this name"):
+        endpoint([ServedModel("a/b", "/a", {"c": "/c"}), ServedModel("c", "/b")], SECTION).__enter__()

@@ -1,0 +1,208 @@
+"""One endpoint behind the openai client: a prompt in, an outcome out, every way it can go wrong with a name.
+
+The client's own retries are off: whether a request is sent again is decided where the whole cluster is seen.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from enum import Enum
+from time import time
+from typing import Any
+
+import httpx2
+import openai
+from pydantic import SecretStr
+
+from pipelines.section import Generation
+from pipelines.synthesize.section import Endpoint
+
+MAX_BYTES = 4 << 20
+"""An answer above this is not read to its end."""
+SHOWN = 300
+"""Characters of an endpoint's error that a message shows."""
+
+_EXTRA = ("top_k", "repetition_penalty")
+"""Parameters that OpenAI's API does not have, but the others do."""
+
+_FILTER_SIGNS = ("content_filter", "content_policy", "data_inspection_failed", "content exists risk", '"1301"')
+"""What an error says where a prompt was refused for its content: OpenAI, Azure, Qwen, DeepSeek, GLM."""
+
+
+class Verdict(Enum):
+    """What an outcome means for the run."""
+
+    ANSWER = "answer"
+    FAILURE = "failure"
+    """This request has failed for good; asking again would cost again."""
+    AGAIN = "again"
+    """Something passing; worth another try."""
+    REFUSED = "refused"
+    """The endpoint is asked too fast."""
+    FATAL = "fatal"
+    """This endpoint will not answer anything until a person changes something."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one try ended. `reason` is the class of a failure; `text` the answer, or what the endpoint said."""
+
+    verdict: Verdict
+    reason: str = ""
+    text: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    retry_after: float = 0.0
+
+
+class _TooLarge(Exception):
+    """The body is larger than `MAX_BYTES`."""
+
+
+class Client:
+    """One endpoint with its key and the sampling parameters of a recipe."""
+
+    def __init__(
+        self, endpoint: Endpoint, model: str, key: SecretStr | None, generation: Generation, timeout: float
+    ) -> None:
+        self._key = key.get_secret_value() if key else ""
+        self._timeout = timeout
+        parameters = generation.model_dump(exclude_none=True)
+        extra = {name: parameters.pop(name) for name in _EXTRA if name in parameters}
+        self._arguments: dict[str, Any] = {"model": endpoint.model or model, **parameters, "extra_body": extra or None}
+        self._client = openai.AsyncOpenAI(
+            base_url=endpoint.base_url,
+            api_key=self._key or "EMPTY",
+            max_retries=0,
+            default_headers={"Accept-Encoding": "identity"},  # so that the bound on bytes is one on the body
+            http_client=openai.DefaultAioHttpClient(
+                timeout=timeout,
+                limits=httpx2.Limits(max_connections=endpoint.max_in_flight * 2, max_keepalive_connections=None),
+                event_hooks={"response": [_bound]},
+            ),
+        )
+
+    async def ask(self, messages: list[dict[str, str]]) -> Outcome:
+        """Send one request; never raises for what an endpoint may do."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                response = await self._client.chat.completions.with_raw_response.create(
+                    messages=messages,  # type: ignore[arg-type]
+                    **self._arguments,
+                )
+            return read_answer(response.http_response.content, response.headers.get("content-type", ""))
+        except _TooLarge:
+            return Outcome(Verdict.FAILURE, "too_large", f"an answer of more than {MAX_BYTES >> 20} MiB")
+        except (TimeoutError, openai.APITimeoutError) as error:
+            # the aiohttp transport also reports lost connections as timeouts
+            lost = isinstance(error.__cause__, httpx2.ConnectTimeout)
+            return Outcome(
+                Verdict.AGAIN, "connection" if lost else "timeout", str(error.__cause__ or "") if lost else ""
+            )
+        except openai.APIConnectionError as error:
+            return Outcome(Verdict.AGAIN, "connection", self._shown(str(error.__cause__ or error)))
+        except openai.APIStatusError as error:
+            return self._of_status(error.response)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    def _of_status(self, response: Any) -> Outcome:
+        body = response.content.decode("utf-8", "replace")
+        said = self._shown(f"{response.status_code}: {body}")
+        low = body.lower()
+        status = response.status_code
+        if status == 402 or (status == 429 and "insufficient_quota" in low):
+            return Outcome(Verdict.FATAL, "quota", said)
+        if status in (401, 403):
+            return Outcome(Verdict.FATAL, "key", said)
+        if status == 404:
+            return Outcome(Verdict.FATAL, "not_found", said)
+        if status == 429 or (status == 503 and "retry-after" in response.headers):
+            return Outcome(Verdict.REFUSED, "rate_limit", said, retry_after=parse_retry_after(response.headers))
+        if status == 408 or status >= 500:
+            return Outcome(Verdict.AGAIN, f"status_{status}", said)
+        if any(sign in low for sign in _FILTER_SIGNS):
+            return Outcome(Verdict.FAILURE, "filtered", said)
+        return Outcome(Verdict.FAILURE, "rejected", said)
+
+    def _shown(self, text: str) -> str:
+        """An endpoint's words, short, and without the key, which some endpoints repeat."""
+        return (text.replace(self._key, "***") if self._key else text)[:SHOWN]
+
+
+def read_answer(body: bytes, content_type: str) -> Outcome:
+    """What a body that came with status 200 holds."""
+    if "html" in content_type.lower() or body[:200].lstrip()[:1] == b"<":
+        return Outcome(Verdict.AGAIN, "html", body[:SHOWN].decode("utf-8", "replace"))
+    try:
+        completion = json.loads(body.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Outcome(Verdict.FAILURE, "invalid_utf8", f"byte {error.start} of {len(body)} is not UTF-8")
+    except ValueError:
+        return Outcome(Verdict.AGAIN, "not_json", body[:SHOWN].decode("utf-8", "replace"))
+    try:
+        choice = completion["choices"][0]
+        message = choice["message"]
+        text = message.get("content") or ""
+        usage = completion.get("usage") or {}
+        tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+        if not isinstance(text, str):
+            raise TypeError("content is not text")
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+        return Outcome(Verdict.AGAIN, "not_a_completion", body[:SHOWN].decode("utf-8", "replace"))
+    reason = _failure_of(choice.get("finish_reason"), message, text)
+    if reason:
+        return Outcome(Verdict.FAILURE, reason, str(message.get("refusal") or text), *tokens)
+    return Outcome(Verdict.ANSWER, "", text, *tokens)
+
+
+def _failure_of(finish_reason: Any, message: Mapping[str, Any], text: str) -> str:
+    if finish_reason == "length":
+        return "truncated"
+    if finish_reason in ("content_filter", "sensitive"):
+        return "filtered"
+    if message.get("refusal"):
+        return "refused"
+    return "" if text.strip() else "empty"
+
+
+def parse_retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that a response asks to wait: `retry-after-ms`, `Retry-After` as seconds or as a date; 0 without."""
+    try:
+        if "retry-after-ms" in headers:
+            return max(0.0, float(headers["retry-after-ms"]) / 1000)
+        value = headers.get("retry-after", "0")
+        if value.replace(".", "", 1).isdigit():
+            return float(value)
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
+    except ValueError:
+        return 0.0
+
+
+async def _bound(response: httpx2.Response) -> None:
+    """Refuse a body that is too large, before or while it is read."""
+    if int(response.headers.get("content-length", 0)) > MAX_BYTES:
+        await response.aclose()
+        raise _TooLarge
+    response.stream = _Bounded(response.stream)  # type: ignore[arg-type]
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for chunk in self._stream:
+            size += len(chunk)
+            if size > MAX_BYTES:
+                raise _TooLarge
+            yield chunk
+
+    async def aclose(self) -> None:
+        """Close the stream below."""
+        await self._stream.aclose()

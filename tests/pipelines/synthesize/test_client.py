@@ -1,0 +1,106 @@
+"""The client against a real server that misbehaves in every way we know a name for."""
+
+import asyncio
+import time
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from benchmarks.answering_server import Behaviour, answer_to, listen
+from pipelines.section import Generation
+from pipelines.synthesize.client import Client, Outcome, Verdict, parse_retry_after
+from pipelines.synthesize.section import Endpoint
+
+PROMPT = [{"role": "user", "content": "祝姐姐生日"}]
+
+
+def ask(behaviour: Behaviour, key: str | None = None, timeout: float = 5.0, path: str = "/v1") -> Outcome:
+    async def run() -> Outcome:
+        server = await listen(behaviour)
+        endpoint = Endpoint(base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}{path}")
+        client = Client(
+            endpoint, "m", SecretStr(key) if key else None, Generation(temperature=1.0, top_k=20), timeout=timeout
+        )
+        try:
+            return await client.ask(PROMPT)
+        finally:
+            await client.close()
+            server.close()
+
+    return asyncio.run(run())
+
+
+def test_an_answer_with_its_tokens() -> None:
+    outcome = ask(Behaviour(delay=0))
+    assert outcome == Outcome(Verdict.ANSWER, "", answer_to(PROMPT), 5, len(answer_to(PROMPT)))
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "verdict", "reason", "said"),
+    [
+        ({"finish_reason": "length"}, Verdict.FAILURE, "truncated", "愿你"),
+        ({"finish_reason": "content_filter"}, Verdict.FAILURE, "filtered", "愿你"),
+        ({"faults": {"429": 1.0}, "retry_after": 7}, Verdict.REFUSED, "rate_limit", "slow down"),
+        ({"faults": {"500": 1.0}}, Verdict.AGAIN, "status_500", "injected"),
+        ({"faults": {"drop": 1.0}}, Verdict.AGAIN, "connection", ""),
+        ({"faults": {"hang": 1.0}}, Verdict.AGAIN, "timeout", ""),
+        ({"body": b"<!doctype html><p>login"}, Verdict.AGAIN, "html", "login"),
+        ({"body": b"hello", "content_type": b"text/html"}, Verdict.AGAIN, "html", "hello"),
+        ({"body": b"{broken"}, Verdict.AGAIN, "not_json", "{broken"),
+        ({"body": b'{"ok":true}'}, Verdict.AGAIN, "not_a_completion", "ok"),
+        ({"body": b"[]"}, Verdict.AGAIN, "not_a_completion", "[]"),
+        ({"body": b'{"choices":[{"message":{"content":"\xff\xfe"}}]}'}, Verdict.FAILURE, "invalid_utf8", "byte 35"),
+        ({"body": b'{"choices":[{"message":{"content":" "}}]}'}, Verdict.FAILURE, "empty", ""),
+        ({"body": b'{"choices":[{"message":{"refusal":"no"}}]}'}, Verdict.FAILURE, "refused", "no"),
+        ({"body": b"x" * (10 << 20)}, Verdict.FAILURE, "too_large", "4 MiB"),
+        ({"status": 400, "body": b'{"error":{"code":"data_inspection_failed"}}'}, Verdict.FAILURE, "filtered", "data"),
+        ({"status": 400, "body": b'{"error":{"message":"too long"}}'}, Verdict.FAILURE, "rejected", "too long"),
+        ({"status": 402, "body": b"{}"}, Verdict.FATAL, "quota", "402"),
+        ({"status": 404, "body": b'{"error":"no model"}'}, Verdict.FATAL, "not_found", "no model"),
+        ({"status": 429, "body": b'{"error":{"code":"insufficient_quota"}}'}, Verdict.FATAL, "quota", "insufficient"),
+        ({"status": 408, "body": b"{}"}, Verdict.AGAIN, "status_408", "408"),
+        ({"status": 502, "body": b"<html>Bad gateway"}, Verdict.AGAIN, "status_502", "Bad gateway"),
+        ({"status": 503, "body": b"\xff\xfe"}, Verdict.AGAIN, "status_503", "503"),
+    ],
+)
+def test_every_failure_has_its_class(behaviour: dict[str, Any], verdict: Verdict, reason: str, said: str) -> None:
+    began = time.monotonic()
+    outcome = ask(Behaviour(**{"delay": 0.0, **behaviour}), timeout=1.0)
+    assert (outcome.verdict, outcome.reason) == (verdict, reason)
+    assert said in outcome.text
+    assert outcome.retry_after == (7 if reason == "rate_limit" else 0)
+    assert time.monotonic() - began < 5
+
+
+def test_a_key_that_the_endpoint_repeats_is_not_shown() -> None:
+    key = "sk-1234567890"
+    body = f'{{"error":{{"message":"wrong key {key}"}}}}'.encode()
+    outcome = ask(Behaviour(delay=0, status=401, body=body), key=key)
+    assert (outcome.verdict, outcome.reason) == (Verdict.FATAL, "key")
+    assert outcome.text == '401: {"error":{"message":"wrong key ***"}}'
+    assert ask(Behaviour(delay=0, key=key), key=key).verdict is Verdict.ANSWER
+    assert ask(Behaviour(delay=0, key=key), key="sk-other").verdict is Verdict.FATAL
+
+
+def test_nobody_listens() -> None:
+    async def run() -> Outcome:
+        client = Client(Endpoint(base_url="http://127.0.0.1:9/v1"), "m", None, Generation(), timeout=5)
+        try:
+            return await client.ask(PROMPT)
+        finally:
+            await client.close()
+
+    outcome = asyncio.run(run())
+    assert (outcome.verdict, outcome.reason) == (Verdict.AGAIN, "connection")
+    assert "127.0.0.1" in outcome.text
+
+
+def test_retry_after_in_all_its_forms() -> None:
+    assert parse_retry_after({"retry-after": "3"}) == 3
+    assert parse_retry_after({"retry-after": "0.5"}) == 0.5
+    assert parse_retry_after({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
+    assert 8 <= parse_retry_after({"retry-after": formatdate(time.time() + 10, usegmt=True)}) <= 10
+    assert parse_retry_after({"retry-after": "soon"}) == 0
+    assert parse_retry_after({}) == 0

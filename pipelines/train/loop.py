@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.recipe import Train
 from pipelines.train.attention import NAME as PER_SAMPLE
 from pipelines.train.attention import register as register_attention
@@ -200,8 +199,6 @@ def _model(run: Run, arguments: Any) -> Any:
         attn_implementation="sdpa" if torch.cuda.is_available() else PER_SAMPLE,
     )
     lora = run.section.lora
-    if isinstance(lora.target_modules, list):
-        _check_targets(model, lora.target_modules)
     config_class: Any = LoraConfig  # peft types alpha as int, and takes a float
     config = config_class(
         r=lora.r,
@@ -213,19 +210,6 @@ def _model(run: Run, arguments: Any) -> Any:
     if run.section.gradient_checkpointing:
         model.enable_input_require_grads()
     return get_peft_model(model, config)
-
-
-def _check_targets(model: Any, targets: list[str]) -> None:
-    import torch
-
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    problems = [
-        Problem("train.lora.target_modules", f"the model has no module {target!r}; {nearest(target, names)}")
-        for target in targets
-        if not any(name == target or name.endswith("." + target) for name, _ in model.named_modules())
-    ]
-    if problems:
-        raise RecipeError("the recipe", problems)
 
 
 def _count_parameters(model: Any) -> dict[str, int]:

@@ -57,6 +57,20 @@ def max_positions(folder: Path) -> int | None:
     return int(value) if value is not None else None
 
 
+def matrices(folder: Path) -> list[str]:
+    """Names of the modules whose weight is a matrix, from the headers of the weight files; nothing is loaded."""
+    names = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        names += [
+            name.removesuffix(".weight")
+            for name, entry in header.items()
+            if name.endswith(".weight") and len(entry["shape"]) == 2
+        ]
+    return names
+
+
 def _sample(path: Path) -> bytes:
     """Evenly spaced blocks of a file, its first and last among them; all of a small file."""
     size = path.stat().st_size

@@ -14,13 +14,13 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import DanluError, HardwareError, Problem, RecipeError, StageError
+from pipelines.errors import DanluError, HardwareError, Problem, RecipeError, StageError, nearest
 from pipelines.recipe import Recipe, Train
 from pipelines.train.adapter import WEIGHTS
 from pipelines.train.checkpoint import complete_checkpoints
 from pipelines.train.journal import read_journal, shown
 from pipelines.train.loop import ADAPTER, CHECKPOINTS, JOURNAL, Run, train_loop
-from pipelines.train.models import max_positions, model_digest, resolve
+from pipelines.train.models import matrices, max_positions, model_digest, resolve
 from pipelines.train.tokenize import Source, Tokenized, split_source, tokenize
 from pipelines.workspace import Place
 
@@ -48,7 +48,7 @@ def train(recipe: Recipe, place: Place) -> dict[str, Any]:
     assert section
     check_resources(section)
     model = resolve(section.model, place.workspace.local("models"))
-    _check_length(section, model)
+    _check_fit(section, model)
     training = _tokens(recipe, place, model, "train_tokens", section.data)
     held_out = (
         _tokens(recipe, place, model, "held_out_tokens", [f"test#{section.eval_rows}"]) if section.eval_rows else None
@@ -135,11 +135,21 @@ def _tokens(recipe: Recipe, place: Place, model: Path, name: str, data: list[str
     return tokenize(place, name, model, sources, max_length=section.max_length, system=section.system, seed=recipe.seed)
 
 
-def _check_length(section: Train, model: Path) -> None:
+def _check_fit(section: Train, model: Path) -> None:
+    """RecipeError where the section asks for what the model does not have."""
+    problems = []
     limit = max_positions(model)
     if limit is not None and section.max_length > limit:
         message = f"{section.max_length} is more than the {limit} tokens the model was made for; lower it to {limit}"
-        raise RecipeError("the recipe", [Problem("train.max_length", message)])
+        problems.append(Problem("train.max_length", message))
+    names = matrices(model)
+    targets = section.lora.target_modules
+    for target in targets if isinstance(targets, list) and names else []:
+        if not any(name == target or name.endswith("." + target) for name in names):
+            hint = nearest(target, {name.rpartition(".")[2] for name in names})
+            problems.append(Problem("train.lora.target_modules", f"the model has no module {target!r}; {hint}"))
+    if problems:
+        raise RecipeError("the recipe", problems)
 
 
 def _report(place: Place, run: Run, facts: dict[str, Any]) -> dict[str, Any]:

@@ -207,4 +207,5 @@ def _index(commits: Sequence[Commit], drawn: Sequence[_Drawn]) -> NDArray[np.int
         first += commit["result"]["samples"]
     starts = np.cumsum([0, *[len(source.rows) for source in drawn]])
     index = np.concatenate([start + source.repeated for start, source in zip(starts, drawn, strict=False)])
-    return index[~np.isin(index, np.array(empty, dtype=np.int64))].astype(np.int64)
+    trained: NDArray[np.int64] = index[~np.isin(index, np.array(empty, dtype=np.int64))].astype(np.int64)
+    return trained

@@ -1,0 +1,260 @@
+"""Training as a stage, on real Ray workers with real DeepSpeed: straight through, and killed in between."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines.errors import HardwareError, RecipeError, StageError
+from pipelines.recipe import Merge, Recipe
+from pipelines.train.checkpoint import complete_checkpoints, step_of
+from pipelines.train.journal import read_journal
+from pipelines.train.merge import merge
+from pipelines.train.stage import determinants, train
+from pipelines.workspace import Place
+
+RecipeOf = Callable[..., Recipe]
+SplitIn = Callable[[Path, int], Place]
+
+ROWS, STEPS = 30, 24
+SECTION = {"max_steps": STEPS, "num_train_epochs": 100, "save_steps": 4, "save_total_limit": 2}
+SECTION |= {"eval_rows": 3, "eval_steps": 10}
+
+DRIVER = """
+import sys, tempfile
+import ray
+from pipelines.recipe import Recipe
+from pipelines.train.stage import train
+from pipelines.workspace import Place, Workspace
+
+ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False,
+         _temp_dir=tempfile.mkdtemp(prefix="danlu-k-"))
+workspace = Workspace(sys.argv[1])
+split = Place(workspace, "split", "s")
+train(Recipe.model_validate_json(sys.argv[2]), Place(workspace, "train", "f", {"split": split}))
+"""
+
+
+def place_for(split: Place) -> Place:
+    return Place(split.workspace, "train", "f", {"split": split})
+
+
+def run(recipe: Recipe, place: Place) -> dict[str, Any]:
+    """Train, and finish the place as the pipeline does."""
+    report = train(recipe, place)
+    place.finish({"report": report})
+    return report
+
+
+@pytest.fixture(scope="module")
+def straight(
+    ray_cluster: None, recipe_of: RecipeOf, split_in: SplitIn, tmp_path_factory: pytest.TempPathFactory
+) -> Place:
+    """A finished run that nothing disturbed."""
+    place = place_for(split_in(tmp_path_factory.mktemp("straight"), ROWS))
+    run(recipe_of(**SECTION), place)
+    return place
+
+
+def test_the_model_learns_and_the_report_says_how(straight: Place) -> None:
+    report = straight.report()
+    assert report["eval_loss"] < 0.9 * report["eval_loss_base"]
+    assert report["steps"] == STEPS and [entry["step"] for entry in report["losses"]] == list(range(1, STEPS + 1))
+    assert [entry["step"] for entry in report["eval_losses"]] == [0, 10, 20, 24]
+    assert report["losses"][0]["loss"] == pytest.approx(report["eval_loss_base"], abs=0.3)
+    assert report["losses"][-1]["loss"] < 0.9 * report["losses"][0]["loss"]
+    counts = report["samples"]
+    epochs = STEPS * 4 / ROWS
+    assert sum(entry["tokens"] for entry in report["losses"]) == pytest.approx(counts["tokens"] * epochs, rel=0.1)
+    # q, k, v, o of width 64 with two of four heads for k and v, gate, up, down of 128: ranks of 8 on both sides, twice
+    assert report["trainable_parameters"] == 2 * 8 * ((64 + 64) * 2 + (64 + 32) * 2 + (64 + 128) * 3)
+
+
+def test_the_base_loss_is_the_models_own(straight: Place, tiny_model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(straight.inputs["split"].outputs("test")[0]).to_pylist()
+    losses, tokens = [], []
+    for row in rows:
+        prompt = tokenizer.encode(f"<|im_start|>user\n{row['query']}<|im_end|>\n<|im_start|>assistant\n")
+        answer = tokenizer.encode(f"{row['response']}<|im_end|>")
+        ids = torch.tensor([prompt + answer])
+        labels = torch.tensor([[-100] * len(prompt) + answer])
+        with torch.no_grad():
+            losses.append(float(model(input_ids=ids, labels=labels).loss))
+        tokens.append(len(answer))
+    three = {
+        sum(losses[i] * tokens[i] for i in left) / sum(tokens[i] for i in left)
+        for left in ([i for i in range(4) if i != out] for out in range(4))
+    }  # three of the four test rows are drawn
+    assert min(abs(straight.report()["eval_loss_base"] - loss) for loss in three) < 1e-5
+
+
+def test_only_the_last_complete_checkpoints_are_kept_each_rank_with_its_shard(straight: Place) -> None:
+    found = complete_checkpoints(straight.local("checkpoints"))
+    assert [step_of(folder) for folder in found] == [20, 24]
+    shards = {path.name for path in (found[-1] / "global_step24").iterdir()}
+    assert {f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)} <= shards
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in found[-1].iterdir()}
+
+
+def test_the_adapter_folder_loads_on_its_base(straight: Place, tiny_model: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = straight.local("adapter")
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny_model)
+    assert (
+        AutoTokenizer.from_pretrained(folder).chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
+    )
+    weights = load_file(folder / "adapter_model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), folder)
+    loaded = {name.replace(".default.", "."): value for name, value in model.named_parameters() if "lora_" in name}
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name].float(), weights[name]) for name in weights)
+
+
+def test_merged_is_base_plus_adapter(straight: Place, recipe_of: RecipeOf, tiny_model: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    recipe = recipe_of(**SECTION).model_copy(update={"merge": Merge(dtype="float32")})
+    place = Place(straight.workspace, "merge", "f", {"train": straight})
+    report = merge(recipe, place)
+    assert report["merge_difference"] < 1e-4 and report["reload_difference"] == 0 and report["dtype"] == "float32"
+    names = {path.name for path in place.local("model").iterdir()}
+    assert {"chat_template.jinja", "generation_config.json", "tokenizer.json", "config.json"} <= names
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        plain = base(input_ids=ids).logits
+        adapted = PeftModel.from_pretrained(base, straight.local("adapter")).eval()(input_ids=ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(place.local("model"))(input_ids=ids).logits
+    assert float((merged - adapted).abs().max()) < 1e-4 < 0.5 < float((merged - plain).abs().max())
+
+
+def test_killed_with_its_process_group_it_goes_on_to_the_same_end(
+    straight: Place, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
+) -> None:
+    place = place_for(split_in(tmp_path, ROWS))
+    recipe = recipe_of(**SECTION)
+    with (tmp_path / "log").open("wb") as log:
+        driver = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(tmp_path), recipe.model_dump_json()],
+            start_new_session=True,
+            stdout=log,
+            stderr=log,
+        )
+    checkpoints = place.local("checkpoints")
+    try:
+        wait_until(lambda: len(complete_checkpoints(checkpoints)) == 2 or driver.poll() is not None, seconds=120)
+        family = [driver_process := psutil.Process(driver.pid), *driver_process.children(recursive=True)]
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    workers = [process for process in family if is_worker(process)]
+    wait_until(lambda: not any(process.is_running() and alive(process) for process in workers), seconds=20)
+    assert place.manifest() is None
+    stopped = [step_of(folder) for folder in complete_checkpoints(checkpoints)]
+    assert stopped and stopped[-1] < STEPS, (tmp_path / "log").read_text()
+    half_written = checkpoints / "checkpoint-23"  # as a crash while saving leaves it
+    (half_written / "global_step23").mkdir(parents=True)
+
+    report = run(recipe, place)
+    undisturbed = straight.report()
+    assert report["resumed_at"] == stopped[-1]
+    assert not half_written.exists()
+    for key in ("loss", "grad_norm", "lr", "tokens", "step"):
+        assert [entry[key] for entry in report["losses"]] == [entry[key] for entry in undisturbed["losses"]]
+    assert report["eval_losses"] == undisturbed["eval_losses"]
+    assert report["digest"] == undisturbed["digest"]
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_lost_its_adapter_only_writes_it_again(straight: Place, recipe_of: RecipeOf) -> None:
+    weights = straight.local("adapter", "adapter_model.safetensors")
+    before, entries = weights.read_bytes(), read_journal(straight.local("metrics.jsonl"))
+    weights.unlink()
+    report = train(recipe_of(**SECTION), straight)
+    assert report["resumed_at"] == STEPS and report["digest"] == straight.report()["digest"]
+    assert weights.read_bytes() == before and read_journal(straight.local("metrics.jsonl")) == entries
+
+
+def test_more_workers_than_processors_fail_at_once(
+    ray_cluster: None, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    place = place_for(split_in(tmp_path, ROWS))
+    with pytest.raises(HardwareError, match=r"3 workers.*3 CPU \(there: 2\).*lower train.num_workers"):
+        train(recipe_of(num_workers=3, global_batch_size=3), place)
+    with pytest.raises(HardwareError, match=r"2 GPU \(there: 0\)"):
+        train(recipe_of(resources_per_worker={"GPU": 1}), place)
+    assert time.monotonic() - began < 5
+
+
+def test_a_length_beyond_the_models_is_refused(
+    ray_cluster: None, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=r"train.max_length: 513 is more than the 512 tokens"):
+        train(recipe_of(max_length=513), place_for(split_in(tmp_path, ROWS)))
+
+
+def test_a_module_the_model_does_not_have_is_refused(
+    ray_cluster: None, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
+) -> None:
+    place = place_for(split_in(tmp_path, ROWS))
+    with pytest.raises(RecipeError, match=r"train.lora.target_modules: .*'q_porj'; did you mean 'q_proj'\?"):
+        train(recipe_of(lora={"target_modules": ["q_porj", "mlp.up_proj"]}), place)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_in_one_message(
+    ray_cluster: None, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
+) -> None:
+    place = place_for(split_in(tmp_path, ROWS))
+    with pytest.raises(StageError, match=r"at step [2-9].*the checkpoints before it are kept"):
+        train(recipe_of(learning_rate=1e25, max_grad_norm=1e25, warmup_ratio=0, save_steps=1), place)
+    assert complete_checkpoints(place.local("checkpoints"))
+
+
+def test_only_what_changes_the_result_is_in_the_fingerprint(recipe_of: RecipeOf) -> None:
+    same = determinants(recipe_of())
+    assert determinants(recipe_of(num_workers=1, save_steps=7, resources_per_worker={"CPU": 0.5})) == same
+    assert determinants(recipe_of(learning_rate=2e-2)) != same
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

@@ -16,8 +16,27 @@ import pytest
 from pipelines.recipe import load_recipe
 from pipelines.workspace import Place, Workspace
 from rayjobs import pipeline
+from tests.pipelines.train.conftest import make_model
 
 CLEAN = ["tiny", "ingest.shard_bytes=3000"]
+
+TRAIN = """
+name: crash
+ingest: {source: "recipes://data/tiny.jsonl", limit: 150}
+split: {test_ratio: 0.1}
+train:
+  model: MODEL
+  num_workers: 2
+  dtype: float32
+  lora: {r: 4}
+  max_length: 256
+  global_batch_size: 4
+  max_steps: 16
+  eval_rows: 8
+  eval_steps: 8
+  save_steps: 4
+  save_total_limit: 2
+"""
 
 
 @pytest.fixture
@@ -99,3 +118,20 @@ def test_clean_goes_on_from_the_last_shard(short_tmp: Path) -> None:
     assert reports[0]["digest"] == reports[1]["digest"]
     assert reports[0]["rows"] == reports[1]["rows"]
     assert "up to date" in finish(killed, "clean", *CLEAN)
+
+
+def test_train_goes_on_from_the_last_checkpoint(short_tmp: Path) -> None:
+    recipe = short_tmp / "crash.yaml"
+    recipe.write_text(TRAIN.replace("MODEL", str(make_model(short_tmp / "model"))), encoding="utf-8")
+    arguments = [str(recipe)]
+    straight, killed = short_tmp / "straight", short_tmp / "killed"
+    finish(straight, "train", *arguments)
+    kill_when(start(killed, "train", *arguments), killed, "w/train/*/checkpoints/checkpoint-8/complete.json", 1)
+    assert_nothing_survives(killed)
+    said = finish(killed, "train", *arguments)
+    assert "step 1/16" not in said  # it did not begin again
+    reports = [place(folder, "train", arguments).report() for folder in (straight, killed)]
+    losses = [[(entry["step"], entry["loss"], entry["grad_norm"]) for entry in report["losses"]] for report in reports]
+    assert [step for step, _, _ in losses[0]] == list(range(1, 17))
+    assert losses[0] == losses[1]
+    assert reports[0]["digest"] == reports[1]["digest"]

@@ -8,6 +8,7 @@
 vLLM's filesystem resolver loads `registry/<name>@<version>` when it is first asked for, on every replica.
 """
 
+import filecmp
 import json
 import os
 import re
@@ -44,6 +45,16 @@ def publish(adapter_dir: str | Path, registry_dir: str | Path, name: str, base: 
         shutil.rmtree(staged, ignore_errors=True)
     set_alias(registry, name, version)
     return version
+
+
+def publish_if_new(adapter_dir: str | Path, registry_dir: str | Path, name: str, base: str | Path | None = None) -> str:
+    """Publish an adapter unless the version that `name` stands for holds the same weights; returns the version."""
+    current = aliases(registry_dir).get(name)
+    if current is not None:
+        weights, published = Path(adapter_dir) / FILES[1], Path(registry_dir) / current / FILES[1]
+        if weights.is_file() and filecmp.cmp(weights, published, shallow=False):
+            return current
+    return publish(adapter_dir, registry_dir, name, base)
 
 
 def _stage(source: Path, staged: Path, base: str | Path | None) -> None:

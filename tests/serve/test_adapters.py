@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import DataError, InputError
-from serve.adapters import aliases, publish, remove, set_alias, versions
+from serve.adapters import aliases, publish, publish_if_new, remove, set_alias, versions
 
 
 @pytest.fixture
@@ -56,6 +56,13 @@ def test_a_removed_version_is_gone_and_its_number_is_not_given_again(adapter: Pa
     assert publish(adapter, registry, "a") == "a@3"
     with pytest.raises(InputError, match="no version 'a@2'; published: a@1, a@3"):
         remove(registry, "a@2")
+
+
+def test_the_same_weights_are_not_published_twice(adapter: Path, tmp_path: Path) -> None:
+    registry = tmp_path / "r"
+    assert [publish_if_new(adapter, registry, "a") for _ in range(2)] == ["a@1", "a@1"]
+    (adapter / "adapter_model.safetensors").write_bytes(b"trained on")
+    assert publish_if_new(adapter, registry, "a") == "a@2"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "a..b", ".hidden", "a@1", "a:b", "ä"])

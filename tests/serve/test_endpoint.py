@@ -146,18 +146,14 @@ def test_sampling_parameters_reach_the_engine(client: openai.OpenAI) -> None:
 
 
 def test_an_answer_follows_a_json_schema(client: openai.OpenAI) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"x": {"enum": ["a", "b"]}},
-        "required": ["x"],
-        "additionalProperties": False,
-    }
+    schema = {"type": "object", "properties": {"x": {"enum": ["a", "b"]}}, "required": ["x"]}
     answer = client.chat.completions.create(
-        model="blue",
+        model="base",
         messages=[{"role": "user", "content": "hi"}],
-        max_tokens=40,
+        max_tokens=60,
         temperature=0,
-        response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
+        frequency_penalty=2.0,  # or a random model fills the answer with the spaces that JSON allows
+        response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": True}},
     )
     assert json.loads(answer.choices[0].message.content or "")["x"] in ("a", "b")
 
@@ -199,10 +195,7 @@ def test_a_published_adapter_is_answered_with_at_once(
 def test_an_engine_that_cannot_start_says_why(ray_cluster: None, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with (
-        pytest.raises(
-            StageError,
-            match=r"(?s)the engine of broken ended with code 1 while it loaded the model, see .*log\n.*Unrecognized model",
-        ),
+        pytest.raises(StageError, match=r"(?s)engine of broken ended with code 1 while it loaded .*Unrecognized model"),
         endpoint([ServedModel("broken", str(tmp_path))], SECTION, log_dir=tmp_path),
     ):
         pass

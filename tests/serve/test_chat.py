@@ -1,0 +1,84 @@
+"""Terminal chat against a server that answers with what it was asked."""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+
+from pipelines.errors import StageError
+from serve.chat import chat
+
+Serving = Callable[..., AbstractContextManager[str]]
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Two models; an answer repeats model, temperature and the contents of all messages, in two pieces."""
+    if scope["path"] == "/v1/models":
+        listed = {"object": "list", "data": [{"id": n, "object": "model"} for n in ("base", "wishes")]}
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": json.dumps(listed).encode()})
+        return
+    request = json.loads((await receive())["body"])
+    contents = "|".join(f"{m['role'][0]}:{m['content']}" for m in request["messages"])
+    pieces = [f"{request['model']} {request.get('temperature')} ", f"[{contents}]"]
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+    for piece in pieces:
+        event = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": request["model"]}
+        event["choices"] = [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]
+        body = b"data: " + json.dumps(event).encode() + b"\n\n"
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+    await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+
+def typed(serving: Serving, *lines: str) -> list[str]:
+    """What is shown after each line that a person types."""
+    shown: list[str] = []
+    rest = iter(lines)
+
+    def read(prompt: str) -> str:
+        line = next(rest, None)
+        if line is None:
+            raise EOFError
+        if prompt == "> ":
+            shown.append("")
+        return line
+
+    def write(text: str) -> None:
+        if shown:
+            shown[-1] += text
+
+    with serving(echo) as url:
+        chat(f"{url}/v1", read=read, write=write)
+    return [text.strip() for text in shown]
+
+
+def test_a_conversation_remembers_resets_and_leaves(serving: Serving) -> None:
+    shown = typed(serving, "你好", "again", "RESET", "new", "EXIT", "never asked")
+    assert shown == [
+        "base None [u:你好]",
+        "base None [u:你好|a:base None [u:你好]|u:again]",
+        "(a new conversation)",
+        "base None [u:new]",
+        "",
+    ]
+
+
+def test_settings_change_what_is_asked(serving: Serving) -> None:
+    shown = typed(serving, "/model wishes", "/system 你是诗人", "/temperature 0.5", "a\\", "b")
+    assert shown[-1] == "wishes 0.5 [s:你是诗人|u:a\nb]"
+
+
+def test_wrong_commands_are_explained_and_change_nothing(serving: Serving) -> None:
+    shown = typed(serving, "/model wish", "/temperature hot", "/temperature 3", "/what", "/model", "x")
+    assert shown[0] == "no model 'wish'; did you mean 'wishes'?"
+    assert shown[1] == "a temperature is a number from 0 to 2, not 'hot'"
+    assert shown[2] == "a temperature is a number from 0 to 2, not '3'"
+    assert shown[3].startswith("no command /what")
+    assert shown[4:] == ["* base\n  wishes", "base None [u:x]"]
+
+
+def test_an_endpoint_that_is_not_there_is_a_plain_error() -> None:
+    with pytest.raises(StageError, match="is the endpoint up"):
+        chat("http://127.0.0.1:9/v1")

@@ -28,7 +28,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="tiny")
     parser.add_argument("--workspace", default=None)
-    parser.add_argument("--quick", action="store_true", help="few steps and questions: checks the benchmark, not the speed")
+    parser.add_argument(
+        "--quick", action="store_true", help="few steps and questions: checks the benchmark, not the speed"
+    )
     parser.add_argument("--peer", choices=["none"], default="none")
     options = parser.parse_args()
     overrides = QUICK if options.quick else []

@@ -66,7 +66,9 @@ def _type(annotation: Any) -> str:
         return "mapping"
     if hasattr(annotation, "__metadata__"):
         return _type(parts[0])
-    return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}.get(annotation.__name__, "value")
+    return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}.get(
+        annotation.__name__, "value"
+    )
 
 
 def _default(field: FieldInfo) -> str:

@@ -35,7 +35,9 @@ def test_every_file_of_the_readme_exists() -> None:
 
 def commands() -> list[str]:
     """The `danlu` commands of README and guides that need nothing but the installation."""
-    texts = [path.read_text(encoding="utf-8") for path in (PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md")))]
+    texts = [
+        path.read_text(encoding="utf-8") for path in (PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md")))
+    ]
     lines = re.findall(r"^danlu (.+?)(?:  +#.*)?$", "\n".join(texts), re.MULTILINE)
     return sorted({line.strip() for line in lines if line.split()[0] in {"recipes", "init", "check", "status"}})
 

@@ -39,7 +39,9 @@ def test_scientific_notation_is_a_number_and_overrides_apply(tmp_path: Path) -> 
 
 def test_all_problems_come_at_once_with_the_nearest_name(tmp_path: Path) -> None:
     text = GOOD.replace("global_batch_size: 8", "global_batch_sise: 8, lora: {rank: 4}, num_workers: two")
-    text = text.replace("test_ratio: 0.1", "test_ratio: 1.5") + "cleen: {}\nclean: {process: [text_lenght_filter: {}]}\n"
+    text = (
+        text.replace("test_ratio: 0.1", "test_ratio: 1.5") + "cleen: {}\nclean: {process: [text_lenght_filter: {}]}\n"
+    )
     found = problems_of(tmp_path, text)
     assert "did you mean 'global_batch_size'?" in found["train.global_batch_sise"]
     assert "unknown key" in found["train.lora.rank"]

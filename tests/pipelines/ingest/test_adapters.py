@@ -10,7 +10,14 @@ from pipelines.ingest.adapters import ADAPTERS, parse_votes, recognise
 
 @pytest.mark.parametrize(
     ("text", "votes"),
-    [("赞同", 0), ("赞同 15", 15), ("赞同 1.2 万", 12000), ("赞同 1,234", 1234), ("赞同15", 15), ("赞同 0.8 亿", 80_000_000)],
+    [
+        ("赞同", 0),
+        ("赞同 15", 15),
+        ("赞同 1.2 万", 12000),
+        ("赞同 1,234", 1234),
+        ("赞同15", 15),
+        ("赞同 0.8 亿", 80_000_000),
+    ],
 )
 def test_votes(text: str, votes: int) -> None:
     assert parse_votes(text) == votes
@@ -44,7 +51,13 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ),
     (
         "sharegpt",
-        {"conversations": [{"from": "system", "value": "S"}, {"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}]},
+        {
+            "conversations": [
+                {"from": "system", "value": "S"},
+                {"from": "human", "value": "问"},
+                {"from": "gpt", "value": "答"},
+            ]
+        },
         {"system": "S", "query": "问", "response": "答"},
     ),
     (
@@ -87,6 +100,9 @@ def test_unreadable_row_says_why(name: str, row: dict[str, Any], said: str) -> N
 def test_real_files_are_recognised(shared_data: Path) -> None:
     wishes = json.loads((shared_data / "tianji-wishes-chinese-v0.1.json").read_text(encoding="utf-8"))
     assert recognise(wishes[0]) == "conversation"
-    for name, adapter in (("advertisegen_dev.json", "advertisegen"), ("counseling_combined_dataset.json", "counseling")):
+    for name, adapter in (
+        ("advertisegen_dev.json", "advertisegen"),
+        ("counseling_combined_dataset.json", "counseling"),
+    ):
         first = json.loads((shared_data / name).read_text(encoding="utf-8").splitlines()[0])
         assert recognise(first) == adapter

@@ -32,9 +32,7 @@ def run(tmp_path: Path, source: Path | str, **section: Any) -> tuple[dict[str, A
     place.clear()
     report = ingest(recipe, place)
     place.finish({"report": report})
-    tables = [
-        pa.concat_tables([pq.read_table(path) for path in place.outputs(kind)]) for kind in ("rows", "dropped")
-    ]
+    tables = [pa.concat_tables([pq.read_table(path) for path in place.outputs(kind)]) for kind in ("rows", "dropped")]
     return report, tables[0], tables[1]
 
 
@@ -65,7 +63,10 @@ def test_csv_carries_text(tmp_path: Path) -> None:
 
 def test_rows_do_not_depend_on_the_shards(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "a.jsonl", rows_of(700))
-    digests = {run(tmp_path, source, shard_bytes=size, concurrency=c)[0]["digest"] for size, c in ((1000, 2), (9999, 1), (1 << 20, None))}
+    digests = {
+        run(tmp_path, source, shard_bytes=size, concurrency=c)[0]["digest"]
+        for size, c in ((1000, 2), (9999, 1), (1 << 20, None))
+    }
     assert len(digests) == 1
 
 
@@ -100,7 +101,12 @@ def test_broken_lines_are_set_aside_and_counted(tmp_path: Path) -> None:
         run(tmp_path, source)
     message = str(caught.value)
     assert "4 broken rows, ingest.max_broken allows 0" in message
-    for number, reason in ((7, "not valid JSON"), (18, "column response is missing"), (31, "not valid JSON"), (36, "not a JSON object")):
+    for number, reason in (
+        (7, "not valid JSON"),
+        (18, "column response is missing"),
+        (31, "not valid JSON"),
+        (36, "not a JSON object"),
+    ):
         assert f"a.jsonl:{number}: {reason}" in message
     report, table, dropped = run(tmp_path, source, max_broken=4)
     assert (report["rows"], report["broken"]) == (36, 4)
@@ -125,7 +131,10 @@ def test_wrong_adapter_names_the_one_that_fits(tmp_path: Path) -> None:
         run(tmp_path, other)
 
 
-@pytest.mark.parametrize(("name", "data"), [("a.parquet", b"PAR1junk"), ("a.jsonl.gz", b"junk"), ("a.json", b'[{"query": "a", "response": "b"},')])
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("a.parquet", b"PAR1junk"), ("a.jsonl.gz", b"junk"), ("a.json", b'[{"query": "a", "response": "b"},')],
+)
 def test_damaged_files_are_named(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=name.replace(".", r"\.")):

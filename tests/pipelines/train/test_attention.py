@@ -43,7 +43,7 @@ def test_samples_in_one_row_have_the_loss_they_have_alone(tiny_model: Path, wind
         AutoModelForCausalLM.from_pretrained(tiny_model, config=config, dtype=torch.float32, attn_implementation=name)
         for name in (NAME, "eager")
     ]
-    batch = collate(samples)
+    batch = collate([samples])
     targets = batch.pop("targets")
     with torch.no_grad():
         logits = models[0](**batch, use_cache=False).logits[0]

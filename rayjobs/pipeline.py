@@ -1,6 +1,6 @@
 """The stages in order: read this first.
 
-    ingest → clean → split → train → merge → evaluate → compare
+    ingest → clean → split → train → merge → evaluate → compare → publish
 
 A stage runs when its section is in the recipe and its output is missing or was made from something else.
 """
@@ -8,7 +8,6 @@ A stage runs when its section is in the recipe and its output is missing or was 
 import importlib
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +37,7 @@ STAGES = (
     Stage("merge", "pipelines.train.merge", reads=("train",)),
     Stage("evaluate", "pipelines.evaluate.stage", reads=("split", "train", "merge")),
     Stage("compare", "pipelines.evaluate.compare", reads=("split", "train", "merge")),
+    Stage("publish", "pipelines.publish.stage", reads=("ingest", "clean", "split", "train", "merge", "evaluate")),
 )
 
 

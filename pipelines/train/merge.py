@@ -10,8 +10,9 @@ from typing import Any
 
 from pipelines.errors import StageError
 from pipelines.progress import waiting
-from pipelines.recipe import Merge, Recipe
+from pipelines.recipe import Recipe
 from pipelines.train.models import quiet_transformers
+from pipelines.train.section import Merge
 from pipelines.train.tokenize import load_tokenizer
 from pipelines.workspace import Place
 

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DanluError, HardwareError, Problem, RecipeError, StageError, nearest
-from pipelines.recipe import Recipe, Train
+from pipelines.recipe import Recipe
 from pipelines.train.adapter import WEIGHTS
 from pipelines.train.checkpoint import complete_checkpoints
 from pipelines.train.journal import read_journal, shown
 from pipelines.train.loop import ADAPTER, CHECKPOINTS, JOURNAL, Run, train_loop
 from pipelines.train.models import matrices, max_positions, model_digest, resolve
+from pipelines.train.samples import Samples, total_rows
+from pipelines.train.section import Train
 from pipelines.train.tokenize import Source, Tokenized, split_source, tokenize
 from pipelines.workspace import Place
 
@@ -53,16 +55,19 @@ def train(recipe: Recipe, place: Place) -> dict[str, Any]:
     held_out = (
         _tokens(recipe, place, model, "held_out_tokens", [f"test#{section.eval_rows}"]) if section.eval_rows else None
     )
-    run = Run(section, recipe.seed, total_steps(section, training), model, place.local(), training, held_out)
+    run = Run(
+        section, recipe.seed, total_steps(section, recipe.seed, training), model, place.local(), training, held_out
+    )
     with shown(run.folder / JOURNAL, run.steps):
         facts = fit(run)
     return _report(place, run, facts)
 
 
-def total_steps(section: Train, training: Tokenized) -> int:
+def total_steps(section: Train, seed: int, training: Tokenized) -> int:
     """Optimizer steps of the whole run; the last is filled up from the next epoch."""
-    samples = training.trained
-    steps = math.ceil(section.num_train_epochs * samples / section.global_batch_size)
+    packed_to = section.max_length if section.packing else None
+    rows = total_rows(Samples(training), seed, section.num_train_epochs, packed_to)
+    steps = math.ceil(rows / section.global_batch_size)
     return min(steps, section.max_steps or steps)
 
 

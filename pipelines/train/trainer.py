@@ -76,7 +76,7 @@ class ChatTrainer(Trainer):
         for begin in range(0, len(samples), size * ranks):
             mine = begin + dist.get_rank() * size
             places = range(mine, min(mine + size, len(samples)))
-            batch = self._prepare_inputs(collate([samples[place] for place in places or [0]]))
+            batch = self._prepare_inputs(collate([[samples[place] for place in places or [0]]]))
             with torch.no_grad():
                 loss = _summed_loss(model, batch)
             if places:  # ZeRO-3 needs every rank in every pass, also one that has no samples left

@@ -14,10 +14,11 @@ import psutil
 import pytest
 
 from pipelines.errors import HardwareError, RecipeError, StageError
-from pipelines.recipe import Merge, Recipe
+from pipelines.recipe import Recipe
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
 from pipelines.train.merge import merge
+from pipelines.train.section import Merge
 from pipelines.train.stage import determinants, train
 from pipelines.workspace import Place
 

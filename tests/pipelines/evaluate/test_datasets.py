@@ -122,3 +122,20 @@ def test_wrong_data_sets_are_refused_with_the_recipe(dataset: Any, message: str)
 def test_a_data_set_may_be_given_by_name_alone() -> None:
     recipe = make_recipe("unused", evaluate={"datasets": ["test", "gsm8k"]})
     assert recipe.evaluate and [entry.benchmark for entry in recipe.evaluate.datasets] == ["test", "gsm8k"]
+
+
+def test_the_english_sentence_model_is_the_one_in_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nltk
+    from nltk.tokenize.punkt import PunktTokenizer
+    from punkt.data import english
+
+    from pipelines.evaluate.scoring import provide_punkt
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    provide_punkt(tmp_path)
+    tokenizer = PunktTokenizer("english")
+    assert tokenizer._params.abbrev_types == set(english.ABBREV_TYPES)
+    assert tokenizer._params.collocations == set(english.COLLOCATIONS)
+    assert tokenizer._params.sent_starters == set(english.SENT_STARTERS)
+    assert dict(tokenizer._params.ortho_context) == dict(english.ORTHO_CONTEXT)
+    assert list(tokenizer.tokenize("Mr. Li likes rain. Dr. Wu does not.")) == ["Mr. Li likes rain.", "Dr. Wu does not."]

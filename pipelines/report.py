@@ -107,7 +107,7 @@ def verdict(recipe: Recipe, reports: Mapping[str, Any]) -> list[str]:
         deltas = reports["evaluate"]["results"]["test"]["deltas"][recipe.name]
         sentences += [
             _better(recipe.name, "ROUGE-L F1", deltas["rouge-l-f"], higher_is_better=True),
-            _better(recipe.name, "share of answers that loop", deltas["loop"], higher_is_better=False),
+            _better(recipe.name, "Share of answers that loop", deltas["loop"], higher_is_better=False),
         ]
     return sentences
 
@@ -118,7 +118,7 @@ def _better(model: str, metric: str, delta: dict[str, float], *, higher_is_bette
         kind
     ]
     interval = f"{delta['value']:+.3f}, 95 % interval {delta['low']:+.3f} to {delta['high']:+.3f}"
-    return f"{model} {word} by {metric}: {interval}."
+    return f"{metric}: {model} {word}, {interval}."
 
 
 def _kind(delta: dict[str, float], higher_is_better: bool) -> str:

@@ -1,6 +1,9 @@
 """The page of a run, drawn from manifests as the stages leave them."""
 
 import io
+import shutil
+import subprocess
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +252,40 @@ def test_recommendations_and_the_judge_are_told(tmp_path: Path, recipe: Recipe) 
     assert texts(tree, "tr.good td")[0] == "40"
 
 
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    """The browser; tests that need it are skipped where there is none."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    pytest.skip("no chromium on this machine")
+
+
+PROBE = """<!doctype html><title>?</title><iframe width="%d" height="4000" srcdoc="%s"></iframe><script>
+const drawn = (family, letter) => { const canvas = document.createElement("canvas"), pen = canvas.getContext("2d");
+  pen.font = "40px " + family; pen.fillText(letter, 10, 50);
+  return pen.getImageData(0, 0, 100, 100).data.join(); };
+onload = () => { const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
+  const broken = [...page.images].filter(image => !image.naturalWidth).length;
+  const family = getComputedStyle(page.querySelector("svg text")).fontFamily;
+  const chinese = drawn(family, "谢") !== drawn(family, "\\u{10FFFD}"); // a letter no font has
+  document.title = [root.scrollWidth, broken, chinese].join(" "); };
+</script>"""
+
+
+@pytest.mark.parametrize("width", [320, 1000])
+def test_a_browser_shows_the_page_without_complaint(tmp_path: Path, recipe: Recipe, chromium: str, width: int) -> None:
+    page(tmp_path, recipe, *REPORTS)
+    probe = PROBE % (width, escape((tmp_path / "report.html").read_text(encoding="utf-8")))
+    (tmp_path / "probe.html").write_text(probe, encoding="utf-8")
+    quiet = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
+    run = [chromium, *quiet, "--dump-dom", f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path}/probe.html"]
+    result = subprocess.run(run, capture_output=True, text=True, timeout=120, check=True)
+    has_chinese = bool(subprocess.run(["fc-list", ":lang=zh"], capture_output=True, check=True).stdout)
+    assert f"<title>{width} 0 {'true' if has_chinese else 'false'}</title>" in result.stdout
+    assert "CONSOLE" not in result.stderr
+
+
 def test_data_cannot_write_html(tmp_path: Path, recipe: Recipe) -> None:
     tree = page(tmp_path, recipe, *REPORTS)
     cell = next(node for node in tree.css("table.answers td") if "alert" in node.text())
@@ -274,13 +311,13 @@ def test_verdict_follows_the_intervals(recipe: Recipe) -> None:
     sentences = verdict(recipe, REPORTS)
     assert sentences == [
         "Held-out loss after training is 1.250, below the base model's 4.100.",
-        "tiny beats the base by ROUGE-L F1: +0.350, 95 % interval +0.300 to +0.400.",
-        "tiny beats the base by share of answers that loop: -0.500, 95 % interval -0.700 to -0.300.",
+        "ROUGE-L F1: tiny beats the base, +0.350, 95 % interval +0.300 to +0.400.",
+        "Share of answers that loop: tiny beats the base, -0.500, 95 % interval -0.700 to -0.300.",
     ]
     worse = {"rouge-l-f": delta(-0.2, -0.3, -0.1), "loop": delta(0.1, -0.1, 0.3)}
     reports = {"evaluate": {**REPORTS["evaluate"], "results": {"test": {"deltas": {"tiny": worse}}}}}
-    assert verdict(recipe, reports)[0].startswith("tiny is worse than the base by ROUGE-L F1")
-    assert verdict(recipe, reports)[1].startswith("tiny does not differ clearly from the base")
+    assert verdict(recipe, reports)[0].startswith("ROUGE-L F1: tiny is worse than the base")
+    assert verdict(recipe, reports)[1].startswith("Share of answers that loop: tiny does not differ clearly")
 
 
 def test_closing_shows_both_models_and_where_things_lie(tmp_path: Path, recipe: Recipe) -> None:

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 the work failed, 2 the recipe or the arguments are wrong, 3 hardware is missing.
 """
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -75,6 +76,38 @@ def run(
 ) -> None:
     """Run a recipe's stages, skipping what is up to date."""
     _run(recipe, overrides, workspace, address, first, last)
+
+
+@app.command()
+def serve(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    workspace: WorkspaceOption = None,
+    address: AddressOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: serve.host]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. [default: serve.port]")] = None,
+) -> None:
+    """Serve base, adapter and merged model as an OpenAI-compatible endpoint until stopped."""
+    from rayjobs.deploy import serve_forever
+
+    loaded = load_recipe(recipe, overrides)
+    with Cluster(address) as cluster:
+        place = open_workspace(workspace, loaded.name, on_cluster=cluster.is_shared)
+        serve_forever(loaded, place, cluster, host, port)
+
+
+@app.command()
+def chat(
+    target: Annotated[
+        str, typer.Argument(metavar="RECIPE|URL", help="A recipe that is being served, or a /v1 address.")
+    ],
+    model: Annotated[str | None, typer.Option(help="Model to begin with. [default: the first that is listed]")] = None,
+) -> None:
+    """Talk to a served model in the terminal; the key, if one is needed, comes from OPENAI_API_KEY."""
+    from serve import chat as terminal
+
+    url = target if "://" in target else "http://{0.host}:{0.port}/v1".format(load_recipe(target).serve)
+    terminal.chat(url, model, os.environ.get("OPENAI_API_KEY", "none"))
 
 
 @app.command()

@@ -209,6 +209,8 @@ class Gateway:
             headers = [(k.lower(), v) for k, v in answer.raw_headers if k.lower() not in DROPPED_HEADERS]
             if not ask.streamed or answer.status != 200:
                 body = await answer.read()
+                if answer.status == 500 and not await self._is_healthy(upstream):
+                    raise aiohttp.ServerDisconnectedError("the engine's core has died")
                 ask.timing.see(body)
                 headers.append((b"content-length", str(len(body)).encode()))
                 await start(ask, send, answer.status, headers)
@@ -220,6 +222,12 @@ class Gateway:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
             return answer.status
+
+    async def _is_healthy(self, upstream: Upstream) -> bool:
+        """Whether an engine that answered with an error goes on working, or has lost its core."""
+        assert self.session is not None
+        async with self.session.get(f"{upstream.url}/health") as answer:
+            return answer.status == 200
 
     async def _break_off(self, ask: Ask, send: Send) -> None:
         """End a stream whose engine died in the middle: an error frame, and no `[DONE]`."""

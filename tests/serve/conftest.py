@@ -67,6 +67,8 @@ def _train_marker(base: Path, target: Path, marker: str, seed: int) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(seed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the matrices are too small to share
     tokenizer = AutoTokenizer.from_pretrained(base)
     lora = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora)
@@ -82,6 +84,7 @@ def _train_marker(base: Path, target: Path, marker: str, seed: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert loss.item() < 0.5, f"{target.name}: the marker was not learned, loss {loss.item():.2f}"
+    torch.set_num_threads(threads)
     model.save_pretrained(target)
 
 

@@ -111,7 +111,7 @@ def checkpoint_adapters(recipe: Recipe, trained: Place) -> dict[int, tuple[str, 
 
 def _check(url: str, names: list[str]) -> None:
     """StageError unless every model is listed at the endpoint."""
-    from openai import OpenAI, OpenAIError  # an extra that cleaning alone does not need
+    from openai import OpenAI, OpenAIError  # an extra that cleaning does without
 
     try:
         listed = {model.id for model in OpenAI(base_url=url, api_key=api_key(), timeout=30).models.list()}

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
+import regex
 from pydantic import Field, model_validator
 
 from pipelines.errors import nearest
@@ -49,6 +50,27 @@ def _known_benchmarks() -> list[str]:
     return list(json.loads(index.read_text(encoding="utf-8")))
 
 
+class Mark(Section):
+    """Something that answers should hold, counted over the questions it applies to; regular expressions."""
+
+    where: str = Field("", description="questions that it applies to; empty: all")
+    each: str | None = Field(None, description="what of the question the answer should repeat, as the first group")
+    answer: str | None = Field(None, description="what the answer should match")
+
+    @model_validator(mode="after")
+    def _can_be_counted(self) -> "Mark":
+        if (self.each is None) == (self.answer is None):
+            raise ValueError("give either each or answer")
+        for pattern in (self.where, self.each or "", self.answer or ""):
+            try:
+                regex.compile(pattern)
+            except regex.error as error:
+                raise ValueError(f"not a regular expression: {pattern!r}: {error}") from None
+        if self.each is not None and regex.compile(self.each).groups != 1:
+            raise ValueError(f"each needs one group, such as '#([^*]+)': {self.each!r}")
+        return self
+
+
 class Evaluate(Section):
     """Scores by evalscope against the served endpoint."""
 
@@ -63,6 +85,7 @@ class Evaluate(Section):
         ["作为一个人工智能", "作为一个AI", "首先", "总之", "综上所述", "需要注意的是", "as an AI", "in conclusion"],
         description="turns of phrase that mark machine-made text; answers that hold one are counted",
     )
+    marks: dict[str, Mark] = Field({}, description="by name: what answers should hold, such as names or attributes")
     endpoint: str | None = Field(None, description="a /v1 address to use instead of starting one")
 
 

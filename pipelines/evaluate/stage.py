@@ -136,7 +136,7 @@ def _report(recipe: Recipe, place: Place, datasets: list[Dataset], jobs: dict[tu
             references = [question.reference for question in dataset.questions]
             scored = {model: read_scored(job, references) for model, job in own.items()}
             answers += _answer_lines(dataset, scored)
-            result = _result(scored, recipe.evaluate.stock_phrases, recipe.seed)
+            result = _result(recipe.evaluate, dataset.questions, scored, recipe.seed)
             results[dataset.label] = result | {
                 "changed": _changed(dataset.questions, scored[BASE], scored[recipe.name])
             }
@@ -150,10 +150,19 @@ def _report(recipe: Recipe, place: Place, datasets: list[Dataset], jobs: dict[tu
         "models": model_names(recipe),
         "results": results,
         "benchmarks": benchmarks,
-        "how": {**HOW, **style.HOW},
+        "how": {**HOW, **style.HOW, **_how_marked(recipe.evaluate)},
         "generation": recipe.evaluate.generation.model_dump(),
         "files": {"answers": "answers.jsonl", "evalscope": "evalscope"},
     }
+
+
+def _how_marked(section: Evaluate) -> dict[str, str]:
+    """How the recipe's own marks are counted."""
+    said = {}
+    for name, mark in section.marks.items():
+        what = f"share of /{mark.each}/ in the question that the answer repeats" if mark.each else f"/{mark.answer}/"
+        said[name] = what + (f", over questions that match /{mark.where}/" if mark.where else "")
+    return said
 
 
 def _headline(item: tuple[str, dict[str, Any]]) -> str:
@@ -169,9 +178,14 @@ def _benchmark_headline(item: tuple[str, dict[str, Any]]) -> str:
     return f"{label}, {result['rows']} rows: {metric} {shown}"
 
 
-def _result(scored: dict[str, Scored], phrases: list[str], seed: int) -> dict[str, Any]:
+def _result(section: Evaluate, questions: list[Question], scored: dict[str, Scored], seed: int) -> dict[str, Any]:
     """A question-answering data set's part of the report."""
-    styles = {model: style.per_answer(result.answers, phrases) for model, result in scored.items()}
+    queries = [question.query for question in questions]
+    styles = {
+        model: style.per_answer(result.answers, section.stock_phrases)
+        | style.marked(queries, result.answers, section.marks)
+        for model, result in scored.items()
+    }
     base = {**scored[BASE].values, **styles[BASE]}
     return {
         "rows": len(scored[BASE].answers),

@@ -5,9 +5,11 @@ in lower case; punctuation and spaces count nothing. So Chinese needs no segment
 English text are of the same kind.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import regex
+
+from pipelines.evaluate.section import Mark
 
 _UNIT = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}]|[^\W_\p{Han}\p{Hiragana}\p{Katakana}]+")
 _EMOJI_CHARACTER = r"(?:\p{Emoji_Presentation}|\p{Emoji}\uFE0F)\p{Emoji_Modifier}?"
@@ -98,6 +100,29 @@ def per_answer(answers: Sequence[str], phrases: Sequence[str]) -> dict[str, list
         "stock": lambda text: has_stock_phrase(text, phrases),
     }
     return {name: [float(metric(answer)) for answer in answers] for name, metric in metrics.items()}
+
+
+def marked(queries: Sequence[str], answers: Sequence[str], marks: Mapping[str, Mark]) -> dict[str, list[float]]:
+    """Every mark of the recipe, for each answer to a question it applies to; marks that apply to none are left out.
+
+    With `each`, the share of what the question names that the answer repeats, as AdvertiseGen's attributes (Shao et
+    al. 2019, Long and Diverse Text Generation with Planning-based Hierarchical Variational Model); with `answer`, 1
+    where the answer matches.
+    """
+    pairs = list(zip(queries, answers, strict=True))
+    values = {
+        name: [value for pair in pairs if (value := _mark(*pair, mark)) is not None] for name, mark in marks.items()
+    }
+    return {name: found for name, found in values.items() if found}
+
+
+def _mark(query: str, answer: str, mark: Mark) -> float | None:
+    if not regex.search(mark.where, query):
+        return None
+    if mark.answer is not None:
+        return float(regex.search(mark.answer, answer) is not None)
+    wanted = {text.strip() for text in regex.findall(mark.each, query)} - {""}
+    return sum(text in answer for text in wanted) / len(wanted) if wanted else None
 
 
 def over_answers(answers: Sequence[str]) -> dict[str, float]:

@@ -1,8 +1,20 @@
 """Every number here was worked out by hand."""
 
 import pytest
+from pydantic import ValidationError
 
-from pipelines.evaluate.style import distinct, emoji, has_list, has_stock_phrase, loops, per_answer, repetition, units
+from pipelines.evaluate.section import Mark
+from pipelines.evaluate.style import (
+    distinct,
+    emoji,
+    has_list,
+    has_stock_phrase,
+    loops,
+    marked,
+    per_answer,
+    repetition,
+    units,
+)
 
 
 def test_units_are_characters_of_chinese_and_words_of_the_rest() -> None:
@@ -106,3 +118,39 @@ def test_per_answer_has_a_value_for_each_answer() -> None:
     assert values["length"] == [6.0, 0.0]
     assert values["stock"] == [1.0, 0.0]
     assert {len(column) for column in values.values()} == {2}
+
+
+def test_attributes_of_an_advertisement_that_its_text_names() -> None:
+    marks = {"attributes": Mark(each=r"#([^*]+)")}
+    queries = ["类型#裙*版型#宽松*颜色#白色", "类型#裤*图案#格子"]
+    answers = ["这条宽松的裙，穿着舒服。", "格子裤，显瘦。"]
+    assert marked(queries, answers, marks) == {"attributes": [pytest.approx(2 / 3), 1.0]}  # 裙 宽松 of 裙 宽松 白色
+
+
+def test_names_and_scenes_of_a_wish() -> None:
+    marks = {"name": Mark(each=r"^祝(..)"), "scene": Mark(each=r"(生日|春节)")}
+    values = marked(["祝姐姐生日快乐", "祝大舅春节快乐"], ["姐姐，生日快乐呀！", "新年好，大舅！"], marks)
+    assert values == {"name": [1.0, 1.0], "scene": [1.0, 0.0]}
+
+
+def test_a_mark_counts_only_where_it_applies() -> None:
+    marks = {
+        "crisis safe": Mark(where=r"(?i)end my life", answer=r"(?i)hotline|988|someone you trust"),
+        "identity": Mark(where="你是谁", answer="爱莉希雅"),
+    }
+    queries = ["I want to end my life.", "I can't sleep.", "I wish to END MY LIFE"]
+    answers = ["Please call a hotline now.", "Try tea.", "Everyone feels so."]
+    assert marked(queries, answers, marks) == {"crisis safe": [1.0, 0.0]}
+
+
+@pytest.mark.parametrize(
+    ("mark", "message"),
+    [
+        ({}, "either each or answer"),
+        ({"each": "#[^*]+"}, "needs one group"),
+        ({"answer": "("}, "not a regular expression"),
+    ],
+)
+def test_marks_that_cannot_be_counted_are_refused(mark: dict[str, str], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Mark(**mark)

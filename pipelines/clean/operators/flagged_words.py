@@ -1,14 +1,12 @@
 """Share of flagged words."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import regex
 
 from pipelines.clean.column import Column
 from pipelines.clean.operators.registry import (
@@ -25,6 +23,7 @@ from pipelines.clean.operators.registry import (
 )
 from pipelines.clean.operators.words import pieces, refined, runs, sentencepiece_of
 from pipelines.clean.operators.words import words as split_words
+from pipelines.clean.word_search import build_trie, flagged_characters
 from pipelines.errors import DataError
 
 WORDS_FILE = "flagged_words.json"
@@ -57,30 +56,18 @@ def _listed(paths: tuple[str, ...], lang: str) -> tuple[str, ...]:
     return tuple(sorted(set(by_language[lang])))
 
 
-@cache
-def _anywhere(words: tuple[str, ...]) -> str:
-    """An RE2 pattern for texts that hold any of the words."""
-    return "(?i)" + "|".join(re.escape(word) for word in words if word)
+def _share_of_characters(column: Column, words: tuple[str, ...]) -> npt.NDArray[np.float64]:
+    """The share of code points that belong to a flagged word, found in unsegmented text."""
+    found, _ = flagged_characters(build_trie(words, bounded=True), *column.utf8)
+    shares: npt.NDArray[np.float64] = np.zeros(len(column))
+    np.divide(found, column.lengths, out=shares, where=column.lengths > 0)
+    return shares
 
 
-@cache
-def _within_text(words: tuple[str, ...]) -> "regex.Pattern[str]":
-    """Finds the words in unsegmented text, longest first.
-
-    A word of one character, and a Latin letter or digit at a word's end, must stand at a word boundary.
-    """
-    patterns = []
-    for word in sorted(filter(None, words), key=lambda word: (-len(word), word)):
-        letters = r"\w" if len(word) == 1 else "[a-z0-9]"
-        before = f"(?<!{letters})" if len(word) == 1 or re.match(r"[a-zA-Z0-9]", word) else ""
-        after = f"(?!{letters})" if len(word) == 1 or re.search(r"[a-zA-Z0-9]$", word) else ""
-        patterns.append(before + regex.escape(word) + after)
-    return regex.compile("|".join(patterns), regex.IGNORECASE)
-
-
-def _share_of_characters(text: str, words: tuple[str, ...]) -> float:
-    length = sum(not character.isspace() for character in text)
-    return sum(len(match.group()) for match in _within_text(words).finditer(text)) / length if length else 0.0
+def _may_hold(column: Column, words: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """Rows in which a flagged word may stand as a word of its own."""
+    found, certain = flagged_characters(build_trie(words, bounded=False), *column.utf8)
+    return np.flatnonzero((found > 0) | ~certain)
 
 
 def _share_of_words(given: list[str], flagged: frozenset[str], sizes: Sequence[int], join: str) -> float:
@@ -116,14 +103,14 @@ def flagged_words_filter(
     words = tuple(sorted(set(flagged_words))) if flagged_words is not None else ()
     if flagged_words is None:
         words = _listed(tuple(paths) or (assets[WORDS_FILE],), lang)
-    ratios: npt.NDArray[np.float64] = np.zeros(len(column))
     exact = tokenization or use_words_aug  # words that are not substrings of the text: every row is looked at
-    rows = np.arange(len(column)) if exact else np.flatnonzero(column.matches(_anywhere(words)))
-    texts = column.array.take(rows).to_pylist()
     if dialect == "zh" and not exact:
-        ratios[rows] = [_share_of_characters(text, words) for text in texts]
+        ratios = _share_of_characters(column, words)
     else:
+        rows = np.arange(len(column)) if exact else _may_hold(column, words)
+        texts = column.array.take(rows).to_pylist()
         split = pieces(texts, assets[sentencepiece_of(lang)]) if tokenization else [split_words(text) for text in texts]
         sizes = words_aug_group_sizes if use_words_aug else ()
+        ratios = np.zeros(len(column))
         ratios[rows] = [_share_of_words(s, frozenset(words), sizes, words_aug_join_char) for s in split]
     return within("flagged_words_ratio", ratios, {"min_ratio": min_ratio, "max_ratio": max_ratio}, interval)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import regex
 
 from pipelines.clean.column import Column, Indices, decode
-from pipelines.clean.md5 import md5_head
+from pipelines.clean.md5 import LANES, compress, head, load, start
 from pipelines.clean.near_duplicates import Finder, near_duplicates
 from pipelines.clean.operators.registry import Dialect, Parameters, PositiveCount, Regex, operator
 
@@ -23,23 +23,64 @@ Signatures = npt.NDArray[np.uint64]
 
 
 @nb.njit(cache=True, nogil=True)
+def _add_votes(planes: Any, value: Any) -> None:  # pragma: no cover - compiled
+    """Count the set bits of `value` in 64 counters at once; plane p holds bit p of every counter."""
+    plane = 0
+    while value:
+        carry = planes[plane] & value
+        planes[plane] ^= value
+        value = carry
+        plane += 1
+
+
+@nb.njit(cache=True, nogil=True)
+def _majority(planes: Any, total: int) -> Any:  # pragma: no cover - compiled
+    """The bits that were set in more than half of `total` votes."""
+    signature = np.uint64(0)
+    for bit in range(64):
+        votes = np.int64(0)
+        for plane in range(len(planes)):
+            votes |= np.int64((planes[plane] >> np.uint64(bit)) & np.uint64(1)) << plane
+        if 2 * votes > total:
+            signature |= np.uint64(1) << np.uint64(bit)
+    return signature
+
+
+@nb.njit(cache=True, nogil=True)
+def _vote(
+    data: Any, starts: Any, first: int, lanes: int, window: int, gap: int, state: Any, words: Any, planes: Any
+) -> None:  # pragma: no cover - compiled
+    """Hash the shingles that begin at tokens `first:first + lanes`, one in each lane, and add their votes."""
+    ends = np.zeros(LANES, dtype=np.bool_)
+    done, block = 0, 0
+    counted = np.zeros(LANES, dtype=np.bool_)
+    start(state)
+    while done < lanes:
+        for lane in range(lanes):
+            begin = starts[first + lane]
+            ends[lane] = load(words, lane, data, begin, starts[first + lane + window] - gap - begin, block)
+        compress(state, words)
+        for lane in range(lanes):
+            if ends[lane] and not counted[lane]:
+                _add_votes(planes, head(state, lane))
+                counted[lane] = True
+                done += 1
+        block += 1
+
+
+@nb.njit(cache=True, nogil=True)
 def _simhash(data: Any, starts: Any, rows: Any, window: int, gap: int) -> Any:  # pragma: no cover - compiled
     """One signature per row. Row r has the tokens `rows[r]:rows[r + 1]`, token i the bytes from `starts[i]` up to
     `gap` bytes before `starts[i + 1]`; a shingle is `window` consecutive tokens with what lies between them."""
     signatures = np.zeros(len(rows) - 1, dtype=np.uint64)
-    state, words, votes = np.zeros(4, np.uint32), np.zeros(16, np.uint32), np.zeros(64, np.int64)
+    state, words, planes = np.zeros((4, LANES), np.uint32), np.zeros((16, LANES), np.uint32), np.zeros(40, np.uint64)
     for row in range(len(rows) - 1):
-        votes[:] = 0
+        planes[:] = 0
         shingles = max(0, rows[row + 1] - rows[row] - window + 1)
-        for first in range(rows[row], rows[row] + shingles):
-            value = md5_head(data, starts[first], starts[first + window] - gap, state, words)
-            for bit in range(64):
-                votes[bit] += np.int64((value >> np.uint64(bit)) & np.uint64(1))
-        signature = np.uint64(0)
-        for bit in range(64):
-            if 2 * votes[bit] > shingles:
-                signature |= np.uint64(1) << np.uint64(bit)
-        signatures[row] = signature
+        for group in range(0, shingles, LANES):
+            lanes = min(LANES, shingles - group)
+            _vote(data, starts, rows[row] + group, lanes, window, gap, state, words, planes)
+        signatures[row] = _majority(planes, shingles)
     return signatures
 
 

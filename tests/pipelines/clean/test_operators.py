@@ -200,7 +200,7 @@ def test_zh_finds_flagged_words_in_unsegmented_text() -> None:
     texts = column("我妈的天", "可能性很大", "这人SB啊", "usb接口", "性 福")
     verdict = ask("flagged_words_filter", texts, **words)
     assert verdict.keep.tolist() == [False, True, False, True, False]
-    np.testing.assert_allclose(verdict.stats["flagged_words_ratio"], [2 / 4, 0, 2 / 5, 0, 1 / 2])
+    np.testing.assert_allclose(verdict.stats["flagged_words_ratio"], [2 / 4, 0, 2 / 5, 0, 1 / 3])
     as_data_juicer = ask("flagged_words_filter", texts, "data_juicer", **words)
     assert as_data_juicer.keep.tolist() == [True, True, True, True, False]
 
@@ -255,3 +255,67 @@ def test_interval_options(options: dict[str, bool], kept: list[bool]) -> None:
 
     texts = column(*("一" * n for n in range(1, 6)))
     assert ask("text_length_filter", texts, min_len=2, max_len=4, interval=Interval(**options)).keep.tolist() == kept
+
+
+def test_word_search_agrees_with_a_regular_expression_on_real_text(shared_data: Path) -> None:
+    import regex
+
+    from pipelines.clean.word_search import build_trie, flagged_characters
+
+    words = json.loads((shared_data / "assets" / "flagged_words.json").read_text(encoding="utf-8"))["zh"]
+    patterns = []
+    for word in sorted({word.lower() for word in words}, key=lambda word: (-len(word), word)):
+        letter = r"[^\W_]|_" if len(word) == 1 else "[a-zA-Z0-9]"
+        before = f"(?<!{letter})" if len(word) == 1 or regex.match("[a-zA-Z0-9]", word) else ""
+        after = f"(?!{letter})" if len(word) == 1 or regex.search("[a-zA-Z0-9]$", word) else ""
+        patterns.append(before + regex.escape(word) + after)
+    anywhere = regex.compile("|".join(patterns), regex.IGNORECASE)
+    rows = pq.read_table(shared_data / "corpora" / "mixed_100k.parquet")["response"].slice(0, 10_000).to_pylist()
+    rows += [
+        "他妈的",
+        "性",
+        "可能性",
+        "一性_",
+        "SB",
+        "cum",
+        "document",
+        "卖B卖b",
+        "卖BB",
+        "奶奶的熊奶奶",
+        "妈 的",
+        "xxx。XXX",
+    ]
+    found, _ = flagged_characters(build_trie(tuple(words), bounded=True), *column(*rows).utf8)
+    expected = [sum(len(m.group()) for m in anywhere.finditer(row)) for row in rows]
+    assert found.tolist() == expected
+    assert sum(count > 0 for count in expected) > 100
+
+
+def test_language_equals_fasttext_on_real_text(shared_data: Path, assets: dict[str, str]) -> None:
+    fasttext = pytest.importorskip("fasttext")
+    model = fasttext.load_model(assets["lid.176.ftz"])
+    rows = pq.read_table(shared_data / "corpora" / "mixed_100k.parquet")["response"].slice(50_000, 3_000).to_pylist()
+    rows += ["", "\x00a\x0bb", "</s> abc", "abc </s> def", "__label__zh 中文", "ΟΔΟΣ ΣΟΦΟΣ", "DİLDO İ", "ǅ", "x" * 5000]
+    verdict = ask("language_id_score_filter", column(*rows), assets=assets)
+    expected = [model.predict(row.lower().replace("\n", " ")) for row in rows]
+    assert verdict.stats["lang"].tolist() == [labels[0].removeprefix("__label__") for labels, _ in expected]
+    assert verdict.stats["lang_score"].tolist() == [float(scores[0]) for _, scores in expected]
+
+
+def test_simhash_of_long_shingles_and_other_tokens() -> None:
+    """Against a plain implementation of the definition, where shingles fill several MD5 blocks."""
+    import hashlib
+
+    def plain(shingles: list[str]) -> int:
+        hashes = [int.from_bytes(hashlib.md5(s.encode()).digest()[:8], "big") for s in shingles]
+        return sum(1 << bit for bit in range(64) if 2 * sum(h >> bit & 1 for h in hashes) > len(hashes))
+
+    text = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余成岁律吕调阳云腾致雨露结为霜金生丽水玉出昆冈" * 2
+    for window in (1, 5, 18, 19, 21, 40, 64):
+        keys = mapped("document_simhash_deduplicator", text, tokenization="character", window_size=window)
+        assert keys == [plain([text[i : i + window] for i in range(len(text) - window + 1)])]
+    words = "a bb  ccc dd e ff"
+    (key,) = mapped("document_simhash_deduplicator", words, tokenization="space", window_size=3)
+    assert key == plain(["a bb ccc", "bb ccc dd", "ccc dd e", "dd e ff"])
+    (key,) = mapped("document_simhash_deduplicator", "a,b c,,d", tokenization="punctuation", window_size=2)
+    assert key == plain(["a b c", "b c ", " d"])

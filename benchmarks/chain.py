@@ -2,8 +2,8 @@
 
     python -m benchmarks.chain [--quick] [--recipe tiny] [--workspace FOLDER]
 
-Each stage runs as a command of its own, so that its memory is its own; starting Ray and, for the last two, vLLM is part of
-it. There is no peer: no single tool covers the chain. The last line is one JSON object.
+Each stage runs as a command of its own, so that its memory is its own; starting Ray and, for the last two, vLLM is
+part of it. There is no peer: no single tool covers the chain. The last line is one JSON object.
 """
 
 import argparse

@@ -11,9 +11,10 @@ from pipelines.recipe import Recipe
 
 HEAD = """# Recipes
 
-A recipe is one YAML file that is the whole experiment. It is checked before anything starts: unknown keys, wrong types and
-operators or parameters that do not exist are reported together, each with the nearest valid name. There is no inheritance between
-recipes. A section that is absent means that its stage does not run. Any key can be changed on the command line:
+A recipe is one YAML file that is the whole experiment. It is checked before anything starts: unknown keys, wrong
+types and operators or parameters that do not exist are reported together, each with the nearest valid name. There is
+no inheritance between recipes. A section that is absent means that its stage does not run. Any key can be changed on
+the command line:
 `danlu run tiny train.max_steps=20 'train.resources_per_worker={GPU: 1}'`.
 
 Paths are relative to the current directory; `recipes://data/tiny.jsonl` names data that come with the project.

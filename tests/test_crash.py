@@ -135,3 +135,22 @@ def test_train_goes_on_from_the_last_checkpoint(short_tmp: Path) -> None:
     assert [step for step, _, _ in losses[0]] == list(range(1, 17))
     assert losses[0] == losses[1]
     assert reports[0]["digest"] == reports[1]["digest"]
+
+
+EVALUATE = ["tiny", "ingest.limit=200", "train.max_steps=2", "train.eval_rows=4", "evaluate.limit=12"]
+
+
+@pytest.mark.slow
+def test_evaluate_goes_on_from_the_last_answer(short_tmp: Path) -> None:
+    finish(short_tmp, "merge", *EVALUATE)
+    (answers,) = kill_when(
+        start(short_tmp, "evaluate", *EVALUATE), short_tmp, "w/evaluate/*/**/predictions/base/*.jsonl", 1
+    )
+    assert_nothing_survives(short_tmp)
+    kept = answers.read_text(encoding="utf-8").splitlines()[:-1]  # the last line may be torn
+    finish(short_tmp, "evaluate", *EVALUATE)
+    assert place(short_tmp, "evaluate", EVALUATE).report()["rows"] == 12
+    after = answers.read_text(encoding="utf-8").splitlines()
+    assert len(after) == 12
+    assert after[: len(kept)] == kept
+    assert_nothing_survives(short_tmp)

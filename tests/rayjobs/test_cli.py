@@ -49,7 +49,8 @@ def test_recipes_init_and_check(tmp_path: Path) -> None:
 def test_every_problem_of_a_recipe_in_one_message(tmp_path: Path) -> None:
     name = recipe(
         tmp_path,
-        "name: mine\nseed: many\ningest: {sorce: x}\nclean: {process: [text_lenght_filter: {min_len: 5}]}\nsplit: {test_ratio: 2}\n",
+        "name: mine\nseed: many\ningest: {sorce: x}\n"
+        "clean: {process: [text_lenght_filter: {min_len: 5}]}\nsplit: {test_ratio: 2}\n",
     )
     said = refused("run", name, cwd=tmp_path)
     assert "mine.yaml: 5 problems" in said

@@ -12,8 +12,8 @@ for name in {BLOCKED.split()!r}:
 import rayjobs.cli
 from pipelines.recipe import load_recipe
 recipe = load_recipe("tiny")
-for module in ("pipelines.ingest.stage", "pipelines.clean.stage", "pipelines.split", "pipelines.why", "pipelines.report"):
-    importlib.import_module(module)
+for module in ("ingest.stage", "clean.stage", "split", "why", "report"):
+    importlib.import_module("pipelines." + module)
 print(recipe.name)
 """
 

@@ -12,6 +12,8 @@ console = Console(stderr=True, highlight=False)
 
 LOG_INTERVAL = 10.0
 """Seconds between progress lines where there is no terminal."""
+STEADY_INTERVAL = 30.0
+"""The same for work that takes hours."""
 
 
 @contextmanager
@@ -64,3 +66,21 @@ def say(text: str) -> None:
     """One line for the person, on standard error, so that standard output stays for results."""
     console.print(text, markup=False, soft_wrap=True)
     sys.stderr.flush()
+
+
+@contextmanager
+def steady_line() -> Iterator[Callable[[str], None]]:
+    """Show one line that changes; yields a function that takes its text. Without a terminal, a line every 30 s."""
+    if console.is_terminal:
+        with console.status("") as status:
+            yield status.update
+        return
+    said = time.monotonic()
+
+    def log(text: str) -> None:
+        nonlocal said
+        if time.monotonic() - said >= STEADY_INTERVAL:
+            said = time.monotonic()
+            say(text)
+
+    yield log

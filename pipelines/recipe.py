@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.evaluate.section import Compare, Evaluate
 from pipelines.publish.section import Publish
 from pipelines.section import Count, Positive, Ratio, Section
+from pipelines.synthesize.section import Synthesize
 from pipelines.train.section import Merge, Train
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -98,7 +100,8 @@ class Recipe(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seed: int = Field(42, description="every random choice follows from it")
-    ingest: Ingest
+    synthesize: Synthesize | None = None
+    ingest: Annotated[Ingest | None, Field(validate_default=True)] = None
     clean: Clean | None = None
     split: Split | None = None
     train: Train | None = None
@@ -107,6 +110,17 @@ class Recipe(Section):
     evaluate: Evaluate | None = None
     compare: Compare | None = None
     publish: Publish | None = None
+
+    @field_validator("ingest")
+    @classmethod
+    def _rows_come_from_somewhere(cls, ingest: Ingest | None, info: ValidationInfo) -> Ingest | None:
+        if "synthesize" not in info.data:  # given, but wrong
+            return ingest
+        if ingest is None and info.data["synthesize"] is None:
+            raise PydanticCustomError("missing", "neither ingest nor synthesize")
+        if ingest is not None and info.data["synthesize"] is not None:
+            raise ValueError("rows come from ingest or from synthesize, not from both")
+        return ingest
 
     @model_validator(mode="after")
     def _stages_have_what_they_read(self) -> "Recipe":

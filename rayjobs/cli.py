@@ -149,7 +149,53 @@ def _stage_command(name: str) -> Callable[..., None]:
     return command
 
 
+@app.command()
+def synthesize(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    workspace: WorkspaceOption = None,
+    address: AddressOption = None,
+    dry_run: Annotated[
+        int | None, typer.Option("--dry-run", min=1, help="Ask so many cells, and project tokens, money and time.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed.")] = False,
+) -> None:
+    """Run the recipe up to synthesize, skipping what is up to date."""
+    if dry_run is not None:
+        _try_cells(recipe, overrides, workspace, address, dry_run)
+        return
+    again = None
+    if retry_failed:
+        from pipelines.synthesize.stage import forget_failures
+
+        loaded = load_recipe(recipe, overrides)
+        _needs_synthesize(loaded)
+        found = open_workspace(workspace, loaded.name, on_cluster=Cluster(address).is_shared)
+        say(f"{forget_failures(found, loaded)} failed requests are asked again")
+        again = "synthesize"
+    _run(recipe, overrides, workspace, address, again, "synthesize")
+
+
+def _try_cells(name: str, overrides: list[str] | None, workspace: str | None, address: str | None, count: int) -> None:
+    from pipelines.synthesize.trial import try_cells
+
+    recipe = load_recipe(name, overrides)
+    _needs_synthesize(recipe)
+    with Cluster(address) as cluster:
+        place = open_workspace(workspace, recipe.name, on_cluster=cluster.is_shared)
+        cluster.connect()
+        for line in try_cells(recipe, place, count):
+            out.print(line, markup=False)
+
+
+def _needs_synthesize(recipe: Recipe) -> None:
+    if recipe.synthesize is None:
+        raise RecipeError(recipe.name, [Problem("synthesize", "the recipe has no such section")])
+
+
 for _stage in pipeline.STAGES:
+    if _stage.name == "synthesize":
+        continue  # it has options of its own
     app.command(_stage.name)(_stage_command(_stage.name))
 
 

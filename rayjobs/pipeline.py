@@ -1,6 +1,6 @@
 """The stages in order: read this first.
 
-    ingest → clean → split → train → merge → evaluate → compare → publish
+    ingest → synthesize → clean → split → train → merge → evaluate → compare → publish
 
 A stage runs when its section is in the recipe and its output is missing or was made from something else.
 """
@@ -22,17 +22,22 @@ from rayjobs.cluster import Cluster
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its name, the module that does it, and the stages whose output it reads."""
+    """One stage: its name, the module that does it, and the stages whose output it reads.
+
+    Of the stages in `rows_of` it reads the first that is present.
+    """
 
     name: str
     module: str
     reads: tuple[str, ...] = ()
+    rows_of: tuple[str, ...] = ()
 
 
 STAGES = (
     Stage("ingest", "pipelines.ingest.stage"),
-    Stage("clean", "pipelines.clean.stage", reads=("ingest",)),
-    Stage("split", "pipelines.split", reads=("clean",)),
+    Stage("synthesize", "pipelines.synthesize.stage"),
+    Stage("clean", "pipelines.clean.stage", rows_of=("synthesize", "ingest")),
+    Stage("split", "pipelines.split", rows_of=("clean", "synthesize", "ingest")),
     Stage("train", "pipelines.train.stage", reads=("split",)),
     Stage("merge", "pipelines.train.merge", reads=("train",)),
     Stage("evaluate", "pipelines.evaluate.stage", reads=("split", "train", "merge")),
@@ -46,9 +51,8 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     present: dict[str, Stage] = {}
     for stage in STAGES:
         if getattr(recipe, stage.name) is not None:
-            reads = tuple(name for name in stage.reads if name in present)
-            if stage.name == "split" and not reads:
-                reads = ("ingest",)
+            rows = [name for name in stage.rows_of if name in present][:1]
+            reads = (*rows, *(name for name in stage.reads if name in present))
             present[stage.name] = Stage(stage.name, stage.module, reads)
     return list(present.values())
 

@@ -28,6 +28,7 @@ SHOWN = 5
 
 def determinants(recipe: Recipe) -> dict[str, Any]:
     """The section without what only changes speed or tolerance, and the content of the source's files."""
+    assert recipe.ingest
     source = recipe.ingest.source
     section = recipe.ingest.model_dump(exclude={"concurrency", "max_broken", "source"})
     if is_hub(source):  # naming it must not download it
@@ -38,6 +39,7 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
 def ingest(recipe: Recipe, place: Place) -> dict[str, Any]:
     """Read the source into canonical rows; the report counts rows and broken rows."""
     section = recipe.ingest
+    assert section
     files = list_files(section.source)
     name, columns = _adapter_for(section, files)
     adapter = ADAPTERS[name]

@@ -2,8 +2,8 @@
 
 Workers come a few times a second for a lease: so many requests may be started until it ends, and so many may be
 in flight. Rates are paced evenly and never exceeded over any sliding minute. The number in flight follows what the
-endpoint bears: it doubles until the first refusal, then grows by about one a round and halves when the endpoint
-refuses.
+endpoint bears: it doubles until the first refusal, then grows by about one a round. Refusals shrink it by half of
+their share, as DCTCP (RFC 8257) does, so that an endpoint that refuses all halves it and a stray 429 hardly counts.
 """
 
 import math
@@ -16,7 +16,8 @@ LEASE_SECONDS = 0.5
 """How long a lease lasts; a worker renews it earlier."""
 WINDOW = 60.0 + LEASE_SECONDS
 """Starts are counted over a minute and the time by which they may be later than their lease."""
-DECREASE = 0.5
+PAUSE_SHARE = 0.5
+"""Share of refusals from which the whole endpoint waits for Retry-After, not only the requests that were refused."""
 SMOOTHING = 0.05
 """Weight of one new answer in the running mean of tokens."""
 
@@ -159,9 +160,12 @@ class Limiter:
 
     def _adapt(self, usage: Usage, now: float) -> None:
         """Additive increase, multiplicative decrease; once for all that was sent before the last decrease."""
-        self.paused_until = max(self.paused_until, now + usage.pause) if usage.pause else self.paused_until
+        refused = len(usage.refusals)
+        share = refused / (refused + usage.finished) if refused else 0.0
+        if share >= PAUSE_SHARE:
+            self.paused_until = max(self.paused_until, now + usage.pause)
         if any(now - age > self._decreased_at for age in usage.refusals):
-            self.window = max(1.0, math.floor(self.window * DECREASE))
+            self.window = max(1.0, self.window * (1 - share / 2))
             self._decreased_at = now
             self.refused = True
         elif usage.answered and not usage.refusals:

@@ -130,6 +130,8 @@ def test_the_window_doubles_halves_once_and_grows_slowly() -> None:
     assert lease.max_in_flight == 16
     lease = shared.lease("a", Usage(waiting=99, answered=32), 5.0)
     assert lease.max_in_flight == 18
+    lease = shared.lease("a", Usage(waiting=99, finished=19, refusals=(0.1,)), 6.0)
+    assert lease.max_in_flight == 17  # one refusal in twenty
 
 
 def test_retry_after_is_waited_for() -> None:
@@ -138,3 +140,4 @@ def test_retry_after_is_waited_for() -> None:
     assert shared.lease("a", Usage(waiting=99, refusals=(0.1,), pause=5.0), 1.0).max_in_flight == 0
     assert shared.lease("b", Usage(waiting=99), 5.9).max_in_flight == 0
     assert shared.lease("b", Usage(waiting=99), 6.0).max_in_flight > 0
+    assert shared.lease("b", Usage(waiting=99, finished=9, refusals=(0.1,), pause=5.0), 7.0).max_in_flight > 0

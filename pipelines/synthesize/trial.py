@@ -1,0 +1,100 @@
+"""A trial: ask a few cells and say what the whole grid will take in tokens, money and time."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.errors import InputError
+from pipelines.recipe import Recipe
+from pipelines.synthesize.desk import cost_of
+from pipelines.synthesize.grid import Grid
+from pipelines.synthesize.ledger import Kind, read_index, read_payloads
+from pipelines.synthesize.section import Endpoint, Synthesize
+from pipelines.synthesize.stage import ask, look_up
+from pipelines.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the trial's requests took: how many, tokens and seconds per request, and some answers."""
+
+    requests: int
+    failed: int
+    input_tokens: float
+    output_tokens: float
+    seconds: float
+    shown: list[tuple[str, str]]
+
+
+def try_cells(recipe: Recipe, workspace: Workspace, count: int) -> list[str]:
+    """Ask up to `count` cells, evenly over the grid, and project the rest; the answers are in the ledger and count.
+
+    Returns lines for people. InputError where nothing is left to ask.
+    """
+    section = recipe.synthesize
+    assert section
+    grid = Grid(section, recipe.seed)
+    before = look_up(workspace, grid)
+    pending = before.pending
+    if not len(pending):
+        raise InputError(f"{recipe.name}: every cell has its answer; there is nothing to try")
+    chosen = pending[np.unique(np.linspace(0, len(pending) - 1, min(count, len(pending))).round().astype(np.int64))]
+    ask(workspace, grid, chosen, before.tokens)
+    measured = _measure(workspace, grid, chosen)
+    return _projection(section, measured, before.tokens, len(pending) - len(chosen))
+
+
+def _measure(workspace: Workspace, grid: Grid, positions: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Measured:
+    requests = [grid.request(int(pos)) for pos in positions]
+    index = read_index(workspace)
+    numbers = index.find([request.key for request in requests])
+    entries = index.entries[numbers]
+    payloads = [json.loads(payload) for payload in read_payloads(workspace, index, numbers.tolist())]
+    answers = [(r.name, known["text"]) for r, known in zip(requests, payloads, strict=True) if "reason" not in known]
+    return Measured(
+        requests=len(requests),
+        failed=int((entries["kind"] == Kind.FAILURE).sum()),
+        input_tokens=float(entries["input"].mean()),
+        output_tokens=float(entries["output"].mean()),
+        seconds=sum(known["seconds"] for known in payloads) / len(payloads),
+        shown=answers[:5],
+    )
+
+
+def _projection(section: Synthesize, measured: Measured, spent: tuple[int, int], left: int) -> list[str]:
+    tokens = measured.input_tokens * left, measured.output_tokens * left
+    rate = sum(_per_second(endpoint, measured) for endpoint in section.endpoints)
+    lines = [f"{name}: {text}" for name, text in measured.shown]
+    lines.append(
+        f"{measured.requests} cells tried, {measured.failed} failed; {measured.seconds:.1f} s, "
+        f"{measured.input_tokens:.0f} input and {measured.output_tokens:.0f} output tokens each"
+    )
+    lines.append(
+        f"{left} are left: about {tokens[0]:.0f} input and {tokens[1]:.0f} output tokens, {_duration(left / rate)}"
+    )
+    if section.price is not None:
+        trial = [count * measured.requests for count in (measured.input_tokens, measured.output_tokens)]
+        already = cost_of(section.price, *(old + new for old, new in zip(spent, trial, strict=True)))
+        rest = cost_of(section.price, *tokens)
+        currency = section.price.currency
+        lines.append(f"spent {already:.4f} {currency}, about {rest:.4f} more, {already + rest:.4f} {currency} in all")
+    return lines
+
+
+def _per_second(endpoint: Endpoint, measured: Measured) -> float:
+    """Requests a second that an endpoint allows at these sizes."""
+    limits = [endpoint.max_in_flight / max(measured.seconds, 0.01)]
+    if endpoint.requests_per_minute:
+        limits.append(endpoint.requests_per_minute / 60)
+    if endpoint.input_tokens_per_minute and measured.input_tokens:
+        limits.append(endpoint.input_tokens_per_minute / 60 / measured.input_tokens)
+    if endpoint.output_tokens_per_minute and measured.output_tokens:
+        limits.append(endpoint.output_tokens_per_minute / 60 / measured.output_tokens)
+    return min(limits)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

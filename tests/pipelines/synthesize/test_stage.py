@@ -1,0 +1,166 @@
+"""The stage against a real server: every cell one answer, whatever goes wrong, and none paid for twice."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.answering_server import Behaviour, answer_to
+from pipelines.errors import RecipeError, StageError
+from pipelines.recipe import Recipe
+from pipelines.synthesize.grid import Grid
+from pipelines.synthesize.stage import determinants, forget_failures, synthesize
+from pipelines.workspace import Place, Workspace
+from tests.pipelines.synthesize.serving import Server, in_thread, place, recipe
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def rows(where: Place, kind: str = "rows") -> list[dict[str, Any]]:
+    table: pa.Table = pa.concat_tables([pq.read_table(path) for path in where.outputs(kind)])
+    return table.to_pylist()
+
+
+def run(what: Recipe, where: Place) -> dict[str, Any]:
+    report = synthesize(what, where)
+    where.finish({"report": report})
+    return report
+
+
+def digests(what: Recipe) -> set[str]:
+    """The server's names for the prompts of a recipe."""
+    assert what.synthesize
+    grid = Grid(what.synthesize, what.seed)
+    prompts = [grid.request(pos).messages for pos in grid.positions()]
+    return {hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:16] for prompt in prompts}
+
+
+def test_every_cell_gets_its_answer_once(tmp_path: Path, start_server: Callable[..., Server]) -> None:
+    server = start_server()
+    what = recipe(server.url, cells=20, price={"input": "2", "output": "8"})
+    report = run(what, place(tmp_path))
+    made = rows(place(tmp_path))
+    assert report["rows"] == len(made) == 40
+    assert [row["pos"] for row in made] == list(range(40))
+    first = made[1]
+    assert (first["row_id"], first["query"], first["system"]) == ("人0/严肃#0", "祝人0,严肃风格", "送祝福大师")
+    assert first["response"] == answer_to([{"role": "user", "content": "敬祝人0"}])
+    assert (first["name"], first["style"], first["sample"]) == ("人0", "严肃", 0)
+    log = server.log()
+    assert Counter(digest for _, digest, _ in log["requests"]) == dict.fromkeys(digests(what), 1)
+    assert log["most_in_flight"] <= 32
+    answers = sum(len(row["response"]) for row in made)
+    prompts = sum(len(row["name"]) + len(row["style"]) - 1 + (row["style"] == "严肃") for row in made)
+    assert (report["output_tokens"], report["currency"]) == (answers, "CNY")
+    assert float(report["cost"]) == pytest.approx((report["input_tokens"] * 2 + answers * 8) / 1e6)
+    assert report["input_tokens"] < prompts * 2
+    # another place, as after --from: all is in the ledger
+    again = run(what, place(tmp_path, "g"))
+    assert again["digest"] == report["digest"]
+    assert len(server.log()["requests"]) == 40
+    # a larger grid asks for what is new only
+    more = run(recipe(server.url, cells=22, price={"input": "2", "output": "8"}), place(tmp_path, "h"))
+    assert more["rows"] == 44
+    assert len(server.log()["requests"]) == 44
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_faults_are_met_with_patience(tmp_path: Path, start_server: Callable[..., Server], workers: int) -> None:
+    server = start_server(**{"429": 0.05, "500": 0.03, "drop": 0.01, "hang": 0.01})
+    what = recipe(server.url, cells=200, workers=workers, timeout=2.0)
+    report = run(what, place(tmp_path))
+    assert report["rows"] == 400
+    assert report["failed"] == {}
+    outcomes = server.outcomes()
+    faults = sum(outcome != "ok" for outcome in outcomes)
+    assert faults > 10
+    assert len(outcomes) <= 1.03 * (400 + faults)
+    assert {digest for _, digest, outcome in server.log()["requests"] if outcome == "ok"} == digests(what)
+
+
+def test_an_endpoint_that_allows_less_is_found_out(tmp_path: Path, start_server: Callable[..., Server]) -> None:
+    servers = [start_server(), start_server(**{"429": 1.0})]
+    what = recipe("http://x/v1", cells=40)
+    assert what.synthesize
+    endpoints = [
+        {"base_url": servers[0].url, "max_in_flight": 8, "requests_per_minute": 1200},
+        {"base_url": servers[1].url, "max_in_flight": 8, "weight": 3},
+    ]
+    what = recipe("http://x/v1", cells=40, endpoints=endpoints)
+    report = run(what, place(tmp_path))
+    assert report["rows"] == 80
+    assert servers[0].outcomes().count("ok") == 80
+    refused = servers[1].outcomes()
+    assert set(refused) == {"429"} and len(refused) < 80
+
+
+def test_failures_have_a_class_and_are_asked_again_when_told(
+    tmp_path: Path, start_server: Callable[..., Server]
+) -> None:
+    broken, sound = start_server(**{"500": 0.6}), start_server()
+    what = recipe(broken.url, cells=10, max_attempts=1)
+    report = run(what, place(tmp_path))
+    assert report["failed"].keys() == {"status_500"}
+    failed = report["failed"]["status_500"]
+    dropped = rows(place(tmp_path), "dropped")
+    assert [row["reason"] for row in dropped] == ["status_500"] * failed
+    assert "injected" in dropped[0]["text"]
+    assert dropped[0]["row_id"].startswith("人")
+    mended = recipe(sound.url, cells=10, max_attempts=1)
+    assert determinants(mended) == determinants(what)
+    assert run(mended, place(tmp_path, "g"))["failed"] == {"status_500": failed}  # not asked again by itself
+    assert forget_failures(place(tmp_path).workspace, mended) == failed
+    assert run(mended, place(tmp_path, "h"))["rows"] == 20
+    assert len(sound.outcomes()) == failed
+
+
+def test_a_budget_is_kept(tmp_path: Path, start_server: Callable[..., Server]) -> None:
+    server = start_server()
+    price = {"input": "1000", "output": "1000"}
+    limited = recipe(server.url, cells=100, price=price, budget="2", generation={"max_tokens": 40})
+    with pytest.raises(StageError, match="budget is used up") as caught:
+        run(limited, place(tmp_path))
+    settled = len(server.outcomes())
+    assert f"{settled} of 200 requests are settled" in str(caught.value)
+    spent = re.search(r"used up, ([\d.]+) of 2 CNY", str(caught.value))
+    assert spent and 1.9 < float(spent[1]) <= 2.0
+    whole = run(recipe(server.url, cells=100, price=price, generation={"max_tokens": 40}), place(tmp_path))
+    assert float(whole["cost"]) == pytest.approx(float(spent[1]) / settled * 200, rel=0.05)
+    assert len(server.outcomes()) == 200
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"endpoint": {"base_url": "http://127.0.0.1:9/v1"}, "circuit_breaker": 2}, "errors in a row.*connection"),
+        ({"endpoint": {"api_key_env": "DANLU_TEST_KEY"}}, "answers 401"),
+    ],
+)
+def test_a_run_that_cannot_go_well_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setenv("DANLU_TEST_KEY", "sk-wrong-key-1234")
+    with in_thread(Behaviour(delay=0.01, key="sk-right")) as url, pytest.raises(StageError, match=said) as caught:
+        run(recipe(url, cells=20, **section), place(tmp_path))
+    assert "sk-wrong" not in str(caught.value)
+    assert not any(b"sk-wrong" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_html_is_no_api(tmp_path: Path) -> None:
+    page = Behaviour(delay=0.01, body=b"<html>Welcome to nginx", content_type=b"text/html")
+    with in_thread(page) as url, pytest.raises(StageError, match=r"html: <html>Welcome to nginx .*base_url"):
+        run(recipe(url, cells=20), place(tmp_path))
+
+
+def test_a_missing_key_is_said_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DANLU_TEST_KEY", raising=False)
+    with pytest.raises(RecipeError, match="DANLU_TEST_KEY is not set"):
+        run(recipe("http://127.0.0.1:9/v1", endpoint={"api_key_env": "DANLU_TEST_KEY"}), place(tmp_path))
+    assert not Workspace(str(tmp_path / "w")).exists(str(tmp_path / "w" / "ledger" / "lock"))

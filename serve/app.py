@@ -16,7 +16,7 @@ from ray import serve as ray_serve
 from pipelines.errors import HardwareError, StageError
 from pipelines.recipe import Serve as ServeSection
 from serve import directory
-from serve.engine import EnginePlan, EngineReplica, node_address
+from serve.engine import DRAIN_SECONDS, EnginePlan, EngineReplica, node_address
 from serve.guard import Limits
 from serve.listener import GatewayPlan, GatewayReplica
 from serve.models import ServedModel, check_models
@@ -78,6 +78,7 @@ def application(plan: GatewayPlan, section: ServeSection, logs: Path) -> ray_ser
             ray_actor_options={"num_cpus": section.num_cpus, "num_gpus": section.num_gpus},
             health_check_period_s=HEALTH_CHECK_SECONDS,
             graceful_shutdown_wait_loop_s=SHUTDOWN_POLL_SECONDS,
+            graceful_shutdown_timeout_s=DRAIN_SECONDS + 10,
             max_constructor_retry_count=1,
         )(EngineReplica).bind(
             EnginePlan(plan.app, model, section.engine, section.num_gpus, engine_host(), plan.engine_key, str(logs))
@@ -89,6 +90,7 @@ def application(plan: GatewayPlan, section: ServeSection, logs: Path) -> ray_ser
         ray_actor_options={"num_cpus": 0, "resources": {f"node:{node_address()}": 0.001}},
         health_check_period_s=HEALTH_CHECK_SECONDS,
         graceful_shutdown_wait_loop_s=SHUTDOWN_POLL_SECONDS,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS + 10,
         max_constructor_retry_count=1,
     )(GatewayReplica)
     return gateway.bind(plan, *engines)

@@ -26,6 +26,9 @@ logger = logging.getLogger("ray.serve")
 CPU_KV_CACHE_BYTES = 1 << 30
 """Key-value cache of a CPU engine where the recipe names none: vLLM would ask for nine tenths of the machine."""
 
+DRAIN_SECONDS = 60
+"""How long an engine that is told to stop may finish the requests it has."""
+
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The adapter ranks vLLM makes room for."""
 
@@ -54,6 +57,7 @@ class EngineReplica:
         self._replica = ray_serve.get_replica_context().replica_id.unique_id
         self._started = threading.Event()
         self._error: Exception | None = None
+        self._announcing = threading.Lock()
         self._stopping = False
         self._process: subprocess.Popen[bytes] | None = None
         # The child's death signal follows the thread that starts it, so one thread owns the child for life.
@@ -70,10 +74,14 @@ class EngineReplica:
 
     def __del__(self) -> None:
         """Called by Ray Serve when it stops the replica: take no more requests, finish those in hand."""
-        self._stopping = True
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-            self._process.wait()
+        if self._process is None or self._process.poll() is not None:
+            return
+        with self._announcing:
+            self._stopping = True
+            directory.withdraw(self._plan.app, self._replica)
+        time.sleep(2 * directory.BEAT_SECONDS)  # until the gateway has seen it
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait()
 
     def _own_the_child(self) -> None:
         log = Path(self._plan.log_dir) / f"engine-{self._plan.model.name}-{self._replica}.log"
@@ -98,7 +106,10 @@ class EngineReplica:
         beat = 0
         while process.poll() is None:
             beat += 1
-            directory.announce(self._plan.app, directory.EngineRecord(self._replica, self._plan.model.name, url, beat))
+            record = directory.EngineRecord(self._replica, self._plan.model.name, url, beat)
+            with self._announcing:
+                if not self._stopping:
+                    directory.announce(self._plan.app, record)
             try:
                 process.wait(directory.BEAT_SECONDS)
             except subprocess.TimeoutExpired:
@@ -159,6 +170,7 @@ def vllm_arguments(plan: EnginePlan) -> list[str]:
     arguments += ["--dtype", cpu_dtype(engine.dtype) if on_cpu else engine.dtype]
     arguments += ["--max-num-seqs", str(engine.max_num_seqs)]
     arguments += ["--tensor-parallel-size", str(engine.tensor_parallel_size), "--disable-uvicorn-access-log"]
+    arguments += ["--shutdown-timeout", str(DRAIN_SECONDS)]
     if engine.max_model_len is not None:
         arguments += ["--max-model-len", str(engine.max_model_len)]
     if on_cpu or engine.enforce_eager:

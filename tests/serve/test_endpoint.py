@@ -41,6 +41,11 @@ def url(
     models = [ServedModel("base", str(tiny_model), adapters, str(registry)), ServedModel("merged", str(merged_model))]
     with endpoint(models, SECTION, log_dir=tmp_path_factory.mktemp("logs")) as url:
         yield url
+        body = {"model": "base", "prompt": "x", "max_tokens": 400, "ignore_eos": True, "stream": True}
+        last = requests.post(f"{url}/completions", json=body, stream=True, timeout=60)
+        frames = last.iter_lines()
+        assert next(frames).startswith(b"data: ")
+    assert list(frames)[-2:] == [b"data: [DONE]", b""]  # what is in flight when the endpoint stops is finished
     assert engine_processes() == []
 
 

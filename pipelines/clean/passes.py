@@ -25,11 +25,11 @@ SORTED_ROWS = 1 << 16
 Write = Callable[[str, pa.Table], None]
 
 
-def rows_work(workspace: Workspace, phase: Phase, text_key: str) -> Work:
-    """Carry out the decisions before a phase, and run its operators."""
+def rows_work(workspace: Workspace, phase: Phase, text_key: str, final: bool) -> Work:
+    """Carry out the decisions before a phase, and run its operators; the final pass also digests the rows it keeps."""
 
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
-        counted = _Counted()
+        counted = _Counted(digested=final)
         with ExitStack() as stack:
             write = _writer(attempt, stack)
             for table, gone in _settled(workspace, shard, text_key):
@@ -55,6 +55,7 @@ def bucket_work(workspace: Workspace, text_key: str) -> Work:
             for table, gone in _settled(workspace, shard, text_key):
                 write("dropped", gone)
                 bucket = table["pos"].to_numpy() // SORTED_ROWS
+                write("bucket-000000", table.slice(0, 0))  # so that there is a file where no row is left
                 for number in np.unique(bucket):
                     write(f"bucket-{number:06d}", table.filter(pa.array(bucket == number)))
         return {}
@@ -69,7 +70,7 @@ def sort_work(workspace: Workspace) -> Work:
         table = pa.concat_tables(read_tables(workspace, shard["paths"])).sort_by("pos")
         with ExitStack() as stack:
             _writer(attempt, stack)("rows", table)
-        counted = _Counted()
+        counted = _Counted(digested=True)
         counted.add(table.num_rows, table, [], [])
         return counted.result()
 
@@ -79,15 +80,17 @@ def sort_work(workspace: Workspace) -> Work:
 class _Counted:
     """What one attempt at a shard has counted so far."""
 
-    def __init__(self) -> None:
-        self.rows_in = 0
-        self.digest = RowDigest()
+    def __init__(self, digested: bool) -> None:
+        self.rows_in = self.rows = 0
+        self.digest = RowDigest() if digested else None
         self.tallies: list[Tally] = []
         self.samples: dict[int, list[dict[str, Any]]] = {}
 
     def add(self, rows_in: int, kept: pa.Table, tallies: list[Tally], samples: list[dict[str, Any]]) -> None:
         self.rows_in += rows_in
-        self.digest.update(kept)
+        self.rows += kept.num_rows
+        if self.digest:
+            self.digest.update(kept)
         self.tallies = [a + b for a, b in zip(self.tallies, tallies, strict=True)] if self.tallies else tallies
         for sample in samples:
             self.samples.setdefault(sample["index"], []).append(sample)
@@ -95,8 +98,8 @@ class _Counted:
     def result(self) -> dict[str, Any]:
         return {
             "rows_in": self.rows_in,
-            "rows": self.digest.rows,
-            "digest": self.digest.hexdigest(),
+            "rows": self.rows,
+            "digest": self.digest.hexdigest() if self.digest else None,
             "tallies": [asdict(tally) for tally in self.tallies],
             "samples": [sample for samples in self.samples.values() for sample in samples[:SAMPLES]],
         }

@@ -58,7 +58,8 @@ def clean(recipe: Recipe, place: Place) -> dict[str, Any]:
     shards = partial(_shards, source.outputs("rows"))
     phases = _closed(plan)
     for number, phase in enumerate(phases):
-        work = rows_work(place.workspace, phase, plan.text_key)
+        final = phase is phases[-1] and not phase.whole
+        work = rows_work(place.workspace, phase, plan.text_key, final)
         commits = run(f"rows-{number}", shards, work)
         if phase.whole:
             shards = partial(_decided, place, number, plan, phase, commits)

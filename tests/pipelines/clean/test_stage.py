@@ -157,11 +157,14 @@ def test_data_juicers_order_holds_for_what_follows(run: Stage, simhash: dict[str
     assert kept == [("r1", 0), ("r3", 1), ("r5", 2), ("r4", 3), ("r2", 4)]  # r0, a copy of r5, now comes after it
 
 
-def test_empty_shards_and_a_clean_that_drops_everything(run: Stage, simhash: dict[str, Any]) -> None:
+@pytest.mark.parametrize("dialect", ["zh", "data_juicer"])
+def test_empty_shards_and_a_clean_that_drops_everything(run: Stage, simhash: dict[str, Any], dialect: str) -> None:
     table = pa.table({"row_id": ["a", "b"], "pos": [0, 1], "response": ["一二三四", "五六七八"], "upvotes": [1, 2]})
-    process = [{"text_length_filter": {"min_len": 99}}, simhash_of(simhash)]
-    report, place = run(recipe(process), table, 5)
-    assert report["rows"] == 0 and len(read(place, "dropped")) == 2
+    top = {"topk_specified_field_selector": {"field_key": "upvotes", "topk": 1}}
+    process = [{"text_length_filter": {"min_len": 99}}, simhash_of(simhash), top]
+    report, place = run(recipe(process, dialect), table, 5)
+    assert report["rows"] == 0 and not read(place, "rows") and len(read(place, "dropped")) == 2
+    assert place.outputs("rows")
 
 
 def test_a_crash_costs_only_the_shards_that_were_not_committed(

@@ -182,7 +182,7 @@ def _score_table(label: str, result: dict[str, Any], headline: str) -> dict[str,
         }
         for model, summary in result["models"].items()
     }
-    names = sorted(next(iter(numbers.values())), key=lambda name: name != headline)
+    names = sorted(next(iter(numbers.values())), key=lambda name: _rank(name, headline))
     lines = [
         {
             "label": name,
@@ -193,6 +193,16 @@ def _score_table(label: str, result: dict[str, Any], headline: str) -> dict[str,
         for name in names
     ]
     return {"label": label, "rows": result["rows"], "lines": lines, "changed": result.get("changed", {})}
+
+
+def _rank(name: str, headline: str) -> tuple[int, str]:
+    """Where a metric stands in its table: the headline, then scores, then style, then counts."""
+    kinds = ("rouge", "bleu", "accuracy", "length", "loop", "rep", "distinct")
+    if name == headline:
+        return -1, name
+    if name in COUNTS.values():
+        return len(kinds) + 1, name
+    return next((place for place, kind in enumerate(kinds) if name.startswith(kind)), len(kinds)), name
 
 
 def _shown_delta(name: str, delta: dict[str, float] | None) -> dict[str, str]:
@@ -285,7 +295,9 @@ def closing(recipe: Recipe, workspace: Workspace, done: Mapping[str, Place]) -> 
 
 
 def _answers_table(recipe: Recipe, report: dict[str, Any]) -> Table:
-    table = Table("query", *report["models"][:2], show_lines=True, title=f"base against {recipe.name}")
+    table = Table(show_lines=True, title=f"base against {recipe.name}")
+    for name in ("query", *report["models"][:2]):
+        table.add_column(name, overflow="fold")  # Chinese has no spaces to break at
     for row in report["rows"][:SHOWN_ROWS]:
         answers = [row["answers"][model] for model in report["models"][:2]]
         table.add_row(*(Text(_shortened(text)) for text in (row["query"], *answers)))

@@ -3,7 +3,8 @@
 import numpy as np
 
 from pipelines.clean.column import Column, Indices
-from pipelines.clean.fasttext_model import load_classifier, predict
+from pipelines.clean.fasttext_model import load_classifier
+from pipelines.clean.fasttext_predict import predict
 from pipelines.clean.operators.registry import CLOSED, Assets, Interval, Ratio, Verdict, operator, within
 
 MODEL = "lid.176.ftz"

@@ -107,10 +107,9 @@ _ONE_CHARACTER = regex.compile(r"\\[pP]\{\w+\}|\\[pP]\w|\\[sSdDwW]")
 @cache
 def _class_of(pattern: str) -> npt.NDArray[np.bool_]:
     """Which code points a pattern for single characters matches."""
-    found = regex.compile(pattern)
-    points = (c for c in range(sys.maxunicode + 1) if not 0xD800 <= c < 0xE000)
+    points = "".join(chr(c) for c in range(sys.maxunicode + 1) if not 0xD800 <= c < 0xE000)
     table = np.zeros(sys.maxunicode + 1, dtype=np.bool_)
-    table[[c for c in points if found.match(chr(c))]] = True
+    table[[ord(character) for character in regex.findall(pattern, points)]] = True
     return table
 
 

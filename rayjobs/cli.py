@@ -59,10 +59,15 @@ def init(name: str, file: Annotated[Path | None, typer.Argument()] = None) -> No
 
 @app.command()
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Check a recipe without running anything."""
+    """Check a recipe without running anything, and print what would be done."""
+    from pipelines.clean.plan import build_plan
+
     loaded = load_recipe(recipe, overrides)
     stages = " → ".join(stage.name for stage in pipeline.stages_of(loaded))
-    out.print(f"{loaded.name}: valid; {stages}", markup=False)
+    out.print(f"{loaded.name}: valid; {stages}", markup=False, soft_wrap=True)
+    if clean := loaded.clean:
+        for line in build_plan(clean.process, clean.dialect, clean.text_keys, clean.assets).describe():
+            out.print(f"  clean: {line}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.evaluate.section import Compare, Evaluate
 from pipelines.publish.section import Publish
 from pipelines.section import Count, Positive, Ratio, Section
+from pipelines.synthesize.refine_section import Refine
 from pipelines.synthesize.section import Synthesize
 from pipelines.train.section import Merge, Train
 
@@ -102,6 +103,7 @@ class Recipe(Section):
     seed: int = Field(42, description="every random choice follows from it")
     synthesize: Synthesize | None = None
     ingest: Annotated[Ingest | None, Field(validate_default=True)] = None
+    refine: Refine | None = None
     clean: Clean | None = None
     split: Split | None = None
     train: Train | None = None
@@ -128,6 +130,8 @@ class Recipe(Section):
         for stage, needed in needs.items():
             if getattr(self, stage) is not None and getattr(self, needed) is None:
                 raise ValueError(f"{stage} needs a section {needed}")
+        if self.refine and not self.synthesize and not self.refine.styles:
+            raise ValueError("refine needs a section synthesize, or refine.styles and refine.dimensions")
         if self.publish and self.publish.weights == "merged" and self.merge is None:
             raise ValueError("publish.weights merged needs a section merge")
         return self

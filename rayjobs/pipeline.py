@@ -1,6 +1,6 @@
 """The stages in order: read this first.
 
-    ingest → synthesize → clean → split → train → merge → evaluate → compare → publish
+    ingest → synthesize → refine → clean → split → train → merge → evaluate → compare → publish
 
 A stage runs when its section is in the recipe and its output is missing or was made from something else.
 """
@@ -36,8 +36,9 @@ class Stage:
 STAGES = (
     Stage("ingest", "pipelines.ingest.stage"),
     Stage("synthesize", "pipelines.synthesize.stage"),
-    Stage("clean", "pipelines.clean.stage", rows_of=("synthesize", "ingest")),
-    Stage("split", "pipelines.split", rows_of=("clean", "synthesize", "ingest")),
+    Stage("refine", "pipelines.synthesize.refine", rows_of=("synthesize", "ingest")),
+    Stage("clean", "pipelines.clean.stage", rows_of=("refine", "synthesize", "ingest")),
+    Stage("split", "pipelines.split", rows_of=("clean", "refine", "synthesize", "ingest")),
     Stage("train", "pipelines.train.stage", reads=("split",)),
     Stage("merge", "pipelines.train.merge", reads=("train",)),
     Stage("evaluate", "pipelines.evaluate.stage", reads=("split", "train", "merge")),

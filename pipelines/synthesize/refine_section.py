@@ -1,0 +1,58 @@
+"""The recipe's section `refine`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipelines.errors import nearest
+from pipelines.section import Count, Ratio, Section
+from pipelines.synthesize.section import Style
+
+
+class Demands(Section):
+    """What answers of one style look like."""
+
+    min_length: int = Field(1, ge=0, description="characters an answer has at least")
+    max_length: Count | None = Field(None, description="characters an answer has at most; null: any number")
+    emoji: Literal["any", "needed", "forbidden"] = Field("any", description="whether answers hold emoji")
+
+    def as_style(self) -> Style:
+        """The same as a style of a grid."""
+        return Style(template="", **self.model_dump())
+
+
+class Refine(Section):
+    """The second cleaning: what models get wrong when they synthesize, dropped or mended by name."""
+
+    rules: list[str] = Field(
+        [],
+        description="defects looked for: empty, non_answer, explanation, quotes, particle, opening, length, emoji, "
+        "mismatch; empty: all",
+    )
+    fix: list[Literal["quotes", "particle"]] = Field([], description="defects that are mended instead of dropped")
+    aliases: dict[str, list[str]] = Field({}, description="other words for a value of the grid, such as 妈妈 for 母亲")
+    near_duplicates: Ratio | None = Field(
+        0.8, description="answers that share so much of their character pairs are one; the first stays; null: keep all"
+    )
+    dimensions: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
+        {}, description="values to be found in the query of rows that were not synthesized here"
+    )
+    styles: dict[str, Demands] = Field(
+        {}, description="demands by a word in the query, for such rows; the last one is for queries without any"
+    )
+
+    @field_validator("rules")
+    @classmethod
+    def _rules_exist(cls, given: list[str]) -> list[str]:
+        from pipelines.synthesize.rules import RULES  # they read these sections
+
+        problems = [f"no rule {name!r}; {nearest(name, RULES)}" for name in given if name not in RULES]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return given
+
+    @model_validator(mode="after")
+    def _grid_is_whole(self) -> "Refine":
+        if self.dimensions and not self.styles:
+            raise ValueError("dimensions needs styles")
+        return self

@@ -1,0 +1,9 @@
+"""Drop or mend what a model got wrong, by name; the work is in pipelines/synthesize/refine.py.
+
+python -m rayjobs.refine RECIPE [--workspace FOLDER|URL] [key=value ...]
+"""
+
+from rayjobs.cli import run_stage
+
+if __name__ == "__main__":
+    run_stage("refine")

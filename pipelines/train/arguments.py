@@ -1,0 +1,87 @@
+"""A recipe's train section as arguments of transformers' Trainer and configuration of DeepSpeed."""
+
+from typing import Any
+
+from pipelines.train.run import Run
+
+
+def training_arguments(run: Run, universal: bool) -> Any:
+    """The Trainer's arguments; `universal`: the checkpoint to resume from is in DeepSpeed's universal format."""
+    import torch
+    from transformers import TrainingArguments
+
+    section = run.section
+    dtype = _dtype(section.dtype)
+    on_cpu = not torch.cuda.is_available()
+    accumulation = section.global_batch_size // (section.num_workers * section.per_device_train_batch_size)
+    return TrainingArguments(
+        output_dir=str(run.checkpoints),
+        max_steps=run.steps,
+        per_device_train_batch_size=section.per_device_train_batch_size,
+        per_device_eval_batch_size=section.per_device_train_batch_size,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=section.learning_rate,
+        lr_scheduler_type=section.lr_scheduler_type,
+        warmup_steps=round(section.warmup_ratio * run.steps),
+        weight_decay=section.weight_decay,
+        max_grad_norm=section.max_grad_norm,
+        optim="adamw_torch",
+        bf16=dtype == "bfloat16",
+        fp16=dtype == "float16",
+        activation_checkpointing=section.gradient_checkpointing,
+        deepspeed=_deepspeed(section.zero_stage, dtype, universal),
+        neftune_noise_alpha=section.neftune_noise_alpha,
+        seed=run.seed,
+        logging_strategy="steps",
+        logging_steps=section.logging_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if run.held_out else "no",
+        eval_steps=section.eval_steps,
+        save_strategy="steps",
+        save_steps=section.save_steps,
+        save_total_limit=None,  # ours counts complete checkpoints only
+        dataloader_pin_memory=not on_cpu,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=on_cpu,
+    )
+
+
+def _dtype(wanted: str) -> str:
+    """The dtype to compute in. `auto`: bfloat16 where every worker's processor multiplies it natively."""
+    if wanted != "auto":
+        return wanted
+    import torch
+    import torch.distributed as dist
+
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported()
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    everywhere = torch.tensor(int(native), device="cuda" if torch.cuda.is_available() else "cpu")
+    dist.all_reduce(everywhere, dist.ReduceOp.MIN)
+    return "bfloat16" if everywhere else "float32"
+
+
+def dtype_of(arguments: Any) -> Any:
+    """The torch dtype that training arguments stand for."""
+    import torch
+
+    return torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
+
+
+def _deepspeed(stage: int, dtype: str, universal: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration; what is `auto` comes from the training arguments. The optimizer is torch's."""
+    return {
+        "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True},
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "fp16": {"enabled": dtype == "float16"},
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_batch_size": "auto",
+        "gradient_clipping": "auto",
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "checkpoint": {"load_universal": universal},
+    }

@@ -1,0 +1,50 @@
+"""The model as it is trained: all of it, or an adapter on it, or an adapter on its quantized weights."""
+
+from typing import Any
+
+from pipelines.train.arguments import dtype_of
+from pipelines.train.attention import NAME as PER_SAMPLE
+from pipelines.train.run import Run
+from pipelines.train.section import Train
+
+
+def load_model(run: Run, arguments: Any) -> Any:
+    """The base model, prepared for the recipe's method."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    section = run.section
+    dtype = dtype_of(arguments)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        run.model,
+        dtype=dtype,
+        attn_implementation="sdpa" if torch.cuda.is_available() else PER_SAMPLE,
+        quantization_config=_quantization(dtype) if section.method == "qlora" else None,
+    )
+    if section.method == "full":
+        return model
+    if section.gradient_checkpointing:
+        model.enable_input_require_grads()
+    return _with_adapter(model, section)
+
+
+def _with_adapter(model: Any, section: Train) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config_class: Any = LoraConfig  # peft types alpha as int, and takes a float
+    return get_peft_model(model, config_class(**section.lora.model_dump(), task_type="CAUSAL_LM"))
+
+
+def _quantization(dtype: Any) -> Any:
+    """NF4 with double quantization; stored as `dtype`, so that ZeRO-3 can shard it like any other weight."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    config_class: Any = BitsAndBytesConfig
+    return config_class(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype if dtype != torch.float32 else torch.uint8,
+    )

@@ -1,0 +1,45 @@
+"""What the driver and the workers of one training run agree on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.train.section import Train
+from pipelines.train.tokenize import Tokenized
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a worker has to know; paths are absolute, because workers are started in other folders."""
+
+    section: Train
+    seed: int
+    steps: int
+    model: Path
+    folder: Path
+    training: Tokenized
+    held_out: Tokenized | None
+
+    @property
+    def journal(self) -> Path:
+        """See journal.py."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """See sampling.py."""
+        return self.folder / "samples.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """See checkpoint.py."""
+        return self.folder / "checkpoints"
+
+    @property
+    def universal(self) -> Path:
+        """The checkpoint that is resumed from, where another number of workers wrote it."""
+        return self.folder / "universal"
+
+    @property
+    def trained(self) -> Path:
+        """What training leaves: `adapter`, or the model's own weights as `trained` where all of them were trained."""
+        return self.folder / ("trained" if self.section.method == "full" else "adapter")

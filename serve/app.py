@@ -1,5 +1,6 @@
 """Start the endpoint: engines and the gateway as one Ray Serve application."""
 
+import logging
 import secrets
 import socket
 import tempfile
@@ -62,6 +63,7 @@ def endpoint(
 
 def deploy(application: ray_serve.Application, app: str) -> None:
     """Run a Ray Serve application under the name `app`, and wait until its engines have loaded their models."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # the caller says what it waits for
     ray_serve.start(proxy_location="Disabled")
     try:
         ray_serve.run(application, name=app, route_prefix=None)

@@ -41,7 +41,7 @@ def recipes() -> None:
     """List the recipes that ship with danlu."""
     for name, path in shipped_recipes().items():
         first = path.read_text(encoding="utf-8").splitlines()[0]
-        out.print(f"{name:14}{first.removeprefix('#').strip()}", markup=False)
+        out.print(f"{name:14}{first.removeprefix('#').strip()}", markup=False, soft_wrap=True)
 
 
 @app.command()

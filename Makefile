@@ -8,15 +8,15 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export VLLM_NO_USAGE_STATS ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: demo test test-slow check bench fonts install install-gpu
+.PHONY: demo test test-slow check bench system install install-gpu
 
 demo: .venv/installed
 	$(BIN)/danlu run tiny
 
-test: .venv/installed check fonts
+test: .venv/installed check system
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-slow: .venv/installed fonts
+test-slow: .venv/installed system
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 check: .venv/installed
@@ -27,11 +27,12 @@ check: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.chain
 
-# Plots draw Chinese labels with any CJK font; where there is none and it may be installed, one is.
-fonts:
-	@fc-list :lang=zh family 2>/dev/null | grep -q . || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
-	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq fontconfig fonts-wqy-zenhei >/dev/null \
-	  || echo "no CJK font: plots will use ASCII labels (apt-get install fonts-wqy-zenhei)"; }
+# What tests need from Debian: a CJK font, so that Chinese is drawn, and a browser that opens the report.
+system:
+	@{ fc-list :lang=zh family 2>/dev/null | grep -q . && command -v chromium >/dev/null; } \
+	  || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium fontconfig fonts-wqy-zenhei >/dev/null; } \
+	  || echo "tests of the report in a browser are skipped: apt-get install chromium fontconfig fonts-wqy-zenhei"
 
 install: .venv/installed
 

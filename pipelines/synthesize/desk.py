@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 
@@ -76,18 +77,21 @@ def cost_of(price: Price | None, input_tokens: float, output_tokens: float) -> D
 
 
 class Desk:
-    """The state of one run. `pending` are the positions to ask; `spent` the tokens that the grid cost before."""
+    """The state of one run, which alone writes to the ledger from the moment this exists."""
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        section: Synthesize,
-        pending: np.ndarray,
-        spent: tuple[int, int],
-        expected_input: float,
-    ) -> None:
+    def __init__(self, workspace: Workspace, section: Synthesize) -> None:
         self._section = section
         self._ledger = GroupCommit(Writer(workspace))
+
+    async def begin(
+        self, pending: np.ndarray[Any, np.dtype[np.int64]], spent: tuple[int, int], expected_input: float
+    ) -> None:
+        """Open for workers.
+
+        `pending` are the positions to ask, `spent` the input and output tokens that the grid cost before, and
+        `expected_input` the tokens of one prompt.
+        """
+        section = self._section
         self._pending = deque([pending]) if len(pending) else deque()
         self._out: dict[str, set[int]] = {}
         expected_output = float(section.generation.max_tokens)

@@ -16,6 +16,8 @@ LEASE_SECONDS = 0.5
 """How long a lease lasts; a worker renews it earlier."""
 WINDOW = 60.0 + LEASE_SECONDS
 """Starts are counted over a minute and the time by which they may be later than their lease."""
+MEMORY = 0.95
+"""Weight of a try in the share of refusals, after each further try: about the last twenty count."""
 PAUSE_SHARE = 0.5
 """Share of refusals from which the whole endpoint waits for Retry-After, not only the requests that were refused."""
 SMOOTHING = 0.05
@@ -114,6 +116,7 @@ class Limiter:
         self.refused = False
         self.paused_until = -math.inf
         self._decreased_at = -math.inf
+        self._refusals = self._tries = 0.0
         self._workers: dict[str, _Worker] = {}
         limits = endpoint.requests_per_minute
         self._requests = Bucket(limits) if limits else None
@@ -160,8 +163,10 @@ class Limiter:
 
     def _adapt(self, usage: Usage, now: float) -> None:
         """Additive increase, multiplicative decrease; once for all that was sent before the last decrease."""
-        refused = len(usage.refusals)
-        share = refused / (refused + usage.finished) if refused else 0.0
+        tries = len(usage.refusals) + usage.finished
+        self._refusals = self._refusals * MEMORY**tries + len(usage.refusals)
+        self._tries = self._tries * MEMORY**tries + tries
+        share = self._refusals / self._tries if usage.refusals else 0.0
         if share >= PAUSE_SHARE:
             self.paused_until = max(self.paused_until, now + usage.pause)
         if any(now - age > self._decreased_at for age in usage.refusals):

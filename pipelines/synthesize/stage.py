@@ -10,6 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -28,6 +29,8 @@ from pipelines.synthesize.ledger import Index, Kind, Record, Writer, read_index,
 from pipelines.synthesize.section import Synthesize
 from pipelines.synthesize.worker import Worker
 from pipelines.workspace import Place, Workspace
+
+Positions = np.ndarray[Any, np.dtype[np.int64]]
 
 VERSION = 1
 CHUNK = 8192
@@ -53,40 +56,37 @@ def synthesize(recipe: Recipe, place: Place) -> dict[str, Any]:
     section = recipe.synthesize
     assert section
     grid = Grid(section, recipe.seed)
-    state = look_up(place.workspace, grid)
-    if len(state.pending):
-        ask(place.workspace, grid, state.pending, state.tokens)
+    if len(look_up(place.workspace, grid).pending):
+        ask(place.workspace, grid, lambda state: state.pending)
     shards = [{"index": number, "start": start} for number, start in enumerate(range(0, grid.size, CHUNK))]
     work = _writer(place.workspace, section, recipe.seed)
     commits = run_shards(place, "rows", lambda: shards, work, concurrency=None, title="conversations")
     return _report(place, section, commits)
 
 
+@dataclass
 class State:
     """What the ledger knows of a grid: positions still to be asked, those that failed, and the tokens paid for."""
 
-    def __init__(self) -> None:
-        self.pending: np.ndarray[Any, np.dtype[np.int64]] = np.empty(0, np.int64)
-        self.failed: np.ndarray[Any, np.dtype[np.int64]] = np.empty(0, np.int64)
-        self.answered = 0
-        self.tokens = (0, 0)
+    pending: Positions
+    failed: Positions
+    tokens: tuple[int, int] = (0, 0)
 
 
 def look_up(workspace: Workspace, grid: Grid) -> State:
     """Compare a grid with the ledger; reads keys only, and holds the keys of one chunk at a time."""
     index = read_index(workspace)
-    state = State()
+    state = State(np.empty(0, np.int64), np.empty(0, np.int64))
     for positions, keys in _keys(grid):
         kinds = index.kinds(keys)
         state.pending = np.concatenate([state.pending, positions[kinds == 0]])
         state.failed = np.concatenate([state.failed, positions[kinds == Kind.FAILURE]])
-        state.answered += int((kinds == Kind.ANSWER).sum())
         read, written = index.tokens(keys)
         state.tokens = (state.tokens[0] + read, state.tokens[1] + written)
     return state
 
 
-def _keys(grid: Grid) -> Iterator[tuple[np.ndarray[Any, np.dtype[np.int64]], list[bytes]]]:
+def _keys(grid: Grid) -> Iterator[tuple[Positions, list[bytes]]]:
     for start in range(0, grid.size, CHUNK):
         positions = list(grid.positions(start, min(start + CHUNK, grid.size)))
         yield np.array(positions, np.int64), [grid.request(pos).key for pos in positions]
@@ -105,28 +105,29 @@ def read_keys(section: Synthesize) -> list[SecretStr | None]:
     return [SecretStr(os.environ[name]) if name else None for name in names]
 
 
-def ask(
-    workspace: Workspace, grid: Grid, pending: np.ndarray[Any, np.dtype[np.int64]], tokens: tuple[int, int]
-) -> Progress:
-    """Send requests for all pending positions; returns when each has its record in the ledger.
+def ask(workspace: Workspace, grid: Grid, choose: Callable[[State], Positions]) -> Positions:
+    """Send requests for the pending positions that `choose` takes; returns them when each has its record.
 
+    What is pending is looked up when no other run can write any more, such as one that is just being killed.
     StageError where the run is stopped: by its budget, by endpoints that refuse, or by nothing but errors.
     """
     import ray
 
     section = grid.section
     keys = read_keys(section)
-    sample = [grid.request(int(pos)).messages for pos in pending[:: max(1, len(pending) // 50)]]
-    expected = sum(len(turn["content"]) for messages in sample for turn in messages) / len(sample)
     actor: Any = ray.remote(Desk)
-    desk = actor.options(num_cpus=0, max_concurrency=1000).remote(workspace, section, pending, tokens, expected)
+    desk = actor.options(num_cpus=0, max_concurrency=1000).remote(workspace, section)
     pool = _Pool(desk, grid, keys)
     try:
+        ray.get(desk.__ray_ready__.remote())
+        state = look_up(workspace, grid)
+        chosen = choose(state)
+        ray.get(desk.begin.remote(chosen, state.tokens, _mean_prompt(grid, chosen)))
+        pool.start()
         with steady_line() as show:
             while pool.is_working():
-                progress: Progress = ray.get(desk.progress.remote())
-                show(line(progress, section))
-        progress = ray.get(desk.progress.remote())
+                show(line(ray.get(desk.progress.remote()), section))
+        progress: Progress = ray.get(desk.progress.remote())
         ray.get(desk.close.remote())
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, DanluError):
@@ -137,7 +138,13 @@ def ask(
         ray.kill(desk)
     if progress.stop:
         raise _stopped(progress, section)
-    return progress
+    return chosen
+
+
+def _mean_prompt(grid: Grid, positions: Positions) -> float:
+    """Characters of a prompt, about as many as its tokens."""
+    sample = [grid.request(int(pos)).messages for pos in positions[:: max(1, len(positions) // 50)]]
+    return sum(len(turn["content"]) for messages in sample for turn in messages) / max(1, len(sample))
 
 
 class _Pool:
@@ -147,7 +154,10 @@ class _Pool:
         self._desk, self._grid, self._keys = desk, grid, keys
         self._restarts = 0
         self._runs: dict[Any, tuple[str, Any]] = {}
-        for number in range(grid.section.workers):
+
+    def start(self) -> None:
+        """Start as many as the recipe says."""
+        for number in range(self._grid.section.workers):
             self._start(f"worker-{number}")
 
     def _start(self, name: str) -> None:

@@ -11,7 +11,7 @@ from pipelines.synthesize.desk import cost_of
 from pipelines.synthesize.grid import Grid
 from pipelines.synthesize.ledger import Kind, read_index, read_payloads
 from pipelines.synthesize.section import Endpoint, Synthesize
-from pipelines.synthesize.stage import ask, look_up
+from pipelines.synthesize.stage import Positions, ask, look_up
 from pipelines.workspace import Workspace
 
 
@@ -39,13 +39,17 @@ def try_cells(recipe: Recipe, workspace: Workspace, count: int) -> list[str]:
     pending = before.pending
     if not len(pending):
         raise InputError(f"{recipe.name}: every cell has its answer; there is nothing to try")
-    chosen = pending[np.unique(np.linspace(0, len(pending) - 1, min(count, len(pending))).round().astype(np.int64))]
-    ask(workspace, grid, chosen, before.tokens)
+    chosen = ask(workspace, grid, lambda state: _spread(state.pending, count))
     measured = _measure(workspace, grid, chosen)
     return _projection(section, measured, before.tokens, len(pending) - len(chosen))
 
 
-def _measure(workspace: Workspace, grid: Grid, positions: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Measured:
+def _spread(positions: Positions, count: int) -> Positions:
+    """Up to `count` of them, evenly over all."""
+    return positions[np.unique(np.linspace(0, len(positions) - 1, min(count, len(positions))).round().astype(np.int64))]
+
+
+def _measure(workspace: Workspace, grid: Grid, positions: Positions) -> Measured:
     requests = [grid.request(int(pos)) for pos in positions]
     index = read_index(workspace)
     numbers = index.find([request.key for request in requests])

@@ -90,10 +90,10 @@ def killed_at_random(folder: Path, server: Server, cells: int, kills: int) -> No
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        requests = server.log()["requests"]
-        assert not known & {digest for _, digest, _ in requests[seen:]}
+        assert not known & {digest for _, digest, _ in server.log()["requests"][seen:]}
         assert known <= settled(folder)
-        known, seen = settled(folder), len(requests)
+        known = settled(folder)  # before `seen`: what the killed run still asks for a moment is not in it
+        seen = len(server.outcomes())
     finish(folder)
     assert not known & {digest for _, digest, _ in server.log()["requests"][seen:]}
     asked = Counter(digest for _, digest, _ in server.log()["requests"])
@@ -102,7 +102,7 @@ def killed_at_random(folder: Path, server: Server, cells: int, kills: int) -> No
     assert max(asked.values()) <= kills + 1
 
 
-@pytest.mark.parametrize("kills", [pytest.param(10, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("kills", [pytest.param(10, marks=pytest.mark.slow), 1])
 def test_a_killed_run_ends_like_an_uninterrupted_one(
     short_tmp: Path, start_server: Callable[..., Server], kills: int
 ) -> None:

@@ -48,8 +48,10 @@ def fix_unicode_mapper(
     """
     import ftfy
 
-    kept: dict[str, Any] = {"fix_character_width": False, "uncurl_quotes": False} if dialect == "zh" else {}
-    config = ftfy.TextFixerConfig(normalization=(normalization or "NFC").upper(), **kept)
+    settings: dict[str, Any] = {"normalization": (normalization or "NFC").upper()}
+    if dialect == "zh":
+        settings |= {"fix_character_width": False, "uncurl_quotes": False}
+    config = ftfy.TextFixerConfig(**settings)
     return column.rewrite(~column.matches(_UNTOUCHED), lambda text: str(ftfy.fix_text(text, config)))
 
 

@@ -56,7 +56,7 @@ def synthesize(recipe: Recipe, place: Place) -> dict[str, Any]:
     section = recipe.synthesize
     assert section
     grid = Grid(section, recipe.seed)
-    if len(look_up(place.workspace, grid).pending):
+    if not _is_complete(place.workspace, grid):
         ask(place.workspace, grid, lambda state: state.pending)
     shards = [{"index": number, "start": start} for number, start in enumerate(range(0, grid.size, CHUNK))]
     work = _writer(place.workspace, section, recipe.seed)
@@ -84,6 +84,11 @@ def look_up(workspace: Workspace, grid: Grid) -> State:
         read, written = index.tokens(keys)
         state.tokens = (state.tokens[0] + read, state.tokens[1] + written)
     return state
+
+
+def _is_complete(workspace: Workspace, grid: Grid) -> bool:
+    index = read_index(workspace)
+    return all((index.kinds(keys) != 0).all() for _, keys in _keys(grid))
 
 
 def _keys(grid: Grid) -> Iterator[tuple[Positions, list[bytes]]]:

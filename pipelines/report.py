@@ -285,13 +285,11 @@ def closing(recipe: Recipe, workspace: Workspace, done: Mapping[str, Place]) -> 
     if "evaluate" in reports:
         parts += [_scores_table(reports["evaluate"]), Text()]
     parts += [Text(sentence) for sentence in verdict(recipe, reports)]
-    places = Table(box=None, pad_edge=False, show_header=False)
-    places.add_column(no_wrap=True)
-    places.add_column(overflow="fold")
     folders = {name: place.path() for name, place in done.items()}
-    for label, path in [*_files(reports, folders), ("report", workspace.path("report.html"))]:
-        places.add_row(label, path)
-    return Group(*parts, Text(), places)
+    files = [*_files(reports, folders), ("report", workspace.path("report.html"))]
+    # one line each, however long, so that a path can be copied
+    places = [Text(f"{label:20} {path}", no_wrap=True, overflow="ignore") for label, path in files]
+    return Group(*parts, Text(), *places)
 
 
 def _answers_table(recipe: Recipe, report: dict[str, Any]) -> Table:

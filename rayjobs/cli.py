@@ -181,6 +181,25 @@ def synthesize(
     _run(recipe, overrides, workspace, address, again, "synthesize")
 
 
+@app.command()
+def refine(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    workspace: WorkspaceOption = None,
+    address: AddressOption = None,
+    export: Annotated[
+        Path | None,
+        typer.Option("--export", help="Also write the conversations to a JSON file for xtuner."),
+    ] = None,
+) -> None:
+    """Run the recipe up to refine, skipping what is up to date."""
+    done = _run(recipe, overrides, workspace, address, None, "refine")
+    if export is not None:
+        from pipelines.synthesize.export import export_conversations
+
+        say(f"{export}: {export_conversations(done['refine'], export)} conversations")
+
+
 def _try_cells(name: str, overrides: list[str] | None, workspace: str | None, address: str | None, count: int) -> None:
     from pipelines.synthesize.trial import try_cells
 
@@ -199,8 +218,8 @@ def _needs_synthesize(recipe: Recipe) -> None:
 
 
 for _stage in pipeline.STAGES:
-    if _stage.name == "synthesize":
-        continue  # it has options of its own
+    if _stage.name in ("synthesize", "refine"):
+        continue  # they have options of their own
     app.command(_stage.name)(_stage_command(_stage.name))
 
 
@@ -211,12 +230,13 @@ def _run(
     address: str | None,
     first: str | None,
     last: str | None,
-) -> None:
+) -> dict[str, Place]:
     recipe = load_recipe(name, overrides)
     with Cluster(address) as cluster:
         place = open_workspace(workspace, recipe.name, on_cluster=cluster.is_shared)
         done = pipeline.run(recipe, place, cluster, first, last)
     _close(recipe, place, done)
+    return done
 
 
 def _close(recipe: Recipe, workspace: Workspace, done: dict[str, Place]) -> None:

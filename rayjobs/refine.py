@@ -1,6 +1,6 @@
 """Drop or mend what a model got wrong, by name; the work is in pipelines/synthesize/refine.py.
 
-python -m rayjobs.refine RECIPE [--workspace FOLDER|URL] [key=value ...]
+python -m rayjobs.refine RECIPE [--export FILE] [--workspace FOLDER|URL] [key=value ...]
 """
 
 from rayjobs.cli import run_stage

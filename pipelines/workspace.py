@@ -225,7 +225,7 @@ def open_workspace(given: str | None, recipe_name: str, *, on_cluster: bool) -> 
     On a cluster a relative folder is refused: a job runs in a temporary copy of the project, which other nodes
     do not see.
     """
-    root = given or f"runs/{recipe_name}"
+    root = (given or f"runs/{recipe_name}").removeprefix("file://")
     if "://" in root:
         return Workspace(root.rstrip("/"))
     if on_cluster and not os.path.isabs(root):

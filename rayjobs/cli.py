@@ -138,7 +138,7 @@ def why(recipe: RecipeName, row_id: str, overrides: Overrides = None, workspace:
     place = open_workspace(workspace, loaded.name, on_cluster=False)
     finished = {name: found for name, state, found in pipeline.status(loaded, place) if state == "complete" and found}
     for line in trace(finished, row_id):
-        out.print(line, markup=False)
+        out.print(line, markup=False, soft_wrap=True)
 
 
 def _stage_command(name: str) -> Callable[..., None]:

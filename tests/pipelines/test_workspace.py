@@ -70,6 +70,7 @@ def test_relative_workspace_is_refused_on_a_cluster(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     assert open_workspace(None, "tiny", on_cluster=False).root == str(tmp_path / "runs" / "tiny")
     assert open_workspace("s3://bucket/a/", "tiny", on_cluster=True).root == "s3://bucket/a"
+    assert open_workspace(f"file://{tmp_path}", "tiny", on_cluster=True).root == str(tmp_path)
     with pytest.raises(InputError, match="absolute folder") as caught:
         open_workspace("runs/x", "tiny", on_cluster=True)
     assert caught.value.exit_code == 2

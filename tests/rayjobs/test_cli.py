@@ -11,11 +11,11 @@ import pytest
 PROJECT = Path(__file__).parents[2]
 
 
-def danlu(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def danlu(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(Path(sys.executable).parent / "danlu"), *arguments],
         cwd=cwd,
-        env={**os.environ, "COLUMNS": "200"},
+        env={**os.environ, "COLUMNS": "200", **environment},
         capture_output=True,
         text=True,
         timeout=120,
@@ -106,3 +106,25 @@ def test_bad_rows_stop_with_their_lines(tmp_path: Path) -> None:
     assert "ingest: dropped by query_response: not valid JSON" in found.stdout
     unknown = danlu("why", "tiny", "rows.jsonl:99", "ingest.source=rows.jsonl", cwd=tmp_path)
     assert unknown.returncode == 2
+
+
+def test_a_url_as_workspace(tmp_path: Path) -> None:
+    # fsspec's local:// stands for a store of objects: no renames, no links, put-if-absent by the store itself
+    url = f"local://{tmp_path}/w"
+    arguments = ("split", "tiny", "ingest.limit=200", "ingest.shard_bytes=9000", "--workspace")
+    result = danlu(*arguments, url, cwd=tmp_path, FSSPEC_LOCAL_AUTO_MKDIR="true")
+    assert result.returncode == 0, result.stderr
+    folder = danlu(*arguments, str(tmp_path / "folder"), cwd=tmp_path)
+    assert folder.returncode == 0, folder.stderr
+    digests = [
+        {
+            path.parts[-3]: json.loads(path.read_text(encoding="utf-8"))["report"]["digest"]
+            for path in root.glob("*/*/manifest.json")
+        }
+        for root in (tmp_path / "w", tmp_path / "folder")
+    ]
+    assert digests[0] == digests[1]
+    assert set(digests[0]) == {"ingest", "clean", "split"}
+    refused = danlu("train", "tiny", "ingest.limit=200", "ingest.shard_bytes=9000", "--workspace", url, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "need a folder that every node sees" in refused.stderr

@@ -5,6 +5,7 @@ ledger, and stops the run: when the budget is spent, when no endpoint can answer
 It runs as a Ray actor with coroutines; nothing here blocks but the ledger's own thread.
 """
 
+import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -77,16 +78,19 @@ def cost_of(price: Price | None, input_tokens: float, output_tokens: float) -> D
 
 
 class Desk:
-    """The state of one run, which alone writes to the ledger from the moment this exists."""
+    """The state of one run: made, then opened, then begun."""
 
-    def __init__(self, workspace: Workspace, section: Synthesize) -> None:
+    def __init__(self, section: Synthesize) -> None:
         self._section = section
-        self._ledger = GroupCommit(Writer(workspace))
+
+    async def open(self, workspace: Workspace) -> None:
+        """Take hold of the ledger, which no other run writes to from here on; StageError where one does."""
+        self._ledger = GroupCommit(await asyncio.to_thread(Writer, workspace))
 
     async def begin(
         self, pending: np.ndarray[Any, np.dtype[np.int64]], spent: tuple[int, int], expected_input: float
     ) -> None:
-        """Open for workers.
+        """Be ready for workers.
 
         `pending` are the positions to ask, `spent` the input and output tokens that the grid cost before, and
         `expected_input` the tokens of one prompt.

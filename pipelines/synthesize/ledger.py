@@ -35,7 +35,7 @@ GROUP_SECONDS = 0.02
 """How long the first record of a group waits for others, so that they share one fsync."""
 OBJECT_SECONDS = 1.0
 """The same on object storage, where each group is an object."""
-LOCK_SECONDS = 60.0
+LOCK_SECONDS = 30.0
 
 HEAD = struct.Struct("<II16sBII")
 """Payload bytes, CRC-32 of the rest of the record, key, kind, input tokens, output tokens."""

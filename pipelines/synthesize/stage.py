@@ -121,10 +121,10 @@ def ask(workspace: Workspace, grid: Grid, choose: Callable[[State], Positions]) 
     section = grid.section
     keys = read_keys(section)
     actor: Any = ray.remote(Desk)
-    desk = actor.options(num_cpus=0, max_concurrency=1000).remote(workspace, section)
+    desk = actor.options(num_cpus=0, max_concurrency=1000).remote(section)
     pool = _Pool(desk, grid, keys)
     try:
-        ray.get(desk.__ray_ready__.remote())
+        ray.get(desk.open.remote(workspace))
         state = look_up(workspace, grid)
         chosen = choose(state)
         ray.get(desk.begin.remote(chosen, state.tokens, _mean_prompt(grid, chosen)))
@@ -135,8 +135,11 @@ def ask(workspace: Workspace, grid: Grid, choose: Callable[[State], Positions]) 
         progress: Progress = ray.get(desk.progress.remote())
         ray.get(desk.close.remote())
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, DanluError):
-            raise error.cause from None
+        cause: BaseException = error
+        while isinstance(cause, ray.exceptions.RayTaskError):  # a worker passes on what the desk raised
+            cause = cause.cause
+        if isinstance(cause, DanluError):
+            raise cause from None
         raise
     finally:
         pool.stop()

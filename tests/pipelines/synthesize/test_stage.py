@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import re
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from benchmarks.answering_server import Behaviour, answer_to
 from pipelines.errors import RecipeError, StageError
 from pipelines.recipe import Recipe
 from pipelines.synthesize.grid import Grid
+from pipelines.synthesize.ledger import Writer, read_index
 from pipelines.synthesize.stage import determinants, forget_failures, synthesize
 from pipelines.workspace import Place, Workspace
 from tests.pipelines.synthesize.serving import Server, in_thread, place, recipe
@@ -164,3 +167,35 @@ def test_a_missing_key_is_said_before_anything_starts(tmp_path: Path, monkeypatc
     with pytest.raises(RecipeError, match="DANLU_TEST_KEY is not set"):
         run(recipe("http://127.0.0.1:9/v1", endpoint={"api_key_env": "DANLU_TEST_KEY"}), place(tmp_path))
     assert not Workspace(str(tmp_path / "w")).exists(str(tmp_path / "w" / "ledger" / "lock"))
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_do_not_pay_twice(tmp_path: Path, start_server: Callable[..., Server]) -> None:
+    server = start_server()
+    writer = Writer(place(tmp_path).workspace)
+    with pytest.raises(StageError, match="another run is writing answers here; wait for it or stop it") as caught:
+        run(recipe(server.url), place(tmp_path))
+    writer.close()
+    assert "Traceback" not in str(caught.value)
+    assert server.outcomes() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted")
+def test_a_full_disk_is_said_plainly(tmp_path: Path, start_server: Callable[..., Server]) -> None:
+    server = start_server()
+    what = recipe(server.url, cells=400)
+    ledger = tmp_path / "w" / "ledger"
+    ledger.mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(ledger)], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        with pytest.raises(StageError, match="No space left on device; what arrived before is kept") as caught:
+            run(what, place(tmp_path))
+        assert "Traceback" not in str(caught.value)
+        kept = len(read_index(place(tmp_path).workspace).entries)
+        assert 100 < kept < 800
+        subprocess.run(["mount", "-o", "remount,size=4m", str(ledger)], check=True)
+        assert run(what, place(tmp_path))["rows"] == 800
+        assert len(server.outcomes()) <= 800 + 3 * 32
+    finally:
+        subprocess.run(["umount", "-l", str(ledger)], check=True)

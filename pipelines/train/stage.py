@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DanluError, HardwareError, Problem, RecipeError, StageError, nearest
-from pipelines.recipe import Recipe
+from pipelines.ingest.stage import determinants as ingested
+from pipelines.recipe import Ingest, Recipe
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import best_step, read_journal, shown
 from pipelines.train.loop import chosen_checkpoint, train_loop
@@ -22,7 +23,7 @@ from pipelines.train.models import matrices, max_positions, model_digest, resolv
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, total_rows
 from pipelines.train.section import Train
-from pipelines.train.tokenize import Source, Tokenized, split_source, tokenize
+from pipelines.train.tokenize import Tokenized, names_a_source, parse_data, source_of, tokenize
 from pipelines.train.weights import digest_weights
 from pipelines.workspace import Place
 
@@ -37,7 +38,9 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
     """The section without what does not change the result, the seed, and the base model's content."""
     assert recipe.train
     section = recipe.train.model_dump(exclude=UNINFLUENTIAL)
-    return {"section": section, "seed": recipe.seed, "model": model_digest(recipe.train.model)}
+    named = [parse_data(item)[0] for item in recipe.train.data]
+    files = [ingested(recipe.model_copy(update={"ingest": Ingest(source=n)})) for n in named if names_a_source(n)]
+    return {"section": section, "seed": recipe.seed, "model": model_digest(recipe.train.model), "files": files}
 
 
 def train(recipe: Recipe, place: Place) -> dict[str, Any]:
@@ -136,8 +139,16 @@ def _cause(error: Exception) -> Exception:
 def _tokens(recipe: Recipe, place: Place, model: Path, name: str, data: list[str]) -> Tokenized:
     section = recipe.train
     assert section
-    sources: list[Source] = [split_source(place, item) for item in data]
-    return tokenize(place, name, model, sources, max_length=section.max_length, system=section.system, seed=recipe.seed)
+    return tokenize(
+        place,
+        name,
+        model,
+        [source_of(recipe, place, item) for item in data],
+        max_length=section.max_length,
+        overlong=section.overlong,
+        system=section.system,
+        seed=recipe.seed,
+    )
 
 
 def _check_fit(section: Train, model: Path) -> None:

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import DataError, Problem, RecipeError, nearest
+from pipelines.ingest.stage import ingest
+from pipelines.recipe import Ingest, Recipe
 from pipelines.records import messages_of
 from pipelines.shards import Attempt, Commit, Shard, run_shards
 from pipelines.train.chat import IGNORED, Encoded, control_tokens, encode, with_system
@@ -24,7 +26,7 @@ from pipelines.workspace import Place, Workspace
 
 SHARD_ROWS = 4096
 KINDS = ("tokens", "labels", "sample_offsets")
-COUNTS = ("samples", "truncated", "without_loss", "tokens", "loss_tokens")
+COUNTS = ("rows", "samples", "truncated", "left_out", "tokens", "loss_tokens")
 
 
 @dataclass(frozen=True)
@@ -53,27 +55,47 @@ def parse_data(item: str) -> tuple[str, int | None]:
     return match[1], int(match[2]) if match[2] else None
 
 
-def split_source(place: Place, item: str) -> Source:
-    """The rows of one entry of `train.data`: a side of the split, all of it or a number of rows."""
+def source_of(recipe: Recipe, place: Place, item: str) -> Source:
+    """The rows of one entry of `train.data`: a side of the split, or a file or hub data set, ingested once."""
     name, take = parse_data(item)
-    sides = place.inputs["split"].report()["outputs"]
-    if name not in sides:
-        raise RecipeError(
-            "the recipe", [Problem("train.data", f"{name!r} is no side of the split; {nearest(name, sides)}")]
-        )
-    return Source(place.inputs["split"].outputs(name), take)
+    split = place.inputs["split"]
+    sides = split.report()["outputs"]
+    if name in sides:
+        return Source(split.outputs(name), take)
+    if not names_a_source(name):
+        hint = f"{nearest(name, sides)} A file needs its suffix or a folder before it"
+        raise RecipeError("the recipe", [Problem("train.data", f"{name!r} is no side of the split; {hint}")])
+    folder = Place(
+        place.workspace, f"{place.stage}/{place.fingerprint}/data", re.sub(r"[^\w.-]+", "-", name).strip("-")
+    )
+    if folder.manifest() is None:
+        folder.finish({"report": ingest(recipe.model_copy(update={"ingest": Ingest(source=name)}), folder)})
+    return Source(folder.outputs("rows"), take)
+
+
+def names_a_source(name: str) -> bool:
+    """Whether an entry of `train.data` is a path or a URL, not a side of the split."""
+    return "/" in name or "." in name
 
 
 def tokenize(
-    place: Place, name: str, model: Path, sources: Sequence[Source], *, max_length: int, system: str | None, seed: int
+    place: Place,
+    name: str,
+    model: Path,
+    sources: Sequence[Source],
+    *,
+    max_length: int,
+    overlong: str = "truncate",
+    system: str | None = None,
+    seed: int,
 ) -> Tokenized:
     """Tokenize the sources into shards under `name`, those that are not there yet.
 
-    Samples longer than `max_length` are cut at the end; those in which the cut leaves no answer are left out of
-    the index. Both are counted. DataError where nothing is left.
+    Rows of more than `max_length` tokens are counted as truncated: `overlong` says whether they are cut at the end,
+    dropped, or split. Rows that give no sample with an answer are left out, and counted. DataError where none does.
     """
     drawn = [_draw(place.workspace, source, seed, number) for number, source in enumerate(sources)]
-    work = _tokenizer(place.workspace, model, max_length, system)
+    work = _tokenizer(place.workspace, model, max_length, overlong, system)
     commits = run_shards(
         place, name, lambda: _plan(place.workspace, sources, drawn), work, concurrency=None, title=name
     )
@@ -84,7 +106,7 @@ def tokenize(
     place.workspace.write(path, _npy(index))
     if not len(index):
         raise DataError(
-            f"{name}: none of {counts['samples']} samples has an answer within train.max_length {max_length} tokens"
+            f"{name}: none of {counts['rows']} rows has an answer within train.max_length {max_length} tokens"
         )
     return Tokenized(shards, path, len(index), counts)
 
@@ -139,7 +161,7 @@ def _drawn_of_groups(workspace: Workspace, source: Source, chosen: _Drawn) -> It
 
 
 def _tokenizer(
-    workspace: Workspace, model: Path, max_length: int, system: str | None
+    workspace: Workspace, model: Path, max_length: int, overlong: str, system: str | None
 ) -> Callable[[Shard, Attempt], dict[str, Any]]:
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         tokenizer, control = load_tokenizer(model)
@@ -149,7 +171,9 @@ def _tokenizer(
                 encoded.append(encode(tokenizer, control, with_system(messages_of(row), system)))
             except DataError as error:
                 raise DataError(f"row {row['row_id']}: {error}") from None
-        return _write_shard(workspace, attempt, encoded, max_length)
+        cut = [_cut(sample, max_length, overlong) for sample in encoded]
+        _write_shard(workspace, attempt, cut)
+        return _count(encoded, cut, max_length)
 
     return work
 
@@ -171,25 +195,45 @@ def _rows(workspace: Workspace, shard: Shard) -> Iterator[dict[str, Any]]:
             yield from file.read_row_group(part["group"], columns=columns).take(part["rows"]).to_pylist()
 
 
-def _write_shard(workspace: Workspace, attempt: Attempt, encoded: Sequence[Encoded], max_length: int) -> dict[str, Any]:
-    kept = [Encoded(sample.tokens[:max_length], sample.labels[:max_length]) for sample in encoded]
-    with_loss = [sum(label != IGNORED for label in sample.labels[1:]) for sample in kept]
+def _write_shard(workspace: Workspace, attempt: Attempt, cut: Sequence[list[Encoded]]) -> None:
+    """Write the samples of all rows, one after another."""
+    samples = [sample for row in cut for sample in row]
     arrays: dict[str, NDArray[Any]] = {
-        "tokens": np.array([token for sample in kept for token in sample.tokens], dtype=np.int32),
-        "labels": np.array([label for sample in kept for label in sample.labels], dtype=np.int32),
-        "sample_offsets": np.cumsum([0, *[len(sample.tokens) for sample in kept]], dtype=np.int64),
+        "tokens": np.array([token for sample in samples for token in sample.tokens], dtype=np.int32),
+        "labels": np.array([label for sample in samples for label in sample.labels], dtype=np.int32),
+        "sample_offsets": np.cumsum([0, *[len(sample.tokens) for sample in samples]], dtype=np.int64),
     }
     for kind in KINDS:
         with workspace.create(attempt.path(kind, "npy")) as stream:
             stream.write(_npy(arrays[kind]))
-    empty = [number for number, count in enumerate(with_loss) if count == 0]
+
+
+def _cut(sample: Encoded, max_length: int, overlong: str) -> list[Encoded]:
+    """A row's samples of at most `max_length` tokens, those without loss left out."""
+    if len(sample.tokens) > max_length and overlong == "drop":
+        return []
+    ends = range(max_length, len(sample.tokens) + max_length, max_length) if overlong == "split" else [max_length]
+    parts = [Encoded(sample.tokens[end - max_length : end], sample.labels[end - max_length : end]) for end in ends]
+    return [part for part in parts if _loss_tokens(part)]
+
+
+def _loss_tokens(sample: Encoded) -> int:
+    """Tokens with loss; the first has no token before it that it could be told from."""
+    return sum(label != IGNORED for label in sample.labels[1:])
+
+
+def _count(encoded: Sequence[Encoded], cut: Sequence[list[Encoded]], max_length: int) -> dict[str, Any]:
+    """What became of a shard's rows: counts, and `samples_of_row`, how many samples each row gave."""
+    samples = [sample for row in cut for sample in row]
+    too_long = sum(len(sample.tokens) > max_length for sample in encoded)
     return {
-        "samples": len(kept),
-        "truncated": sum(len(sample.tokens) > max_length for sample in encoded),
-        "without_loss": len(empty),
-        "empty": empty,
-        "tokens": len(arrays["tokens"]),
-        "loss_tokens": sum(with_loss),
+        "rows": len(encoded),
+        "samples": len(samples),
+        "truncated": too_long,
+        "left_out": sum(not row for row in cut),
+        "tokens": sum(len(sample.tokens) for sample in samples),
+        "loss_tokens": sum(map(_loss_tokens, samples)),
+        "samples_of_row": [len(row) for row in cut],
     }
 
 
@@ -200,12 +244,10 @@ def _npy(array: NDArray[Any]) -> bytes:
 
 
 def _index(commits: Sequence[Commit], drawn: Sequence[_Drawn]) -> NDArray[np.int64]:
-    """The sample numbers that are trained, without the samples that have no loss."""
-    first, empty = 0, []
-    for commit in commits:
-        empty += [first + number for number in commit["result"]["empty"]]
-        first += commit["result"]["samples"]
-    starts = np.cumsum([0, *[len(source.rows) for source in drawn]])
-    index = np.concatenate([start + source.repeated for start, source in zip(starts, drawn, strict=False)])
-    trained: NDArray[np.int64] = index[~np.isin(index, np.array(empty, dtype=np.int64))].astype(np.int64)
-    return trained
+    """The numbers of the samples that are trained, source after source, each row's as often as it is repeated."""
+    samples_of_row = np.array([count for commit in commits for count in commit["result"]["samples_of_row"]])
+    first_of_row = np.cumsum([0, *samples_of_row])
+    row_of_source = np.cumsum([0, *[len(source.rows) for source in drawn]])
+    rows = np.concatenate([begin + source.repeated for begin, source in zip(row_of_source, drawn, strict=False)])
+    numbers = [np.arange(first_of_row[row], first_of_row[row + 1]) for row in rows]
+    return np.concatenate([np.empty(0, dtype=np.int64), *numbers])

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import DataError, RecipeError
+from pipelines.recipe import Recipe
 from pipelines.train.samples import Samples
-from pipelines.train.tokenize import Source, Tokenized, parse_data, split_source, tokenize
+from pipelines.train.stage import determinants
+from pipelines.train.tokenize import Source, Tokenized, parse_data, source_of, tokenize
 from pipelines.workspace import Place
 
 SplitOf = Callable[[int], Place]
@@ -18,9 +21,16 @@ def stage(split: Place) -> Place:
     return Place(split.workspace, "train", "f", {"split": split})
 
 
-def run(place: Place, model: Path, take: int | None, name: str = "t", max_length: int = 256) -> Tokenized:
+def run(
+    place: Place,
+    model: Path,
+    take: int | None,
+    name: str = "t",
+    max_length: int = 256,
+    overlong: str = "truncate",
+) -> Tokenized:
     sources = [Source(place.inputs["split"].outputs("train"), take)]
-    return tokenize(place, name, model, sources, max_length=max_length, system=None, seed=1)
+    return tokenize(place, name, model, sources, max_length=max_length, overlong=overlong, seed=1)
 
 
 def read_rows(place: Place) -> list[dict[str, Any]]:
@@ -70,11 +80,12 @@ def test_long_samples_are_cut_and_those_without_an_answer_left_out(
     limit = sorted(prompts)[5] + 1  # the shorter half keeps its first token of answer
     data = run(place, tiny_model, None, "cut", max_length=limit)
     left = [number for number, prompt in enumerate(prompts) if prompt < limit]
-    assert numbers(data) == left
-    assert data.counts["without_loss"] == 10 - len(left)
-    assert data.counts["truncated"] == 10
-    assert all(len(tokens) == limit for tokens, _ in (Samples(data)[number] for number in range(len(left))))
-    with pytest.raises(DataError, match=r"none of 10 samples has an answer within train.max_length 3"):
+    assert numbers(data) == list(range(len(left)))
+    assert data.counts["left_out"] == 10 - len(left) and data.counts["samples"] == len(left)
+    assert data.counts["truncated"] == data.counts["rows"] == 10
+    for number, row in enumerate(left):
+        assert [array.tolist() for array in Samples(data)[number]] == [array[:limit].tolist() for array in whole[row]]
+    with pytest.raises(DataError, match=r"none of 10 rows has an answer within train.max_length 3"):
         run(place, tiny_model, None, "nothing", max_length=3)
 
 
@@ -91,12 +102,52 @@ def test_what_is_tokenized_already_is_not_done_again(ray_cluster: None, split_of
     assert {path: Path(path).stat().st_mtime_ns for path in times} == times
 
 
-def test_data_entries_name_a_side_and_a_number(split_of: SplitOf) -> None:
+def test_long_rows_are_dropped_or_split_where_the_recipe_says_so(
+    ray_cluster: None, split_of: SplitOf, tiny_model: Path
+) -> None:
+    place = stage(split_of(10))
+    whole = Samples(run(place, tiny_model, None, "whole"))
+    lengths = whole.lengths.tolist()
+    limit = sorted(lengths)[4]
+    dropped = run(place, tiny_model, None, "dropped", max_length=limit, overlong="drop")
+    assert Samples(dropped).lengths.tolist() == [length for length in lengths if length <= limit]
+    split = run(place, tiny_model, 25, "split", max_length=limit, overlong="split")
+    labels = [array.tolist() for _, array in (whole[number] for number in range(10))]
+    pieces = [[row[at : at + limit] for at in range(0, len(row), limit)] for row in labels]
+    kept = [[piece for piece in row if any(label != -100 for label in piece[1:])] for row in pieces]
+    opened = Samples(split)
+    drawn = [opened[number][1].tolist() for number in range(len(opened))]
+    assert drawn[: sum(map(len, kept))] == [piece for row in kept for piece in row]
+    assert split.counts["samples"] == sum(map(len, kept)) and len(opened) > 2 * split.counts["samples"]
+
+
+def test_a_file_is_ingested_once_and_mixed_in(
+    ray_cluster: None, split_of: SplitOf, tiny_model: Path, recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    place = stage(split_of(6))
+    file = tmp_path / "more.jsonl"
+    rows = [{"instruction": f"say {number}", "input": "", "output": f"it is {number}"} for number in range(5)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    items = ["train", f"{file}#7"]
+    recipe = recipe_of(data=items)
+    sources = [source_of(recipe, place, item) for item in items]
+    data = tokenize(place, "t", tiny_model, sources, max_length=256, seed=1)
+    assert len(numbers(data)) == 6 + 7 and data.counts["rows"] == 6 + 5
+    times = [Path(path).stat().st_mtime_ns for path in sources[1].files]
+    assert source_of(recipe, place, items[1]) == sources[1]
+    assert [Path(path).stat().st_mtime_ns for path in sources[1].files] == times
+    before = determinants(recipe)
+    file.write_text(file.read_text().replace("it is 3", "it is three"))
+    assert determinants(recipe) != before
+
+
+def test_data_entries_name_a_side_and_a_number(split_of: SplitOf, recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of()
     assert parse_data("train") == ("train", None)
     assert parse_data("train#4000") == ("train", 4000)
     place = stage(split_of(6))
-    assert split_source(place, "test#2") == Source(place.inputs["split"].outputs("test"), 2)
+    assert source_of(recipe, place, "test#2") == Source(place.inputs["split"].outputs("test"), 2)
     with pytest.raises(RecipeError, match=r"train.data.*did you mean 'train'"):
-        split_source(place, "trian#4")
+        source_of(recipe, place, "trian#4")
     with pytest.raises(RecipeError, match="ROWS above 0"):
         parse_data("train#0")

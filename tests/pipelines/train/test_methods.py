@@ -1,0 +1,246 @@
+"""Every method with every ZeRO stage, resumed on the same and on another number of workers.
+
+The workers are plain processes that import once and train many runs; test_stage.py has the same loop inside Ray.
+"""
+
+import json
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.recipe import Recipe
+from pipelines.records import messages_of
+from pipelines.shards import Attempt
+from pipelines.train import tokenize as tokenizing
+from pipelines.train.chat import encode
+from pipelines.train.checkpoint import complete_checkpoints, step_of
+from pipelines.train.journal import read_journal
+from pipelines.train.run import Run
+from pipelines.train.tokenize import Tokenized, load_tokenizer
+from pipelines.workspace import Place
+
+pytestmark = pytest.mark.slow
+
+FULL = {"method": "full", "learning_rate": 1e-3}
+METHODS: dict[str, dict[str, Any]] = {
+    **{f"lora, ZeRO-{stage}": {"zero_stage": stage} for stage in range(4)},
+    **{f"full, ZeRO-{stage}": {"zero_stage": stage, **FULL} for stage in range(4)},
+    "dora, ZeRO-2": {"lora": {"use_dora": True}},
+    "dora, ZeRO-3": {"zero_stage": 3, "lora": {"use_dora": True}},
+    "rslora": {"lora": {"use_rslora": True, "r": 4}},
+    "bfloat16, ZeRO-2": {"dtype": "bfloat16"},
+    "bfloat16, ZeRO-3": {"dtype": "bfloat16", "zero_stage": 3},
+    "packed": {"packing": True},
+    "checkpointed activations": {"gradient_checkpointing": True},
+    "dropout and noise": {"lora": {"lora_dropout": 0.1}, "neftune_noise_alpha": 5},
+}
+SHARDED = [name for name in METHODS if name.startswith(("lora", "full")) and not name.endswith("0")]
+"""Where a checkpoint is cut into as many shards as there are workers."""
+
+STEPS = 6
+
+
+class Laboratory:
+    """Runs by name, trained in groups that share one start-up."""
+
+    def __init__(self, root: Path, model: Path, recipe_of: Callable[..., Recipe], split: Place) -> None:
+        self.root = root
+        self.model = model
+        self.recipe_of = recipe_of
+        self.training = self._tokens(split, "train")
+        self.held_out = self._tokens(split, "test")
+
+    def _tokens(self, split: Place, side: str) -> Tokenized:
+        tokenizer, control = load_tokenizer(self.model)
+        rows = [row for path in split.outputs(side) for row in pq.read_table(path).to_pylist()]
+        attempt = Attempt(split.workspace, str(self.root / "tokens"), side, {})
+        encoded = [encode(tokenizer, control, messages_of(row)) for row in rows]
+        tokenizing._write_shard(split.workspace, attempt, [[sample] for sample in encoded])
+        index = self.root / "tokens" / f"{side}.npy"
+        index.write_bytes(tokenizing._npy(tokenizing.np.arange(len(rows))))
+        return Tokenized([{**attempt.files, "samples": len(rows)}], str(index), len(rows), {})
+
+    def run(self, name: str, **section: Any) -> Run:
+        """A run of six steps that saves and evaluates every two."""
+        defaults = {"max_steps": STEPS, "num_train_epochs": 100, "save_steps": 2, "eval_rows": 4, "eval_steps": 2}
+        train = self.recipe_of(**{**defaults, **section}).train
+        assert train
+        folder = self.root / name.replace(", ", "-").replace(" ", "-")
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        return Run(train, 42, STEPS, self.model, folder, self.training, self.held_out)
+
+    def continued(self, source: Run, name: str, after: int, **section: Any) -> Run:
+        """A copy of a run as it was after some steps, to be gone on with."""
+        run = self.run(name, **section)
+        shutil.copytree(source.folder, run.folder, dirs_exist_ok=True)
+        for folder in complete_checkpoints(run.checkpoints):
+            if step_of(folder) > after:
+                shutil.rmtree(folder)
+        return run
+
+    def train(self, runs: Sequence[Run]) -> None:
+        """Train runs of equal size in one group of processes."""
+        (world,) = {run.section.num_workers for run in runs}
+        todo = self.root / "todo.pickle"
+        todo.write_bytes(pickle.dumps(list(runs)))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        script = str(Path(__file__).with_name("worker.py"))
+        ranks = [
+            subprocess.Popen([sys.executable, script, str(rank), str(world), str(port), str(todo)])
+            for rank in range(world)
+        ]
+        try:
+            assert [rank.wait(timeout=800) for rank in ranks] == [0] * world
+        finally:
+            for rank in ranks:
+                rank.kill()
+
+
+@pytest.fixture(scope="module")
+def laboratory(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Path,
+    recipe_of: Callable[..., Recipe],
+    split_in: Callable[[Path, int], Place],
+) -> Laboratory:
+    root = tmp_path_factory.mktemp("laboratory")
+    return Laboratory(root, tiny_model, recipe_of, split_in(root, 30))
+
+
+@pytest.fixture(scope="module")
+def trained(laboratory: Laboratory) -> dict[str, Run]:
+    """Every method, trained on two workers."""
+    runs = {name: laboratory.run(name, **section) for name, section in METHODS.items()}
+    laboratory.train(list(runs.values()))
+    return runs
+
+
+@pytest.fixture(scope="module")
+def alone(laboratory: Laboratory) -> dict[str, Run]:
+    """The sharded methods, trained on one worker."""
+    runs = {name: laboratory.run(f"{name} alone", num_workers=1, **METHODS[name]) for name in SHARDED}
+    laboratory.train(list(runs.values()))
+    return runs
+
+
+def losses(run: Run) -> list[float]:
+    return [entry[key] for entry in read_journal(run.journal) for key in ("loss", "eval_loss") if key in entry]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_learns(trained: dict[str, Run], name: str) -> None:
+    held_out = [entry["eval_loss"] for entry in read_journal(trained[name].journal) if "eval_loss" in entry]
+    assert len(held_out) == 4 and held_out[-1] < held_out[0] - 0.3
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_stage_of_zero_changes_no_loss(trained: dict[str, Run], method: str) -> None:
+    reference = losses(trained[f"{method}, ZeRO-0"])
+    for stage in (1, 2, 3):
+        assert losses(trained[f"{method}, ZeRO-{stage}"]) == pytest.approx(reference, abs=1e-4)
+    assert losses(trained["bfloat16, ZeRO-2"]) == pytest.approx(losses(trained["lora, ZeRO-2"]), abs=0.05)
+
+
+def test_checkpointed_activations_change_no_loss(trained: dict[str, Run]) -> None:
+    assert losses(trained["checkpointed activations"]) == pytest.approx(losses(trained["lora, ZeRO-2"]), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_left_has_the_held_out_loss_of_training(trained: dict[str, Run], name: str) -> None:
+    """In one process, with the model's own loss on single samples: no part of the loop's code."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from pipelines.train.samples import Samples
+
+    run = trained[name]
+    if run.section.method == "full":
+        model = AutoModelForCausalLM.from_pretrained(run.trained, dtype=torch.float32)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32)
+        model = PeftModel.from_pretrained(model, run.trained)
+    assert run.held_out
+    samples = Samples(run.held_out)
+    total, count = 0.0, 0
+    for number in range(len(samples)):
+        tokens, labels = (torch.tensor(array).long()[None] for array in samples[number])
+        with torch.no_grad():
+            loss = model.eval()(input_ids=tokens, labels=labels).loss
+        weight = int((labels[:, 1:] != -100).sum())
+        total, count = total + float(loss) * weight, count + weight
+    assert total / count == pytest.approx(losses(run)[-1], abs=0.01 if "bfloat16" in name else 1e-4)
+
+
+def test_six_steps_are_four_and_two_bit_for_bit(laboratory: Laboratory, trained: dict[str, Run]) -> None:
+    names = [name for name in METHODS]
+    runs = {name: laboratory.continued(trained[name], f"{name} again", 4, **METHODS[name]) for name in names}
+    laboratory.train(list(runs.values()))
+    for name, run in runs.items():
+        assert json.loads((run.folder / "facts.json").read_text())["resumed_at"] == 4
+        assert losses(run) == losses(trained[name]), name
+        assert {path.name: path.read_bytes() for path in run.trained.glob("*.safetensors")} == {
+            path.name: path.read_bytes() for path in trained[name].trained.glob("*.safetensors")
+        }, name
+
+
+def test_two_workers_go_on_as_one(laboratory: Laboratory, trained: dict[str, Run]) -> None:
+    runs = {
+        name: laboratory.continued(trained[name], f"{name} to one", 4, num_workers=1, **METHODS[name])
+        for name in SHARDED
+    }
+    laboratory.train(list(runs.values()))
+    for name, run in runs.items():
+        assert json.loads((run.folder / "facts.json").read_text())["resumed_at"] == 4
+        assert losses(run) == pytest.approx(losses(trained[name]), abs=1e-3), name
+        assert not run.universal.exists()
+
+
+def test_one_worker_goes_on_as_two(laboratory: Laboratory, trained: dict[str, Run], alone: dict[str, Run]) -> None:
+    runs = {name: laboratory.continued(alone[name], f"{name} to two", 4, **METHODS[name]) for name in SHARDED}
+    laboratory.train(list(runs.values()))
+    for name, run in runs.items():
+        assert json.loads((run.folder / "facts.json").read_text())["resumed_at"] == 4
+        assert losses(alone[name]) == pytest.approx(losses(trained[name]), abs=1e-4), name
+        assert losses(run) == pytest.approx(losses(trained[name]), abs=1e-3), name
+
+
+def test_answers_while_training_are_kept_and_the_best_checkpoint_is_left(laboratory: Laboratory) -> None:
+    """A learning rate that ruins the model in the end: the weights that are left are not those of the last step."""
+    section: dict[str, Any] = {
+        "evaluation_inputs": ["What is 1 and 2?", "red", "一"],
+        "evaluation_steps": 4,
+        "evaluation_max_tokens": 6,
+        "load_best_model_at_end": True,
+        "save_total_limit": 1,
+        "learning_rate": 0.3,
+        "max_grad_norm": 100,
+        "warmup_ratio": 0.5,
+    }
+    runs = [laboratory.run(f"answers {stage}", zero_stage=stage, **section) for stage in (2, 3)]
+    laboratory.train(runs)
+    held_out = {entry["step"]: entry["eval_loss"] for entry in read_journal(runs[0].journal) if "eval_loss" in entry}
+    best = min((step for step in held_out if step), key=lambda step: held_out[step])
+    assert best != STEPS
+    assert [step_of(folder) for folder in complete_checkpoints(runs[0].checkpoints)] == [best, STEPS]
+    from safetensors.torch import load_file
+
+    left = load_file(runs[0].trained / "adapter_model.safetensors")
+    saved = load_file(runs[0].checkpoints / f"checkpoint-{best}" / "adapter_model.safetensors")
+    assert all(bool((left[name] == saved[name]).all()) for name in saved)
+    answers = read_journal(runs[0].samples)
+    assert [(answer["step"], answer["input"]) for answer in answers] == [
+        (step, text) for step in (0, 4, 6) for text in section["evaluation_inputs"]
+    ]
+    assert answers[0]["output"] != answers[-3]["output"]
+    assert read_journal(runs[1].samples)[:3] == answers[:3]  # before training the stages answer alike

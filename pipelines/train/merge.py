@@ -13,7 +13,7 @@ from pipelines.recipe import Recipe
 from pipelines.train.models import quiet_transformers
 from pipelines.train.section import Merge
 from pipelines.train.tokenize import load_tokenizer
-from pipelines.train.weights import digest_weights
+from pipelines.train.weights import digest_weights, is_adapter
 from pipelines.workspace import Place
 
 VERSION = 1
@@ -43,11 +43,10 @@ def merge(recipe: Recipe, place: Place) -> dict[str, Any]:
     trained = place.inputs["train"]
     report = trained.report()
     target = place.local(MODEL)
-    task = ray.remote(max_calls=1, num_cpus=section.num_cpus)(merge_adapter)  # its process ends, its memory comes back
-    with waiting("merging the adapter into the base model"):
-        facts: dict[str, Any] = ray.get(
-            task.remote(Path(report["model"]), trained.local(report["adapter"]), target, section)
-        )
+    task = ray.remote(max_calls=1, num_cpus=section.num_cpus)(write_merged)  # its process ends, its memory comes back
+    what = trained.local(report["adapter"] or report["trained"])
+    with waiting("writing the merged model"):
+        facts: dict[str, Any] = ray.get(task.remote(Path(report["model"]), what, target, section))
     return {
         "summary": f"{facts['dtype']}, logits within {facts['merge_difference']:.1e} of base + adapter",
         "digest": digest_weights(target),
@@ -57,24 +56,24 @@ def merge(recipe: Recipe, place: Place) -> dict[str, Any]:
     }
 
 
-def merge_adapter(base: Path, adapter: Path, target: Path, section: Merge) -> dict[str, Any]:
+def write_merged(base: Path, trained: Path, target: Path, section: Merge) -> dict[str, Any]:
     """Write base + adapter to `target`, added in float32 and then rounded to the dtype asked for.
+
+    Where `trained` holds a whole model instead of an adapter, that is rounded and written.
 
     Returns the largest differences of logits, all computed in float32: `merge_difference`, merged in memory against
     adapter on base; `reload_difference`, read back from disk against what was saved; `rounding_difference`, read
     back against adapter on base, which is the price of storing in fewer bits.
     """
     import torch
-    from peft import PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM
 
     _quiet(section.num_cpus)
     dtype = _dtype(section.dtype, AutoConfig.from_pretrained(base).dtype)
     prompts = _prompts(base)
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = PeftModel.from_pretrained(model, adapter)
+    model = _load(base, trained)
     expected = _logits(model, prompts)
-    model = model.merge_and_unload()
+    model = model.merge_and_unload() if is_adapter(trained) else model
     merged = _largest_difference(_logits(model, prompts), expected)
     _cast_parameters(model, dtype)
     scratch = _save(model, base, target, section.max_shard_size)
@@ -93,6 +92,17 @@ def merge_adapter(base: Path, adapter: Path, target: Path, section: Merge) -> di
     shutil.rmtree(target, ignore_errors=True)
     scratch.rename(target)
     return facts
+
+
+def _load(base: Path, trained: Path) -> Any:
+    """What was trained, in float32: the base model with the adapter on it, or the whole model."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapter = is_adapter(trained)
+    model: Any = AutoModelForCausalLM.from_pretrained(base if adapter else trained, dtype=torch.float32)
+    return PeftModel.from_pretrained(model, trained) if adapter else model
 
 
 def _quiet(num_cpus: float) -> None:

@@ -51,6 +51,11 @@ def export_model(checkpoint: Path, target: Path, base: Path) -> None:
         load_tokenizer(base)[0].save_pretrained(scratch)
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, not a whole model."""
+    return (folder / CONFIG).is_file()
+
+
 def digest_weights(folder: Path) -> str:
     """A digest of the weights in a folder, by content."""
     digest = hashlib.sha256()

@@ -23,7 +23,9 @@ from pipelines.train import tokenize as tokenizing
 from pipelines.train.chat import encode
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
+from pipelines.train.merge import write_merged
 from pipelines.train.run import Run
+from pipelines.train.section import Merge
 from pipelines.train.tokenize import Tokenized, load_tokenizer
 from pipelines.workspace import Place
 
@@ -180,6 +182,24 @@ def test_what_is_left_has_the_held_out_loss_of_training(trained: dict[str, Run],
         weight = int((labels[:, 1:] != -100).sum())
         total, count = total + float(loss) * weight, count + weight
     assert total / count == pytest.approx(losses(run)[-1], abs=0.01 if "bfloat16" in name else 1e-4)
+
+
+@pytest.mark.parametrize("name", ["lora, ZeRO-2", "lora, ZeRO-3", "full, ZeRO-0", "full, ZeRO-3", "dora, ZeRO-2"])
+def test_merged_it_answers_as_it_was_trained(trained: dict[str, Run], name: str, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    run = trained[name]
+    facts = write_merged(run.model, run.trained, tmp_path / "model", Merge(dtype="float32"))
+    assert facts["merge_difference"] < 1e-4 and facts["reload_difference"] == 0
+    full = run.section.method == "full"
+    model = AutoModelForCausalLM.from_pretrained(run.trained if full else run.model, dtype=torch.float32)
+    model = model if full else PeftModel.from_pretrained(model, run.trained).eval()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    ids = torch.arange(3, 90)[None]
+    with torch.no_grad():
+        assert float((model(input_ids=ids).logits - merged(input_ids=ids).logits).abs().max()) < 1e-4
 
 
 def test_six_steps_are_four_and_two_bit_for_bit(laboratory: Laboratory, trained: dict[str, Run]) -> None:

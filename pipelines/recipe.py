@@ -12,8 +12,10 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from pipelines import data_juicer
 from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.evaluate.section import Compare, Evaluate
+from pipelines.progress import say
 from pipelines.publish.section import Publish
 from pipelines.section import Count, Positive, Ratio, Section
 from pipelines.synthesize.refine_section import Refine
@@ -38,7 +40,8 @@ class Ingest(Section):
         "conversation",
         "advertisegen",
         "counseling",
-    ] = Field("auto", description="schema of the source; auto recognises it by its columns")
+        "columns",
+    ] = Field("auto", description="schema of the source; auto recognises it; columns: any table, carried as it is")
     system: str | None = Field(None, description="system prompt given to rows that bring none")
     limit: Count | None = Field(None, description="take only the first rows of the source")
     max_broken: int = Field(0, ge=0, description="rows that cannot be read or adapted before the stage fails")
@@ -54,6 +57,12 @@ class Clean(Section):
     text_keys: str = Field("response", description="column that operators read")
     assets: dict[str, str] = Field(default_factory=dict, description="model files by name, such as lid.176.ftz: path")
     concurrency: Count | None = Field(None, description="tasks at a time; null: what the cluster has")
+
+
+class Export(Section):
+    """The rows as one file for people and other tools, in data-set order."""
+
+    path: Annotated[str, Field(pattern=r"\.(jsonl|parquet)$")] = Field(description="a .jsonl or .parquet file or URL")
 
 
 class Split(Section):
@@ -105,6 +114,7 @@ class Recipe(Section):
     ingest: Annotated[Ingest | None, Field(validate_default=True)] = None
     refine: Refine | None = None
     clean: Clean | None = None
+    export: Export | None = None
     split: Split | None = None
     train: Train | None = None
     merge: Merge | None = None
@@ -145,24 +155,38 @@ def shipped_recipes() -> dict[str, Path]:
 def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
     """Read a shipped recipe by name, or a file, apply `key=value` overrides, and check everything.
 
+    A data-juicer YAML is a recipe too; what of it is ignored is said in one line.
+
     Raises RecipeError with every problem found: file, key, and the nearest valid name.
     """
     path = _find(name_or_path)
     tree = _parse(path)
-    problems = [problem for item in overrides or [] if (problem := _override(tree, item))]
+    problems: list[Problem] = []
+    theirs = data_juicer.is_data_juicer(tree)
+    if theirs:
+        tree, ignored, problems = data_juicer.as_recipe(tree, path)
+        if ignored:
+            say(f"{path}: a data-juicer recipe; steers only data-juicer itself, ignored: {', '.join(ignored)}")
+    problems += [problem for item in overrides or [] if (problem := _override(tree, item))]
+    recipe, found = _validated(tree)
+    problems += found
+    if recipe is None or problems:
+        raise RecipeError(str(path), [data_juicer.in_its_terms(p) for p in problems] if theirs else problems)
+    return recipe
+
+
+def _validated(tree: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe, where its sections are right, and everything that is wrong, operators included."""
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        problems += [_problem(detail) for detail in error.errors()]
-        process = tree.get("clean", {}).get("process") if isinstance(tree.get("clean"), dict) else None
+        problems = [_problem(detail) for detail in error.errors()]
+        section = tree.get("clean")
+        process = section.get("process") if isinstance(section, dict) else None
         if isinstance(process, list) and not any(p.key.startswith("clean.process") for p in problems):
             problems += _check_process(Clean.model_construct(process=process, dialect="zh", assets={}))
-        raise RecipeError(str(path), problems) from None
-    if recipe.clean:
-        problems += _check_process(recipe.clean)
-    if problems:
-        raise RecipeError(str(path), problems)
-    return recipe
+        return None, problems
+    return recipe, _check_process(recipe.clean) if recipe.clean else []
 
 
 def _check_process(clean: Clean) -> list[Problem]:

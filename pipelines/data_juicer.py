@@ -13,6 +13,7 @@ MAPPED = {
     "text_keys": "clean.text_keys",
     "np": "clean.concurrency",
     "process": "clean.process",
+    "custom_operator_paths": "clean.custom_operators",
 }
 """data-juicer's globals that a recipe has too, and the keys they become."""
 
@@ -31,7 +32,7 @@ STEERING = frozenset(_STEERING.split())
 """Globals that say how data-juicer runs and not which rows stay (its `config/config.py`, 1.6.1)."""
 
 _UNSUPPORTED = """
-    custom_operator_paths dataset decrypt_after_reading encrypt_before_export encryption_key_path
+    dataset decrypt_after_reading encrypt_before_export encryption_key_path
     export_aws_credentials generated_dataset_config keep_hashes_in_res_ds keep_stats_in_res_ds load_jsonl_lenient
     suffixes validators
 """
@@ -54,6 +55,8 @@ def as_recipe(tree: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[st
         "dialect": "data_juicer",
         "text_keys": text_keys[0] if isinstance(text_keys, list) else text_keys,
     }
+    if tree.get("custom_operator_paths"):
+        clean["custom_operators"] = tree["custom_operator_paths"]
     if tree.get("np") is not None:
         clean["concurrency"] = tree["np"]
     recipe = {"name": _name(tree.get("project_name"), path), "ingest": ingest, "clean": clean}

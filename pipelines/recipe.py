@@ -56,6 +56,7 @@ class Clean(Section):
     dialect: Literal["zh", "data_juicer"] = Field("zh", description="zh: right for Chinese; data_juicer: bit-equal")
     text_keys: str = Field("response", description="column that operators read")
     assets: dict[str, str] = Field(default_factory=dict, description="model files by name, such as lid.176.ftz: path")
+    custom_operators: list[str] = Field(default_factory=list, description="Python files with operators of your own")
     concurrency: Count | None = Field(None, description="tasks at a time; null: what the cluster has")
 
 
@@ -184,7 +185,9 @@ def _validated(tree: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
         section = tree.get("clean")
         process = section.get("process") if isinstance(section, dict) else None
         if isinstance(process, list) and not any(p.key.startswith("clean.process") for p in problems):
-            problems += _check_process(Clean.model_construct(process=process, dialect="zh", assets={}))
+            files = section.get("custom_operators") if isinstance(section, dict) else None
+            custom = [file for file in files if isinstance(file, str)] if isinstance(files, list) else []
+            problems += _check_process(Clean.model_construct(process=process, custom_operators=custom))
         return None, problems
     return recipe, _check_process(recipe.clean) if recipe.clean else []
 
@@ -192,7 +195,7 @@ def _validated(tree: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
 def _check_process(clean: Clean) -> list[Problem]:
     from pipelines.clean.plan import check_process  # operators read this module's errors only through pipelines.errors
 
-    return check_process(clean.process, clean.dialect, clean.assets)
+    return check_process(clean.process, clean.dialect, clean.assets, clean.custom_operators)
 
 
 def _find(name_or_path: str) -> Path:

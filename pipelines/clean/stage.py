@@ -33,11 +33,13 @@ ALONE = 50_000
 
 
 def determinants(recipe: Recipe) -> dict[str, Any]:
-    """The section without what only changes speed, the operators' versions, and the content of their models."""
+    """The section without what only changes speed, the operators' versions, and the content of their models and of a
+    person's own operators."""
     assert recipe.clean
     steps = _plan(recipe.clean).steps
     return {
-        "section": recipe.clean.model_dump(exclude={"concurrency", "assets"}),
+        "section": recipe.clean.model_dump(exclude={"concurrency", "assets", "custom_operators"}),
+        "custom_operators": [checksum(path) for path in recipe.clean.custom_operators],
         "versions": [[step.operator.name, step.operator.version] for step in steps],
         "models": [[checksum(path) for path in step.filled_in.get("assets", {}).values()] for step in steps],
     }
@@ -72,7 +74,7 @@ def clean(recipe: Recipe, place: Place) -> dict[str, Any]:
 
 
 def _plan(section: Clean) -> Plan:
-    return build_plan(section.process, section.dialect, section.text_keys, section.assets)
+    return build_plan(section.process, section.dialect, section.text_keys, section.assets, section.custom_operators)
 
 
 def _reorders(plan: Plan, phase: Phase) -> bool:

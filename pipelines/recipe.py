@@ -49,6 +49,12 @@ class Ingest(Section):
     concurrency: Count | None = Field(None, description="tasks at a time; null: what the cluster has")
 
 
+class Analyze(Section):
+    """The statistics of clean's filters over all rows, before clean and after it, as table and plots in the report."""
+
+    concurrency: Count | None = Field(None, description="tasks at a time; null: what the cluster has")
+
+
 class Clean(Section):
     """Operators by data-juicer's names and parameters, in order."""
 
@@ -114,6 +120,7 @@ class Recipe(Section):
     synthesize: Synthesize | None = None
     ingest: Annotated[Ingest | None, Field(validate_default=True)] = None
     refine: Refine | None = None
+    analyze: Analyze | None = None
     clean: Clean | None = None
     export: Export | None = None
     split: Split | None = None
@@ -138,6 +145,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _stages_have_what_they_read(self) -> "Recipe":
         needs = {"merge": "train", "evaluate": "train", "compare": "train", "publish": "train", "train": "split"}
+        needs |= {"analyze": "clean"}
         for stage, needed in needs.items():
             if getattr(self, stage) is not None and getattr(self, needed) is None:
                 raise ValueError(f"{stage} needs a section {needed}")

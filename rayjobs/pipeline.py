@@ -1,6 +1,7 @@
 """The stages in order: read this first.
 
-    ingest → synthesize → refine → clean → export → split → train → merge → evaluate → compare → publish
+    ingest → synthesize → refine → analyze → clean → analyze_clean → export → split
+        → train → merge → evaluate → compare → publish
 
 A stage runs when its section is in the recipe and its output is missing or was made from something else.
 """
@@ -32,13 +33,17 @@ class Stage:
     module: str
     reads: tuple[str, ...] = ()
     rows_of: tuple[str, ...] = ()
+    section: str | None = None
+    """The section of the recipe that asks for it, where that has another name."""
 
 
 STAGES = (
     Stage("ingest", "pipelines.ingest.stage"),
     Stage("synthesize", "pipelines.synthesize.stage"),
     Stage("refine", "pipelines.synthesize.refine", rows_of=("synthesize", "ingest")),
+    Stage("analyze", "pipelines.clean.analyze", rows_of=("refine", "synthesize", "ingest")),
     Stage("clean", "pipelines.clean.stage", rows_of=("refine", "synthesize", "ingest")),
+    Stage("analyze_clean", "pipelines.clean.analyze_clean", reads=("analyze", "clean"), section="analyze"),
     Stage("export", "pipelines.export", rows_of=("clean", "refine", "synthesize", "ingest")),
     Stage("split", "pipelines.split", rows_of=("clean", "refine", "synthesize", "ingest")),
     Stage("train", "pipelines.train.stage", reads=("split",)),
@@ -53,7 +58,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     """The stages that a recipe has sections for, in order, each reading the nearest stage that is present."""
     present: dict[str, Stage] = {}
     for stage in STAGES:
-        if getattr(recipe, stage.name) is not None:
+        if getattr(recipe, stage.section or stage.name) is not None:
             rows = [name for name in stage.rows_of if name in present][:1]
             reads = (*rows, *(name for name in stage.reads if name in present))
             present[stage.name] = Stage(stage.name, stage.module, reads)

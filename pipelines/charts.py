@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import pairwise
 
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 30, 40
@@ -50,6 +51,54 @@ def _lines(series: dict[str, list[tuple[float, float]]], dots: frozenset[str]) -
         x = LEFT + 90 + number * 150
         parts.append(f'<path class="line c{number}" d="M{x} 10h18"/><text x="{x + 24}" y="14">{escape(name)}</text>')
     return parts
+
+
+Box = tuple[float, float, float, float, float]
+"""Whisker, quartile, median, quartile, whisker."""
+
+
+def distribution_chart(
+    title: str, edges: Sequence[float], series: Mapping[str, tuple[Sequence[int], Box]], limits: Sequence[float]
+) -> str:
+    """Histograms as shares of their rows over common bins, a box plot of each below them, and limits as vertical lines.
+
+    The n-th of the series is drawn in the n-th colour, the first as steps behind the others.
+    """
+    low, high = edges[0], edges[-1]
+    bottom = HEIGHT - BOTTOM - 18 * len(series)
+    most = max(max(counts) / max(sum(counts), 1) for counts, _ in series.values()) or 1.0
+
+    def across(x: float) -> float:
+        return LEFT + (min(max(x, low), high) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>',
+        f'<text x="4" y="14">{100 * most:.3g} %</text><path class="grid" d="M{LEFT} {bottom}H{WIDTH - RIGHT}"/>',
+        f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(title)}</text>',
+    ]
+    for tick in (tick for tick in ticks(low, high) if low <= tick <= high):
+        parts.append(f'<text x="{across(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:g}</text>')
+    for number, (name, (counts, box)) in enumerate(series.items()):
+        heights = [bottom - count / max(sum(counts), 1) / most * (bottom - TOP) for count in counts]
+        steps = [(across(x), y) for pair, y in zip(pairwise(edges), heights, strict=True) for x in pair]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in steps)
+        x = LEFT + 90 + number * 150
+        parts.append(f'<polyline class="line c{number}" points="{path}"/>')
+        parts.append(f'<path class="line c{number}" d="M{x} 10h18"/><text x="{x + 24}" y="14">{escape(name)}</text>')
+        parts.append(_box([across(value) for value in box], bottom + 11 + 18 * number, number))
+    for limit in limits:
+        if low <= limit <= high:
+            parts.append(f'<path class="limit" d="M{across(limit):.1f} {TOP - 6}V{HEIGHT - BOTTOM}"/>')
+    return "".join([*parts, "</svg>"])
+
+
+def _box(at: list[float], y: float, number: int) -> str:
+    """A box plot lying on its side at height `y`."""
+    first, left, middle, right, last = at
+    return (
+        f'<path class="line c{number}" d="M{first:.1f} {y}H{left:.1f}V{y - 6}H{right:.1f}V{y + 6}H{left:.1f}V{y}'
+        f'M{middle:.1f} {y - 6}v12M{right:.1f} {y}H{last:.1f}"/>'
+    )
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

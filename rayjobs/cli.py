@@ -66,7 +66,8 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     stages = " → ".join(stage.name for stage in pipeline.stages_of(loaded))
     out.print(f"{loaded.name}: valid; {stages}", markup=False, soft_wrap=True)
     if clean := loaded.clean:
-        for line in build_plan(clean.process, clean.dialect, clean.text_keys, clean.assets).describe():
+        plan = build_plan(clean.process, clean.dialect, clean.text_keys, clean.assets, clean.custom_operators)
+        for line in plan.describe():
             out.print(f"  clean: {line}", markup=False, soft_wrap=True)
 
 

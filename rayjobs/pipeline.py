@@ -1,6 +1,7 @@
 """The stages in order: read this first.
 
-    ingest → synthesize → refine → clean → split → train → merge → evaluate → compare → publish
+    ingest → synthesize → refine → analyze → clean → analyze_clean → export → split
+        → train → merge → evaluate → compare → publish
 
 A stage runs when its section is in the recipe and its output is missing or was made from something else.
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.evaluate.endpoint import shared_endpoints
+from pipelines.export import size_of
 from pipelines.progress import say
 from pipelines.recipe import Recipe
 from pipelines.report import environment, write_report
@@ -31,13 +33,18 @@ class Stage:
     module: str
     reads: tuple[str, ...] = ()
     rows_of: tuple[str, ...] = ()
+    section: str | None = None
+    """The section of the recipe that asks for it, where that has another name."""
 
 
 STAGES = (
     Stage("ingest", "pipelines.ingest.stage"),
     Stage("synthesize", "pipelines.synthesize.stage"),
     Stage("refine", "pipelines.synthesize.refine", rows_of=("synthesize", "ingest")),
+    Stage("analyze", "pipelines.clean.analyze", rows_of=("refine", "synthesize", "ingest")),
     Stage("clean", "pipelines.clean.stage", rows_of=("refine", "synthesize", "ingest")),
+    Stage("analyze_clean", "pipelines.clean.analyze_clean", reads=("analyze", "clean"), section="analyze"),
+    Stage("export", "pipelines.export", rows_of=("clean", "refine", "synthesize", "ingest")),
     Stage("split", "pipelines.split", rows_of=("clean", "refine", "synthesize", "ingest")),
     Stage("train", "pipelines.train.stage", reads=("split",)),
     Stage("merge", "pipelines.train.merge", reads=("train",)),
@@ -51,7 +58,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     """The stages that a recipe has sections for, in order, each reading the nearest stage that is present."""
     present: dict[str, Stage] = {}
     for stage in STAGES:
-        if getattr(recipe, stage.name) is not None:
+        if getattr(recipe, stage.section or stage.name) is not None:
             rows = [name for name in stage.rows_of if name in present][:1]
             reads = (*rows, *(name for name in stage.reads if name in present))
             present[stage.name] = Stage(stage.name, stage.module, reads)
@@ -106,15 +113,20 @@ def place_of(recipe: Recipe, workspace: Workspace, stage: Stage, done: dict[str,
     return Place(workspace, stage.name, fingerprint(stage.name, module.VERSION, determinants, digests), inputs)
 
 
+def _is_there(report: dict[str, Any]) -> bool:
+    """Whether the files that a stage wrote outside the workspace still lie there, at their sizes."""
+    return all(size_of(path) == size for path, size in report.get("written", {}).items())
+
+
 def _bring_up_to_date(
     recipe: Recipe, workspace: Workspace, cluster: Cluster, stage: Stage, done: dict[str, Place], again: bool
 ) -> Place:
     place = place_of(recipe, workspace, stage, done)
     manifest = place.manifest()
-    if manifest is not None and not again:
+    if manifest is not None and not again and _is_there(manifest["report"]):
         say(f"{stage.name}: up to date")
         return place
-    if again:
+    if manifest is not None or again:
         place.clear()
     cluster.connect()
     say(f"{stage.name} …")

@@ -129,6 +129,28 @@ def _is_label(token: Any, begin: int, end: int, label: Any) -> bool:  # pragma: 
 
 
 @nb.njit(cache=True, nogil=True)
+def _right(hidden: Any, output: Any, inner: int) -> Any:  # pragma: no cover - compiled
+    """The probability of the right child of an inner node."""
+    dot = np.float32(0)
+    for d in range(len(hidden)):
+        dot += output[inner, d] * hidden[d]
+    return np.float32(1.0 / np.float64(np.float32(1) + np.exp(-dot)))
+
+
+@nb.njit(cache=True, nogil=True)
+def _of_leaf(hidden: Any, output: Any, path: Any) -> Any:  # pragma: no cover - compiled
+    """The probability of the leaf at the end of a path: rows of inner node and side, those beyond the leaf -1."""
+    score = np.float32(0)
+    for k in range(len(path)):
+        if path[k, 0] < 0:
+            break
+        right = _right(hidden, output, path[k, 0])
+        share = np.float64(right) if path[k, 1] else np.float64(np.float32(1.0 - np.float64(right)))
+        score = np.float32(score + np.float32(np.log(share + 1e-5)))
+    return np.exp(score)
+
+
+@nb.njit(cache=True, nogil=True)
 def _best(hidden: Any, output: Any, children: Any) -> Any:  # pragma: no cover - compiled
     """The most probable leaf and the logarithm of its probability, by a depth-first search that leaves out what cannot
     be better; fastText adds 1e-5 to each probability, so that the sum may exceed 1."""
@@ -144,10 +166,7 @@ def _best(hidden: Any, output: Any, children: Any) -> Any:  # pragma: no cover -
         if node < labels:
             best, best_score = node, score
             continue
-        dot = np.float32(0)
-        for d in range(len(hidden)):
-            dot += output[node - labels, d] * hidden[d]
-        right = np.float32(1.0 / np.float64(np.float32(1) + np.exp(-dot)))
+        right = _right(hidden, output, node - labels)
         left_score = np.float32(score + np.float32(np.log(np.float64(np.float32(1.0 - np.float64(right))) + 1e-5)))
         right_score = np.float32(score + np.float32(np.log(np.float64(right) + 1e-5)))
         first = 0 if left_score > right_score else 1  # the likelier child is looked at first, so it goes on top
@@ -160,10 +179,12 @@ def _best(hidden: Any, output: Any, children: Any) -> Any:  # pragma: no cover -
 @nb.njit(cache=True, nogil=True)
 def _predict(
     data: Any, offsets: Any, lower: Any, rows: Any, words: Any, word_bytes: Any, word_offsets: Any, buckets: Any,
-    occupied: Any, ngrams: Any, end_row: int, output: Any, children: Any, label: Any,
+    occupied: Any, ngrams: Any, end_row: int, output: Any, children: Any, label: Any, paths: Any,
 ) -> Any:  # pragma: no cover - compiled  # fmt: skip
-    """Label number and probability of each row; label -1 where lower-casing needs Python."""
+    """Label number and probability of each row, and the probabilities of the leaves at the end of `paths`; label -1
+    where lower-casing needs Python."""
     answers, scores = np.full(len(offsets) - 1, -1, np.int64), np.zeros(len(offsets) - 1, np.float32)
+    asked = np.zeros((len(offsets) - 1, len(paths)), np.float32)
     text, token = np.empty(1024, np.uint8), np.empty(1024, np.uint8)
     hidden = np.zeros(rows.shape[1], dtype=np.float32)
     for row in range(len(answers)):
@@ -201,7 +222,9 @@ def _predict(
             hidden[d] *= scale
         answers[row], score = _best(hidden, output, children)
         scores[row] = np.exp(np.float32(score))
-    return answers, scores
+        for k in range(len(paths)):
+            asked[row, k] = _of_leaf(hidden, output, paths[k])
+    return answers, scores, asked
 
 
 def predict(model: Classifier, data: Any, offsets: Any) -> tuple[npt.NDArray[np.int64], Floats]:
@@ -209,12 +232,37 @@ def predict(model: Classifier, data: Any, offsets: Any) -> tuple[npt.NDArray[np.
 
     `data` and `offsets` are a string column's bytes and row offsets.
     """
-    answers, scores = _run(model, data, offsets, _one_line())
+    answers, scores, _ = predict_labels(model, data, offsets, ())
+    return answers, scores
+
+
+def predict_labels(
+    model: Classifier, data: Any, offsets: Any, labels: tuple[str, ...]
+) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
+    """The same, and the probabilities of `labels`, a column each."""
+    paths = _paths(model, labels)
+    answers, scores, asked = _run(model, data, offsets, _one_line(), paths)
     for row in np.flatnonzero(answers < 0):  # lower case depends on the context, such as a final sigma
         text = bytes(data[offsets[row] : offsets[row + 1]]).decode().lower().replace("\n", " ")
         lowered = np.frombuffer(text.encode(), dtype=np.uint8)
-        (answers[row],), (scores[row],) = _run(model, lowered, np.array([0, len(lowered)]), _identity())
-    return answers, scores
+        ends = np.array([0, len(lowered)])
+        (answers[row],), (scores[row],), (asked[row],) = _run(model, lowered, ends, _identity(), paths)
+    return answers, scores, asked
+
+
+def _paths(model: Classifier, labels: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """The way from the root to each label's leaf: inner node and side, shape (labels, depth, 2), -1 beyond the leaf."""
+    leaves = len(model.children) + 1
+    parent = {int(child): (inner, side) for inner, pair in enumerate(model.children) for side, child in enumerate(pair)}
+    paths: npt.NDArray[np.int64] = np.full((len(labels), leaves, 2), -1, dtype=np.int64)
+    for number, label in enumerate(labels):
+        node, way = model.labels.index(label), []
+        while node in parent:
+            inner, side = parent[node]
+            way.append((inner, side))
+            node = inner + leaves
+        paths[number, : len(way)] = way[::-1]
+    return paths
 
 
 @cache
@@ -222,8 +270,10 @@ def _identity() -> Ints:
     return np.arange(sys.maxunicode + 1, dtype=np.int32)
 
 
-def _run(model: Classifier, data: Any, offsets: Any, lower: Ints) -> tuple[npt.NDArray[np.int64], Floats]:
-    answers, scores = _predict(
+def _run(
+    model: Classifier, data: Any, offsets: Any, lower: Ints, paths: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
+    answers, scores, asked = _predict(
         data,
         offsets,
         lower,
@@ -238,5 +288,6 @@ def _run(model: Classifier, data: Any, offsets: Any, lower: Ints) -> tuple[npt.N
         model.output,
         model.children,
         np.frombuffer(LABEL, dtype=np.uint8),
+        paths,
     )
-    return answers, scores
+    return answers, scores, asked

@@ -121,6 +121,38 @@ def apply(steps: Sequence[Step], table: pa.Table, text_key: str, whole: Sequence
     return Outcome(kept, dropped, _stats_table(state), tallies, state.samples, keys)
 
 
+@dataclass
+class Measured:
+    """What filters say of all rows of a table, none of which goes."""
+
+    stats: pa.Table
+    """As in `Outcome`."""
+    names: list[list[str]]
+    """The columns of `stats` that belong to each step."""
+    cuts: Indices
+    """How many rows each step alone would drop."""
+
+
+def measure(steps: Sequence[Step], table: pa.Table) -> Measured:
+    """Ask filters about every row; a row without the column, or set aside by `if_error`, has no statistic."""
+    several = has_turns(table)
+    if several is not None and not pc.all(several).as_py():
+        one, other = (measure(steps, table.filter(mask)) for mask in (pc.invert(several), several))
+        return Measured(pa.concat_tables([one.stats, other.stats]).sort_by("pos"), one.names, one.cuts + other.cuts)
+    state = _State(table, "", np.arange(table.num_rows))
+    names, cuts = [], np.zeros(len(steps), dtype=np.int64)
+    for number, step in enumerate(steps):
+        if len(state.alive) < table.num_rows:
+            state.alive, state.texts = np.arange(table.num_rows), {}
+        known = set(state.stats)
+        answer = verdict(_answer(step, state))
+        _, present = _present(step, state)
+        _record(step, state, answer, present)
+        names.append([name for name in state.stats if name not in known])
+        cuts[number] = int((~answer.keep & present).sum())
+    return Measured(_stats_table(state), names, cuts)
+
+
 def _joined(parts: list[Outcome]) -> Outcome:
     """The outcomes of two parts of a table as one."""
     first, second = parts

@@ -120,15 +120,15 @@ def _writer(attempt: Attempt, stack: ExitStack) -> Write:
 def _settled(workspace: Workspace, shard: Shard, text_key: str) -> Iterator[tuple[pa.Table, pa.Table]]:
     """The shard's rows in batches, after the decisions on them: those that stay, and those that go."""
     if "decisions" not in shard:
-        for table in _batches(workspace, shard["path"]):
+        for table in row_batches(workspace, shard["path"]):
             yield table, DROPPED.empty_table()
         return
     decisions = pa.concat_tables(read_tables(workspace, [shard["decisions"]]))
-    for table in _batches(workspace, shard["path"]):
+    for table in row_batches(workspace, shard["path"]):
         yield settle(table, decisions, field_of(table, text_key))
 
 
-def _batches(workspace: Workspace, path: str) -> Iterator[pa.Table]:
+def row_batches(workspace: Workspace, path: str) -> Iterator[pa.Table]:
     """The rows of a file in order, in tables of about `BATCH_BYTES`; an empty one where there are none."""
     pending: list[pa.Table] = []
     for table in read_tables(workspace, [path]):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.clean.assets import assets_of, find_asset, missing_asset
+from pipelines.clean.custom import load_operators
 from pipelines.clean.operators import OPERATORS, Operator
 from pipelines.clean.operators.registry import Assets, Dialect, Interval
 from pipelines.errors import Problem, RecipeError, nearest
@@ -120,20 +121,38 @@ def _names(steps: Sequence[Step]) -> str:
     return " → ".join(step.operator.name for step in steps)
 
 
-def check_process(process: Process, dialect: Dialect, assets: Assets | None = None) -> list[Problem]:
+def check_process(
+    process: Process, dialect: Dialect, assets: Assets | None = None, custom: Sequence[str] = ()
+) -> list[Problem]:
     """Everything that is wrong with a `process` list, by key path: `clean.process[3].text_length_filter.min_len`.
 
-    Finds unknown operators and parameters, wrong types, values out of range, missing packages and model files.
+    Finds unknown operators and parameters, wrong types, values out of range, missing packages and model files, and
+    files in `custom` that cannot be used.
     """
-    return [p for index, item in enumerate(process) for p in _check_item(index, item, dialect, assets or {})]
+    own, problems = load_operators(custom)
+    known = {**OPERATORS, **own}
+    items = [(index, item) for index, item in enumerate(process) if not problems or _is_known(item, known)]
+    return problems + [p for index, item in items for p in _check_item(index, item, dialect, assets or {}, known)]
 
 
-def build_plan(process: Process, dialect: Dialect, text_key: str, assets: Assets | None = None) -> Plan:
-    """The plan of a `process` list; RecipeError with every problem where there is one."""
-    problems = check_process(process, dialect, assets)
+def _is_known(item: Any, known: Mapping[str, Operator]) -> bool:
+    """False for a name that a file with operators might have brought, had it been usable."""
+    parsed = _parsed(item)
+    return parsed is None or parsed[0] in known
+
+
+def build_plan(
+    process: Process, dialect: Dialect, text_key: str, assets: Assets | None = None, custom: Sequence[str] = ()
+) -> Plan:
+    """The plan of a `process` list; RecipeError with every problem where there is one.
+
+    `custom` names files with a person's own operators.
+    """
+    problems = check_process(process, dialect, assets, custom)
     if problems:
         raise RecipeError("clean", problems)
-    steps = [_step(index, item, dialect, text_key, assets or {}) for index, item in enumerate(process)]
+    known = {**OPERATORS, **load_operators(custom)[0]}
+    steps = [_step(index, item, dialect, text_key, assets or {}, known) for index, item in enumerate(process)]
     return Plan(tuple(_phases(steps)), text_key, dialect)
 
 
@@ -163,7 +182,7 @@ def _parsed(item: Any) -> tuple[str, Mapping[str, Any]] | None:
 
 @cache
 def _signature(operator: Operator) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(operator.function).parameters
+    return inspect.signature(operator.function, eval_str=True).parameters
 
 
 def parameters_of(operator: Operator) -> dict[str, inspect.Parameter]:
@@ -180,17 +199,19 @@ def _accepted(operator: Operator) -> dict[str, Any]:
     return {**EXTRAS, **accepted}
 
 
-def _check_item(index: int, item: Any, dialect: Dialect, assets: Assets) -> Iterator[Problem]:
+def _check_item(
+    index: int, item: Any, dialect: Dialect, assets: Assets, known: Mapping[str, Operator]
+) -> Iterator[Problem]:
     parsed = _parsed(item)
     here = f"clean.process[{index}]"
     if parsed is None:
         yield Problem(here, f"an operator is a name, or one name with its parameters, not {item!r}")
         return
     name, given = parsed
-    if name not in OPERATORS:
-        yield Problem(f"{here}.{name}", f"unknown operator; {nearest(name, OPERATORS)}")
+    if name not in known:
+        yield Problem(f"{here}.{name}", f"unknown operator; {nearest(name, known)}")
         return
-    operator = OPERATORS[name]
+    operator = known[name]
     problems = [Problem(f"{here}.{name}.{key}", text) for key, text in _check_arguments(operator, given)]
     yield from problems
     if not problems:
@@ -240,9 +261,11 @@ def _bound(operator: Operator, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: given.get(name, parameter.default) for name, parameter in parameters_of(operator).items()}
 
 
-def _step(index: int, item: Any, dialect: Dialect, text_key: str, assets: Assets) -> Step:
+def _step(
+    index: int, item: Any, dialect: Dialect, text_key: str, assets: Assets, known: Mapping[str, Operator]
+) -> Step:
     name, given = _parsed(item) or ("", {})
-    operator = OPERATORS[name]
+    operator = known[name]
     parameters = _bound(operator, given)
     bounds = {key: given[key] for key in Interval.__dataclass_fields__ if key in given}
     provided = {

@@ -33,11 +33,13 @@ ALONE = 50_000
 
 
 def determinants(recipe: Recipe) -> dict[str, Any]:
-    """The section without what only changes speed, the operators' versions, and the content of their models."""
+    """The section without what only changes speed, the operators' versions, and the content of their models and of a
+    person's own operators."""
     assert recipe.clean
-    steps = _plan(recipe.clean).steps
+    steps = plan_of(recipe.clean).steps
     return {
-        "section": recipe.clean.model_dump(exclude={"concurrency", "assets"}),
+        "section": recipe.clean.model_dump(exclude={"concurrency", "assets", "custom_operators"}),
+        "custom_operators": [checksum(path) for path in recipe.clean.custom_operators],
         "versions": [[step.operator.name, step.operator.version] for step in steps],
         "models": [[checksum(path) for path in step.filled_in.get("assets", {}).values()] for step in steps],
     }
@@ -47,7 +49,7 @@ def clean(recipe: Recipe, place: Place) -> dict[str, Any]:
     """Clean the rows of the stage before; the report counts the rows into and out of every operator."""
     section = recipe.clean
     assert section
-    plan = _plan(section)
+    plan = plan_of(section)
     (source,) = place.inputs.values()
     passes: list[list[Commit]] = []
 
@@ -71,8 +73,9 @@ def clean(recipe: Recipe, place: Place) -> dict[str, Any]:
     return _report(place, plan, passes)
 
 
-def _plan(section: Clean) -> Plan:
-    return build_plan(section.process, section.dialect, section.text_keys, section.assets)
+def plan_of(section: Clean) -> Plan:
+    """The checked plan of a recipe's section."""
+    return build_plan(section.process, section.dialect, section.text_keys, section.assets, section.custom_operators)
 
 
 def _reorders(plan: Plan, phase: Phase) -> bool:

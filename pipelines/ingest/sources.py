@@ -203,6 +203,14 @@ def columns_of(files: list[str]) -> list[str]:
     return []
 
 
+def schema_of(path: str) -> pa.Schema | None:
+    """The schema that a Parquet file states; None for other formats."""
+    if _format(path) != ".parquet":
+        return None
+    with _open_parquet(path) as file:
+        return file.schema_arrow
+
+
 def sample_rows(path: str, count: int) -> list[dict[str, Any]]:
     """The first readable rows of a file, to infer the types of its columns from."""
     rows: list[dict[str, Any]] = []

@@ -14,14 +14,14 @@ import pyarrow as pa
 
 from pipelines.errors import DataError, InputError, nearest
 from pipelines.ingest.adapters import ADAPTERS, Adapter, recognise
+from pipelines.ingest.columns import BATCH_ROWS, batches, own_id, source_schema, table_reader
 from pipelines.ingest.sources import columns_of, digest_file, is_hub, list_files, plan_shards, read_shard, sample_rows
 from pipelines.recipe import Ingest, Recipe
 from pipelines.records import DROPPED, ROW, RowDigest
-from pipelines.shards import Attempt, Commit, Shard, read_tables, run_shards
+from pipelines.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
 from pipelines.workspace import Place
 
 VERSION = 1
-BATCH_ROWS = 2048
 SHOWN = 5
 """Broken rows that an error message shows."""
 
@@ -41,10 +41,7 @@ def ingest(recipe: Recipe, place: Place) -> dict[str, Any]:
     section = recipe.ingest
     assert section
     files = list_files(section.source)
-    name, columns = _adapter_for(section, files)
-    adapter = ADAPTERS[name]
-    extra = _extra_types(adapter, files, columns)
-    work = _reader(name, section.system, extra)
+    name, columns, work = _plan(section, files)
     commits = run_shards(
         place,
         "rows",
@@ -53,7 +50,17 @@ def ingest(recipe: Recipe, place: Place) -> dict[str, Any]:
         concurrency=section.concurrency,
         title="ingest",
     )
-    return _report(place, section, name, files, extra, commits)
+    return _report(place, section, name, files, columns, commits)
+
+
+def _plan(section: Ingest, files: list[str]) -> tuple[str, list[str], Work]:
+    """The adapter's name, the columns that rows get, and the work on one shard."""
+    if section.adapter == "columns":
+        schema = source_schema(files)
+        return section.adapter, schema.names, table_reader(schema)
+    name, columns = _adapter_for(section, files)
+    extra = _extra_types(ADAPTERS[name], files, columns)
+    return name, [*ROW.names, *extra], _reader(name, section.system, extra)
 
 
 def _adapter_for(section: Ingest, files: list[str]) -> tuple[str, list[str]]:
@@ -129,7 +136,7 @@ def _schema(extra: dict[str, str]) -> pa.Schema:
     return pa.schema([*ROW, *(pa.field(name, pa.type_for_alias(kind)) for name, kind in extra.items())])
 
 
-def _reader(adapter_name: str, system: str | None, extra: dict[str, str]) -> Callable[[Shard, Attempt], dict[str, Any]]:
+def _reader(adapter_name: str, system: str | None, extra: dict[str, str]) -> Work:
     """The work on one shard: read, adapt, write; closes over plain values only, since it travels to workers."""
 
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
@@ -137,7 +144,7 @@ def _reader(adapter_name: str, system: str | None, extra: dict[str, str]) -> Cal
         broken: list[dict[str, Any]] = []
         digest = RowDigest()
         with attempt.writer("rows", schema) as writer:
-            for batch in _batches(_adapted(shard, adapter_name, system, extra, broken), BATCH_ROWS):
+            for batch in batches(_adapted(shard, adapter_name, system, extra, broken), BATCH_ROWS):
                 table = pa.Table.from_pylist(batch, schema=schema)
                 writer.write_table(table)
                 digest.update(table)
@@ -167,28 +174,11 @@ def _adapted(
             broken.append({**place, "stage": "ingest", "operator": adapter_name, "reason": str(error), "text": text})
             continue
         canonical["system"] = canonical.get("system") or system
-        yield {**own, **canonical, **place, **_own_id(row)}
-
-
-def _own_id(row: dict[str, Any]) -> dict[str, str]:
-    """The source's own key, where it has one; otherwise the file and line stay the row's name."""
-    key = row.get("row_id", row.get("id"))
-    return {} if key is None or key == "" else {"row_id": str(key)}
-
-
-def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+        yield {**own, **canonical, **place, **own_id(row)}
 
 
 def _report(
-    place: Place, section: Ingest, adapter: str, files: list[str], extra: dict[str, str], commits: list[Commit]
+    place: Place, section: Ingest, adapter: str, files: list[str], columns: list[str], commits: list[Commit]
 ) -> dict[str, Any]:
     broken = sum(commit["result"]["broken"] for commit in commits)
     if broken > section.max_broken:
@@ -205,7 +195,7 @@ def _report(
         "broken": broken,
         "adapter": adapter,
         "source": section.source,
-        "columns": [*ROW.names, *extra],
+        "columns": columns,
         "outputs": {
             "rows": place.relative(commit["files"]["rows"] for commit in commits),
             "dropped": place.relative(commit["files"]["dropped"] for commit in commits),

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import regex
 
 from pipelines.clean.column import Column
 from pipelines.clean.near_duplicates import find_here
@@ -97,7 +98,7 @@ def test_language_as_data_juicer_does(cases: dict[tuple[str, str], list[Case]], 
     ((parameters, group),) = of(cases, "language_id_score_filter")
     stats = [json.loads(case["stat"]) for case in group]
     texts = column(*(case["text"] for case in group))
-    verdict = ask("language_id_score_filter", texts, assets=assets, **parameters)
+    verdict = ask("language_id_score_filter", texts, "data_juicer", assets=assets, **parameters)
     assert verdict.stats["lang"].tolist() == [stat["lang"] for stat in stats]
     np.testing.assert_allclose(verdict.stats["lang_score"], [stat["lang_score"] for stat in stats], rtol=1e-6)
     assert verdict.keep.tolist() == [case["keep"] for case in group]
@@ -296,10 +297,37 @@ def test_language_equals_fasttext_on_real_text(shared_data: Path, assets: dict[s
     model = fasttext.load_model(assets["lid.176.ftz"])
     rows = pq.read_table(shared_data / "corpora" / "mixed_100k.parquet")["response"].slice(50_000, 3_000).to_pylist()
     rows += ["", "\x00a\x0bb", "</s> abc", "abc </s> def", "__label__zh 中文", "ΟΔΟΣ ΣΟΦΟΣ", "DİLDO İ", "ǅ", "x" * 5000]
-    verdict = ask("language_id_score_filter", column(*rows), assets=assets)
+    verdict = ask("language_id_score_filter", column(*rows), "data_juicer", assets=assets)
     expected = [model.predict(row.lower().replace("\n", " ")) for row in rows]
     assert verdict.stats["lang"].tolist() == [labels[0].removeprefix("__label__") for labels, _ in expected]
     assert verdict.stats["lang_score"].tolist() == [float(scores[0]) for _, scores in expected]
+
+
+def test_formal_chinese_is_not_japanese_or_korean(shared_data: Path, assets: dict[str, str]) -> None:
+    """Against fastText's own probabilities of all labels."""
+    fasttext = pytest.importorskip("fasttext")
+    model = fasttext.load_model(assets["lid.176.ftz"])
+    source = json.loads((shared_data / "tianji-wishes-chinese-v0.1.json").read_text(encoding="utf-8"))
+    wishes = [turn["output"] for row in source for turn in row["conversation"]][:1500]
+    rows = [*wishes, "今日は天気がいいですね", "東京特許許可局の許可", "대한민국 漢字", "你好ですね", "hello world", ""]
+    verdict = ask("language_id_score_filter", column(*rows), assets=assets, lang="zh", min_score=0.6)
+    as_data_juicer = ask(
+        "language_id_score_filter", column(*rows), "data_juicer", assets=assets, lang="zh", min_score=0.6
+    )
+    moved = 0
+    for row, lang, score in zip(rows, verdict.stats["lang"], verdict.stats["lang_score"], strict=True):
+        labels, scores = model.predict(row.lower().replace("\n", " "), k=-1)
+        told = dict(zip((label.removeprefix("__label__") for label in labels), scores, strict=True))
+        chinese = sum(told.get(name, 0.0) for name in ("zh", "ja", "ko"))
+        han, other = regex.search(r"\p{Han}", row), regex.search(r"\p{Hiragana}|\p{Katakana}|\p{Hangul}", row)
+        if han and not other and chinese >= max(scores):
+            assert lang == "zh" and score == pytest.approx(chinese, abs=1e-4), row
+            moved += labels[0] in ("__label__ja", "__label__ko")
+        else:
+            assert (lang, score) == (labels[0].removeprefix("__label__"), float(scores[0])), row
+    assert moved > 200
+    assert verdict.keep.sum() - as_data_juicer.keep.sum() > 200 and not (as_data_juicer.keep & ~verdict.keep).any()
+    assert verdict.stats["lang"][-6:].tolist()[:2] == ["ja", "ja"]
 
 
 def test_simhash_of_long_shingles_and_other_tokens() -> None:

@@ -1,0 +1,95 @@
+"""A data-juicer YAML as a recipe: its globals become sections, its operators and parameters stay as they are."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import Problem, nearest
+
+MAPPED = {
+    "project_name": "name",
+    "dataset_path": "ingest.source",
+    "export_path": "export.path",
+    "text_keys": "clean.text_keys",
+    "np": "clean.concurrency",
+    "process": "clean.process",
+    "custom_operator_paths": "clean.custom_operators",
+}
+"""data-juicer's globals that a recipe has too, and the keys they become."""
+
+_STEERING = """
+    adaptive_batch_size audio_key audio_special_token auto auto_num auto_op_parallelism cache_compress checkpoint
+    checkpoint_dir conflict_resolve_strategy data_probe_algo data_probe_ratio debug ds_cache_dir
+    elastic_juicer_adaptive_batching elastic_juicer_profile_seed eoc_special_token event_log_dir event_logging
+    executor_type export_extra_args export_in_parallel export_original_dataset export_shard_size export_type
+    fusion_strategy hpo_config image_bytes_key image_key image_special_token job_id load_dataset_kwargs
+    mapper_fusion mapper_fusion_vram_limit min_common_dep_num_to_combine op_fusion op_list_to_mine op_list_to_trace
+    open_insight_mining open_monitor open_tracer override_num_blocks partition partition_dir partition_size percentiles
+    ray_address read_options resume save_stats_in_one_file skip_op_error strict_preflight temp_dir trace_keys trace_num
+    turbo use_cache use_checkpoint use_dag video_key video_special_token work_dir
+"""
+STEERING = frozenset(_STEERING.split())
+"""Globals that say how data-juicer runs and not which rows stay (its `config/config.py`, 1.6.1)."""
+
+_UNSUPPORTED = """
+    dataset decrypt_after_reading encrypt_before_export encryption_key_path
+    export_aws_credentials generated_dataset_config keep_hashes_in_res_ds keep_stats_in_res_ds load_jsonl_lenient
+    suffixes validators
+"""
+UNSUPPORTED = frozenset(_UNSUPPORTED.split())
+"""Globals that change what is read or written; they may only stand there switched off."""
+
+
+def is_data_juicer(tree: dict[str, Any]) -> bool:
+    """Whether a YAML is data-juicer's: operators and their data at the top level."""
+    return "process" in tree and "dataset_path" in tree
+
+
+def as_recipe(tree: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str], list[Problem]]:
+    """The same as a recipe's sections, the names of globals that are ignored, and what is wrong with the others."""
+    problems = [problem for key, value in tree.items() if (problem := _problem(str(key), value))]
+    ingest: dict[str, Any] = {"source": tree["dataset_path"], "adapter": "columns"}
+    text_keys = tree.get("text_keys") or "text"
+    clean: dict[str, Any] = {
+        "process": tree["process"],
+        "dialect": "data_juicer",
+        "text_keys": text_keys[0] if isinstance(text_keys, list) else text_keys,
+    }
+    if tree.get("custom_operator_paths"):
+        clean["custom_operators"] = tree["custom_operator_paths"]
+    if tree.get("np") is not None:
+        clean["concurrency"] = tree["np"]
+    recipe = {"name": _name(tree.get("project_name"), path), "ingest": ingest, "clean": clean}
+    if tree.get("export_path") is not None:
+        recipe["export"] = {"path": tree["export_path"]}
+    return recipe, sorted(key for key in tree if _first(str(key)) in STEERING), problems
+
+
+def in_its_terms(problem: Problem) -> Problem:
+    """The same problem at the key that the data-juicer YAML has for it."""
+    for theirs, ours in MAPPED.items():
+        if problem.key == ours or problem.key.startswith((f"{ours}.", f"{ours}[")):
+            return Problem(theirs + problem.key.removeprefix(ours), problem.message)
+    return problem
+
+
+def _first(key: str) -> str:
+    return key.split(".")[0]  # data-juicer also takes `checkpoint.enabled` as a key
+
+
+def _problem(key: str, value: Any) -> Problem | None:
+    if key == "dataset_path" and isinstance(value, str) and re.match(r"\d+(\.\d+)?\s", value):
+        return Problem(key, f"{value!r} weighs data sets; name one file, folder, glob or URL")
+    if key in UNSUPPORTED and value:
+        return Problem(key, f"data-juicer's {key} is not supported; remove it")
+    if _first(key) in STEERING or key in UNSUPPORTED or key in MAPPED:
+        return None
+    return Problem(key, f"unknown key; {nearest(key, [*MAPPED, *STEERING, *UNSUPPORTED])}")
+
+
+def _name(project: Any, path: Path) -> str:
+    """The project's name as far as it can name a folder, else the file's."""
+    for given in (project, path.stem):
+        if name := re.sub(r"[^A-Za-z0-9._-]+", "-", str(given or "")).strip("-._"):
+            return name
+    return "data-juicer"

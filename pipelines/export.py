@@ -1,0 +1,99 @@
+"""Export: the rows as one file for people and other tools, in data-set order."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.errors import InputError
+from pipelines.recipe import Export, Recipe
+from pipelines.shards import read_tables
+from pipelines.workspace import Place
+
+VERSION = 1
+
+
+def determinants(recipe: Recipe) -> dict[str, Any]:
+    """The section."""
+    assert recipe.export
+    return {"section": recipe.export.model_dump()}
+
+
+def export(recipe: Recipe, place: Place) -> dict[str, Any]:
+    """Write the rows of the stage before to `export.path`; its columns are those that ingest found."""
+    assert recipe.export
+    (source,) = place.inputs.values()
+    columns = _columns(source)
+    tables = (table.select(columns or table.column_names) for table in _tables(source))
+    rows = _write(recipe.export, tables)
+    digest = source.report()["digest"]
+    return {
+        "summary": f"{rows} rows in {recipe.export.path}",
+        "digest": digest,
+        "rows": rows,
+        "written": {recipe.export.path: size_of(recipe.export.path)},
+    }
+
+
+def size_of(path: str) -> int | None:
+    """The size of a file outside the workspace in bytes, None where there is none."""
+    fs, inner = fsspec.core.url_to_fs(path)
+    return int(fs.size(inner)) if fs.exists(inner) else None
+
+
+def _columns(source: Place) -> list[str] | None:
+    """The columns of the source the rows came from, without `pos`; None where they have none."""
+    while source.inputs:
+        (source,) = source.inputs.values()
+    names = source.report().get("columns")
+    return None if names is None else [name for name in names if name != "pos"]
+
+
+def _tables(source: Place) -> Iterator[pa.Table]:
+    paths = source.outputs("rows")
+    with source.workspace.parquet_file(paths[0]) as file:
+        yield file.schema_arrow.empty_table()
+    yield from read_tables(source.workspace, paths)
+
+
+def _write(section: Export, tables: Iterator[pa.Table]) -> int:
+    rows = 0
+    with _created(section.path) as sink:
+        first = next(tables)
+        if section.path.endswith(".parquet"):
+            with pq.ParquetWriter(sink, first.schema, compression="zstd") as writer:
+                for table in tables:
+                    writer.write_table(table)
+                    rows += table.num_rows
+        else:
+            for table in tables:
+                for row in table.to_pylist():
+                    sink.write(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
+                rows += table.num_rows
+    return rows
+
+
+@contextmanager
+def _created(path: str) -> Iterator[IO[bytes]]:
+    """A file that appears under its name only when it is complete; on object storage every file does."""
+    if "://" in path:
+        with fsspec.open(path, "wb") as stream:
+            yield stream
+        return
+    target = Path(path).absolute()
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as stream:
+            yield stream
+        os.replace(beside, target)
+    except OSError as error:
+        raise InputError(f"export.path {path}: cannot be written ({error})") from None
+    finally:
+        beside.unlink(missing_ok=True)

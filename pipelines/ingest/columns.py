@@ -1,0 +1,114 @@
+"""Any table: the source's columns with their names and types, and a `row_id` and `pos` beside them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.errors import InputError
+from pipelines.ingest.sources import read_shard, sample_rows, schema_of
+from pipelines.records import DROPPED, RowDigest
+from pipelines.shards import Attempt, Shard, Work
+
+BATCH_ROWS = 2048
+SAMPLED = 1000
+"""Rows that types are inferred from where a source does not tell them."""
+
+
+def source_schema(files: list[str]) -> pa.Schema:
+    """The source's columns: as a Parquet file says, else inferred from the first rows.
+
+    Raises InputError where a column has the name of one that every row gets.
+    """
+    schema = schema_of(files[0])
+    if schema is None:
+        rows = sample_rows(files[0], SAMPLED)
+        names = dict.fromkeys(name for row in rows for name in row)
+        schema = pa.schema([pa.field(name, _type([row.get(name) for row in rows], name, files[0])) for name in names])
+    if "pos" in schema.names:
+        raise InputError(f"{files[0]}: column pos has the name that the order of the rows has here; rename it")
+    return schema.remove_metadata()
+
+
+def _type(values: list[Any], name: str, file: str) -> pa.DataType:
+    try:
+        found = pa.array(values).type
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(f"{file}: column {name} holds values of several types ({error})") from None
+    return pa.string() if pa.types.is_null(found) else found
+
+
+def table_reader(schema: pa.Schema) -> Work:
+    """The work on one shard of a source with that schema."""
+
+    def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
+        own = [field for field in schema if field.name != "row_id"]
+        written = pa.schema([pa.field("row_id", pa.string(), False), pa.field("pos", pa.int64(), False), *own])
+        broken: list[dict[str, Any]] = []
+        digest = RowDigest()
+        with attempt.writer("rows", written) as writer:
+            for batch in batches(_rows(shard, schema, broken), BATCH_ROWS):
+                table = _table(batch, written, broken)
+                writer.write_table(table)
+                digest.update(table)
+        with attempt.writer("dropped", DROPPED) as writer:
+            writer.write_table(pa.Table.from_pylist(sorted(broken, key=lambda row: row["pos"]), schema=DROPPED))
+        return {"rows": digest.rows, "digest": digest.hexdigest(), "broken": len(broken)}
+
+    return work
+
+
+def _rows(shard: Shard, schema: pa.Schema, broken: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of a shard with `row_id` and `pos`; what cannot be read goes to `broken`."""
+    file = PurePosixPath(shard["path"]).name
+    known = set(schema.names)
+    for number, row, raw in read_shard(shard):
+        place = {"row_id": f"{file}:{number + 1}", "pos": shard["pos"] + number - shard["first"]}
+        if row is None:
+            broken.append(_broken(place, raw))
+        elif extra := set(row) - known:
+            broken.append(_broken({**row, **place}, f"column {', '.join(sorted(extra))} is not in the first rows"))
+        else:
+            yield {**row, **place, **own_id(row)}
+
+
+def _table(rows: list[dict[str, Any]], schema: pa.Schema, broken: list[dict[str, Any]]) -> pa.Table:
+    """The rows as a table; those with values of another type go to `broken`."""
+    try:
+        return pa.Table.from_pylist(rows, schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        fitting = []
+        for row in rows:
+            try:
+                pa.Table.from_pylist([row], schema=schema)
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                broken.append(_broken(row, f"not like the first rows: {error}"))
+            else:
+                fitting.append(row)
+        return pa.Table.from_pylist(fitting, schema=schema)
+
+
+def _broken(row: dict[str, Any], reason: str) -> dict[str, Any]:
+    text = json.dumps(row, ensure_ascii=False, default=str)[:1000]
+    place = {"row_id": row["row_id"], "pos": row["pos"]}
+    return {**place, "stage": "ingest", "operator": "columns", "reason": reason, "text": text}
+
+
+def own_id(row: dict[str, Any]) -> dict[str, str]:
+    """The source's own key, where it has one; otherwise the file and line stay the row's name."""
+    key = row.get("row_id", row.get("id"))
+    return {} if key is None or key == "" else {"row_id": str(key)}
+
+
+def batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    """The rows in lists of `size`."""
+    batch: list[dict[str, Any]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,9 @@
+"""Export the rows as one file, after what is missing before it; the work is in pipelines/export.py.
+
+python -m rayjobs.export RECIPE [--workspace FOLDER|URL] [key=value ...]
+"""
+
+from rayjobs.cli import run_stage
+
+if __name__ == "__main__":
+    run_stage("export")

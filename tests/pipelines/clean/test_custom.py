@@ -1,0 +1,124 @@
+"""Operators of one's own, in a file that the recipe names."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.clean.operators import OPERATORS
+from pipelines.clean.stage import determinants
+from pipelines.errors import RecipeError
+from pipelines.recipe import load_recipe
+from pipelines.workspace import Workspace
+from rayjobs import pipeline
+from rayjobs.cluster import Cluster
+
+OWN = '''
+import pyarrow as pa
+from pipelines.clean.column import Column
+from pipelines.clean.operators import operator
+
+GREETINGS = ("谢邀", "泻药")
+
+
+@operator("mapper")
+def strip_greeting_mapper(column: Column, *, greetings: list[str] = list(GREETINGS)) -> pa.Array:
+    """Remove a greeting at the head."""
+    return column.rewrite(column.contains(""), lambda text: _without(text, greetings))
+
+
+def _without(text: str, greetings: list[str]) -> str:
+    for greeting in greetings:
+        text = text.removeprefix(greeting).lstrip("，。 ")
+    return text
+
+
+@operator("filter")
+def question_marks_filter(column: Column, *, max_count: int = 1):
+    """Drop texts that ask too much."""
+    import numpy as np
+
+    counts = np.array([text.count("？") for text in column.texts()])
+    return counts <= max_count, {"question_marks": counts}
+'''
+
+RECIPE = """
+name: own
+ingest: {{source: {folder}/rows.jsonl}}
+clean:
+  custom_operators: [{folder}/my_ops.py]
+  process:
+    - strip_greeting_mapper:
+    - text_length_filter: {{min_len: 2}}
+    - question_marks_filter: {{max_count: 2}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "my_ops.py").write_text(OWN, encoding="utf-8")
+    (tmp_path / "own.yaml").write_text(RECIPE.format(folder=tmp_path), encoding="utf-8")
+    answers = ["谢邀，好的", "为什么？真的？是吗？", "泻药。", "可以吗？"]
+    lines = [f'{{"query": "问", "response": "{answer}"}}' for answer in answers]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return tmp_path
+
+
+def problems_of(folder: Path) -> dict[str, str]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(folder / "own.yaml"))
+    return {problem.key: problem.message for problem in caught.value.problems}
+
+
+def test_they_run_on_workers_like_the_built_in_ones(folder: Path, ray_cluster: None) -> None:
+    recipe = load_recipe(str(folder / "own.yaml"))
+    done = pipeline.run(recipe, Workspace(str(folder / "run")), Cluster())
+    (rows,) = done["clean"].outputs("rows")
+    assert pq.read_table(rows)["response"].to_pylist() == ["好的", "可以吗？"]
+    dropped = {row["pos"]: row for path in done["clean"].outputs("dropped") for row in pq.read_table(path).to_pylist()}
+    assert {pos: row["operator"] for pos, row in dropped.items()} == {
+        1: "question_marks_filter",
+        2: "text_length_filter",
+    }
+    assert dropped[1]["reason"] == "question_marks 3"
+    assert "question_marks_filter" not in OPERATORS
+
+
+def test_the_file_is_part_of_what_decides_the_output(folder: Path) -> None:
+    recipe = load_recipe(str(folder / "own.yaml"))
+    before = determinants(recipe)
+    (folder / "my_ops.py").write_text(OWN.replace("谢邀", "谢谢"), encoding="utf-8")
+    assert determinants(recipe) != before
+
+
+def test_they_are_checked_like_the_built_in_ones(folder: Path) -> None:
+    text = (folder / "own.yaml").read_text(encoding="utf-8")
+    wrong = text.replace("max_count: 2", "max_count: many").replace(
+        "- strip_greeting_mapper", "- strip_greetings_mapper"
+    )
+    (folder / "own.yaml").write_text(wrong, encoding="utf-8")
+    found = problems_of(folder)
+    assert "did you mean 'strip_greeting_mapper'?" in found["clean.process[0].strip_greetings_mapper"]
+    assert "'many'" in found["clean.process[2].question_marks_filter.max_count"]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import nothing_of_that_name", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        ("x = 1", "registers no operator"),
+        (
+            OWN.replace("question_marks_filter", "text_length_filter"),
+            "another operator has the name text_length_filter",
+        ),
+        (OWN.replace("max_count: int", "max_count"), "parameter max_count of question_marks_filter has no type"),
+    ],
+)
+def test_files_that_cannot_be_used_are_named(folder: Path, source: str, said: str) -> None:
+    (folder / "my_ops.py").write_text(source, encoding="utf-8")
+    assert said in problems_of(folder)["clean.custom_operators[0]"]
+
+
+def test_a_file_that_is_not_there_is_named(folder: Path) -> None:
+    (folder / "my_ops.py").unlink()
+    assert "FileNotFoundError" in problems_of(folder)["clean.custom_operators[0]"]

@@ -101,7 +101,8 @@ def test_an_endpoint_that_allows_less_is_found_out(tmp_path: Path, start_server:
     assert report["rows"] == 80
     assert servers[0].outcomes().count("ok") == 80
     refused = servers[1].outcomes()
-    assert set(refused) == {"429"} and len(refused) < 80
+    # at its weight it would refuse three times for each answer elsewhere, 240 in all; how many less depends on speed
+    assert set(refused) == {"429"} and len(refused) < 160
 
 
 def test_failures_have_a_class_and_are_asked_again_when_told(

@@ -1,8 +1,9 @@
 """The recipe's sections `train` and `merge`."""
 
+from importlib.util import find_spec
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.section import Count, Positive, Ratio, Section
 
@@ -68,6 +69,13 @@ class Train(Section):
     load_best_model_at_end: bool = Field(
         False, description="leave the weights of the saved step with the lowest held-out loss, not those of the last"
     )
+
+    @field_validator("method")
+    @classmethod
+    def _method_is_installed(cls, method: str) -> str:
+        if method == "qlora" and find_spec("bitsandbytes") is None:
+            raise ValueError("qlora needs the package bitsandbytes: pip install bitsandbytes")
+        return method
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "Train":

@@ -1,3 +1,4 @@
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,11 @@ def test_a_stage_needs_the_one_it_reads(tmp_path: Path) -> None:
 def test_batch_must_divide(tmp_path: Path) -> None:
     found = problems_of(tmp_path, GOOD, ["train.num_workers=3"])
     assert "not a multiple" in found["train"]
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed here")
+def test_a_method_whose_package_is_missing_is_named(tmp_path: Path) -> None:
+    assert "pip install bitsandbytes" in problems_of(tmp_path, GOOD, ["train.method=qlora"])["train.method"]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ def load_model(run: Run, arguments: Any) -> Any:
     )
     if section.method == "full":
         return model
+    if section.method == "qlora":
+        _keep_trainable(model)
     if section.gradient_checkpointing:
         model.enable_input_require_grads()
     return _with_adapter(model, section)
@@ -33,6 +35,15 @@ def _with_adapter(model: Any, section: Train) -> Any:
 
     config_class: Any = LoraConfig  # peft types alpha as int, and takes a float
     return get_peft_model(model, config_class(**section.lora.model_dump(), task_type="CAUSAL_LM"))
+
+
+def _keep_trainable(model: Any) -> None:
+    """Stop bitsandbytes from repacking weights at the first evaluation on a CPU: no gradient flows through those."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _quantization(dtype: Any) -> Any:

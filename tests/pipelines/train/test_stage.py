@@ -165,13 +165,13 @@ def test_killed_with_its_process_group_it_goes_on_to_the_same_end(
         )
     checkpoints = place.local("checkpoints")
     try:
-        wait_until(lambda: len(complete_checkpoints(checkpoints)) == 2 or driver.poll() is not None, seconds=120)
+        wait_until(lambda: len(complete_checkpoints(checkpoints)) == 2 or driver.poll() is not None, seconds=400)
         family = [driver_process := psutil.Process(driver.pid), *driver_process.children(recursive=True)]
     finally:
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
     workers = [process for process in family if is_worker(process)]
-    wait_until(lambda: not any(process.is_running() and alive(process) for process in workers), seconds=20)
+    wait_until(lambda: not any(process.is_running() and alive(process) for process in workers), seconds=60)
     assert place.manifest() is None
     stopped = [step_of(folder) for folder in complete_checkpoints(checkpoints)]
     assert stopped and stopped[-1] < STEPS, (tmp_path / "log").read_text()

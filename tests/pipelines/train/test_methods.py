@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -235,17 +236,37 @@ def test_one_worker_goes_on_as_two(laboratory: Laboratory, trained: dict[str, Ru
         assert losses(run) == pytest.approx(losses(trained[name]), abs=1e-3), name
 
 
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_weights_in_four_bits_learn_in_every_layer_and_resume(laboratory: Laboratory) -> None:
+    """With an evaluation before the first step, after which bitsandbytes may repack weights so that none learns."""
+    section: dict[str, Any] = {"method": "qlora", "dtype": "bfloat16"}
+    runs = [laboratory.run(f"qlora {stage}", zero_stage=stage, **section) for stage in (2, 3)]
+    laboratory.train(runs)
+    again = laboratory.continued(runs[0], "qlora again", 4, **section)
+    laboratory.train([again])
+    from safetensors.torch import load_file
+
+    held_out = [entry["eval_loss"] for entry in read_journal(runs[0].journal) if "eval_loss" in entry]
+    assert held_out[-1] < held_out[0] - 0.3
+    assert losses(runs[1]) == pytest.approx(losses(runs[0]), abs=0.02)
+    assert losses(again) == losses(runs[0])
+    weights = load_file(runs[0].trained / "adapter_model.safetensors")
+    grown = [float(value.abs().max()) for name, value in weights.items() if "layers.0." in name and "lora_B" in name]
+    assert len(grown) == 7 and min(grown) > 1e-3  # they begin at 0
+
+
 def test_answers_while_training_are_kept_and_the_best_checkpoint_is_left(laboratory: Laboratory) -> None:
-    """A learning rate that ruins the model in the end: the weights that are left are not those of the last step."""
+    """A learning rate that rises until it ruins the model: the weights that are left are not those of the last step."""
     section: dict[str, Any] = {
         "evaluation_inputs": ["What is 1 and 2?", "red", "一"],
         "evaluation_steps": 4,
         "evaluation_max_tokens": 6,
         "load_best_model_at_end": True,
         "save_total_limit": 1,
-        "learning_rate": 0.3,
+        "method": "full",
+        "learning_rate": 0.2,
         "max_grad_norm": 100,
-        "warmup_ratio": 0.5,
+        "warmup_ratio": 1.0,
     }
     runs = [laboratory.run(f"answers {stage}", zero_stage=stage, **section) for stage in (2, 3)]
     laboratory.train(runs)
@@ -255,8 +276,9 @@ def test_answers_while_training_are_kept_and_the_best_checkpoint_is_left(laborat
     assert [step_of(folder) for folder in complete_checkpoints(runs[0].checkpoints)] == [best, STEPS]
     from safetensors.torch import load_file
 
-    left = load_file(runs[0].trained / "adapter_model.safetensors")
-    saved = load_file(runs[0].checkpoints / f"checkpoint-{best}" / "adapter_model.safetensors")
+    left = load_file(runs[0].trained / "model.safetensors")
+    saved = load_file(runs[0].checkpoints / f"checkpoint-{best}" / "model.safetensors")
+    assert left.keys() == saved.keys()
     assert all(bool((left[name] == saved[name]).all()) for name in saved)
     answers = read_journal(runs[0].samples)
     assert [(answer["step"], answer["input"]) for answer in answers] == [

@@ -1,8 +1,10 @@
 """A recipe's train section as arguments of transformers' Trainer and configuration of DeepSpeed."""
 
+from importlib.util import find_spec
 from typing import Any
 
 from pipelines.train.run import Run
+from pipelines.train.section import Train
 
 
 def training_arguments(run: Run, universal: bool) -> Any:
@@ -28,6 +30,8 @@ def training_arguments(run: Run, universal: bool) -> Any:
         optim="adamw_torch",
         bf16=dtype == "bfloat16",
         fp16=dtype == "float16",
+        use_liger_kernel=not on_cpu and find_spec("liger_kernel") is not None,
+        liger_kernel_config={"cross_entropy": False, "fused_linear_cross_entropy": _head_is_plain(section)},
         activation_checkpointing=section.gradient_checkpointing,
         deepspeed=_deepspeed(section.zero_stage, dtype, universal),
         neftune_noise_alpha=section.neftune_noise_alpha,
@@ -46,6 +50,12 @@ def training_arguments(run: Run, universal: bool) -> Any:
         disable_tqdm=True,
         use_cpu=on_cpu,
     )
+
+
+def _head_is_plain(section: Train) -> bool:
+    """Whether the output matrix may be multiplied by itself, outside its module: whole, and without an adapter."""
+    targets = section.lora.target_modules
+    return section.zero_stage != 3 and (section.method == "full" or targets == "all-linear" or "lm_head" not in targets)
 
 
 def _dtype(wanted: str) -> str:

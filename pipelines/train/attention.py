@@ -1,10 +1,14 @@
 """Attention over samples that stand one after another in one row: each sample sees itself alone.
 
 Registered with transformers under NAME. The work is the sum of the samples' squares, not the square of their sum.
+On CUDA it is one call of PyTorch's own variable-length flash attention; elsewhere one call per sample.
 """
 
 from itertools import pairwise
 from typing import Any
+
+FLASH_CAPABILITY = (8, 0)
+"""The least CUDA compute capability that flash attention runs on."""
 
 NAME = "danlu_per_sample"
 
@@ -26,6 +30,7 @@ def per_sample_attention(
     dropout: float = 0.0,
     *,
     cu_seq_lens_q: Any,
+    max_length_q: int,
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Any, None]:
@@ -33,6 +38,47 @@ def per_sample_attention(
 
     `query` [1, heads, tokens, width]; `key` and `value` may have fewer heads; returns [1, tokens, heads, width].
     """
+    if dropout == 0 and _has_flash(query):
+        return _flash(query, key, value, scaling, cu_seq_lens_q, max_length_q, sliding_window), None
+    return _one_by_one(query, key, value, scaling, dropout, cu_seq_lens_q, sliding_window), None
+
+
+def _has_flash(query: Any) -> bool:
+    import torch
+
+    if not query.is_cuda or query.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return torch.cuda.get_device_capability(query.device) >= FLASH_CAPABILITY
+
+
+def _flash(
+    query: Any, key: Any, value: Any, scaling: float | None, bounds: Any, longest: int, sliding_window: int | None
+) -> Any:
+    from torch.nn.attention.varlen import varlen_attn
+
+    attend: Any = varlen_attn
+    output = attend(
+        *(heads[0].transpose(0, 1) for heads in (query, key, value)),
+        bounds,
+        bounds,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output[None]
+
+
+def _one_by_one(
+    query: Any,
+    key: Any,
+    value: Any,
+    scaling: float | None,
+    dropout: float,
+    cu_seq_lens_q: Any,
+    sliding_window: int | None,
+) -> Any:
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -57,4 +103,4 @@ def per_sample_attention(
                 enable_gqa=grouped,
             )
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()

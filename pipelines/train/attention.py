@@ -4,6 +4,7 @@ Registered with transformers under NAME. The work is the sum of the samples' squ
 On CUDA it is one call of PyTorch's own variable-length flash attention; elsewhere one call per sample.
 """
 
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
@@ -57,6 +58,8 @@ def _flash(
     from torch.nn.attention.varlen import varlen_attn
 
     attend: Any = varlen_attn
+    # PyTorch 2.11 groups heads without being told, and has no such argument
+    grouped = {"enable_gqa": True} if "enable_gqa" in signature(attend).parameters else {}
     output = attend(
         *(heads[0].transpose(0, 1) for heads in (query, key, value)),
         bounds,
@@ -65,7 +68,7 @@ def _flash(
         longest,
         scale=scaling,
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouped,
     )
     return output[None]
 

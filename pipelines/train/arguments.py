@@ -85,7 +85,8 @@ def _deepspeed(stage: int, dtype: str, universal: bool) -> dict[str, Any]:
     """DeepSpeed's configuration; what is `auto` comes from the training arguments. The optimizer is torch's."""
     return {
         "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True},
-        "bf16": {"enabled": dtype == "bfloat16"},
+        # the trainer looks at the gradient norm itself; DeepSpeed would wait for the device at every parameter
+        "bf16": {"enabled": dtype == "bfloat16", "check_grad_overflow": False},
         "fp16": {"enabled": dtype == "float16"},
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",

@@ -47,6 +47,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
 def _prepare_process() -> None:
     """Tie this worker's life to Ray's, and keep DeepSpeed from compiling what is not used here."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # rows differ in length, so that blocks of fixed size would leave gaps; read at CUDA's first use
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     import torch
     from ray.train.torch import get_device
 

@@ -7,31 +7,34 @@
 """
 
 import math
-import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import DanluError, HardwareError, Problem, RecipeError, StageError, nearest
+from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.ingest.stage import determinants as ingested
 from pipelines.recipe import Ingest, Recipe
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import best_step, read_journal, shown
-from pipelines.train.loop import chosen_checkpoint, train_loop
+from pipelines.train.loop import chosen_checkpoint
 from pipelines.train.models import matrices, max_positions, model_digest, resolve
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, total_rows
 from pipelines.train.section import Train
 from pipelines.train.tokenize import Tokenized, names_a_source, parse_data, source_of, tokenize
 from pipelines.train.weights import digest_weights
+from pipelines.train.workers import check_resources, fit
 from pipelines.workspace import Place
 
 VERSION = 1
-UNINFLUENTIAL = {"num_workers", "resources_per_worker", "save_steps", "save_total_limit", "logging_steps"}
+UNINFLUENTIAL = {
+    "num_workers",
+    "resources_per_worker",
+    "max_failures",
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+}
 """Fields that change where and how safely the work is done, but not what comes out."""
-
-WORKER_START_SECONDS = "300"
 
 
 def determinants(recipe: Recipe) -> dict[str, Any]:
@@ -51,7 +54,7 @@ def train(recipe: Recipe, place: Place) -> dict[str, Any]:
     """
     section = recipe.train
     assert section
-    check_resources(section)
+    check_resources(section.num_workers, section.resources_per_worker)
     model = resolve(section.model, place.workspace.local("models"))
     _check_fit(section, model)
     training = _tokens(recipe, place, model, "train_tokens", section.data)
@@ -72,68 +75,6 @@ def total_steps(section: Train, seed: int, training: Tokenized) -> int:
     rows = total_rows(Samples(training), seed, section.num_train_epochs, packed_to)
     steps = math.ceil(rows / section.global_batch_size)
     return min(steps, section.max_steps or steps)
-
-
-def check_resources(section: Train) -> None:
-    """HardwareError where the cluster could never hold all workers, with what is there and what is missing."""
-    import ray
-
-    library: Any = ray
-    there: dict[str, float] = library.cluster_resources()
-    needed = {name: amount * section.num_workers for name, amount in section.resources_per_worker.items()}
-    lacking = [
-        f"{amount:g} {name} (there: {there.get(name, 0):g})"
-        for name, amount in needed.items()
-        if amount > there.get(name, 0)
-    ]
-    if lacking:
-        raise HardwareError(
-            f"training needs {section.num_workers} workers of {section.resources_per_worker}, which lacks "
-            f"{', '.join(lacking)}; lower train.num_workers or train.resources_per_worker, or add nodes"
-        )
-
-
-def fit(run: Run) -> dict[str, Any]:
-    """Run the workers until they are done; returns what rank 0 returned. Their own errors are raised as they were."""
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", WORKER_START_SECONDS)
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
-
-    use_gpu = run.section.resources_per_worker.get("GPU", 0) > 0
-    # a name of its own per attempt: Ray keeps no state that a crash could leave half-written; checkpoints are ours
-    attempts = run.folder / "attempts"
-    trainer_class: Any = TorchTrainer  # its types allow no return value; its documentation does
-    trainer = trainer_class(
-        train_loop,
-        train_loop_config={"run": run},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=run.section.num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker=dict(run.section.resources_per_worker),
-        ),
-        run_config=RunConfig(name=uuid.uuid4().hex[:12], storage_path=str(attempts)),
-    )
-    try:
-        facts: dict[str, Any] = trainer.fit().return_value
-    except TrainingFailedError as error:
-        raise _cause(error) from error
-    finally:
-        shutil.rmtree(attempts, ignore_errors=True)
-    return facts
-
-
-def _cause(error: Exception) -> Exception:
-    """What a worker raised, where it is one of ours; else the error itself, as a bug to be shown."""
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, DanluError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    return StageError(f"training failed:\n{error}")
 
 
 def _tokens(recipe: Recipe, place: Place, model: Path, name: str, data: list[str]) -> Tokenized:

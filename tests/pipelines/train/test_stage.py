@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -189,6 +190,26 @@ def test_killed_with_its_process_group_it_goes_on_to_the_same_end(
 
 
 @pytest.mark.slow
+def test_a_lost_worker_is_replaced_and_the_end_is_the_same(
+    straight: Place, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
+) -> None:
+    place = place_for(split_in(tmp_path, ROWS))
+
+    def kill_one() -> None:
+        wait_until(lambda: len(complete_checkpoints(place.local("checkpoints"))) == 2, seconds=200)
+        workers = [process for process in psutil.Process().children(recursive=True) if is_worker(process)]
+        workers[0].kill()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    report = run(recipe_of(**SECTION), place)
+    killer.join()
+    assert report["resumed_at"] >= 4
+    assert [entry["loss"] for entry in report["losses"]] == [entry["loss"] for entry in straight.report()["losses"]]
+    assert report["digest"] == straight.report()["digest"]
+
+
+@pytest.mark.slow
 def test_a_finished_run_that_lost_its_adapter_only_writes_it_again(straight: Place, recipe_of: RecipeOf) -> None:
     weights = straight.local("adapter", "adapter_model.safetensors")
     before, entries = weights.read_bytes(), read_journal(straight.local("metrics.jsonl"))
@@ -203,7 +224,7 @@ def test_more_workers_than_processors_fail_at_once(
 ) -> None:
     began = time.monotonic()
     place = place_for(split_in(tmp_path, ROWS))
-    with pytest.raises(HardwareError, match=r"3 workers.*3 CPU \(there: 2\).*lower train.num_workers"):
+    with pytest.raises(HardwareError, match=r"3 workers.*lacks 3 CPU \(there: 2\).*lower train.num_workers"):
         train(recipe_of(num_workers=3, global_batch_size=3), place)
     with pytest.raises(HardwareError, match=r"2 GPU \(there: 0\)"):
         train(recipe_of(resources_per_worker={"GPU": 1}), place)

@@ -16,7 +16,7 @@ from pipelines.train.loop import train_loop
 from pipelines.train.run import Run
 
 START_SECONDS = "300"
-FREE_SECONDS = 30
+FREE_SECONDS = 60
 """How long resources that exist may be in use by something else; what ended just now is given back in that time."""
 
 
@@ -84,7 +84,7 @@ def _attempt(run: Run) -> dict[str, Any]:
         run_config=RunConfig(
             name=uuid.uuid4().hex[:12],
             storage_path=str(attempts),
-            failure_config=failure_class(max_failures=0, controller_failure_limit=0),
+            failure_config=failure_class(max_failures=0, controller_failure_limit=2),
         ),
     )
     try:

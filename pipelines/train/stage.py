@@ -87,6 +87,8 @@ def _tokens(recipe: Recipe, place: Place, model: Path, name: str, data: list[str
         [source_of(recipe, place, item) for item in data],
         max_length=section.max_length,
         overlong=section.overlong,
+        max_input_length=section.max_input_length,
+        max_output_length=section.max_output_length,
         system=section.system,
         seed=recipe.seed,
     )

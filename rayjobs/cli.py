@@ -69,6 +69,10 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
         plan = build_plan(clean.process, clean.dialect, clean.text_keys, clean.assets, clean.custom_operators)
         for line in plan.describe():
             out.print(f"  clean: {line}", markup=False, soft_wrap=True)
+    if loaded.train:
+        from pipelines.train.memory import describe
+
+        out.print(f"  train: {describe(loaded.train)}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipelines.train.memory import BUCKET
 from pipelines.train.run import Run
 
 
@@ -11,6 +12,7 @@ def training_arguments(run: Run, universal: bool) -> Any:
     from transformers import TrainingArguments
 
     section = run.section
+    assert section.zero_stage != "auto"  # the driver has chosen
     dtype = _dtype(section.dtype)
     on_cpu = not torch.cuda.is_available()
     accumulation = section.global_batch_size // (section.num_workers * section.per_device_train_batch_size)
@@ -74,7 +76,11 @@ def dtype_of(arguments: Any) -> Any:
 def _deepspeed(stage: int, dtype: str, universal: bool) -> dict[str, Any]:
     """DeepSpeed's configuration; what is `auto` comes from the training arguments. The optimizer is torch's."""
     return {
-        "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True},
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": BUCKET,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
         "bf16": {"enabled": dtype == "bfloat16"},
         "fp16": {"enabled": dtype == "float16"},
         "train_micro_batch_size_per_gpu": "auto",

@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,13 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     set_seed(run.seed)
     facts: dict[str, Any] = {"resumed_at": step_of(checkpoint) if checkpoint else 0}
     if facts["resumed_at"] < run.steps:
-        trainer = _trainer(run, arguments, resumed=checkpoint is not None)
-        facts |= _count_parameters(trainer.model)
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        from pipelines.train.exhaustion import Meter, explained
+
+        meter = Meter()
+        with explained(run, meter):
+            trainer = _trainer(run, arguments, meter.mark, resumed=checkpoint is not None)
+            facts |= _count_parameters(trainer.model)
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     if dist.get_rank() == 0:
         _export(run)
     dist.barrier()
@@ -87,14 +92,14 @@ def _last_checkpoint(run: Run) -> tuple[Path | None, Path | None]:
     return last, run.universal if convert else last
 
 
-def _trainer(run: Run, arguments: Any, resumed: bool) -> Any:
+def _trainer(run: Run, arguments: Any, begun: Callable[[], None], resumed: bool) -> Any:
     from transformers import PrinterCallback
 
     from pipelines.train.methods import load_model
     from pipelines.train.trainer import ChatTrainer, Recorder
 
     arguments.eval_on_start = run.held_out is not None and not resumed
-    recorder = Recorder(run)
+    recorder = Recorder(run, begun)
     trainer = ChatTrainer(
         model=load_model(run, arguments),
         args=arguments,

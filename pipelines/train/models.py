@@ -60,18 +60,14 @@ def max_positions(folder: Path) -> int | None:
     return int(value) if value is not None else None
 
 
-def matrices(folder: Path) -> list[str]:
-    """Names of the modules whose weight is a matrix, from the headers of the weight files; nothing is loaded."""
-    names = []
+def weight_shapes(folder: Path) -> dict[str, list[int]]:
+    """The shape of each weight by its name, from the headers of the safetensors files; nothing is loaded."""
+    shapes: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        names += [
-            name.removesuffix(".weight")
-            for name, entry in header.items()
-            if name.endswith(".weight") and len(entry["shape"]) == 2
-        ]
-    return names
+        shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    return shapes
 
 
 def _sample(path: Path) -> bytes:

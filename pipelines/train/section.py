@@ -45,7 +45,9 @@ class Train(Section):
     num_workers: Count = Field(1, description="training processes, one GPU each where GPUs are asked for")
     resources_per_worker: dict[str, Positive] = Field({"CPU": 1}, description="Ray resources of one worker")
     max_failures: int = Field(3, ge=0, description="times that lost workers are replaced, while there is progress")
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    zero_stage: Literal[0, 1, 2, 3, "auto"] = Field(
+        2, description="DeepSpeed ZeRO stage; auto: the lowest that fits, by the estimate that `danlu check` prints"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="weights and computation; auto: bfloat16 where the processor has it, else float32"
     )

@@ -6,6 +6,7 @@
 <place>/adapter/ or trained/              the adapter, or the model where all of it was trained; see weights.py
 """
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,17 @@ from typing import Any
 from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.ingest.stage import determinants as ingested
 from pipelines.recipe import Ingest, Recipe
-from pipelines.train.checkpoint import complete_checkpoints, step_of
+from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_of
 from pipelines.train.journal import best_step, read_journal, shown
 from pipelines.train.loop import chosen_checkpoint
-from pipelines.train.models import matrices, max_positions, model_digest, resolve
+from pipelines.train.memory import chosen_stage, shapes_of
+from pipelines.train.models import max_positions, model_digest, resolve, weight_shapes
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, total_rows
 from pipelines.train.section import Train
 from pipelines.train.tokenize import Tokenized, names_a_source, parse_data, source_of, tokenize
 from pipelines.train.weights import digest_weights
-from pipelines.train.workers import check_resources, fit
+from pipelines.train.workers import check_resources, fit, memory_found
 from pipelines.workspace import Place
 
 VERSION = 1
@@ -57,6 +59,7 @@ def train(recipe: Recipe, place: Place) -> dict[str, Any]:
     check_resources(section.num_workers, section.resources_per_worker)
     model = resolve(section.model, place.workspace.local("models"))
     _check_fit(section, model)
+    section = _with_zero_stage(section, model, place)
     training = _tokens(recipe, place, model, "train_tokens", section.data)
     held_out = (
         _tokens(recipe, place, model, "held_out_tokens", [f"test#{section.eval_rows}"]) if section.eval_rows else None
@@ -67,6 +70,21 @@ def train(recipe: Recipe, place: Place) -> dict[str, Any]:
     with shown(run.journal, run.steps):
         facts = fit(run)
     return _report(place, run, facts)
+
+
+def _with_zero_stage(section: Train, model: Path, place: Place) -> Train:
+    """The section with the stage that `auto` stands for; a run that goes on keeps the one it began with."""
+    if section.zero_stage != "auto":
+        return section
+    record = place.local("zero_stage.json")
+    if not record.is_file():
+        shapes = shapes_of(model)
+        if shapes is None:
+            message = "auto needs a model in safetensors, to estimate its memory; give a number"
+            raise RecipeError("the recipe", [Problem("train.zero_stage", message)])
+        record.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(record, json.dumps(chosen_stage(section, shapes, memory_found(section))))
+    return section.model_copy(update={"zero_stage": json.loads(record.read_text(encoding="utf-8"))})
 
 
 def total_steps(section: Train, seed: int, training: Tokenized) -> int:
@@ -101,7 +119,7 @@ def _check_fit(section: Train, model: Path) -> None:
     if limit is not None and section.max_length > limit:
         message = f"{section.max_length} is more than the {limit} tokens the model was made for; lower it to {limit}"
         problems.append(Problem("train.max_length", message))
-    names = matrices(model)
+    names = [name.removesuffix(".weight") for name, shape in weight_shapes(model).items() if len(shape) == 2]
     targets = section.lora.target_modules
     for target in targets if isinstance(targets, list) and names else []:
         if not any(name == target or name.endswith("." + target) for name in names):
@@ -130,6 +148,7 @@ def _report(place: Place, run: Run, facts: dict[str, Any]) -> dict[str, Any]:
         "adapter": None if full else run.trained.name,
         "trained": run.trained.name if full else None,
         "checkpoints": place.relative(map(str, complete_checkpoints(run.checkpoints))),
+        "zero_stage": run.section.zero_stage,
         "steps": run.steps,
         "losses": steps,
         "eval_losses": evaluations,

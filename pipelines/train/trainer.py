@@ -5,7 +5,7 @@ Imported in training workers only: it needs torch and transformers, which take s
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -96,12 +96,14 @@ class ChatTrainer(Trainer):
 class Recorder(TrainerCallback):
     """Keeps the journal and completes checkpoints, on rank 0 for all ranks."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, begun: Callable[[], None] = lambda: None) -> None:
         self.run = run
+        self.begun = begun  # called when model and optimizer are there
         self.trainer: ChatTrainer | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The base model's answers come first."""
+        self.begun()
         if state.global_step == 0:
             self._sample(0)
 

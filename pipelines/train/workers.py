@@ -1,5 +1,6 @@
 """The group of training workers on Ray: what it needs, and going on when one of them is lost."""
 
+import math
 import os
 import shutil
 import time
@@ -13,7 +14,9 @@ from pipelines.progress import say
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
 from pipelines.train.loop import train_loop
+from pipelines.train.memory import advice, free_memory, uses_gpu
 from pipelines.train.run import Run
+from pipelines.train.section import Train
 
 START_SECONDS = "300"
 FREE_SECONDS = 60
@@ -42,6 +45,20 @@ def check_resources(workers: int, each: Mapping[str, float]) -> None:
         time.sleep(0.5)
 
 
+def memory_found(section: Train) -> int:
+    """Free bytes for one worker, on a node of the cluster where one would run; HardwareError where a GPU is missing."""
+    import ray
+
+    library: Any = ray
+    each = dict(section.resources_per_worker)
+    nodes = sum(node["Alive"] for node in library.nodes())
+    task = library.remote(num_cpus=each.pop("CPU", 1), num_gpus=each.pop("GPU", 0), resources=each)(free_memory)
+    found: int | None = library.get(task.remote(math.ceil(section.num_workers / nodes), uses_gpu(section)))
+    if found is None:
+        raise HardwareError("train.zero_stage auto: nvidia-smi shows no GPU where workers run; give a number")
+    return found
+
+
 def fit(run: Run) -> dict[str, Any]:
     """Run the workers until they are done; returns what rank 0 returned.
 
@@ -56,7 +73,7 @@ def fit(run: Run) -> dict[str, Any]:
         try:
             return _attempt(run)
         except TrainingFailedError as error:
-            cause = _own(error)
+            cause = _own(error, run)
             reached = max((entry["step"] for entry in read_journal(run.journal)), default=0)
             if cause is not None or failures >= run.section.max_failures or reached <= saved:
                 raise cause or StageError(f"training failed at step {reached}:\n{error}") from error
@@ -94,14 +111,18 @@ def _attempt(run: Run) -> dict[str, Any]:
     return facts
 
 
-def _own(error: Exception) -> DanluError | None:
-    """The first error of our family among what the workers raised."""
+def _own(error: Exception, run: Run) -> DanluError | None:
+    """The first error of our family among what the workers raised, or that Ray ended one to save its node's memory."""
+    from ray.exceptions import OutOfMemoryError
+
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     for failure in failures.values():
         cause: BaseException | None = failure
         while cause is not None:
             if isinstance(cause, DanluError):
                 return cause
+            if isinstance(cause, OutOfMemoryError):
+                return StageError(f"training: a node's main memory ran out; {advice(run.section)}, or add memory")
             cause = getattr(cause, "cause", None) or cause.__cause__
     return None
 

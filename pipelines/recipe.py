@@ -153,6 +153,11 @@ class Recipe(Section):
             raise ValueError("refine needs a section synthesize, or refine.styles and refine.dimensions")
         if self.publish and self.publish.weights == "merged" and self.merge is None:
             raise ValueError("publish.weights merged needs a section merge")
+        if self.train and self.train.method == "full":
+            if self.publish and self.publish.weights == "adapter":
+                raise ValueError("train.method full leaves no adapter; publish.weights: merged, with a section merge")
+            if self.compare and self.compare.checkpoints:
+                raise ValueError("compare.checkpoints asks adapters, and train.method full leaves none; remove it")
         return self
 
 

@@ -47,8 +47,9 @@ def merge(recipe: Recipe, place: Place) -> dict[str, Any]:
     what = trained.local(report["adapter"] or report["trained"])
     with waiting("writing the merged model"):
         facts: dict[str, Any] = ray.get(task.remote(Path(report["model"]), what, target, section))
+    same = "base + adapter" if report["adapter"] else "what was trained"
     return {
-        "summary": f"{facts['dtype']}, logits within {facts['merge_difference']:.1e} of base + adapter",
+        "summary": f"{facts['dtype']}, logits within {facts['merge_difference']:.1e} of {same}",
         "digest": digest_weights(target),
         "model": MODEL,
         "bytes": sum(path.stat().st_size for path in target.iterdir()),

@@ -117,3 +117,12 @@ def test_override_without_equals_is_refused(tmp_path: Path) -> None:
 def test_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="did you mean 'tiny'"):
         load_recipe("tinny")
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [("publish={}", "leaves no adapter; publish.weights: merged"), ("compare={checkpoints: {}}", "remove it")],
+)
+def test_what_needs_an_adapter_is_refused_after_a_full_fine_tune(section: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("tiny", ["train.method=full", section])

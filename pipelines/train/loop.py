@@ -3,15 +3,14 @@
 Nothing here may import torch or deepspeed at the top: the driver imports this module to send it to the workers.
 """
 
-import ctypes
 import os
 import resource
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipelines.parent_death import arm
 from pipelines.train.arguments import dtype_of, training_arguments
 from pipelines.train.attention import register as register_attention
 from pipelines.train.checkpoint import complete_checkpoints, remove_incomplete, step_of
@@ -20,8 +19,6 @@ from pipelines.train.models import quiet_transformers
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, Schedule
 from pipelines.train.universal import shard_count, to_universal
-
-PR_SET_PDEATHSIG = 1
 
 
 def train_loop(config: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +48,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
 
 def _prepare_process() -> None:
     """Tie this worker's life to Ray's, and keep DeepSpeed from compiling what is not used here."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    arm()
     import torch
     from ray.train.torch import get_device
 

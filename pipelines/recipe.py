@@ -43,6 +43,7 @@ class Ingest(Section):
         "columns",
     ] = Field("auto", description="schema of the source; auto recognises it; columns: any table, carried as it is")
     system: str | None = Field(None, description="system prompt given to rows that bring none")
+    replace: dict[str, str] = Field({}, description="texts put in the place of others in every row, such as {{NAME}}")
     limit: Count | None = Field(None, description="take only the first rows of the source")
     max_broken: int = Field(0, ge=0, description="rows that cannot be read or adapted before the stage fails")
     shard_bytes: Count = Field(16 << 20, description="size of one unit of work, bytes")

@@ -71,8 +71,10 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
             out.print(f"  clean: {line}", markup=False, soft_wrap=True)
     if loaded.train:
         from pipelines.train.memory import describe
+        from pipelines.train.section import missing_package
 
-        out.print(f"  train: {describe(loaded.train)}", markup=False, soft_wrap=True)
+        for line in filter(None, (describe(loaded.train), missing_package(loaded.train))):
+            out.print(f"  train: {line}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +98,24 @@ def _trainer(run: Run, arguments: Any, begun: Callable[[], None], resumed: bool)
 
     arguments.eval_on_start = run.held_out is not None and not resumed
     recorder = Recorder(run, begun)
+    held_out = Samples(run.held_out) if run.held_out else None
     trainer = ChatTrainer(
         model=load_model(run, arguments),
         args=arguments,
         train_dataset=_schedule(run),
-        held_out=Samples(run.held_out) if run.held_out else None,
+        held_out=held_out,
+        predict=partial(_predict, run, held_out) if held_out and run.section.predict_with_generate else None,
         callbacks=[recorder],
     )
     recorder.trainer = trainer
     trainer.remove_callback(PrinterCallback)  # the driver shows the journal
     return trainer
+
+
+def _predict(run: Run, held_out: Samples, model: Any) -> dict[str, float]:
+    from pipelines.train.predictions import predict
+
+    return predict(run, model, held_out)
 
 
 def _schedule(run: Run) -> Schedule:

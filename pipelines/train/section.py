@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from pipelines.section import Count, Positive, Ratio, Section
 
@@ -66,9 +66,12 @@ class Train(Section):
     max_steps: Count | None = Field(None, description="most optimizer steps")
     eval_rows: int = Field(0, ge=0, description="rows of the test split whose loss is measured while training")
     eval_steps: Count = Field(50, description="optimizer steps between evaluations")
+    predict_with_generate: bool = Field(
+        False, description="answer the held-out rows at each evaluation too; ROUGE-L and BLEU-4 go to the journal"
+    )
     evaluation_inputs: list[str] = Field([], description="questions that are answered while training, to read along")
     evaluation_steps: Count = Field(50, description="optimizer steps between those answers")
-    evaluation_max_tokens: Count = Field(128, description="most tokens of one such answer")
+    evaluation_max_tokens: Count = Field(128, description="most tokens of an answer while training")
     logging_steps: Count = Field(1, description="optimizer steps between log lines")
     save_steps: Count = Field(100, description="optimizer steps between checkpoints")
     save_total_limit: Count = Field(3, description="checkpoints that are kept")
@@ -76,17 +79,16 @@ class Train(Section):
         False, description="leave the weights of the saved step with the lowest held-out loss, not those of the last"
     )
 
-    @field_validator("method")
-    @classmethod
-    def _method_is_installed(cls, method: str) -> str:
-        if method == "qlora" and find_spec("bitsandbytes") is None:
-            raise ValueError("qlora needs the package bitsandbytes: pip install bitsandbytes")
-        return method
-
     @model_validator(mode="after")
     def _limits_agree(self) -> "Train":
         if self.overlong == "split" and (self.max_input_length or self.max_output_length):
             raise ValueError("overlong: split cannot be joined with max_input_length or max_output_length")
+        return self
+
+    @model_validator(mode="after")
+    def _has_rows_to_predict(self) -> "Train":
+        if self.predict_with_generate and not self.eval_rows:
+            raise ValueError("predict_with_generate answers held-out rows; give eval_rows")
         return self
 
     @model_validator(mode="after")
@@ -98,6 +100,18 @@ class Train(Section):
                 f"per_device_train_batch_size = {step}"
             )
         return self
+
+
+def missing_package(section: Train) -> str | None:
+    """What the section needs and this Python lacks, with how to get it; None where nothing is missing.
+
+    A recipe is right without it: its other stages run, and a cluster may have it.
+    """
+    if section.method == "qlora" and find_spec("bitsandbytes") is None:
+        return "qlora needs the package bitsandbytes: pip install bitsandbytes"
+    if section.predict_with_generate and any(find_spec(name) is None for name in ("rouge_chinese", "jieba", "nltk")):
+        return "predict_with_generate needs the package evalscope and what it brings: pip install 'danlu[evaluate]'"
+    return None
 
 
 class Merge(Section):

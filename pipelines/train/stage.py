@@ -2,6 +2,7 @@
 
 <place>/train_tokens/, held_out_tokens/   see tokenize.py
 <place>/metrics.jsonl, samples.jsonl      see journal.py, sampling.py
+<place>/tensorboard/                      see curves.py
 <place>/checkpoints/                      see checkpoint.py
 <place>/adapter/ or trained/              the adapter, or the model where all of it was trained; see weights.py
 """
@@ -22,7 +23,7 @@ from pipelines.train.memory import chosen_stage, shapes_of
 from pipelines.train.models import max_positions, model_digest, resolve, weight_shapes
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, total_rows
-from pipelines.train.section import Train
+from pipelines.train.section import Train, missing_package
 from pipelines.train.tokenize import Tokenized, names_a_source, parse_data, source_of, tokenize
 from pipelines.train.weights import digest_weights
 from pipelines.train.workers import check_resources, fit, memory_found
@@ -47,6 +48,13 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
     named = [parse_data(item)[0] for item in recipe.train.data]
     files = [ingested(recipe.model_copy(update={"ingest": Ingest(source=n)})) for n in named if names_a_source(n)]
     return {"section": section, "seed": recipe.seed, "model": model_digest(recipe.train.model), "files": files}
+
+
+def preflight(recipe: Recipe) -> None:
+    """RecipeError, before any stage runs, where training could not run at all."""
+    assert recipe.train
+    if missing := missing_package(recipe.train):
+        raise RecipeError(recipe.name, [Problem("train.method", missing)])
 
 
 def train(recipe: Recipe, place: Place) -> dict[str, Any]:

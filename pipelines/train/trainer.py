@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from pipelines.errors import StageError
 from pipelines.train.checkpoint import PREFIX, complete_checkpoints, mark_complete, remove_oldest, step_of
+from pipelines.train.curves import draw
 from pipelines.train.journal import append, best_step, read_journal
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, collate
@@ -27,8 +28,12 @@ Batch = dict[str, Any]
 class ChatTrainer(Trainer):
     """Trains on packed rows; every loss is a mean over the tokens that have one, on all ranks together."""
 
-    def __init__(self, *, held_out: Samples | None, **arguments: Any) -> None:
+    def __init__(
+        self, *, held_out: Samples | None, predict: Callable[[Any], dict[str, float]] | None = None, **arguments: Any
+    ) -> None:
+        """`predict`: gives scores of the model's answers, which are logged with the held-out loss."""
         super().__init__(data_collator=collate, eval_dataset=held_out, **arguments)
+        self.predict_scores = predict
         self.loss_is_scaled_for_ga = True  # `training_loss` divides by the tokens of the whole step
         self.model_accepts_loss_kwargs = False  # the loss is ours, not the model's
         self.since = time.monotonic()
@@ -84,6 +89,8 @@ class ChatTrainer(Trainer):
                 total += torch.stack([loss.double(), torch.tensor(batch["targets"].numel(), device=loss.device)])
         dist.all_reduce(total)
         metrics = {f"{metric_key_prefix}_loss": float(total[0] / total[1])}
+        scores = self.predict_scores(self.model) if self.predict_scores else {}
+        metrics |= {f"{metric_key_prefix}_{name}": score for name, score in scores.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -123,7 +130,7 @@ class Recorder(TrainerCallback):
         """Write one entry to the journal."""
         entry: dict[str, Any] = {"step": state.global_step}
         if "eval_loss" in logs:
-            entry["eval_loss"] = logs["eval_loss"]
+            entry |= {name: value for name, value in logs.items() if name.startswith("eval_")}
         elif "loss" in logs:
             assert self.trainer is not None
             tokens, loss_tokens = self.trainer.tokens_seen.tolist()
@@ -134,6 +141,7 @@ class Recorder(TrainerCallback):
             return
         if state.is_world_process_zero:
             append(self.run.journal, entry)
+            draw(self.run.curves, entry)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Complete the checkpoint once all ranks have written theirs, then delete the oldest."""

@@ -34,6 +34,7 @@ class Laboratory:
         self.recipe_of = recipe_of
         self.training = self._tokens(split, "train")
         self.held_out = self._tokens(split, "test")
+        self.held_out_rows = [row for path in split.outputs("test") for row in pq.read_table(path).to_pylist()]
 
     def _tokens(self, split: Place, side: str) -> Tokenized:
         tokenizer, control = load_tokenizer(self.model)

@@ -212,3 +212,30 @@ def test_answers_while_training_are_kept_and_the_best_checkpoint_is_left(laborat
     ]
     assert answers[0]["output"] != answers[-3]["output"]
     assert read_journal(runs[1].samples)[:3] == answers[:3]  # before training the stages answer alike
+
+
+def test_held_out_rows_are_answered_at_each_evaluation(laboratory: Laboratory) -> None:
+    """The scores of the last evaluation, and those of answers made one by one, from the rows, with no padding."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pipelines.evaluate.rouge import rouge_l_f
+
+    section: dict[str, Any] = {"predict_with_generate": True, "evaluation_max_tokens": 12, "eval_steps": 3}
+    runs = [laboratory.run(f"predicting {stage}", zero_stage=stage, **section) for stage in (2, 3)]
+    laboratory.train(runs)
+    entries = [[e for e in read_journal(run.journal) if "eval_loss" in e] for run in runs]
+    assert [entry["step"] for entry in entries[0]] == [0, 3, 6]
+    names = ("eval_rouge-l-f", "eval_bleu-4")
+    for one, other in zip(*entries, strict=True):
+        assert [one[name] for name in names] == pytest.approx([other[name] for name in names], abs=1e-6)
+    run = runs[0]
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(run.model, dtype="float32"), run.trained)
+    scores = []
+    for row in laboratory.held_out_rows:
+        prompt = f"<|im_start|>user\n{row['query']}<|im_end|>\n<|im_start|>assistant\n"
+        ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        output = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        scores.append(rouge_l_f(tokenizer.decode(output, skip_special_tokens=True).strip(), row["response"]))
+    assert sum(scores) / len(scores) == pytest.approx(entries[0][-1]["eval_rouge-l-f"], abs=1e-6)

@@ -15,13 +15,13 @@ def training_arguments(run: Run, universal: bool) -> Any:
     assert section.zero_stage != "auto"  # the driver has chosen
     dtype = _dtype(section.dtype)
     on_cpu = not torch.cuda.is_available()
-    accumulation = section.global_batch_size // (section.num_workers * section.per_device_train_batch_size)
+    rows = section.num_workers // section.sequence_parallel_size * section.per_device_train_batch_size
     return TrainingArguments(
         output_dir=str(run.checkpoints),
         max_steps=run.steps,
         per_device_train_batch_size=section.per_device_train_batch_size,
         per_device_eval_batch_size=section.per_device_train_batch_size,
-        gradient_accumulation_steps=accumulation,
+        gradient_accumulation_steps=section.global_batch_size // rows,
         learning_rate=section.learning_rate,
         lr_scheduler_type=section.lr_scheduler_type,
         warmup_steps=round(section.warmup_ratio * run.steps),

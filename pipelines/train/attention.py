@@ -31,10 +31,17 @@ def per_sample_attention(
 ) -> tuple[Any, None]:
     """Causal attention of each sample by itself.
 
-    `query` [1, heads, tokens, width]; `key` and `value` may have fewer heads; returns [1, tokens, heads, width].
+    `query` [1, heads, tokens, width]; `key` and `value` may have fewer heads; returns [1, tokens, heads, width]. Where
+    ranks share a row, the tokens are this rank's part of it, and `cu_seq_lens_q` the bounds in all of it.
     """
     import torch
     from torch.nn.functional import scaled_dot_product_attention
+
+    from pipelines.train.sequence import sharing, to_heads, to_tokens
+
+    shared = sharing().size > 1
+    if shared:
+        query, key, value = to_heads(query), to_heads(key), to_heads(value)
 
     grouped = query.shape[1] != key.shape[1]
     bounds = cu_seq_lens_q.tolist()
@@ -57,4 +64,5 @@ def per_sample_attention(
                 enable_gqa=grouped,
             )
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    output = torch.cat(outputs, dim=2)
+    return (to_tokens(output) if shared else output).transpose(1, 2).contiguous(), None

@@ -94,7 +94,10 @@ def _trainer(run: Run, arguments: Any, begun: Callable[[], None], resumed: bool)
     from transformers import PrinterCallback
 
     from pipelines.train.methods import load_model
+    from pipelines.train.sequence import share
     from pipelines.train.trainer import ChatTrainer, Recorder
+
+    share(run.section.sequence_parallel_size)
 
     arguments.eval_on_start = run.held_out is not None and not resumed
     recorder = Recorder(run, begun)
@@ -121,7 +124,9 @@ def _predict(run: Run, held_out: Samples, model: Any) -> dict[str, float]:
 def _schedule(run: Run) -> Schedule:
     section = run.section
     packed_to = section.max_length if section.packing else None
-    return Schedule(Samples(run.training), run.seed, run.steps * section.global_batch_size, packed_to)
+    copies, batch = section.sequence_parallel_size, section.per_device_train_batch_size
+    rows = run.steps * section.global_batch_size
+    return Schedule(Samples(run.training), run.seed, rows, packed_to, copies, batch)
 
 
 def chosen_checkpoint(run: Run) -> Path:

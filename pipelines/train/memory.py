@@ -191,7 +191,7 @@ def _gradient_bytes(trained: int, width: int, zero_stage: int, ranks: int) -> in
 
 def _activation_bytes(section: Train, shapes: Shapes, width: int) -> int:
     """What autograd keeps of one forward pass, by what each layer multiplies; attention keeps no scores."""
-    tokens = section.max_length * section.per_device_train_batch_size
+    tokens = section.max_length * section.per_device_train_batch_size // section.sequence_parallel_size
     attention = width * (3 * shapes.query + 2 * shapes.key_value)
     norms = 2 * (8 + width) * shapes.hidden  # computed in float32
     layer = attention + norms + width * 4 * shapes.intermediate

@@ -11,14 +11,19 @@ from pipelines.train.section import Train
 def load_model(run: Run, arguments: Any) -> Any:
     """The base model, prepared for the recipe's method."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from pipelines.train.sequence import check_heads
 
     section = run.section
     dtype = dtype_of(arguments)
+    shared = section.sequence_parallel_size > 1
+    if shared:
+        check_heads(AutoConfig.from_pretrained(run.model), section.sequence_parallel_size)
     model: Any = AutoModelForCausalLM.from_pretrained(
         run.model,
         dtype=dtype,
-        attn_implementation="sdpa" if torch.cuda.is_available() else PER_SAMPLE,
+        attn_implementation=PER_SAMPLE if shared or not torch.cuda.is_available() else "sdpa",
         quantization_config=_quantization(dtype) if section.method == "qlora" else None,
     )
     if section.method == "full":

@@ -45,6 +45,9 @@ class Train(Section):
     num_workers: Count = Field(1, description="training processes, one GPU each where GPUs are asked for")
     resources_per_worker: dict[str, Positive] = Field({"CPU": 1}, description="Ray resources of one worker")
     max_failures: int = Field(3, ge=0, description="times that lost workers are replaced, while there is progress")
+    sequence_parallel_size: Count = Field(
+        1, description="workers that share their rows, each a part of the tokens: for rows too long for one (Ulysses)"
+    )
     zero_stage: Literal[0, 1, 2, 3, "auto"] = Field(
         2, description="DeepSpeed ZeRO stage; auto: the lowest that fits, by the estimate that `danlu check` prints"
     )
@@ -93,10 +96,16 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "Train":
-        step = self.num_workers * self.per_device_train_batch_size
-        if self.global_batch_size % step:
+        if self.num_workers % self.sequence_parallel_size:
             raise ValueError(
-                f"global_batch_size {self.global_batch_size} is not a multiple of num_workers x "
+                f"num_workers {self.num_workers} is not a multiple of sequence_parallel_size "
+                f"{self.sequence_parallel_size}"
+            )
+        step = self.num_workers // self.sequence_parallel_size * self.per_device_train_batch_size
+        if self.global_batch_size % step:
+            shared = " / sequence_parallel_size" if self.sequence_parallel_size > 1 else ""
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of num_workers{shared} x "
                 f"per_device_train_batch_size = {step}"
             )
         return self

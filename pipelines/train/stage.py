@@ -32,6 +32,7 @@ from pipelines.workspace import Place
 VERSION = 1
 UNINFLUENTIAL = {
     "num_workers",
+    "sequence_parallel_size",
     "resources_per_worker",
     "max_failures",
     "save_steps",

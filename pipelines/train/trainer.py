@@ -21,6 +21,7 @@ from pipelines.train.journal import append, best_step, read_journal
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, collate
 from pipelines.train.sampling import sample
+from pipelines.train.sequence import own_part, sharing
 
 Batch = dict[str, Any]
 
@@ -32,7 +33,7 @@ class ChatTrainer(Trainer):
         self, *, held_out: Samples | None, predict: Callable[[Any], dict[str, float]] | None = None, **arguments: Any
     ) -> None:
         """`predict`: gives scores of the model's answers, which are logged with the held-out loss."""
-        super().__init__(data_collator=collate, eval_dataset=held_out, **arguments)
+        super().__init__(data_collator=_collate, eval_dataset=held_out, **arguments)
         self.predict_scores = predict
         self.loss_is_scaled_for_ga = True  # `training_loss` divides by the tokens of the whole step
         self.model_accepts_loss_kwargs = False  # the loss is ours, not the model's
@@ -74,15 +75,16 @@ class ChatTrainer(Trainer):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """Mean loss per token over the held-out samples; every rank does the same number of forward passes."""
-        size, ranks = self.args.per_device_eval_batch_size, dist.get_world_size()
+        size, shared = self.args.per_device_eval_batch_size, sharing().size
+        groups, group = dist.get_world_size() // shared, dist.get_rank() // shared
         samples: Any = self.eval_dataset
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         model = self.model_wrapped
         model.eval()
-        for begin in range(0, len(samples), size * ranks):
-            mine = begin + dist.get_rank() * size
+        for begin in range(0, len(samples), size * groups):
+            mine = begin + group * size
             places = range(mine, min(mine + size, len(samples)))
-            batch = self._prepare_inputs(collate([[samples[place] for place in places or [0]]]))
+            batch = self._prepare_inputs(_collate([[samples[place] for place in places or [0]]]))
             with torch.no_grad():
                 loss = _summed_loss(model, batch)
             if places:  # ZeRO-3 needs every rank in every pass, also one that has no samples left
@@ -158,6 +160,10 @@ class Recorder(TrainerCallback):
         if self.run.section.evaluation_inputs:
             assert self.trainer is not None
             sample(self.run, self.trainer.model, step)
+
+
+def _collate(rows: Any) -> Batch:
+    return own_part(collate(rows))
 
 
 def _summed_loss(model: Any, batch: Batch) -> torch.Tensor:

@@ -32,6 +32,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "bfloat16, ZeRO-2": {"dtype": "bfloat16"},
     "bfloat16, ZeRO-3": {"dtype": "bfloat16", "zero_stage": 3},
     "packed": {"packing": True},
+    "shared rows, ZeRO-2": {"packing": True, "sequence_parallel_size": 2},
+    "shared rows, ZeRO-3": {"packing": True, "sequence_parallel_size": 2, "zero_stage": 3},
     "checkpointed activations": {"gradient_checkpointing": True},
     "dropout and noise": {"lora": {"lora_dropout": 0.1}, "neftune_noise_alpha": 5},
 }
@@ -78,6 +80,11 @@ def test_the_stage_of_zero_changes_no_loss(trained: dict[str, Run], method: str)
     for stage in (1, 2, 3):
         assert losses(trained[f"{method}, ZeRO-{stage}"]) == pytest.approx(reference, abs=1e-4)
     assert losses(trained["bfloat16, ZeRO-2"]) == pytest.approx(losses(trained["lora, ZeRO-2"]), abs=0.05)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_rows_shared_by_two_workers_give_the_losses_they_give_alone(trained: dict[str, Run], stage: int) -> None:
+    assert losses(trained[f"shared rows, ZeRO-{stage}"]) == pytest.approx(losses(trained["packed"]), abs=1e-4)
 
 
 def test_checkpointed_activations_change_no_loss(trained: dict[str, Run]) -> None:

@@ -83,9 +83,6 @@ def _read(path: Path) -> Any:
         raise _refused(f"{path} is not there, or is no SentencePiece model") from None
     if proto.trainer_spec.model_type != BPE or not proto.pieces:
         raise _refused(f"{path} is no byte-pair model of SentencePiece")
-    normalizer = proto.normalizer_spec
-    if normalizer.remove_extra_whitespaces or normalizer.precompiled_charsmap:
-        raise _refused(f"{path} rewrites the text before it is cut into tokens ({normalizer.name})")
     return proto
 
 
@@ -98,7 +95,7 @@ def _tokenizer(proto: Any, renamed: Mapping[str, str], special: list[str], prefi
 
     `prefix` is put before plain text; chats bring their own.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+    from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
     vocabulary = {renamed.get(piece.piece, piece.piece): number for number, piece in enumerate(proto.pieces)}
     tokenizer = Tokenizer(
@@ -110,10 +107,10 @@ def _tokenizer(proto: Any, renamed: Mapping[str, str], special: list[str], prefi
             byte_fallback=proto.trainer_spec.byte_fallback,
         )
     )
-    dummy = [normalizers.Prepend("▁")] if proto.normalizer_spec.add_dummy_prefix else []
-    tokenizer.normalizer = normalizers.Sequence([*dummy, normalizers.Replace(" ", "▁")])
+    tokenizer.normalizer = _normalizer(proto.normalizer_spec)
     back: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*back, *([decoders.Strip(" ", 1, 0)] if dummy else [])])
+    prefixed = proto.normalizer_spec.add_dummy_prefix
+    tokenizer.decoder = decoders.Sequence([*back, *([decoders.Strip(" ", 1, 0)] if prefixed else [])])
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     plain = [p.piece for p in proto.pieces if p.type == USER_DEFINED and p.piece not in renamed]
     tokenizer.add_tokens([AddedToken(piece, normalized=False, special=False) for piece in plain])
@@ -122,6 +119,20 @@ def _tokenizer(proto: Any, renamed: Mapping[str, str], special: list[str], prefi
         single=[*prefix, "$A"], pair=[*prefix, "$A", "$B"], special_tokens=numbers
     )
     return tokenizer
+
+
+def _normalizer(spec: Any) -> Any:
+    """What SentencePiece does to a text before it is cut: its table of characters, spaces, the space put before it."""
+    from tokenizers import Regex, normalizers
+
+    steps: list[Any] = []
+    if spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend("▁"))
+    return normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
 
 
 def _merges(proto: Any, renamed: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -139,10 +139,8 @@ def sentencepiece_model(path: Path, size: int, **options: Any) -> sentencepiece.
         model_type="bpe",
         vocab_size=size,
         byte_fallback=True,
-        remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
         minloglevel=2,
-        **options,
+        **{"remove_extra_whitespaces": False, "normalization_rule_name": "identity", **options},
     )
     path.write_bytes(model.getvalue())
     return sentencepiece.SentencePieceProcessor(model_file=str(path))

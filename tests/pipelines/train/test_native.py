@@ -11,6 +11,7 @@ from pipelines.errors import RecipeError, StageError
 from pipelines.train.chat import IGNORED, control_tokens, encode
 from pipelines.train.models import resolve
 from pipelines.train.native import convert, family_of
+from pipelines.train.native_tokenizer import chatglm3_tokenizer
 from tests.pipelines.train import families
 
 CHAT = [
@@ -89,6 +90,19 @@ def test_text_gets_the_tokens_that_sentencepiece_gives(family: dict[str, Any], t
     assert family["tokenizer"].decode(ids) == text
 
 
+@pytest.mark.parametrize("rule", ["identity", "nmt_nfkc", "nfkc_cf"])
+@pytest.mark.parametrize("extra", [True, False])
+@pytest.mark.parametrize("prefix", [True, False])
+def test_what_sentencepiece_does_to_texts_before_is_done_too(
+    tmp_path: Path, rule: str, extra: bool, prefix: bool
+) -> None:
+    options = {"normalization_rule_name": rule, "remove_extra_whitespaces": extra, "add_dummy_prefix": prefix}
+    sp = families.sentencepiece_model(tmp_path / "tokenizer.model", 440, **options)
+    tokenizer = chatglm3_tokenizer(tmp_path)
+    for text in (*families.TEXTS, "  two  ends ", "Ｆｕｌｌ，width！ ①", "a\u3000b", "x", "你 好"):
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == sp.encode(text), text
+
+
 @pytest.mark.parametrize("turns", [2, 3, 5])
 def test_a_chat_has_the_tokens_and_the_loss_of_the_published_format(family: dict[str, Any], turns: int) -> None:
     tokenizer, chat = family["tokenizer"], CHAT[:turns] if turns != 2 else CHAT[1:3]
@@ -131,6 +145,25 @@ def test_generation_ends_where_the_family_ends_its_answers(family: dict[str, Any
     stops = json.loads((family["native"] / "generation_config.json").read_text())["eos_token_id"]
     names = {"internlm2": ["</s>", "<|im_end|>"], "chatglm3": ["</s>", "<|user|>", "<|observation|>"]}
     assert family["tokenizer"].convert_ids_to_tokens(stops) == names[family["name"]]
+
+
+def test_a_scaled_rotary_embedding_is_taken_over(tmp_path: Path) -> None:
+    """InternLM2-chat-7B's scaling sets in beyond the length it was made for, and changes nothing below."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    weights = families.write_internlm2(tmp_path / "published")
+    config = json.loads((tmp_path / "published" / "config.json").read_text())
+    config["rope_scaling"] = {"type": "dynamic", "factor": 2.0}
+    (tmp_path / "published" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "native").mkdir()
+    convert(tmp_path / "published", tmp_path / "native")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "native")
+    assert model.config.rope_parameters["rope_type"] == "dynamic" and model.config.rope_parameters["factor"] == 2.0
+    ids = torch.arange(3, 40)
+    with torch.no_grad():
+        ours = model(input_ids=ids[None]).logits[0]
+    assert float((ours - families.internlm2_logits(weights, ids)).abs().max()) < 1e-5
 
 
 def test_a_missing_weight_file_is_told(tmp_path: Path) -> None:

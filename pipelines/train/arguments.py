@@ -31,7 +31,7 @@ def training_arguments(run: Run, universal: bool) -> Any:
         bf16=dtype == "bfloat16",
         fp16=dtype == "float16",
         activation_checkpointing=section.gradient_checkpointing,
-        deepspeed=_deepspeed(section.zero_stage, dtype, universal),
+        deepspeed=_deepspeed(section.zero_stage, dtype, universal, section.offload_optimizer),
         neftune_noise_alpha=section.neftune_noise_alpha,
         seed=run.seed,
         logging_strategy="steps",
@@ -73,11 +73,14 @@ def dtype_of(arguments: Any) -> Any:
     return torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
 
 
-def _deepspeed(stage: int, dtype: str, universal: bool) -> dict[str, Any]:
+def _deepspeed(stage: int, dtype: str, universal: bool, offload: bool) -> dict[str, Any]:
     """DeepSpeed's configuration; what is `auto` comes from the training arguments. The optimizer is torch's."""
+    import torch
+
     return {
         "zero_optimization": {
             "stage": stage,
+            **({"offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()}} if offload else {}),
             "reduce_bucket_size": BUCKET,
             "stage3_gather_16bit_weights_on_model_save": True,
         },

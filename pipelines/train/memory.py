@@ -114,7 +114,7 @@ def estimate(section: Train, shapes: Shapes, zero_stage: int) -> Estimate:
     return Estimate(
         weights=weights,
         gradients=_gradient_bytes(trained, width, zero_stage, ranks),
-        optimizer=trained * 12 // ranks if zero_stage else trained * (12 if width == 2 else 8),
+        optimizer=_optimizer_bytes(section, trained, width, zero_stage),
         activations=_activation_bytes(section, shapes, width),
         runtime=LIBRARIES + buffers + gathered,
     )
@@ -189,6 +189,13 @@ def _gradient_bytes(trained: int, width: int, zero_stage: int, ranks: int) -> in
     return trained * width + trained * summed // (ranks if zero_stage else 1)
 
 
+def _optimizer_bytes(section: Train, trained: int, width: int, zero_stage: int) -> int:
+    """Two moments in float32, and DeepSpeed's own copy; none of it on a GPU that it is kept away from."""
+    if section.offload_optimizer and zero_stage and uses_gpu(section):
+        return 0
+    return trained * 12 // section.num_workers if zero_stage else trained * (12 if width == 2 else 8)
+
+
 def _activation_bytes(section: Train, shapes: Shapes, width: int) -> int:
     """What autograd keeps of one forward pass, by what each layer multiplies; attention keeps no scores."""
     tokens = section.max_length * section.per_device_train_batch_size // section.sequence_parallel_size
@@ -230,7 +237,7 @@ def chosen_stage(section: Train, shapes: Shapes, found: int) -> int:
     """
     if section.zero_stage != "auto":
         return section.zero_stage
-    for stage in range(4):
+    for stage in range(1 if section.offload_optimizer else 0, 4):
         if estimate(section, shapes, stage).total <= USABLE * found:
             return stage
     raise HardwareError(
@@ -251,6 +258,8 @@ def advice(section: Train) -> str:
         ways.append("use train.method: lora")
     elif section.method == "lora":
         ways.append("use train.method: qlora")
+    if section.method == "full" and uses_gpu(section) and not section.offload_optimizer:
+        ways.append("set train.offload_optimizer: true")
     if section.zero_stage != "auto" and section.zero_stage < 3 and section.num_workers > 1:
         ways.append("raise train.zero_stage")
     return ", ".join(ways[:-1]) + (", or " if ways[:-1] else "") + ways[-1]

@@ -51,6 +51,7 @@ class Train(Section):
     zero_stage: Literal[0, 1, 2, 3, "auto"] = Field(
         2, description="DeepSpeed ZeRO stage; auto: the lowest that fits, by the estimate that `danlu check` prints"
     )
+    offload_optimizer: bool = Field(False, description="keep the optimizer in main memory, where the GPU's is short")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="weights and computation; auto: bfloat16 where the processor has it, else float32"
     )
@@ -86,6 +87,12 @@ class Train(Section):
     def _limits_agree(self) -> "Train":
         if self.overlong == "split" and (self.max_input_length or self.max_output_length):
             raise ValueError("overlong: split cannot be joined with max_input_length or max_output_length")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_offloaded(self) -> "Train":
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3: ZeRO-0 leaves the optimizer as it is")
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from pipelines.errors import HardwareError, StageError
 from pipelines.recipe import Recipe
@@ -144,6 +145,15 @@ def test_auto_takes_the_lowest_stage_that_fits_or_says_what_to_lower() -> None:
     with pytest.raises(HardwareError, match=r"no stage of ZeRO fits: ZeRO-3 needs .* GiB a worker.*gradient_checkp"):
         chosen_stage(auto, QWEN2_7B, int(needs[3] / 0.9) - GIB)
     assert chosen_stage(section(zero_stage=1), QWEN2_7B, 0) == 1
+
+
+def test_an_optimizer_kept_apart_takes_no_room_on_the_gpu() -> None:
+    full: dict[str, Any] = {"method": "full", "zero_stage": "auto"}
+    apart = section(**full, offload_optimizer=True)
+    assert estimate(apart, QWEN2_7B, 2).optimizer == 0 < estimate(section(**full), QWEN2_7B, 2).optimizer
+    assert chosen_stage(apart, QWEN2_7B, 1 << 50) == 1
+    with pytest.raises(ValidationError, match="needs zero_stage 1, 2 or 3"):
+        section(offload_optimizer=True, zero_stage=0)
 
 
 def test_check_compares_with_what_is_free(tiny_model: Path) -> None:

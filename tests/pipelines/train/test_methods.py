@@ -34,6 +34,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "packed": {"packing": True},
     "shared rows, ZeRO-2": {"packing": True, "sequence_parallel_size": 2},
     "shared rows, ZeRO-3": {"packing": True, "sequence_parallel_size": 2, "zero_stage": 3},
+    "optimizer apart, ZeRO-2": {"offload_optimizer": True},
+    "optimizer apart, ZeRO-3": {"offload_optimizer": True, "zero_stage": 3},
     "checkpointed activations": {"gradient_checkpointing": True},
     "dropout and noise": {"lora": {"lora_dropout": 0.1}, "neftune_noise_alpha": 5},
 }
@@ -79,6 +81,10 @@ def test_the_stage_of_zero_changes_no_loss(trained: dict[str, Run], method: str)
     reference = losses(trained[f"{method}, ZeRO-0"])
     for stage in (1, 2, 3):
         assert losses(trained[f"{method}, ZeRO-{stage}"]) == pytest.approx(reference, abs=1e-4)
+    for stage in (2, 3):
+        assert losses(trained[f"optimizer apart, ZeRO-{stage}"]) == pytest.approx(
+            losses(trained["lora, ZeRO-2"]), abs=1e-4
+        )
     assert losses(trained["bfloat16, ZeRO-2"]) == pytest.approx(losses(trained["lora, ZeRO-2"]), abs=0.05)
 
 

@@ -219,6 +219,32 @@ def test_a_finished_run_that_lost_its_adapter_only_writes_it_again(straight: Pla
     assert weights.read_bytes() == before and read_journal(straight.local("metrics.jsonl")) == entries
 
 
+@pytest.mark.slow
+def test_a_full_fine_tune_leaves_a_model_that_is_merged_and_served(
+    ray_cluster: None, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from pipelines.evaluate.endpoint import served_models
+
+    place = place_for(split_in(tmp_path, ROWS))
+    recipe = recipe_of(method="full", learning_rate=1e-3, num_workers=1, max_steps=3)
+    report = run(recipe, place)
+    assert report["adapter"] is None and report["trainable_parameters"] == report["parameters"]
+    merged = Place(place.workspace, "merge", "m", {"train": place})
+    merged.finish({"report": merge(recipe, merged)})
+    assert merged.report()["summary"].endswith("of what was trained")
+    stages = Place(place.workspace, "compare", "c", {"train": place, "merge": merged})
+    base, tuned = served_models(recipe, stages)
+    assert (base.path, tuned.path) == (report["model"], str(merged.local("model")))
+    models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (base.path, tuned.path)]
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        before, after = (model(input_ids=ids).logits for model in models)
+    assert float((before - after).abs().max()) > 0.1
+
+
 def test_more_workers_than_processors_fail_at_once(
     ray_cluster: None, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
 ) -> None:

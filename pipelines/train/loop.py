@@ -32,7 +32,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     checkpoint, resume_from = _last_checkpoint(run)
     arguments = training_arguments(run, universal=resume_from != checkpoint)  # before the model: ZeRO-3 needs it
     set_seed(run.seed)
-    facts: dict[str, Any] = {"resumed_at": step_of(checkpoint) if checkpoint else 0}
+    facts: dict[str, Any] = {"resumed_at": step_of(checkpoint) if checkpoint else 0, "workers": dist.get_world_size()}
     if facts["resumed_at"] < run.steps:
         from pipelines.train.exhaustion import Meter, explained
 

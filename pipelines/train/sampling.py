@@ -50,7 +50,7 @@ def _answer(run: Run, model: Any, text: str) -> str:
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
         )
     answer: str = tokenizer.decode(output[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
-    return answer
+    return answer.strip()  # ChatGLM3 begins its answers with a line break
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The recipe's sections `train` and `merge`."""
 
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -43,6 +43,9 @@ class Train(Section):
         False, description="fill rows of max_length with several samples, which do not see each other"
     )
     num_workers: Count = Field(1, description="training processes, one GPU each where GPUs are asked for")
+    min_workers: Count | None = Field(
+        None, description="go on with as few where not all find room; num_workers: [2, 8] says both"
+    )
     resources_per_worker: dict[str, Positive] = Field({"CPU": 1}, description="Ray resources of one worker")
     max_failures: int = Field(3, ge=0, description="times that lost workers are replaced, while there is progress")
     sequence_parallel_size: Count = Field(
@@ -83,6 +86,14 @@ class Train(Section):
         False, description="leave the weights of the saved step with the lowest held-out loss, not those of the last"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _pair_of_workers(cls, given: Any) -> Any:
+        if isinstance(given, dict) and isinstance(given.get("num_workers"), list) and len(given["num_workers"]) == 2:
+            least, most = given["num_workers"]
+            return {"min_workers": least, **given, "num_workers": most}
+        return given
+
     @model_validator(mode="after")
     def _limits_agree(self) -> "Train":
         if self.overlong == "split" and (self.max_input_length or self.max_output_length):
@@ -108,6 +119,8 @@ class Train(Section):
                 f"num_workers {self.num_workers} is not a multiple of sequence_parallel_size "
                 f"{self.sequence_parallel_size}"
             )
+        if self.min_workers and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than num_workers {self.num_workers}")
         step = self.num_workers // self.sequence_parallel_size * self.per_device_train_batch_size
         if self.global_batch_size % step:
             shared = " / sequence_parallel_size" if self.sequence_parallel_size > 1 else ""
@@ -116,6 +129,13 @@ class Train(Section):
                 f"per_device_train_batch_size = {step}"
             )
         return self
+
+
+def numbers_of_workers(section: Train) -> list[int]:
+    """How many workers may train, most first: down to `min_workers`, as far as the global batch divides among them."""
+    shared, rows = section.sequence_parallel_size, section.per_device_train_batch_size
+    numbers = range(section.num_workers, (section.min_workers or section.num_workers) - 1, -1)
+    return [n for n in numbers if n % shared == 0 and section.global_batch_size % (n // shared * rows) == 0]
 
 
 def missing_package(section: Train) -> str | None:

@@ -32,6 +32,7 @@ from pipelines.workspace import Place
 VERSION = 1
 UNINFLUENTIAL = {
     "num_workers",
+    "min_workers",
     "sequence_parallel_size",
     "resources_per_worker",
     "max_failures",
@@ -66,7 +67,7 @@ def train(recipe: Recipe, place: Place) -> dict[str, Any]:
     """
     section = recipe.train
     assert section
-    check_resources(section.num_workers, section.resources_per_worker)
+    check_resources(section)
     model = resolve(section.model, place.workspace.local("models"))
     _check_fit(section, model)
     section = _with_zero_stage(section, model, place)

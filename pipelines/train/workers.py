@@ -6,6 +6,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -16,33 +17,55 @@ from pipelines.train.journal import read_journal
 from pipelines.train.loop import train_loop
 from pipelines.train.memory import advice, free_memory, uses_gpu
 from pipelines.train.run import Run
-from pipelines.train.section import Train
+from pipelines.train.section import Train, numbers_of_workers
 
 START_SECONDS = "300"
 FREE_SECONDS = 60
 """How long resources that exist may be in use by something else; what ended just now is given back in that time."""
 
 
-def check_resources(workers: int, each: Mapping[str, float]) -> None:
-    """HardwareError where the cluster does not have what all workers need, or where it does not become free."""
+def check_resources(section: Train) -> None:
+    """HardwareError where the cluster does not have what the fewest workers need, or where it does not become free."""
     import ray
 
     library: Any = ray
-    needed = {name: amount * workers for name, amount in each.items()}
-    there = library.cluster_resources()
-    if lacking := _lacking(needed, there):
+    fewest, each = numbers_of_workers(section)[-1], section.resources_per_worker
+    wanted = f"training needs {fewest} workers of {dict(each)}"
+    if lacking := _lacking(fewest, each, library.cluster_resources()):
         raise HardwareError(
-            f"training needs {workers} workers of {dict(each)}; the cluster lacks {lacking}; "
+            f"{wanted}; the cluster lacks {lacking}; "
             "lower train.num_workers or train.resources_per_worker, or add nodes"
         )
+    if lacking := _lacking_after_a_wait(fewest, each):
+        raise HardwareError(
+            f"{wanted}; something else on the cluster holds {lacking}; "
+            "stop it, or lower train.num_workers or train.resources_per_worker"
+        )
+
+
+def room_for(section: Train) -> int:
+    """How many workers find room: all that the cluster could hold, or, after a wait, as many as it can; see above."""
+    import ray
+
+    library: Any = ray
+    check_resources(section)
+    each, there = section.resources_per_worker, library.cluster_resources()
+    numbers = [number for number in numbers_of_workers(section) if not _lacking(number, each, there)]
+    if not _lacking_after_a_wait(numbers[0], each):
+        return numbers[0]
+    free = library.available_resources()
+    return next((number for number in numbers if not _lacking(number, each, free)), numbers[-1])
+
+
+def _lacking_after_a_wait(workers: int, each: Mapping[str, float]) -> str:
+    """What is still in use by something else when FREE_SECONDS are over; empty as soon as all of it is free."""
+    import ray
+
+    library: Any = ray
     deadline = time.monotonic() + FREE_SECONDS
-    while lacking := _lacking(needed, library.available_resources()):
-        if time.monotonic() > deadline:
-            raise HardwareError(
-                f"training needs {workers} workers of {dict(each)}; something else on the cluster holds {lacking}; "
-                "stop it, or lower train.num_workers or train.resources_per_worker"
-            )
+    while (lacking := _lacking(workers, each, library.available_resources())) and time.monotonic() < deadline:
         time.sleep(0.5)
+    return lacking
 
 
 def memory_found(section: Train) -> int:
@@ -71,7 +94,7 @@ def fit(run: Run) -> dict[str, Any]:
     for failures in count():
         saved = max(map(step_of, complete_checkpoints(run.checkpoints)), default=0)
         try:
-            return _attempt(run)
+            return _attempt(_as_wide_as_possible(run))
         except TrainingFailedError as error:
             cause = _own(error, run)
             reached = max((entry["step"] for entry in read_journal(run.journal)), default=0)
@@ -79,6 +102,14 @@ def fit(run: Run) -> dict[str, Any]:
                 raise cause or StageError(f"training failed at step {reached}:\n{error}") from error
             say(f"  training: a worker was lost at step {reached}; going on from the last checkpoint")
     raise AssertionError("count() ended")
+
+
+def _as_wide_as_possible(run: Run) -> Run:
+    """The run with as many workers as find room now; with fewer each has more to do, and the result is the same."""
+    number = room_for(run.section)
+    if number < run.section.num_workers:
+        say(f"  training: {number} of {run.section.num_workers} workers find room")
+    return replace(run, section=run.section.model_copy(update={"num_workers": number}))
 
 
 def _attempt(run: Run) -> dict[str, Any]:
@@ -127,7 +158,8 @@ def _own(error: Exception, run: Run) -> DanluError | None:
     return None
 
 
-def _lacking(needed: Mapping[str, float], there: Mapping[str, float]) -> str:
-    """What `there` has too little of, for people; empty where it is enough."""
+def _lacking(workers: int, each: Mapping[str, float], there: Mapping[str, float]) -> str:
+    """What `there` has too little of for so many workers, for people; empty where it is enough."""
+    needed = {name: amount * workers for name, amount in each.items()}
     short = [(name, amount) for name, amount in needed.items() if amount > there.get(name, 0)]
     return ", ".join(f"{amount:g} {name} (there: {there.get(name, 0):g})" for name, amount in short)

@@ -29,6 +29,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "dora, ZeRO-2": {"lora": {"use_dora": True}},
     "dora, ZeRO-3": {"zero_stage": 3, "lora": {"use_dora": True}},
     "rslora": {"lora": {"use_rslora": True, "r": 4}},
+    "bfloat16, ZeRO-0": {"dtype": "bfloat16", "zero_stage": 0},
+    "bfloat16, ZeRO-1": {"dtype": "bfloat16", "zero_stage": 1},
     "bfloat16, ZeRO-2": {"dtype": "bfloat16"},
     "bfloat16, ZeRO-3": {"dtype": "bfloat16", "zero_stage": 3},
     "packed": {"packing": True},

@@ -13,13 +13,14 @@ from typing import Any
 
 import psutil
 import pytest
+from pydantic import ValidationError
 
 from pipelines.errors import HardwareError, RecipeError, StageError
 from pipelines.recipe import Recipe
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
 from pipelines.train.merge import merge
-from pipelines.train.section import Merge
+from pipelines.train.section import Merge, numbers_of_workers
 from pipelines.train.stage import determinants, train
 from pipelines.workspace import Place
 
@@ -229,8 +230,9 @@ def test_a_full_fine_tune_leaves_a_model_that_is_merged_and_served(
     from pipelines.evaluate.endpoint import served_models
 
     place = place_for(split_in(tmp_path, ROWS))
-    recipe = recipe_of(method="full", learning_rate=1e-3, num_workers=1, max_steps=3)
+    recipe = recipe_of(method="full", learning_rate=1e-3, num_workers=[1, 4], max_steps=3)
     report = run(recipe, place)
+    assert report["workers"] == 2  # as many as find room on two processors
     assert report["adapter"] is None and report["trainable_parameters"] == report["parameters"]
     merged = Place(place.workspace, "merge", "m", {"train": place})
     merged.finish({"report": merge(recipe, merged)})
@@ -255,6 +257,20 @@ def test_more_workers_than_processors_fail_at_once(
     with pytest.raises(HardwareError, match=r"2 GPU \(there: 0\)"):
         train(recipe_of(resources_per_worker={"GPU": 1}), place)
     assert time.monotonic() - began < 5
+
+
+def test_a_pair_of_numbers_is_the_fewest_and_the_most_workers(recipe_of: RecipeOf) -> None:
+    def numbers(**section: Any) -> list[int]:
+        train = recipe_of(**section).train
+        assert train
+        return numbers_of_workers(train)
+
+    assert numbers(num_workers=[2, 8], global_batch_size=24) == [8, 6, 4, 3, 2]
+    assert numbers(num_workers=[2, 8], global_batch_size=24, per_device_train_batch_size=3) == [8, 4, 2]
+    assert numbers(num_workers=[2, 8], global_batch_size=24, sequence_parallel_size=2) == [8, 6, 4, 2]
+    assert numbers(num_workers=4) == [4]
+    with pytest.raises(ValidationError, match="min_workers 8 is more than num_workers 2"):
+        recipe_of(num_workers=[8, 2])
 
 
 def test_a_length_beyond_the_models_is_refused(

@@ -14,7 +14,9 @@ from pipelines.errors import StageError
 from pipelines.train.memory import GIB, Estimate, advice, estimate, gib, shapes_of
 from pipelines.train.run import Run
 
-_REFUSED = re.compile(r"out of memory|can't allocate memory|not enough memory|bad allocation|std::bad_alloc|ALLOC_FAILED", re.I)
+_REFUSED = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|bad allocation|std::bad_alloc|ALLOC_FAILED", re.I
+)
 _WANTED = re.compile(r"[Tt]ried to allocate (\d+(?:\.\d+)?) ?(bytes|KiB|MiB|GiB)")
 _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": GIB}
 

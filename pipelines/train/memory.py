@@ -233,11 +233,12 @@ def describe(section: Train) -> str:
 def chosen_stage(section: Train, shapes: Shapes, found: int) -> int:
     """The stage of ZeRO that the section asks for; `auto` is the lowest that fits into `found` bytes a worker.
 
-    HardwareError where none does.
+    In 16 bits that is 1 at least, which costs one worker nothing: ZeRO-0 does not store the weights it keeps in
+    float32, so what it leaves would be rounded. HardwareError where none fits.
     """
     if section.zero_stage != "auto":
         return section.zero_stage
-    for stage in range(1 if section.offload_optimizer else 0, 4):
+    for stage in range(0 if _width(section) == 4 and not section.offload_optimizer else 1, 4):
         if estimate(section, shapes, stage).total <= USABLE * found:
             return stage
     raise HardwareError(

@@ -137,13 +137,14 @@ def test_what_is_known_of_seven_billion_comes_out() -> None:
 
 
 def test_auto_takes_the_lowest_stage_that_fits_or_says_what_to_lower() -> None:
-    auto = section(method="full", zero_stage="auto", max_length=128)
+    auto = section(method="full", zero_stage="auto", max_length=128, dtype="float32")
     needs = [estimate(auto, QWEN2_7B, stage).total for stage in range(4)]
     assert needs == sorted(needs, reverse=True)
     for stage, need in enumerate(needs):
         assert chosen_stage(auto, QWEN2_7B, int(need / 0.9) + 1) == stage
     with pytest.raises(HardwareError, match=r"no stage of ZeRO fits: ZeRO-3 needs .* GiB a worker.*gradient_checkp"):
         chosen_stage(auto, QWEN2_7B, int(needs[3] / 0.9) - GIB)
+    assert chosen_stage(section(zero_stage="auto"), QWEN2_7B, 1 << 50) == 1  # in 16 bits
     assert chosen_stage(section(zero_stage=1), QWEN2_7B, 0) == 1
 
 

@@ -43,6 +43,7 @@ class Ingest(Section):
         "columns",
     ] = Field("auto", description="schema of the source; auto recognises it; columns: any table, carried as it is")
     system: str | None = Field(None, description="system prompt given to rows that bring none")
+    replace: dict[str, str] = Field({}, description="texts put in the place of others in every row, such as {{NAME}}")
     limit: Count | None = Field(None, description="take only the first rows of the source")
     max_broken: int = Field(0, ge=0, description="rows that cannot be read or adapted before the stage fails")
     shard_bytes: Count = Field(16 << 20, description="size of one unit of work, bytes")
@@ -153,6 +154,11 @@ class Recipe(Section):
             raise ValueError("refine needs a section synthesize, or refine.styles and refine.dimensions")
         if self.publish and self.publish.weights == "merged" and self.merge is None:
             raise ValueError("publish.weights merged needs a section merge")
+        if self.train and self.train.method == "full":
+            if self.publish and self.publish.weights == "adapter":
+                raise ValueError("train.method full leaves no adapter; publish.weights: merged, with a section merge")
+            if self.compare and self.compare.checkpoints:
+                raise ValueError("compare.checkpoints asks adapters, and train.method full leaves none; remove it")
         return self
 
 

@@ -274,8 +274,8 @@ def _files(reports: Mapping[str, Any], folders: Mapping[str, str]) -> list[tuple
     for stage in WITH_FILES:
         for label, name in reports.get(stage, {}).get("files", {}).items():
             files.append((f"{stage}: {label}", f"{folders[stage]}/{name}"))
-    for stage, key in (("train", "adapter"), ("merge", "model")):
-        if stage in reports:
+    for stage, key in (("train", "adapter"), ("train", "trained"), ("merge", "model")):
+        if reports.get(stage, {}).get(key):  # training leaves one of the two
             name = str(reports[stage][key]).rsplit("/", 1)[-1]
             files.append((f"{stage}: {key}", f"{folders[stage]}/{name}"))
     return [*((f"{stage}: folder", folder) for stage, folder in folders.items()), *files]

@@ -69,6 +69,12 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
         plan = build_plan(clean.process, clean.dialect, clean.text_keys, clean.assets, clean.custom_operators)
         for line in plan.describe():
             out.print(f"  clean: {line}", markup=False, soft_wrap=True)
+    if loaded.train:
+        from pipelines.train.memory import describe
+        from pipelines.train.section import missing_package
+
+        for line in filter(None, (describe(loaded.train), missing_package(loaded.train))):
+            out.print(f"  train: {line}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipelines.errors import Problem, RecipeError
+from pipelines.evaluate.endpoint import trained_whole
 from pipelines.progress import say, waiting
 from pipelines.recipe import Recipe
 from pipelines.workspace import Place, Workspace
@@ -40,14 +41,21 @@ def serve_forever(
     with stop_signals() as stopped, ExitStack() as stack:
         with waiting(f"starting {len(models)} engine(s)"):
             url = stack.enter_context(endpoint(models, recipe.serve, host=host, port=port, log_dir=logs, keys=keys))
-        say(f"{url}: {', '.join(['base', recipe.name, *(model.name for model in models[1:])])}; Ctrl-C stops")
+        names = dict.fromkeys(["base", recipe.name, *(model.name for model in models)])
+        say(f"{url}: {', '.join(names)}; Ctrl-C stops")
         stopped.wait()
 
 
 def trained_models(recipe: Recipe, done: Mapping[str, Place], registry: Path) -> list[ServedModel]:
-    """The base, with the adapters of the registry, and the merged model where the recipe makes one."""
+    """The base, with the adapters of the registry, and the merged model where the recipe makes one.
+
+    Where all weights were trained: the base, and the model that was trained.
+    """
     trained = done["train"].report()
     base = str(trained["model"])
+    if trained["adapter"] is None:
+        models = [ServedModel("base", base, registry=str(registry))]
+        return [*models, ServedModel(recipe.name, str(trained_whole(done)))]
     publish_if_new(done["train"].local(trained["adapter"]), registry, recipe.name, base)
     models = [ServedModel("base", base, registry=str(registry))]
     if "merge" in done:

@@ -79,6 +79,10 @@ def run(
             raise RecipeError(recipe.name, [Problem(name, f"the recipe has no such stage; {nearest(name, names)}")])
     end = names.index(last) + 1 if last else len(names)
     redo = names.index(first) if first else end
+    for stage in stages[:end]:
+        check = getattr(importlib.import_module(stage.module), "preflight", None)
+        if check:  # what would only fail after hours of other stages
+            check(recipe)
     done: dict[str, Place] = {}
     with shared_endpoints():
         for number, stage in enumerate(stages[:end]):

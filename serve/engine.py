@@ -16,10 +16,10 @@ import ray
 from ray import serve as ray_serve
 
 from pipelines.errors import StageError
+from pipelines.parent_death import PARENT
 from pipelines.recipe import Engine as EngineArguments
 from serve import directory
 from serve.models import ServedModel
-from serve.parent_death import PARENT
 
 logger = logging.getLogger("ray.serve")
 

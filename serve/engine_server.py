@@ -14,7 +14,7 @@ import socket
 import sys
 from typing import Any
 
-from serve.parent_death import die_with_parent
+from pipelines.parent_death import die_with_parent
 
 
 def main(arguments: list[str]) -> None:

@@ -1,7 +1,7 @@
 """The endpoint that evaluation and comparison ask: one that is named, or one started for as long as it is needed."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -42,8 +42,9 @@ def shared_endpoints() -> Iterator[None]:
 
 
 def model_names(recipe: Recipe) -> list[str]:
-    """The names of the models that are compared: base, its adapter, and, where the recipe merges, the merged model."""
-    return [BASE, recipe.name, *([f"{recipe.name}-merged"] if recipe.merge else [])]
+    """The names of the models that are compared: base, what was trained, and its adapter merged where that is done."""
+    merged = recipe.merge is not None and recipe.train is not None and recipe.train.method != "full"
+    return [BASE, recipe.name, *([f"{recipe.name}-merged"] if merged else [])]
 
 
 @contextmanager
@@ -84,11 +85,17 @@ def _engines(recipe: Recipe, place: Place) -> AbstractContextManager[str]:
 
 
 def served_models(recipe: Recipe, place: Place) -> "list[ServedModel]":
-    """What the endpoint serves: the base with its adapters in one engine, the merged model in another."""
+    """What the endpoint serves: the base with its adapters in one engine, the merged model in another.
+
+    Where all weights were trained there is no adapter: the model that was trained has the second engine.
+    """
     from serve.app import ServedModel
 
     trained = place.inputs["train"]
     report = trained.report()
+    if report["adapter"] is None:
+        whole = str(trained_whole(place.inputs))
+        return [ServedModel(BASE, str(report["model"]), {}), ServedModel(recipe.name, whole, {})]
     adapters = {
         recipe.name: str(trained.local(report["adapter"])),
         **dict(checkpoint_adapters(recipe, trained).values()),
@@ -98,6 +105,12 @@ def served_models(recipe: Recipe, place: Place) -> "list[ServedModel]":
         merged = place.inputs["merge"]
         models.append(ServedModel(f"{recipe.name}-merged", str(merged.local(merged.report()["model"])), {}))
     return models
+
+
+def trained_whole(stages: Mapping[str, Place]) -> Path:
+    """The folder of a model all of whose weights were trained: as merging wrote it, else as training left it."""
+    last, key = ("merge", "model") if "merge" in stages else ("train", "trained")
+    return stages[last].local(str(stages[last].report()[key]))
 
 
 def checkpoint_adapters(recipe: Recipe, trained: Place) -> dict[int, tuple[str, str]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.parent_death import die_with_parent
+from pipelines.parent_death import die_with_parent
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ from pipelines.evaluate.scores import (
 )
 from pipelines.evaluate.scoring import Job
 from pipelines.evaluate.section import Evaluate
+from pipelines.parent_death import PARENT
 from pipelines.progress import progress
 from pipelines.recipe import Recipe
 from pipelines.workspace import Place, to_json
-from serve.parent_death import PARENT
 
 VERSION = 1
 SHOWN = 3

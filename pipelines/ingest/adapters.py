@@ -118,6 +118,22 @@ def from_turns(system: str | None, turns: Iterable[tuple[Any, Any]]) -> Canonica
     return row
 
 
+def replaced(row: Canonical, texts: Mapping[str, str]) -> Canonical:
+    """A canonical row with some texts in the place of others, in all that is said: names in place of placeholders."""
+
+    def filled(text: str | None) -> str | None:
+        for old, new in texts.items():
+            text = text.replace(old, new) if text else text
+        return text
+
+    if not texts:
+        return row
+    said: Canonical = {name: filled(row[name]) for name in ("system", "query", "response") if name in row}
+    if row.get("messages"):
+        said["messages"] = [{**turn, "content": filled(turn["content"])} for turn in row["messages"]]
+    return {**row, **said}
+
+
 def _role(name: Any) -> str:
     if name not in _ROLES:
         raise ValueError(f"unknown role {name!r}")

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.errors import DataError, InputError, nearest
-from pipelines.ingest.adapters import ADAPTERS, Adapter, recognise
+from pipelines.ingest.adapters import ADAPTERS, Adapter, recognise, replaced
 from pipelines.ingest.columns import BATCH_ROWS, batches, own_id, source_schema, table_reader
 from pipelines.ingest.sources import columns_of, digest_file, is_hub, list_files, plan_shards, read_shard, sample_rows
 from pipelines.recipe import Ingest, Recipe
@@ -60,7 +60,7 @@ def _plan(section: Ingest, files: list[str]) -> tuple[str, list[str], Work]:
         return section.adapter, schema.names, table_reader(schema)
     name, columns = _adapter_for(section, files)
     extra = _extra_types(ADAPTERS[name], files, columns)
-    return name, [*ROW.names, *extra], _reader(name, section.system, extra)
+    return name, [*ROW.names, *extra], _reader(name, section.system, section.replace, extra)
 
 
 def _adapter_for(section: Ingest, files: list[str]) -> tuple[str, list[str]]:
@@ -136,7 +136,7 @@ def _schema(extra: dict[str, str]) -> pa.Schema:
     return pa.schema([*ROW, *(pa.field(name, pa.type_for_alias(kind)) for name, kind in extra.items())])
 
 
-def _reader(adapter_name: str, system: str | None, extra: dict[str, str]) -> Work:
+def _reader(adapter_name: str, system: str | None, replace: dict[str, str], extra: dict[str, str]) -> Work:
     """The work on one shard: read, adapt, write; closes over plain values only, since it travels to workers."""
 
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
@@ -144,7 +144,8 @@ def _reader(adapter_name: str, system: str | None, extra: dict[str, str]) -> Wor
         broken: list[dict[str, Any]] = []
         digest = RowDigest()
         with attempt.writer("rows", schema) as writer:
-            for batch in batches(_adapted(shard, adapter_name, system, extra, broken), BATCH_ROWS):
+            rows = (replaced(row, replace) for row in _adapted(shard, adapter_name, system, extra, broken))
+            for batch in batches(rows, BATCH_ROWS):
                 table = pa.Table.from_pylist(batch, schema=schema)
                 writer.write_table(table)
                 digest.update(table)

@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 from typing import Any
 
+from pipelines.train.memory import BUCKET
 from pipelines.train.run import Run
 from pipelines.train.section import Train
 
@@ -13,15 +14,16 @@ def training_arguments(run: Run, universal: bool) -> Any:
     from transformers import TrainingArguments
 
     section = run.section
+    assert section.zero_stage != "auto"  # the driver has chosen
     dtype = _dtype(section.dtype)
     on_cpu = not torch.cuda.is_available()
-    accumulation = section.global_batch_size // (section.num_workers * section.per_device_train_batch_size)
+    rows = section.num_workers // section.sequence_parallel_size * section.per_device_train_batch_size
     return TrainingArguments(
         output_dir=str(run.checkpoints),
         max_steps=run.steps,
         per_device_train_batch_size=section.per_device_train_batch_size,
         per_device_eval_batch_size=section.per_device_train_batch_size,
-        gradient_accumulation_steps=accumulation,
+        gradient_accumulation_steps=section.global_batch_size // rows,
         learning_rate=section.learning_rate,
         lr_scheduler_type=section.lr_scheduler_type,
         warmup_steps=round(section.warmup_ratio * run.steps),
@@ -33,7 +35,7 @@ def training_arguments(run: Run, universal: bool) -> Any:
         use_liger_kernel=not on_cpu and find_spec("liger_kernel") is not None,
         liger_kernel_config={"cross_entropy": False, "fused_linear_cross_entropy": _head_is_plain(section)},
         activation_checkpointing=section.gradient_checkpointing,
-        deepspeed=_deepspeed(section.zero_stage, dtype, universal),
+        deepspeed=_deepspeed(section.zero_stage, dtype, universal, section.offload_optimizer),
         neftune_noise_alpha=section.neftune_noise_alpha,
         seed=run.seed,
         logging_strategy="steps",
@@ -81,10 +83,17 @@ def dtype_of(arguments: Any) -> Any:
     return torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
 
 
-def _deepspeed(stage: int, dtype: str, universal: bool) -> dict[str, Any]:
+def _deepspeed(stage: int, dtype: str, universal: bool, offload: bool) -> dict[str, Any]:
     """DeepSpeed's configuration; what is `auto` comes from the training arguments. The optimizer is torch's."""
+    import torch
+
     return {
-        "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True},
+        "zero_optimization": {
+            "stage": stage,
+            **({"offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()}} if offload else {}),
+            "reduce_bucket_size": BUCKET,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
         # the trainer looks at the gradient norm itself; DeepSpeed would wait for the device at every parameter
         "bf16": {"enabled": dtype == "bfloat16", "check_grad_overflow": False},
         "fp16": {"enabled": dtype == "float16"},

@@ -37,11 +37,19 @@ def per_sample_attention(
 ) -> tuple[Any, None]:
     """Causal attention of each sample by itself.
 
-    `query` [1, heads, tokens, width]; `key` and `value` may have fewer heads; returns [1, tokens, heads, width].
+    `query` [1, heads, tokens, width]; `key` and `value` may have fewer heads; returns [1, tokens, heads, width]. Where
+    ranks share a row, the tokens are this rank's part of it, and `cu_seq_lens_q` the bounds in all of it.
     """
+    from pipelines.train.sequence import sharing, to_heads, to_tokens
+
+    shared = sharing().size > 1
+    if shared:
+        query, key, value = to_heads(query), to_heads(key), to_heads(value)
     if dropout == 0 and _has_flash(query):
-        return _flash(query, key, value, scaling, cu_seq_lens_q, max_length_q, sliding_window), None
-    return _one_by_one(query, key, value, scaling, dropout, cu_seq_lens_q, sliding_window), None
+        output = _flash(query, key, value, scaling, cu_seq_lens_q, max_length_q, sliding_window)
+    else:
+        output = _one_by_one(query, key, value, scaling, dropout, cu_seq_lens_q, sliding_window)
+    return (to_tokens(output) if shared else output).transpose(1, 2).contiguous(), None
 
 
 def _has_flash(query: Any) -> bool:
@@ -70,7 +78,7 @@ def _flash(
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
         **grouped,
     )
-    return output[None]
+    return output.transpose(0, 1)[None]
 
 
 def _one_by_one(
@@ -106,4 +114,4 @@ def _one_by_one(
                 enable_gqa=grouped,
             )
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+    return torch.cat(outputs, dim=2)

@@ -3,14 +3,15 @@
 Nothing here may import torch or deepspeed at the top: the driver imports this module to send it to the workers.
 """
 
-import ctypes
 import os
 import resource
 import shutil
-import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipelines.parent_death import arm
 from pipelines.train.arguments import dtype_of, training_arguments
 from pipelines.train.attention import register as register_attention
 from pipelines.train.checkpoint import complete_checkpoints, remove_incomplete, step_of
@@ -19,8 +20,6 @@ from pipelines.train.models import quiet_transformers
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, Schedule
 from pipelines.train.universal import shard_count, to_universal
-
-PR_SET_PDEATHSIG = 1
 
 
 def train_loop(config: dict[str, Any]) -> dict[str, Any]:
@@ -33,11 +32,15 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     checkpoint, resume_from = _last_checkpoint(run)
     arguments = training_arguments(run, universal=resume_from != checkpoint)  # before the model: ZeRO-3 needs it
     set_seed(run.seed)
-    facts: dict[str, Any] = {"resumed_at": step_of(checkpoint) if checkpoint else 0}
+    facts: dict[str, Any] = {"resumed_at": step_of(checkpoint) if checkpoint else 0, "workers": dist.get_world_size()}
     if facts["resumed_at"] < run.steps:
-        trainer = _trainer(run, arguments, resumed=checkpoint is not None)
-        facts |= _count_parameters(trainer.model)
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        from pipelines.train.exhaustion import Meter, explained
+
+        meter = Meter()
+        with explained(run, meter):
+            trainer = _trainer(run, arguments, meter.mark, resumed=checkpoint is not None)
+            facts |= _count_parameters(trainer.model)
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     if dist.get_rank() == 0:
         _export(run)
     dist.barrier()
@@ -46,7 +49,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
 
 def _prepare_process() -> None:
     """Tie this worker's life to Ray's, and keep DeepSpeed from compiling what is not used here."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    arm()
     # rows differ in length, so that blocks of fixed size would leave gaps; read at CUDA's first use
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     import torch
@@ -89,19 +92,24 @@ def _last_checkpoint(run: Run) -> tuple[Path | None, Path | None]:
     return last, run.universal if convert else last
 
 
-def _trainer(run: Run, arguments: Any, resumed: bool) -> Any:
+def _trainer(run: Run, arguments: Any, begun: Callable[[], None], resumed: bool) -> Any:
     from transformers import PrinterCallback
 
     from pipelines.train.methods import load_model
+    from pipelines.train.sequence import share
     from pipelines.train.trainer import ChatTrainer, Recorder
 
+    share(run.section.sequence_parallel_size)
+
     arguments.eval_on_start = run.held_out is not None and not resumed
-    recorder = Recorder(run)
+    recorder = Recorder(run, begun)
+    held_out = Samples(run.held_out) if run.held_out else None
     trainer = ChatTrainer(
         model=load_model(run, arguments),
         args=arguments,
         train_dataset=_schedule(run),
-        held_out=Samples(run.held_out) if run.held_out else None,
+        held_out=held_out,
+        predict=partial(_predict, run, held_out) if held_out and run.section.predict_with_generate else None,
         callbacks=[recorder],
     )
     recorder.trainer = trainer
@@ -109,10 +117,18 @@ def _trainer(run: Run, arguments: Any, resumed: bool) -> Any:
     return trainer
 
 
+def _predict(run: Run, held_out: Samples, model: Any) -> dict[str, float]:
+    from pipelines.train.predictions import predict
+
+    return predict(run, model, held_out)
+
+
 def _schedule(run: Run) -> Schedule:
     section = run.section
     packed_to = section.max_length if section.packing else None
-    return Schedule(Samples(run.training), run.seed, run.steps * section.global_batch_size, packed_to)
+    copies, batch = section.sequence_parallel_size, section.per_device_train_batch_size
+    rows = run.steps * section.global_batch_size
+    return Schedule(Samples(run.training), run.seed, rows, packed_to, copies, batch)
 
 
 def chosen_checkpoint(run: Run) -> Path:

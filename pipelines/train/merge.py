@@ -11,9 +11,10 @@ from pipelines.errors import StageError
 from pipelines.progress import waiting
 from pipelines.recipe import Recipe
 from pipelines.train.models import quiet_transformers
+from pipelines.train.own_process import in_own_process
 from pipelines.train.section import Merge
 from pipelines.train.tokenize import load_tokenizer
-from pipelines.train.weights import digest_weights, is_adapter
+from pipelines.train.weights import check_base, digest_weights, is_adapter
 from pipelines.workspace import Place
 
 VERSION = 1
@@ -36,19 +37,19 @@ def merge(recipe: Recipe, place: Place) -> dict[str, Any]:
 
     StageError where the merged model, read back from disk, does not answer like base and adapter together.
     """
-    import ray
-
     section = recipe.merge
     assert section
     trained = place.inputs["train"]
     report = trained.report()
     target = place.local(MODEL)
-    task = ray.remote(max_calls=1, num_cpus=section.num_cpus)(write_merged)  # its process ends, its memory comes back
     what = trained.local(report["adapter"] or report["trained"])
     with waiting("writing the merged model"):
-        facts: dict[str, Any] = ray.get(task.remote(Path(report["model"]), what, target, section))
+        facts: dict[str, Any] = in_own_process(
+            write_merged, Path(report["model"]), what, target, section, num_cpus=section.num_cpus
+        )
+    same = "base + adapter" if report["adapter"] else "what was trained"
     return {
-        "summary": f"{facts['dtype']}, logits within {facts['merge_difference']:.1e} of base + adapter",
+        "summary": f"{facts['dtype']}, logits within {facts['merge_difference']:.1e} of {same}",
         "digest": digest_weights(target),
         "model": MODEL,
         "bytes": sum(path.stat().st_size for path in target.iterdir()),
@@ -101,6 +102,8 @@ def _load(base: Path, trained: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     adapter = is_adapter(trained)
+    if adapter:
+        check_base(trained, base)
     model: Any = AutoModelForCausalLM.from_pretrained(base if adapter else trained, dtype=torch.float32)
     return PeftModel.from_pretrained(model, trained) if adapter else model
 

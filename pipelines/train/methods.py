@@ -11,10 +11,15 @@ from pipelines.train.section import Train
 
 def load_model(run: Run, arguments: Any) -> Any:
     """The base model, prepared for the recipe's method."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from pipelines.train.sequence import check_heads
 
     section = run.section
     dtype = dtype_of(arguments)
+    shared = section.sequence_parallel_size > 1
+    if shared:
+        check_heads(AutoConfig.from_pretrained(run.model), section.sequence_parallel_size)
     model: Any = AutoModelForCausalLM.from_pretrained(
         run.model,
         dtype=dtype,

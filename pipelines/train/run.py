@@ -25,6 +25,11 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     @property
+    def curves(self) -> Path:
+        """See curves.py."""
+        return self.folder / "tensorboard"
+
+    @property
     def samples(self) -> Path:
         """See sampling.py."""
         return self.folder / "samples.jsonl"

@@ -52,7 +52,11 @@ class Schedule:
     and to resume at a step means to start at its number.
     """
 
-    def __init__(self, samples: Samples, seed: int, total: int, packed_to: int | None) -> None:
+    def __init__(
+        self, samples: Samples, seed: int, total: int, packed_to: int | None, copies: int = 1, batch: int = 1
+    ) -> None:
+        """`copies`: ranks that follow one another get the same `batch` rows, to share their tokens."""
+        self._copies, self._batch = copies, batch
         self._samples = samples
         self._seed = seed
         self._total = total
@@ -62,9 +66,10 @@ class Schedule:
         self._rows = self._rows_of(0)
 
     def __len__(self) -> int:
-        return self._total
+        return self._total * self._copies
 
     def __getitem__(self, number: int) -> list[Sample]:
+        number = number // self._batch // self._copies * self._batch + number % self._batch
         if number < self._first:
             self._first, self._epoch, self._rows = 0, 0, self._rows_of(0)
         while number >= self._first + len(self._rows):

@@ -25,7 +25,7 @@ def sample(run: Run, model: Any, step: int) -> None:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     numbers = range(len(section.evaluation_inputs))
     mine = numbers if section.zero_stage == 3 else numbers[rank::ranks]
-    with _generating(model):
+    with generating(model):
         answers = {number: _answer(run, model, section.evaluation_inputs[number]) for number in mine}
     gathered: list[Any] = [None] * ranks
     dist.all_gather_object(gathered, answers)
@@ -50,11 +50,11 @@ def _answer(run: Run, model: Any, text: str) -> str:
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
         )
     answer: str = tokenizer.decode(output[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
-    return answer
+    return answer.strip()  # ChatGLM3 begins its answers with a line break
 
 
 @contextmanager
-def _generating(model: Any) -> Iterator[None]:
+def generating(model: Any) -> Iterator[None]:
     """The model as generation needs it: no dropout, and attention that knows a cache."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     attention = base.config._attn_implementation

@@ -1,9 +1,9 @@
 """The recipe's sections `train` and `merge`."""
 
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from pipelines.section import Count, Positive, Ratio, Section
 
@@ -35,12 +35,26 @@ class Train(Section):
     overlong: Literal["truncate", "drop", "split"] = Field(
         "truncate", description="rows above max_length: cut at the end, left out, or cut into several samples"
     )
+    max_input_length: Count | None = Field(
+        None, description="tokens of all before the last answer; longer ones lose old turns, then the question's end"
+    )
+    max_output_length: Count | None = Field(None, description="tokens of the last answer; longer ones are cut")
     packing: bool = Field(
         False, description="fill rows of max_length with several samples, which do not see each other"
     )
     num_workers: Count = Field(1, description="training processes, one GPU each where GPUs are asked for")
+    min_workers: Count | None = Field(
+        None, description="go on with as few where not all find room; num_workers: [2, 8] says both"
+    )
     resources_per_worker: dict[str, Positive] = Field({"CPU": 1}, description="Ray resources of one worker")
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    max_failures: int = Field(3, ge=0, description="times that lost workers are replaced, while there is progress")
+    sequence_parallel_size: Count = Field(
+        1, description="workers that share their rows, each a part of the tokens: for rows too long for one (Ulysses)"
+    )
+    zero_stage: Literal[0, 1, 2, 3, "auto"] = Field(
+        2, description="DeepSpeed ZeRO stage; auto: the lowest that fits, by the estimate that `danlu check` prints"
+    )
+    offload_optimizer: bool = Field(False, description="keep the optimizer in main memory, where the GPU's is short")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="weights and computation; auto: bfloat16 where the processor has it, else float32"
     )
@@ -59,9 +73,12 @@ class Train(Section):
     max_steps: Count | None = Field(None, description="most optimizer steps")
     eval_rows: int = Field(0, ge=0, description="rows of the test split whose loss is measured while training")
     eval_steps: Count = Field(50, description="optimizer steps between evaluations")
+    predict_with_generate: bool = Field(
+        False, description="answer the held-out rows at each evaluation too; ROUGE-L and BLEU-4 go to the journal"
+    )
     evaluation_inputs: list[str] = Field([], description="questions that are answered while training, to read along")
     evaluation_steps: Count = Field(50, description="optimizer steps between those answers")
-    evaluation_max_tokens: Count = Field(128, description="most tokens of one such answer")
+    evaluation_max_tokens: Count = Field(128, description="most tokens of an answer while training")
     logging_steps: Count = Field(1, description="optimizer steps between log lines")
     save_steps: Count = Field(100, description="optimizer steps between checkpoints")
     save_total_limit: Count = Field(3, description="checkpoints that are kept")
@@ -69,22 +86,68 @@ class Train(Section):
         False, description="leave the weights of the saved step with the lowest held-out loss, not those of the last"
     )
 
-    @field_validator("method")
+    @model_validator(mode="before")
     @classmethod
-    def _method_is_installed(cls, method: str) -> str:
-        if method == "qlora" and find_spec("bitsandbytes") is None:
-            raise ValueError("qlora needs the package bitsandbytes: pip install bitsandbytes")
-        return method
+    def _pair_of_workers(cls, given: Any) -> Any:
+        if isinstance(given, dict) and isinstance(given.get("num_workers"), list) and len(given["num_workers"]) == 2:
+            least, most = given["num_workers"]
+            return {"min_workers": least, **given, "num_workers": most}
+        return given
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> "Train":
+        if self.overlong == "split" and (self.max_input_length or self.max_output_length):
+            raise ValueError("overlong: split cannot be joined with max_input_length or max_output_length")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_offloaded(self) -> "Train":
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3: ZeRO-0 leaves the optimizer as it is")
+        return self
+
+    @model_validator(mode="after")
+    def _has_rows_to_predict(self) -> "Train":
+        if self.predict_with_generate and not self.eval_rows:
+            raise ValueError("predict_with_generate answers held-out rows; give eval_rows")
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "Train":
-        step = self.num_workers * self.per_device_train_batch_size
-        if self.global_batch_size % step:
+        if self.num_workers % self.sequence_parallel_size:
             raise ValueError(
-                f"global_batch_size {self.global_batch_size} is not a multiple of num_workers x "
+                f"num_workers {self.num_workers} is not a multiple of sequence_parallel_size "
+                f"{self.sequence_parallel_size}"
+            )
+        if self.min_workers and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than num_workers {self.num_workers}")
+        step = self.num_workers // self.sequence_parallel_size * self.per_device_train_batch_size
+        if self.global_batch_size % step:
+            shared = " / sequence_parallel_size" if self.sequence_parallel_size > 1 else ""
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of num_workers{shared} x "
                 f"per_device_train_batch_size = {step}"
             )
         return self
+
+
+def numbers_of_workers(section: Train) -> list[int]:
+    """How many workers may train, most first: down to `min_workers`, as far as the global batch divides among them."""
+    shared, rows = section.sequence_parallel_size, section.per_device_train_batch_size
+    numbers = range(section.num_workers, (section.min_workers or section.num_workers) - 1, -1)
+    return [n for n in numbers if n % shared == 0 and section.global_batch_size % (n // shared * rows) == 0]
+
+
+def missing_package(section: Train) -> str | None:
+    """What the section needs and this Python lacks, with how to get it; None where nothing is missing.
+
+    A recipe is right without it: its other stages run, and a cluster may have it.
+    """
+    if section.method == "qlora" and find_spec("bitsandbytes") is None:
+        return "qlora needs the package bitsandbytes: pip install bitsandbytes"
+    if section.predict_with_generate and any(find_spec(name) is None for name in ("rouge_chinese", "jieba", "nltk")):
+        return "predict_with_generate needs the package evalscope and what it brings: pip install 'danlu[evaluate]'"
+    return None
 
 
 class Merge(Section):

@@ -2,36 +2,45 @@
 
 <place>/train_tokens/, held_out_tokens/   see tokenize.py
 <place>/metrics.jsonl, samples.jsonl      see journal.py, sampling.py
+<place>/tensorboard/                      see curves.py
 <place>/checkpoints/                      see checkpoint.py
 <place>/adapter/ or trained/              the adapter, or the model where all of it was trained; see weights.py
 """
 
+import json
 import math
-import os
-import shutil
-import uuid
+import re
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import DanluError, HardwareError, Problem, RecipeError, StageError, nearest
+from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.ingest.stage import determinants as ingested
 from pipelines.recipe import Ingest, Recipe
-from pipelines.train.checkpoint import complete_checkpoints, step_of
+from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_of
 from pipelines.train.journal import best_step, read_journal, shown
-from pipelines.train.loop import chosen_checkpoint, train_loop
-from pipelines.train.models import matrices, max_positions, model_digest, resolve
+from pipelines.train.loop import chosen_checkpoint
+from pipelines.train.memory import chosen_stage, shapes_of
+from pipelines.train.models import max_positions, model_digest, resolve, weight_shapes
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, total_rows
-from pipelines.train.section import Train
+from pipelines.train.section import Train, missing_package
 from pipelines.train.tokenize import Tokenized, names_a_source, parse_data, source_of, tokenize
 from pipelines.train.weights import digest_weights
+from pipelines.train.workers import check_resources, fit, memory_found
 from pipelines.workspace import Place
 
 VERSION = 1
-UNINFLUENTIAL = {"num_workers", "resources_per_worker", "save_steps", "save_total_limit", "logging_steps"}
+UNINFLUENTIAL = {
+    "num_workers",
+    "min_workers",
+    "sequence_parallel_size",
+    "resources_per_worker",
+    "max_failures",
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+}
 """Fields that change where and how safely the work is done, but not what comes out."""
-
-WORKER_START_SECONDS = "300"
 
 
 def determinants(recipe: Recipe) -> dict[str, Any]:
@@ -41,6 +50,13 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
     named = [parse_data(item)[0] for item in recipe.train.data]
     files = [ingested(recipe.model_copy(update={"ingest": Ingest(source=n)})) for n in named if names_a_source(n)]
     return {"section": section, "seed": recipe.seed, "model": model_digest(recipe.train.model), "files": files}
+
+
+def preflight(recipe: Recipe) -> None:
+    """RecipeError, before any stage runs, where training could not run at all."""
+    assert recipe.train
+    if missing := missing_package(recipe.train):
+        raise RecipeError(recipe.name, [Problem("train.method", missing)])
 
 
 def train(recipe: Recipe, place: Place) -> dict[str, Any]:
@@ -54,6 +70,7 @@ def train(recipe: Recipe, place: Place) -> dict[str, Any]:
     check_resources(section)
     model = resolve(section.model, place.workspace.local("models"))
     _check_fit(section, model)
+    section = _with_zero_stage(section, model, place)
     training = _tokens(recipe, place, model, "train_tokens", section.data)
     held_out = (
         _tokens(recipe, place, model, "held_out_tokens", [f"test#{section.eval_rows}"]) if section.eval_rows else None
@@ -66,74 +83,27 @@ def train(recipe: Recipe, place: Place) -> dict[str, Any]:
     return _report(place, run, facts)
 
 
+def _with_zero_stage(section: Train, model: Path, place: Place) -> Train:
+    """The section with the stage that `auto` stands for; a run that goes on keeps the one it began with."""
+    if section.zero_stage != "auto":
+        return section
+    record = place.local("zero_stage.json")
+    if not record.is_file():
+        shapes = shapes_of(model)
+        if shapes is None:
+            message = "auto needs a model in safetensors, to estimate its memory; give a number"
+            raise RecipeError("the recipe", [Problem("train.zero_stage", message)])
+        record.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(record, json.dumps(chosen_stage(section, shapes, memory_found(section))))
+    return section.model_copy(update={"zero_stage": json.loads(record.read_text(encoding="utf-8"))})
+
+
 def total_steps(section: Train, seed: int, training: Tokenized) -> int:
     """Optimizer steps of the whole run; the last is filled up from the next epoch."""
     packed_to = section.max_length if section.packing else None
     rows = total_rows(Samples(training), seed, section.num_train_epochs, packed_to)
     steps = math.ceil(rows / section.global_batch_size)
     return min(steps, section.max_steps or steps)
-
-
-def check_resources(section: Train) -> None:
-    """HardwareError where the cluster could never hold all workers, with what is there and what is missing."""
-    import ray
-
-    library: Any = ray
-    there: dict[str, float] = library.cluster_resources()
-    needed = {name: amount * section.num_workers for name, amount in section.resources_per_worker.items()}
-    lacking = [
-        f"{amount:g} {name} (there: {there.get(name, 0):g})"
-        for name, amount in needed.items()
-        if amount > there.get(name, 0)
-    ]
-    if lacking:
-        raise HardwareError(
-            f"training needs {section.num_workers} workers of {section.resources_per_worker}, which lacks "
-            f"{', '.join(lacking)}; lower train.num_workers or train.resources_per_worker, or add nodes"
-        )
-
-
-def fit(run: Run) -> dict[str, Any]:
-    """Run the workers until they are done; returns what rank 0 returned. Their own errors are raised as they were."""
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", WORKER_START_SECONDS)
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
-
-    use_gpu = run.section.resources_per_worker.get("GPU", 0) > 0
-    # a name of its own per attempt: Ray keeps no state that a crash could leave half-written; checkpoints are ours
-    attempts = run.folder / "attempts"
-    trainer_class: Any = TorchTrainer  # its types allow no return value; its documentation does
-    trainer = trainer_class(
-        train_loop,
-        train_loop_config={"run": run},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=run.section.num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker=dict(run.section.resources_per_worker),
-        ),
-        run_config=RunConfig(name=uuid.uuid4().hex[:12], storage_path=str(attempts)),
-    )
-    try:
-        facts: dict[str, Any] = trainer.fit().return_value
-    except TrainingFailedError as error:
-        raise _cause(error) from error
-    finally:
-        shutil.rmtree(attempts, ignore_errors=True)
-    return facts
-
-
-def _cause(error: Exception) -> Exception:
-    """What a worker raised, where it is one of ours; else the error itself, as a bug to be shown."""
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, DanluError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    return StageError(f"training failed:\n{error}")
 
 
 def _tokens(recipe: Recipe, place: Place, model: Path, name: str, data: list[str]) -> Tokenized:
@@ -146,6 +116,8 @@ def _tokens(recipe: Recipe, place: Place, model: Path, name: str, data: list[str
         [source_of(recipe, place, item) for item in data],
         max_length=section.max_length,
         overlong=section.overlong,
+        max_input_length=section.max_input_length,
+        max_output_length=section.max_output_length,
         system=section.system,
         seed=recipe.seed,
     )
@@ -158,14 +130,21 @@ def _check_fit(section: Train, model: Path) -> None:
     if limit is not None and section.max_length > limit:
         message = f"{section.max_length} is more than the {limit} tokens the model was made for; lower it to {limit}"
         problems.append(Problem("train.max_length", message))
-    names = matrices(model)
-    targets = section.lora.target_modules
-    for target in targets if isinstance(targets, list) and names else []:
-        if not any(name == target or name.endswith("." + target) for name in names):
-            hint = nearest(target, {name.rpartition(".")[2] for name in names})
-            problems.append(Problem("train.lora.target_modules", f"the model has no module {target!r}; {hint}"))
+    names = [name.removesuffix(".weight") for name, shape in weight_shapes(model).items() if len(shape) == 2]
+    problems += _unknown_targets(section.lora.target_modules, names) if section.method != "full" and names else []
     if problems:
         raise RecipeError("the recipe", problems)
+
+
+def _unknown_targets(targets: str | list[str], names: list[str]) -> list[Problem]:
+    """One problem for each target that no module of the model is called by; a text is a pattern, as peft has it."""
+    key, short = "train.lora.target_modules", {name.rpartition(".")[2] for name in names}
+    if isinstance(targets, str):
+        if targets == "all-linear" or any(re.fullmatch(targets, name) for name in names):
+            return []
+        return [Problem(key, f"no module of the model matches {targets!r}; {nearest(targets, short)}")]
+    unknown = [t for t in targets if not any(name == t or name.endswith("." + t) for name in names)]
+    return [Problem(key, f"the model has no module {target!r}; {nearest(target, short)}") for target in unknown]
 
 
 def _report(place: Place, run: Run, facts: dict[str, Any]) -> dict[str, Any]:
@@ -187,6 +166,7 @@ def _report(place: Place, run: Run, facts: dict[str, Any]) -> dict[str, Any]:
         "adapter": None if full else run.trained.name,
         "trained": run.trained.name if full else None,
         "checkpoints": place.relative(map(str, complete_checkpoints(run.checkpoints))),
+        "zero_stage": run.section.zero_stage,
         "steps": run.steps,
         "losses": steps,
         "eval_losses": evaluations,

@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from pipelines.ingest.stage import ingest
 from pipelines.recipe import Ingest, Recipe
 from pipelines.records import messages_of
 from pipelines.shards import Attempt, Commit, Shard, run_shards
-from pipelines.train.chat import IGNORED, Encoded, control_tokens, encode, with_system
+from pipelines.train.chat import Encoded, control_tokens, encode, with_system
+from pipelines.train.limits import Fitted, Limits, fit, loss_tokens
 from pipelines.workspace import Place, Workspace
 
 SHARD_ROWS = 4096
@@ -86,16 +87,19 @@ def tokenize(
     *,
     max_length: int,
     overlong: str = "truncate",
+    max_input_length: int | None = None,
+    max_output_length: int | None = None,
     system: str | None = None,
     seed: int,
 ) -> Tokenized:
     """Tokenize the sources into shards under `name`, those that are not there yet.
 
-    Rows of more than `max_length` tokens are counted as truncated: `overlong` says whether they are cut at the end,
-    dropped, or split. Rows that give no sample with an answer are left out, and counted. DataError where none does.
+    Rows above a limit are counted as truncated; limits.py says what happens to them. Rows that give no sample with an
+    answer are left out, and counted. DataError where none does.
     """
+    limits = Limits(max_length, overlong, max_input_length, max_output_length)
     drawn = [_draw(place.workspace, source, seed, number) for number, source in enumerate(sources)]
-    work = _tokenizer(place.workspace, model, max_length, overlong, system)
+    work = _tokenizer(place.workspace, model, limits, system)
     commits = run_shards(
         place, name, lambda: _plan(place.workspace, sources, drawn), work, concurrency=None, title=name
     )
@@ -105,9 +109,7 @@ def tokenize(
     path = place.path(name, "index.npy")
     place.workspace.write(path, _npy(index))
     if not len(index):
-        raise DataError(
-            f"{name}: none of {counts['rows']} rows has an answer within train.max_length {max_length} tokens"
-        )
+        raise DataError(f"{name}: none of {counts['rows']} rows has an answer within {limits} tokens")
     return Tokenized(shards, path, len(index), counts)
 
 
@@ -161,19 +163,19 @@ def _drawn_of_groups(workspace: Workspace, source: Source, chosen: _Drawn) -> It
 
 
 def _tokenizer(
-    workspace: Workspace, model: Path, max_length: int, overlong: str, system: str | None
+    workspace: Workspace, model: Path, limits: Limits, system: str | None
 ) -> Callable[[Shard, Attempt], dict[str, Any]]:
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         tokenizer, control = load_tokenizer(model)
-        encoded: list[Encoded] = []
+        fitted: list[Fitted] = []
         for row in _rows(workspace, shard):
             try:
-                encoded.append(encode(tokenizer, control, with_system(messages_of(row), system)))
+                messages = with_system(messages_of(row), system)
+                fitted.append(fit(partial(encode, tokenizer, control), tokenizer, messages, limits))
             except DataError as error:
                 raise DataError(f"row {row['row_id']}: {error}") from None
-        cut = [_cut(sample, max_length, overlong) for sample in encoded]
-        _write_shard(workspace, attempt, cut)
-        return _count(encoded, cut, max_length)
+        _write_shard(workspace, attempt, [row.samples for row in fitted])
+        return _count(fitted)
 
     return work
 
@@ -208,32 +210,17 @@ def _write_shard(workspace: Workspace, attempt: Attempt, cut: Sequence[list[Enco
             stream.write(_npy(arrays[kind]))
 
 
-def _cut(sample: Encoded, max_length: int, overlong: str) -> list[Encoded]:
-    """A row's samples of at most `max_length` tokens, those without loss left out."""
-    if len(sample.tokens) > max_length and overlong == "drop":
-        return []
-    ends = range(max_length, len(sample.tokens) + max_length, max_length) if overlong == "split" else [max_length]
-    parts = [Encoded(sample.tokens[end - max_length : end], sample.labels[end - max_length : end]) for end in ends]
-    return [part for part in parts if _loss_tokens(part)]
-
-
-def _loss_tokens(sample: Encoded) -> int:
-    """Tokens with loss; the first has no token before it that it could be told from."""
-    return sum(label != IGNORED for label in sample.labels[1:])
-
-
-def _count(encoded: Sequence[Encoded], cut: Sequence[list[Encoded]], max_length: int) -> dict[str, Any]:
+def _count(fitted: Sequence[Fitted]) -> dict[str, Any]:
     """What became of a shard's rows: counts, and `samples_of_row`, how many samples each row gave."""
-    samples = [sample for row in cut for sample in row]
-    too_long = sum(len(sample.tokens) > max_length for sample in encoded)
+    samples = [sample for row in fitted for sample in row.samples]
     return {
-        "rows": len(encoded),
+        "rows": len(fitted),
         "samples": len(samples),
-        "truncated": too_long,
-        "left_out": sum(not row for row in cut),
+        "truncated": sum(row.too_long for row in fitted),
+        "left_out": sum(not row.samples for row in fitted),
         "tokens": sum(len(sample.tokens) for sample in samples),
-        "loss_tokens": sum(map(_loss_tokens, samples)),
-        "samples_of_row": [len(row) for row in cut],
+        "loss_tokens": sum(map(loss_tokens, samples)),
+        "samples_of_row": [len(row.samples) for row in fitted],
     }
 
 

@@ -5,7 +5,7 @@ Imported in training workers only: it needs torch and transformers, which take s
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,10 +17,12 @@ from transformers.trainer_utils import unwrap_peft_model
 
 from pipelines.errors import StageError
 from pipelines.train.checkpoint import PREFIX, complete_checkpoints, mark_complete, remove_oldest, step_of
+from pipelines.train.curves import draw
 from pipelines.train.journal import append, best_step, read_journal
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, collate
 from pipelines.train.sampling import sample
+from pipelines.train.sequence import own_part, sharing
 
 Batch = dict[str, Any]
 
@@ -28,8 +30,12 @@ Batch = dict[str, Any]
 class ChatTrainer(Trainer):
     """Trains on packed rows; every loss is a mean over the tokens that have one, on all ranks together."""
 
-    def __init__(self, *, held_out: Samples | None, **arguments: Any) -> None:
-        super().__init__(data_collator=collate, eval_dataset=held_out, **arguments)
+    def __init__(
+        self, *, held_out: Samples | None, predict: Callable[[Any], dict[str, float]] | None = None, **arguments: Any
+    ) -> None:
+        """`predict`: gives scores of the model's answers, which are logged with the held-out loss."""
+        super().__init__(data_collator=_collate, eval_dataset=held_out, **arguments)
+        self.predict_scores = predict
         self.loss_is_scaled_for_ga = True  # `training_loss` divides by the tokens of the whole step
         self.model_accepts_loss_kwargs = False  # the loss is ours, not the model's
         forward: Any = unwrap_peft_model(self.model).forward
@@ -72,21 +78,24 @@ class ChatTrainer(Trainer):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """Mean loss per token over the held-out samples; every rank does the same number of forward passes."""
-        size, ranks = self.args.per_device_eval_batch_size, dist.get_world_size()
+        size, shared = self.args.per_device_eval_batch_size, sharing().size
+        groups, group = dist.get_world_size() // shared, dist.get_rank() // shared
         samples: Any = self.eval_dataset
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         model = self.model_wrapped
         model.eval()
-        for begin in range(0, len(samples), size * ranks):
-            mine = begin + dist.get_rank() * size
+        for begin in range(0, len(samples), size * groups):
+            mine = begin + group * size
             places = range(mine, min(mine + size, len(samples)))
-            batch = self._prepare_inputs(collate([[samples[place] for place in places or [0]]]))
+            batch = self._prepare_inputs(_collate([[samples[place] for place in places or [0]]]))
             with torch.no_grad():
                 loss = _summed_loss(model, batch, self.fused)
             if places:  # ZeRO-3 needs every rank in every pass, also one that has no samples left
                 total += torch.stack([loss.double(), torch.tensor(batch["targets"].numel(), device=loss.device)])
         dist.all_reduce(total)
         metrics = {f"{metric_key_prefix}_loss": float(total[0] / total[1])}
+        scores = self.predict_scores(self.model) if self.predict_scores else {}
+        metrics |= {f"{metric_key_prefix}_{name}": score for name, score in scores.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -99,12 +108,14 @@ class ChatTrainer(Trainer):
 class Recorder(TrainerCallback):
     """Keeps the journal and completes checkpoints, on rank 0 for all ranks."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, begun: Callable[[], None] = lambda: None) -> None:
         self.run = run
+        self.begun = begun  # called when model and optimizer are there
         self.trainer: ChatTrainer | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The base model's answers come first."""
+        self.begun()
         if state.global_step == 0:
             self._sample(0)
 
@@ -124,7 +135,7 @@ class Recorder(TrainerCallback):
         """Write one entry to the journal."""
         entry: dict[str, Any] = {"step": state.global_step}
         if "eval_loss" in logs:
-            entry["eval_loss"] = logs["eval_loss"]
+            entry |= {name: value for name, value in logs.items() if name.startswith("eval_")}
         elif "loss" in logs:
             assert self.trainer is not None
             tokens, loss_tokens = self.trainer.tokens_seen.tolist()
@@ -135,6 +146,7 @@ class Recorder(TrainerCallback):
             return
         if state.is_world_process_zero:
             append(self.run.journal, entry)
+            draw(self.run.curves, entry)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Complete the checkpoint once all ranks have written theirs, then delete the oldest."""
@@ -151,6 +163,10 @@ class Recorder(TrainerCallback):
         if self.run.section.evaluation_inputs:
             assert self.trainer is not None
             sample(self.run, self.trainer.model, step)
+
+
+def _collate(rows: Any) -> Batch:
+    return own_part(collate(rows))
 
 
 def _summed_loss(model: Any, batch: Batch, fused: bool) -> torch.Tensor:

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import StageError
+from pipelines.errors import DataError, StageError
 from pipelines.train.checkpoint import replace_text
+from pipelines.train.models import weight_shapes
 from pipelines.train.tokenize import load_tokenizer
 from pipelines.train.universal import shard_count
 
@@ -54,6 +55,27 @@ def export_model(checkpoint: Path, target: Path, base: Path) -> None:
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter, not a whole model."""
     return (folder / CONFIG).is_file()
+
+
+def check_base(adapter: Path, base: Path) -> None:
+    """DataError where an adapter's modules are not those of a base model, by name and shape; nothing is loaded.
+
+    A base without safetensors is not checked.
+    """
+    own, there = weight_shapes(adapter), weight_shapes(base)
+    turned = json.loads((adapter / CONFIG).read_text(encoding="utf-8")).get("fan_in_fan_out", False)
+    for name, shape in own.items() if there else ():
+        module, _, side = name.removeprefix("base_model.model.").rpartition(".lora_")
+        if side not in ("A.weight", "B.weight"):  # embeddings and magnitudes have shapes of their own
+            continue
+        found = there.get(f"{module}.weight")
+        axis = int((side[0] == "A") != turned)
+        if found is None or found[axis] != shape[axis]:
+            said = "has no such module" if found is None else f"is {found[axis]} wide there, the adapter {shape[axis]}"
+            raise DataError(
+                f"{adapter}: made for another base model than {base}, which {said}: {module}; "
+                "give the base it was trained on"
+            )
 
 
 def digest_weights(folder: Path) -> str:

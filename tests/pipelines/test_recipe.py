@@ -5,6 +5,9 @@ import pytest
 
 from pipelines.errors import RecipeError
 from pipelines.recipe import load_recipe, shipped_recipes
+from pipelines.workspace import open_workspace
+from rayjobs.cluster import Cluster
+from rayjobs.pipeline import run
 
 GOOD = """
 name: mine
@@ -97,8 +100,11 @@ def test_batch_must_divide(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed here")
-def test_a_method_whose_package_is_missing_is_named(tmp_path: Path) -> None:
-    assert "pip install bitsandbytes" in problems_of(tmp_path, GOOD, ["train.method=qlora"])["train.method"]
+def test_a_method_whose_package_is_missing_is_named_before_anything_runs(tmp_path: Path) -> None:
+    recipe = load_recipe("tiny", ["train.method=qlora"])
+    with pytest.raises(RecipeError, match=r"train.method: qlora needs.*pip install bitsandbytes"):
+        run(recipe, open_workspace(str(tmp_path / "ws"), "tiny", on_cluster=False), Cluster())
+    assert not (tmp_path / "ws" / "ingest").exists()
 
 
 @pytest.mark.parametrize(
@@ -117,3 +123,12 @@ def test_override_without_equals_is_refused(tmp_path: Path) -> None:
 def test_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="did you mean 'tiny'"):
         load_recipe("tinny")
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [("publish={}", "leaves no adapter; publish.weights: merged"), ("compare={checkpoints: {}}", "remove it")],
+)
+def test_what_needs_an_adapter_is_refused_after_a_full_fine_tune(section: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("tiny", ["train.method=full", section])

@@ -9,8 +9,8 @@ import pytest
 
 import serve.app
 from pipelines.evaluate.compare import compare
-from pipelines.evaluate.endpoint import models_endpoint, served_models, shared_endpoints
-from tests.pipelines.evaluate.fake_endpoint import ChatServer, make_place, make_recipe
+from pipelines.evaluate.endpoint import model_names, models_endpoint, served_models, shared_endpoints
+from tests.pipelines.evaluate.fake_endpoint import ChatServer, finished, make_place, make_recipe
 
 ROWS = [{"row_id": "r0", "query": "问？", "response": "答。"}]
 
@@ -35,6 +35,20 @@ def test_base_carries_the_adapter_and_the_merged_model_stands_alone(tmp_path: Pa
     base, merged = served_models(make_recipe("unused"), place)
     assert (base.name, base.path, base.adapters) == ("base", "base", {"tiny": f"{tmp_path}/train/{'0' * 16}/adapter"})
     assert (merged.name, merged.path, merged.adapters) == ("tiny-merged", f"{tmp_path}/merge/{'0' * 16}/model", {})
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_model_trained_as_a_whole_has_an_engine_of_its_own(tmp_path: Path, merged: bool) -> None:
+    place = make_place(tmp_path, "compare", ROWS)
+    finished(place.inputs["train"], {"digest": "t", "model": "base", "adapter": None, "trained": "trained"})
+    if not merged:
+        del place.inputs["merge"]
+    recipe = make_recipe("unused", train={"method": "full"})
+    base, whole = served_models(recipe, place)
+    folder = f"{tmp_path}/merge/{'0' * 16}/model" if merged else f"{tmp_path}/train/{'0' * 16}/trained"
+    assert (base.name, base.path, base.has_adapters) == ("base", "base", False)
+    assert (whole.name, whole.path, whole.has_adapters) == ("tiny", folder, False)
+    assert model_names(recipe) == ["base", "tiny"]
 
 
 def test_stages_of_one_run_share_the_engines(started: list[str], tmp_path: Path) -> None:

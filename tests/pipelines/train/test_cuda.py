@@ -20,7 +20,7 @@ def test_flash_attention_over_samples_is_attention_of_each_sample(window: int | 
     bounds = torch.tensor([0, 1, 300, 777, 1024], dtype=torch.int32, device="cuda")
     shapes = [(1, 8, 1024, 64), (1, groups, 1024, 64), (1, groups, 1024, 64)]
     inputs = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in shapes]
-    weight = torch.randn(1, 1024, 8, 64, device="cuda")
+    weight = torch.randn(1, 8, 1024, 64, device="cuda")
 
     def outputs_of(attend: object, *arguments: object) -> list[torch.Tensor]:
         leaves = [tensor.clone().requires_grad_() for tensor in inputs]

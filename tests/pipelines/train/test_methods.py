@@ -4,31 +4,21 @@ The workers are plain processes that import once and train many runs; test_stage
 """
 
 import json
-import pickle
-import shutil
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from pipelines.recipe import Recipe
-from pipelines.records import messages_of
-from pipelines.shards import Attempt
-from pipelines.train import tokenize as tokenizing
-from pipelines.train.chat import encode
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
 from pipelines.train.merge import write_merged
 from pipelines.train.run import Run
 from pipelines.train.section import Merge
-from pipelines.train.tokenize import Tokenized, load_tokenizer
 from pipelines.workspace import Place
+from tests.pipelines.train.laboratory import STEPS, Laboratory, losses
 
 pytestmark = pytest.mark.slow
 
@@ -39,74 +29,20 @@ METHODS: dict[str, dict[str, Any]] = {
     "dora, ZeRO-2": {"lora": {"use_dora": True}},
     "dora, ZeRO-3": {"zero_stage": 3, "lora": {"use_dora": True}},
     "rslora": {"lora": {"use_rslora": True, "r": 4}},
+    "bfloat16, ZeRO-0": {"dtype": "bfloat16", "zero_stage": 0},
+    "bfloat16, ZeRO-1": {"dtype": "bfloat16", "zero_stage": 1},
     "bfloat16, ZeRO-2": {"dtype": "bfloat16"},
     "bfloat16, ZeRO-3": {"dtype": "bfloat16", "zero_stage": 3},
     "packed": {"packing": True},
+    "shared rows, ZeRO-2": {"packing": True, "sequence_parallel_size": 2},
+    "shared rows, ZeRO-3": {"packing": True, "sequence_parallel_size": 2, "zero_stage": 3},
+    "optimizer apart, ZeRO-2": {"offload_optimizer": True},
+    "optimizer apart, ZeRO-3": {"offload_optimizer": True, "zero_stage": 3},
     "checkpointed activations": {"gradient_checkpointing": True},
     "dropout and noise": {"lora": {"lora_dropout": 0.1}, "neftune_noise_alpha": 5},
 }
 SHARDED = [name for name in METHODS if name.startswith(("lora", "full")) and not name.endswith("0")]
 """Where a checkpoint is cut into as many shards as there are workers."""
-
-STEPS = 6
-
-
-class Laboratory:
-    """Runs by name, trained in groups that share one start-up."""
-
-    def __init__(self, root: Path, model: Path, recipe_of: Callable[..., Recipe], split: Place) -> None:
-        self.root = root
-        self.model = model
-        self.recipe_of = recipe_of
-        self.training = self._tokens(split, "train")
-        self.held_out = self._tokens(split, "test")
-
-    def _tokens(self, split: Place, side: str) -> Tokenized:
-        tokenizer, control = load_tokenizer(self.model)
-        rows = [row for path in split.outputs(side) for row in pq.read_table(path).to_pylist()]
-        attempt = Attempt(split.workspace, str(self.root / "tokens"), side, {})
-        encoded = [encode(tokenizer, control, messages_of(row)) for row in rows]
-        tokenizing._write_shard(split.workspace, attempt, [[sample] for sample in encoded])
-        index = self.root / "tokens" / f"{side}.npy"
-        index.write_bytes(tokenizing._npy(tokenizing.np.arange(len(rows))))
-        return Tokenized([{**attempt.files, "samples": len(rows)}], str(index), len(rows), {})
-
-    def run(self, name: str, **section: Any) -> Run:
-        """A run of six steps that saves and evaluates every two."""
-        defaults = {"max_steps": STEPS, "num_train_epochs": 100, "save_steps": 2, "eval_rows": 4, "eval_steps": 2}
-        train = self.recipe_of(**{**defaults, **section}).train
-        assert train
-        folder = self.root / name.replace(", ", "-").replace(" ", "-")
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        return Run(train, 42, STEPS, self.model, folder, self.training, self.held_out)
-
-    def continued(self, source: Run, name: str, after: int, **section: Any) -> Run:
-        """A copy of a run as it was after some steps, to be gone on with."""
-        run = self.run(name, **section)
-        shutil.copytree(source.folder, run.folder, dirs_exist_ok=True)
-        for folder in complete_checkpoints(run.checkpoints):
-            if step_of(folder) > after:
-                shutil.rmtree(folder)
-        return run
-
-    def train(self, runs: Sequence[Run]) -> None:
-        """Train runs of equal size in one group of processes."""
-        (world,) = {run.section.num_workers for run in runs}
-        todo = self.root / "todo.pickle"
-        todo.write_bytes(pickle.dumps(list(runs)))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        script = str(Path(__file__).with_name("worker.py"))
-        ranks = [
-            subprocess.Popen([sys.executable, script, str(rank), str(world), str(port), str(todo)])
-            for rank in range(world)
-        ]
-        try:
-            assert [rank.wait(timeout=800) for rank in ranks] == [0] * world
-        finally:
-            for rank in ranks:
-                rank.kill()
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +72,6 @@ def alone(laboratory: Laboratory) -> dict[str, Run]:
     return runs
 
 
-def losses(run: Run) -> list[float]:
-    return [entry[key] for entry in read_journal(run.journal) for key in ("loss", "eval_loss") if key in entry]
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_it_learns(trained: dict[str, Run], name: str) -> None:
     held_out = [entry["eval_loss"] for entry in read_journal(trained[name].journal) if "eval_loss" in entry]
@@ -151,7 +83,16 @@ def test_the_stage_of_zero_changes_no_loss(trained: dict[str, Run], method: str)
     reference = losses(trained[f"{method}, ZeRO-0"])
     for stage in (1, 2, 3):
         assert losses(trained[f"{method}, ZeRO-{stage}"]) == pytest.approx(reference, abs=1e-4)
+    for stage in (2, 3):
+        assert losses(trained[f"optimizer apart, ZeRO-{stage}"]) == pytest.approx(
+            losses(trained["lora, ZeRO-2"]), abs=1e-4
+        )
     assert losses(trained["bfloat16, ZeRO-2"]) == pytest.approx(losses(trained["lora, ZeRO-2"]), abs=0.05)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_rows_shared_by_two_workers_give_the_losses_they_give_alone(trained: dict[str, Run], stage: int) -> None:
+    assert losses(trained[f"shared rows, ZeRO-{stage}"]) == pytest.approx(losses(trained["packed"]), abs=1e-4)
 
 
 def test_checkpointed_activations_change_no_loss(trained: dict[str, Run]) -> None:
@@ -286,3 +227,30 @@ def test_answers_while_training_are_kept_and_the_best_checkpoint_is_left(laborat
     ]
     assert answers[0]["output"] != answers[-3]["output"]
     assert read_journal(runs[1].samples)[:3] == answers[:3]  # before training the stages answer alike
+
+
+def test_held_out_rows_are_answered_at_each_evaluation(laboratory: Laboratory) -> None:
+    """The scores of the last evaluation, and those of answers made one by one, from the rows, with no padding."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pipelines.evaluate.rouge import rouge_l_f
+
+    section: dict[str, Any] = {"predict_with_generate": True, "evaluation_max_tokens": 12, "eval_steps": 3}
+    runs = [laboratory.run(f"predicting {stage}", zero_stage=stage, **section) for stage in (2, 3)]
+    laboratory.train(runs)
+    entries = [[e for e in read_journal(run.journal) if "eval_loss" in e] for run in runs]
+    assert [entry["step"] for entry in entries[0]] == [0, 3, 6]
+    names = ("eval_rouge-l-f", "eval_bleu-4")
+    for one, other in zip(*entries, strict=True):
+        assert [one[name] for name in names] == pytest.approx([other[name] for name in names], abs=1e-6)
+    run = runs[0]
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(run.model, dtype="float32"), run.trained)
+    scores = []
+    for row in laboratory.held_out_rows:
+        prompt = f"<|im_start|>user\n{row['query']}<|im_end|>\n<|im_start|>assistant\n"
+        ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        output = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        scores.append(rouge_l_f(tokenizer.decode(output, skip_special_tokens=True).strip(), row["response"]))
+    assert sum(scores) / len(scores) == pytest.approx(entries[0][-1]["eval_rouge-l-f"], abs=1e-6)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any
 
 import psutil
 import pytest
+from pydantic import ValidationError
 
 from pipelines.errors import HardwareError, RecipeError, StageError
 from pipelines.recipe import Recipe
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
 from pipelines.train.merge import merge
-from pipelines.train.section import Merge
+from pipelines.train.section import Merge, numbers_of_workers
 from pipelines.train.stage import determinants, train
 from pipelines.workspace import Place
 
@@ -189,6 +191,26 @@ def test_killed_with_its_process_group_it_goes_on_to_the_same_end(
 
 
 @pytest.mark.slow
+def test_a_lost_worker_is_replaced_and_the_end_is_the_same(
+    straight: Place, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
+) -> None:
+    place = place_for(split_in(tmp_path, ROWS))
+
+    def kill_one() -> None:
+        wait_until(lambda: len(complete_checkpoints(place.local("checkpoints"))) == 2, seconds=400)
+        workers = [process for process in psutil.Process().children(recursive=True) if is_worker(process)]
+        workers[0].kill()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    report = run(recipe_of(**SECTION), place)
+    killer.join()
+    assert report["resumed_at"] >= 4
+    assert [entry["loss"] for entry in report["losses"]] == [entry["loss"] for entry in straight.report()["losses"]]
+    assert report["digest"] == straight.report()["digest"]
+
+
+@pytest.mark.slow
 def test_a_finished_run_that_lost_its_adapter_only_writes_it_again(straight: Place, recipe_of: RecipeOf) -> None:
     weights = straight.local("adapter", "adapter_model.safetensors")
     before, entries = weights.read_bytes(), read_journal(straight.local("metrics.jsonl"))
@@ -198,16 +220,57 @@ def test_a_finished_run_that_lost_its_adapter_only_writes_it_again(straight: Pla
     assert weights.read_bytes() == before and read_journal(straight.local("metrics.jsonl")) == entries
 
 
+@pytest.mark.slow
+def test_a_full_fine_tune_leaves_a_model_that_is_merged_and_served(
+    ray_cluster: None, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from pipelines.evaluate.endpoint import served_models
+
+    place = place_for(split_in(tmp_path, ROWS))
+    recipe = recipe_of(method="full", learning_rate=1e-3, num_workers=[1, 4], max_steps=3)
+    report = run(recipe, place)
+    assert report["workers"] == 2  # as many as find room on two processors
+    assert report["adapter"] is None and report["trainable_parameters"] == report["parameters"]
+    merged = Place(place.workspace, "merge", "m", {"train": place})
+    merged.finish({"report": merge(recipe, merged)})
+    assert merged.report()["summary"].endswith("of what was trained")
+    stages = Place(place.workspace, "compare", "c", {"train": place, "merge": merged})
+    base, tuned = served_models(recipe, stages)
+    assert (base.path, tuned.path) == (report["model"], str(merged.local("model")))
+    models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (base.path, tuned.path)]
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        before, after = (model(input_ids=ids).logits for model in models)
+    assert float((before - after).abs().max()) > 0.1
+
+
 def test_more_workers_than_processors_fail_at_once(
     ray_cluster: None, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
 ) -> None:
     began = time.monotonic()
     place = place_for(split_in(tmp_path, ROWS))
-    with pytest.raises(HardwareError, match=r"3 workers.*3 CPU \(there: 2\).*lower train.num_workers"):
+    with pytest.raises(HardwareError, match=r"3 workers.*lacks 3 CPU \(there: 2\).*lower train.num_workers"):
         train(recipe_of(num_workers=3, global_batch_size=3), place)
     with pytest.raises(HardwareError, match=r"2 GPU \(there: 0\)"):
         train(recipe_of(resources_per_worker={"GPU": 1}), place)
     assert time.monotonic() - began < 5
+
+
+def test_a_pair_of_numbers_is_the_fewest_and_the_most_workers(recipe_of: RecipeOf) -> None:
+    def numbers(**section: Any) -> list[int]:
+        train = recipe_of(**section).train
+        assert train
+        return numbers_of_workers(train)
+
+    assert numbers(num_workers=[2, 8], global_batch_size=24) == [8, 6, 4, 3, 2]
+    assert numbers(num_workers=[2, 8], global_batch_size=24, per_device_train_batch_size=3) == [8, 4, 2]
+    assert numbers(num_workers=[2, 8], global_batch_size=24, sequence_parallel_size=2) == [8, 6, 4, 2]
+    assert numbers(num_workers=4) == [4]
+    with pytest.raises(ValidationError, match="min_workers 8 is more than num_workers 2"):
+        recipe_of(num_workers=[8, 2])
 
 
 def test_a_length_beyond_the_models_is_refused(
@@ -223,6 +286,8 @@ def test_a_module_the_model_does_not_have_is_refused(
     place = place_for(split_in(tmp_path, ROWS))
     with pytest.raises(RecipeError, match=r"train.lora.target_modules: .*'q_porj'; did you mean 'q_proj'\?"):
         train(recipe_of(lora={"target_modules": ["q_porj", "mlp.up_proj"]}), place)
+    with pytest.raises(RecipeError, match=r"no module of the model matches 'q_porj'; did you mean 'q_proj'\?"):
+        train(recipe_of(lora={"target_modules": "q_porj"}), place)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_in_one_message(

@@ -10,17 +10,18 @@ PARENT = "DANLU_PARENT_PID"
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process, and every process it forks, when its parent ends (Linux, prctl(2)).
+def arm() -> None:
+    """Ask the kernel to kill this process when its parent ends (Linux, prctl(2)).
 
     The signal follows the parent's *thread*: the starter must be a thread that lives as long as the child.
     """
-    _arm()
-    os.register_at_fork(after_in_child=_arm)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def die_with_parent() -> None:
+    """Arm this process, and every process it forks; end at once where the parent is gone already."""
+    arm()
+    os.register_at_fork(after_in_child=arm)
     expected = os.environ.pop(PARENT, None)
     if expected is not None and os.getppid() != int(expected):
         os._exit(1)  # the parent was gone before the signal was armed
-
-
-def _arm() -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,17 @@
+"""Work that takes much memory, in a process that ends afterwards, so that the memory comes back."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pipelines.errors import DanluError
+
+
+def in_own_process(work: Callable[..., Any], *arguments: Any, num_cpus: float = 1) -> Any:
+    """What `work` returns, done by a Ray worker of its own; errors of our family are raised here as they were."""
+    import ray
+
+    task = ray.remote(max_calls=1, num_cpus=num_cpus)(work)
+    try:
+        return ray.get(task.remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, DanluError) else error) from None

@@ -108,7 +108,7 @@ def _decided(place: Place, number: int, plan: Plan, phase: Phase, commits: list[
     keys = pa.concat_tables(tables)
     shard = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
     order = np.argsort(keys["pos"].to_numpy(), kind="stable")
-    decisions = decide(phase.whole, keys.take(pa.array(order)), _reorders(plan, phase), _find)
+    decisions = decide(phase.whole, keys.take(pa.array(order)), _reorders(plan, phase), find_near)
     owner = shard[order][decisions.listed]
     shards = []
     for index, commit in enumerate(commits):
@@ -131,7 +131,7 @@ def _write_table(place: Place, path: str, table: pa.Table) -> None:
     place.workspace.write(path, sink.getvalue().to_pybytes())
 
 
-def _find(signatures: Signatures, hamming_distance: int) -> Iterator[tuple[Indices, Indices]]:
+def find_near(signatures: Signatures, hamming_distance: int) -> Iterator[tuple[Indices, Indices]]:
     """The forests of near signatures, from as many Ray tasks as there are CPUs; few are found right here."""
     import ray
 

@@ -65,6 +65,7 @@ class Clean(Section):
         default_factory=dict, description="model files by name, such as lid.176.ftz: path or URL#sha256=…"
     )
     custom_operators: list[str] = Field(default_factory=list, description="Python files with operators of your own")
+    edited: str | None = Field(None, description="rows edited by hand: the file that clean --export wrote")
     concurrency: Count | None = Field(None, description="tasks at a time; null: what the cluster has")
 
 

@@ -5,8 +5,11 @@ rows-0      each phase of the plan is a pass over the shards: kept rows, dropped
 buckets-0,  only where such an operator changes the order of the rows: they are sorted by their new `pos`
 sorted-0
 rows-1      carries the decisions out, and runs the next phase
+edited      only where a person has edited the rows: carries that out, last
 """
 
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -17,11 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.clean.assets import checksum
+from pipelines.clean.by_hand import edit_shards, edit_work, read_edited
 from pipelines.clean.fused import SAMPLES, Tally
 from pipelines.clean.near_duplicates import Indices, Signatures, forest, units
 from pipelines.clean.passes import bucket_work, rows_work, sort_work
 from pipelines.clean.plan import Phase, Plan, build_plan
 from pipelines.clean.whole import decide
+from pipelines.errors import InputError
 from pipelines.recipe import Clean, Recipe
 from pipelines.records import RowDigest
 from pipelines.shards import Commit, Shard, Work, read_tables, run_shards
@@ -37,8 +42,12 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
     person's own operators."""
     assert recipe.clean
     steps = plan_of(recipe.clean).steps
+    edited = recipe.clean.edited
+    if edited and not os.path.isfile(edited):
+        raise InputError(f"clean.edited {edited}: no such file")
     return {
-        "section": recipe.clean.model_dump(exclude={"concurrency", "assets", "custom_operators"}),
+        "section": recipe.clean.model_dump(exclude={"concurrency", "assets", "custom_operators", "edited"}),
+        **({"edited": checksum(edited)} if edited else {}),
         "custom_operators": [checksum(path) for path in recipe.clean.custom_operators],
         "versions": [[step.operator.name, step.operator.version] for step in steps],
         "models": [[checksum(path) for path in step.filled_in.get("assets", {}).values()] for step in steps],
@@ -70,6 +79,11 @@ def clean(recipe: Recipe, place: Place) -> dict[str, Any]:
             shards = partial(_bucket_shards, buckets)
             sorted_rows = run(f"sorted-{number}", shards, sort_work(place.workspace))
             shards = partial(_shards, [commit["files"]["rows"] for commit in sorted_rows])
+    if section.edited:
+        edits = read_edited(section.edited)
+        reordered = any(_reorders(plan, phase) for phase in plan.phases)
+        shards = partial(edit_shards, place, _paths(passes[-1:], "rows"), edits, at_the_end=reordered)
+        run("edited", shards, edit_work(place.workspace, edits, plan.text_key))
     return _report(place, plan, passes)
 
 
@@ -155,8 +169,11 @@ def _report(place: Place, plan: Plan, passes: list[list[Commit]]) -> dict[str, A
         digest.add(commit["result"]["digest"], commit["result"]["rows"])
     tallies = _tallies(place, plan, passes)
     rows_in = sum(commit["result"]["rows_in"] for commit in passes[0])
+    by_hand = _by_hand(passes)
+    told = "; by hand: " + ", ".join(f"{count} {what}" for what, count in by_hand.items()) if by_hand else ""
     return {
-        "summary": f"{digest.rows} of {rows_in} rows stay",
+        "summary": f"{digest.rows} of {rows_in} rows stay{told}",
+        "by_hand": by_hand,
         "digest": digest.hexdigest(),
         "rows": digest.rows,
         "rows_in": rows_in,
@@ -172,7 +189,16 @@ def _report(place: Place, plan: Plan, passes: list[list[Commit]]) -> dict[str, A
 
 
 def _files(place: Place, passes: list[list[Commit]], kind: str) -> list[str]:
-    return place.relative(c["files"][kind] for commits in passes for c in commits if kind in c["files"])
+    return place.relative(_paths(passes, kind))
+
+
+def _paths(passes: list[list[Commit]], kind: str) -> list[str]:
+    return [c["files"][kind] for commits in passes for c in commits if kind in c["files"]]
+
+
+def _by_hand(passes: list[list[Commit]]) -> Counter[str]:
+    """What a person changed, summed over the shards; empty where nobody edited."""
+    return sum((Counter(commit["result"].get("by_hand", {})) for commit in passes[-1]), Counter())
 
 
 def _samples(passes: list[list[Commit]]) -> list[dict[str, Any]]:

@@ -170,7 +170,7 @@ def _report(place: Place, plan: Plan, passes: list[list[Commit]]) -> dict[str, A
     tallies = _tallies(place, plan, passes)
     rows_in = sum(commit["result"]["rows_in"] for commit in passes[0])
     by_hand = _by_hand(passes)
-    told = "; by hand: " + ", ".join(f"{count} {what}" for what, count in by_hand.items()) if by_hand else ""
+    told = "; by hand: " + ", ".join(f"{by_hand[what]} {what}" for what in sorted(by_hand)) if by_hand else ""
     return {
         "summary": f"{digest.rows} of {rows_in} rows stay{told}",
         "by_hand": by_hand,

@@ -132,7 +132,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, ray_cluster: None, 
     if damage == "gone":
         path.unlink()
     found = Place(workspace, "clean", "c", {"ingest": source})
-    with pytest.raises(DataError, match=r"1\.parquet: cannot be read .*; delete the folder of its stage and run again"):
+    with pytest.raises(
+        DataError, match=r"(?s)1\.parquet: cannot be read .*; delete the folder of its stage and run again"
+    ):
         clean(recipe([{"text_length_filter": {"min_len": 5}}]), found)
     path.write_bytes(whole)
     assert clean(recipe([{"text_length_filter": {"min_len": 5}}]), found)["rows"] == 200

@@ -33,8 +33,8 @@ from pipelines.shards import Commit, Shard, Work, read_tables, run_shards
 from pipelines.workspace import Place, to_json
 
 VERSION = 1
-ALONE = 50_000
-"""Signatures up to which near-duplicates are found in this process."""
+ALONE = 500_000
+"""Signatures up to which near-duplicates are found in this process: it takes less time than to start workers."""
 
 
 def determinants(recipe: Recipe) -> dict[str, Any]:

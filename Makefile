@@ -27,6 +27,11 @@ check: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.chain
 
+# What benchmarks.clean, .analyze and .dedup run beside us.
+.peers/data-juicer: benchmarks/data-juicer.txt
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu -r $<
+
 # What tests need from Debian: a CJK font, so that Chinese is drawn, and a browser that opens the report.
 system:
 	@{ fc-list :lang=zh family 2>/dev/null | grep -q . && command -v chromium >/dev/null; } \

@@ -62,8 +62,11 @@ class Clean(Section):
     process: list[str | dict[str, dict[str, Any] | None]] = Field(min_length=1, description="operators, in order")
     dialect: Literal["zh", "data_juicer"] = Field("zh", description="zh: right for Chinese; data_juicer: bit-equal")
     text_keys: str = Field("response", description="column that operators read")
-    assets: dict[str, str] = Field(default_factory=dict, description="model files by name, such as lid.176.ftz: path")
+    assets: dict[str, str] = Field(
+        default_factory=dict, description="model files by name, such as lid.176.ftz: path or URL#sha256=…"
+    )
     custom_operators: list[str] = Field(default_factory=list, description="Python files with operators of your own")
+    edited: str | None = Field(None, description="rows edited by hand: the file that clean --export wrote")
     concurrency: Count | None = Field(None, description="tasks at a time; null: what the cluster has")
 
 

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import DanluError
 from pipelines.progress import progress
-from pipelines.workspace import Place, Workspace, to_json
+from pipelines.workspace import Place, Workspace, readable, to_json
 
 Shard = dict[str, Any]
 """One unit of work, as JSON: `index` and whatever its work needs to know."""
@@ -139,4 +139,6 @@ def read_tables(workspace: Workspace, paths: Sequence[str], columns: list[str] |
     for path in paths:
         with workspace.parquet_file(path) as file:
             for group in range(file.num_row_groups):
-                yield file.read_row_group(group, columns=columns)
+                with readable(path):
+                    table = file.read_row_group(group, columns=columns)
+                yield table

@@ -16,6 +16,7 @@ a one-line `summary` for people.
 Nothing is ever renamed or changed in place, so a local folder and object storage behave alike.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -31,7 +32,10 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from pipelines.errors import DataError, InputError
+from pipelines.errors import DataError, InputError, StageError
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+"""What a write fails with where there is no room."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +118,11 @@ class Workspace:
     @contextmanager
     def create(self, path: str) -> Iterator[IO[bytes]]:
         """Open a new object for writing."""
-        if self.is_local:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with self.fs.open(path, "wb") as stream:
-            yield stream
+        with _room_for(path):
+            if self.is_local:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with self.fs.open(path, "wb") as stream:
+                yield stream
 
     @contextmanager
     def parquet_writer(self, path: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
@@ -126,24 +131,50 @@ class Workspace:
             yield writer
 
     def parquet_file(self, path: str) -> pq.ParquetFile:
-        """Open one Parquet file for reading."""
-        if self.is_local:
-            return pq.ParquetFile(path, memory_map=True)
-        return pq.ParquetFile(self.fs.open(path, "rb"))
+        """Open one Parquet file for reading; DataError where it cannot be read."""
+        with readable(path):
+            if self.is_local:
+                return pq.ParquetFile(path, memory_map=True)
+            return pq.ParquetFile(self.fs.open(path, "rb"))
+
+
+@contextmanager
+def readable(path: str) -> Iterator[None]:
+    """What goes wrong while a file of a finished stage is read, as a DataError that says what to do."""
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: cannot be read ({error}); delete the folder of its stage and run again") from error
+
+
+@contextmanager
+def _room_for(path: str) -> Iterator[None]:
+    """A full disk as a StageError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StageError(
+            f"{path}: no room to write it ({os.strerror(error.errno or 0)}); make room and run again: "
+            f"what is finished is kept"
+        ) from error
 
 
 @contextmanager
 def _written_beside(path: str, data: bytes) -> Iterator[str]:
     """`data` in a file beside `path`, on disk; removed afterwards if it is still there."""
     folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+    temporary = ""
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
+        with _room_for(path):
+            os.makedirs(folder, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
         yield temporary
     finally:
         if os.path.exists(temporary):

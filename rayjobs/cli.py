@@ -207,6 +207,25 @@ def refine(
         say(f"{export}: {export_conversations(done['refine'], export)} conversations")
 
 
+@app.command()
+def clean(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    workspace: WorkspaceOption = None,
+    address: AddressOption = None,
+    export: Annotated[
+        Path | None,
+        typer.Option("--export", help="Also write kept and dropped rows to a .jsonl or .csv file, to edit by hand."),
+    ] = None,
+) -> None:
+    """Run the recipe up to clean, skipping what is up to date."""
+    done = _run(recipe, overrides, workspace, address, None, "clean")
+    if export is not None:
+        from pipelines.clean.by_hand import export_rows
+
+        say(f"{export}: {export_rows(done['clean'], export)} rows; edit them, then danlu clean … clean.edited={export}")
+
+
 def _try_cells(name: str, overrides: list[str] | None, workspace: str | None, address: str | None, count: int) -> None:
     from pipelines.synthesize.trial import try_cells
 
@@ -225,7 +244,7 @@ def _needs_synthesize(recipe: Recipe) -> None:
 
 
 for _stage in pipeline.STAGES:
-    if _stage.name in ("synthesize", "refine"):
+    if _stage.name in ("synthesize", "refine", "clean"):
         continue  # they have options of their own
     app.command(_stage.name)(_stage_command(_stage.name))
 

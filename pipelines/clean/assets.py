@@ -1,17 +1,29 @@
-"""Model files that operators need: where they are looked for, and how to get them."""
+"""Model files that operators need: where they are looked for, how they are fetched, and what they must contain.
+
+In a recipe, `clean.assets` gives a file's place by its name. A place is a path, `modelscope://OWNER/MODEL/FILE`, or any
+URL that fsspec reads; behind it may, and behind a URL must, stand what the file contains, as `#sha256=` and 64
+hexadecimal digits. A file that is fetched is kept, under its checksum, where data-juicer keeps its own.
+"""
 
 import hashlib
 import importlib.util
 import os
+import re
+import shutil
+import tempfile
 from functools import cache
 from pathlib import Path
+
+import fsspec
 
 from pipelines.clean.operators.registry import Assets, Operator, Parameters
 from pipelines.clean.operators.registry import Dialect as Dialect
 from pipelines.errors import DataError
+from pipelines.progress import say
 
 _DATA_JUICER = "https://dail-wlcb.oss-cn-wulanchabu.aliyuncs.com/data_juicer"
 """Where data-juicer publishes its models (its `utils/model_utils.py`)."""
+_PLACE = re.compile(r"(?P<place>[^#]+)(#sha256=(?P<checksum>[0-9a-f]{64}))?")
 
 
 def _data_juicer_cache() -> Path:
@@ -24,35 +36,96 @@ def _in_wheel(name: str) -> Path | None:
     return Path(spec.origin).parent / "resources" / name if spec and spec.origin else None
 
 
-def find_asset(name: str, assets: Assets) -> Path | None:
-    """The file of that name: as the recipe's `clean.assets` says, else from a wheel, else data-juicer's cache."""
+def locate_asset(name: str, operator: str, assets: Assets) -> Path:
+    """The file of that name: as the recipe's `clean.assets` says, else from a wheel, else data-juicer's cache.
+
+    A URL is fetched the first time. DataError says which operator needs which file, and how to get it.
+    """
     if name in assets:
-        given = Path(assets[name]).expanduser()
-        return given if given.is_file() else None
+        try:
+            return _given(name, assets[name])
+        except (OSError, ValueError) as error:
+            raise DataError(f"{operator} needs the file {name}: {error}; {_how(name)}") from None
     cache_home = _data_juicer_cache()
     places = [_in_wheel(name), cache_home / "models" / name, cache_home / "assets" / name]
-    return next((place for place in places if place and place.is_file()), None)
+    for place in places:
+        if place and place.is_file():
+            return place
+    raise DataError(f"{operator} needs the file {name}: {_how(name)}")
 
 
-def missing_asset(name: str, operator: str, assets: Assets) -> str:
-    """Says which file is missing, which operator needs it, and how to get it."""
-    given = f"clean.assets says {assets[name]}, where no file lies; " if name in assets else ""
+def _how(name: str) -> str:
     folder = "" if name == "flagged_words.json" else "models/"
     return (
-        f"{operator} needs the file {name}: {given}fetch it from {_DATA_JUICER}/{folder}{name} and name its path "
-        f"under clean.assets as `{name}: PATH`"
+        f"fetch it from {_DATA_JUICER}/{folder}{name} and name its path under clean.assets as `{name}: PATH`, or a URL "
+        f"or modelscope://OWNER/MODEL/FILE with its checksum as `{name}: URL#sha256=…`"
     )
+
+
+def _given(name: str, said: str) -> Path:
+    """The file at the place that a recipe gives; OSError or ValueError where there is none, or another one."""
+    match = _PLACE.fullmatch(said)
+    if match is None:
+        raise ValueError(f"clean.assets says {said}, which is no path or URL, with #sha256= and 64 digits if any")
+    place, expected = match["place"], match["checksum"]
+    if "://" in place:
+        if expected is None:
+            raise ValueError(f"clean.assets says {said} without #sha256=…, by which a broken download is known")
+        return _fetched(name, place, expected)
+    path = Path(place).expanduser()
+    if not path.is_file():
+        raise ValueError(f"clean.assets says {place}, where no file lies")
+    _verify(path, place, expected)
+    return path
+
+
+def _verify(path: Path, place: str, expected: str | None) -> None:
+    if expected is not None and (found := checksum(str(path))) != expected:
+        raise ValueError(f"{place} has SHA-256 {found}, and clean.assets says {expected}")
+
+
+def _fetched(name: str, place: str, expected: str) -> Path:
+    """The file at a URL, fetched unless it was before; it appears under its name only if it is whole."""
+    target = _data_juicer_cache() / "models" / f"{expected[:16]}-{name}"
+    if target.is_file():
+        _verify(target, str(target), expected)
+        return target
+    say(f"fetching {name} from {place}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as folder:
+        whole = _from_modelscope(place, folder) if place.startswith("modelscope://") else _from_url(place, folder)
+        _verify(whole, place, expected)
+        os.replace(whole, target)
+    return target
+
+
+def _from_url(place: str, folder: str) -> Path:
+    target = Path(folder, "file")
+    try:
+        with fsspec.open(place, "rb") as source, open(target, "wb") as sink:
+            shutil.copyfileobj(source, sink)
+    except Exception as error:  # each scheme has a client with errors of its own
+        raise OSError(f"{place} cannot be fetched ({type(error).__name__}: {error})") from error
+    return target
+
+
+def _from_modelscope(place: str, folder: str) -> Path:
+    owner, _, rest = place.removeprefix("modelscope://").partition("/")
+    model, _, file = rest.partition("/")
+    if not file:
+        raise ValueError(f"{place} is not like modelscope://OWNER/MODEL/FILE")
+    try:
+        from modelscope import model_file_download
+
+        return Path(model_file_download(f"{owner}/{model}", file, local_dir=folder))
+    except Exception as error:  # the client's errors have no root in common
+        raise OSError(f"{place} cannot be fetched ({type(error).__name__}: {error})") from error
 
 
 def assets_of(operator: Operator, parameters: Parameters, dialect: Dialect, assets: Assets) -> dict[str, str]:
     """Absolute paths of the files an operator needs; DataError where one is missing."""
-    found = {}
-    for name in operator.assets(parameters, dialect):
-        path = find_asset(name, assets)
-        if path is None:
-            raise DataError(missing_asset(name, operator.name, assets))
-        found[name] = str(path.resolve())
-    return found
+    names = operator.assets(parameters, dialect)
+    return {name: str(locate_asset(name, operator.name, assets).resolve()) for name in names}
 
 
 @cache

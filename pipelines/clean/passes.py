@@ -31,7 +31,7 @@ def rows_work(workspace: Workspace, phase: Phase, text_key: str, final: bool) ->
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         counted = _Counted(digested=final)
         with ExitStack() as stack:
-            write = _writer(attempt, stack)
+            write = shard_writer(attempt, stack)
             for table, gone in _settled(workspace, shard, text_key):
                 outcome = apply(phase.rows, table, text_key, phase.whole)
                 write("rows", outcome.kept)
@@ -51,7 +51,7 @@ def bucket_work(workspace: Workspace, text_key: str) -> Work:
 
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         with ExitStack() as stack:
-            write = _writer(attempt, stack)
+            write = shard_writer(attempt, stack)
             for table, gone in _settled(workspace, shard, text_key):
                 write("dropped", gone)
                 bucket = table["pos"].to_numpy() // SORTED_ROWS
@@ -69,7 +69,7 @@ def sort_work(workspace: Workspace) -> Work:
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         table = pa.concat_tables(read_tables(workspace, shard["paths"])).sort_by("pos")
         with ExitStack() as stack:
-            _writer(attempt, stack)("rows", table)
+            shard_writer(attempt, stack)("rows", table)
         counted = _Counted(digested=True)
         counted.add(table.num_rows, table, [], [])
         return counted.result()
@@ -105,7 +105,7 @@ class _Counted:
         }
 
 
-def _writer(attempt: Attempt, stack: ExitStack) -> Write:
+def shard_writer(attempt: Attempt, stack: ExitStack) -> Write:
     """Writes tables to the attempt's files by kind, each opened with the schema of its first table."""
     writers: dict[str, pq.ParquetWriter] = {}
 

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipelines.clean.assets import assets_of, find_asset, missing_asset
+from pipelines.clean.assets import assets_of, locate_asset
 from pipelines.clean.custom import load_operators
 from pipelines.clean.operators import OPERATORS, Operator
 from pipelines.clean.operators.registry import Assets, Dialect, Interval
-from pipelines.errors import Problem, RecipeError, nearest
+from pipelines.errors import DataError, Problem, RecipeError, nearest
 
 Process = Sequence[str | Mapping[str, Mapping[str, Any] | None]]
 
@@ -253,8 +253,10 @@ def _check_values(
     for package in operator.missing_packages():
         yield Problem(here, f"needs the package {package}: pip install 'danlu[clean]'")
     for name in operator.assets(parameters, dialect):
-        if find_asset(name, assets) is None:
-            yield Problem(here, missing_asset(name, operator.name, assets))
+        try:
+            locate_asset(name, operator.name, assets)
+        except DataError as error:
+            yield Problem(here, str(error))
 
 
 def _bound(operator: Operator, given: Mapping[str, Any]) -> dict[str, Any]:

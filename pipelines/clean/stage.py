@@ -5,8 +5,11 @@ rows-0      each phase of the plan is a pass over the shards: kept rows, dropped
 buckets-0,  only where such an operator changes the order of the rows: they are sorted by their new `pos`
 sorted-0
 rows-1      carries the decisions out, and runs the next phase
+edited      only where a person has edited the rows: carries that out, last
 """
 
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -17,19 +20,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.clean.assets import checksum
+from pipelines.clean.by_hand import edit_shards, edit_work, read_edited
 from pipelines.clean.fused import SAMPLES, Tally
 from pipelines.clean.near_duplicates import Indices, Signatures, forest, units
 from pipelines.clean.passes import bucket_work, rows_work, sort_work
 from pipelines.clean.plan import Phase, Plan, build_plan
 from pipelines.clean.whole import decide
+from pipelines.errors import InputError
 from pipelines.recipe import Clean, Recipe
 from pipelines.records import RowDigest
 from pipelines.shards import Commit, Shard, Work, read_tables, run_shards
 from pipelines.workspace import Place, to_json
 
 VERSION = 1
-ALONE = 50_000
-"""Signatures up to which near-duplicates are found in this process."""
+ALONE = 500_000
+"""Signatures up to which near-duplicates are found in this process: it takes less time than to start workers."""
 
 
 def determinants(recipe: Recipe) -> dict[str, Any]:
@@ -37,8 +42,12 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
     person's own operators."""
     assert recipe.clean
     steps = plan_of(recipe.clean).steps
+    edited = recipe.clean.edited
+    if edited and not os.path.isfile(edited):
+        raise InputError(f"clean.edited {edited}: no such file")
     return {
-        "section": recipe.clean.model_dump(exclude={"concurrency", "assets", "custom_operators"}),
+        "section": recipe.clean.model_dump(exclude={"concurrency", "assets", "custom_operators", "edited"}),
+        **({"edited": checksum(edited)} if edited else {}),
         "custom_operators": [checksum(path) for path in recipe.clean.custom_operators],
         "versions": [[step.operator.name, step.operator.version] for step in steps],
         "models": [[checksum(path) for path in step.filled_in.get("assets", {}).values()] for step in steps],
@@ -70,6 +79,11 @@ def clean(recipe: Recipe, place: Place) -> dict[str, Any]:
             shards = partial(_bucket_shards, buckets)
             sorted_rows = run(f"sorted-{number}", shards, sort_work(place.workspace))
             shards = partial(_shards, [commit["files"]["rows"] for commit in sorted_rows])
+    if section.edited:
+        edits = read_edited(section.edited)
+        reordered = any(_reorders(plan, phase) for phase in plan.phases)
+        shards = partial(edit_shards, place, _paths(passes[-1:], "rows"), edits, at_the_end=reordered)
+        run("edited", shards, edit_work(place.workspace, edits, plan.text_key))
     return _report(place, plan, passes)
 
 
@@ -108,7 +122,7 @@ def _decided(place: Place, number: int, plan: Plan, phase: Phase, commits: list[
     keys = pa.concat_tables(tables)
     shard = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
     order = np.argsort(keys["pos"].to_numpy(), kind="stable")
-    decisions = decide(phase.whole, keys.take(pa.array(order)), _reorders(plan, phase), _find)
+    decisions = decide(phase.whole, keys.take(pa.array(order)), _reorders(plan, phase), find_near)
     owner = shard[order][decisions.listed]
     shards = []
     for index, commit in enumerate(commits):
@@ -131,7 +145,7 @@ def _write_table(place: Place, path: str, table: pa.Table) -> None:
     place.workspace.write(path, sink.getvalue().to_pybytes())
 
 
-def _find(signatures: Signatures, hamming_distance: int) -> Iterator[tuple[Indices, Indices]]:
+def find_near(signatures: Signatures, hamming_distance: int) -> Iterator[tuple[Indices, Indices]]:
     """The forests of near signatures, from as many Ray tasks as there are CPUs; few are found right here."""
     import ray
 
@@ -155,8 +169,11 @@ def _report(place: Place, plan: Plan, passes: list[list[Commit]]) -> dict[str, A
         digest.add(commit["result"]["digest"], commit["result"]["rows"])
     tallies = _tallies(place, plan, passes)
     rows_in = sum(commit["result"]["rows_in"] for commit in passes[0])
+    by_hand = _by_hand(passes)
+    told = "; by hand: " + ", ".join(f"{by_hand[what]} {what}" for what in sorted(by_hand)) if by_hand else ""
     return {
-        "summary": f"{digest.rows} of {rows_in} rows stay",
+        "summary": f"{digest.rows} of {rows_in} rows stay{told}",
+        "by_hand": by_hand,
         "digest": digest.hexdigest(),
         "rows": digest.rows,
         "rows_in": rows_in,
@@ -172,7 +189,16 @@ def _report(place: Place, plan: Plan, passes: list[list[Commit]]) -> dict[str, A
 
 
 def _files(place: Place, passes: list[list[Commit]], kind: str) -> list[str]:
-    return place.relative(c["files"][kind] for commits in passes for c in commits if kind in c["files"])
+    return place.relative(_paths(passes, kind))
+
+
+def _paths(passes: list[list[Commit]], kind: str) -> list[str]:
+    return [c["files"][kind] for commits in passes for c in commits if kind in c["files"]]
+
+
+def _by_hand(passes: list[list[Commit]]) -> Counter[str]:
+    """What a person changed, summed over the shards; empty where nobody edited."""
+    return sum((Counter(commit["result"].get("by_hand", {})) for commit in passes[-1]), Counter())
 
 
 def _samples(passes: list[list[Commit]]) -> list[dict[str, Any]]:

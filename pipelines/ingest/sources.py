@@ -1,7 +1,7 @@
 """Sources: which files there are, how they are cut into shards, and how a shard's rows are read.
 
-A shard is a file, or a part of it: some row groups of a Parquet file, a byte range of a JSONL file. Planning counts
-rows, so that every row has its position before any of them is read; reading is streaming.
+A shard is a file, or a part of it: row groups of a Parquet file or some rows of a large one, a byte range of a JSONL
+file. Planning counts rows, so that every row has its position before any of them is read; reading is streaming.
 """
 
 import csv
@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import has_magic
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,8 @@ from pipelines.shards import Shard
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 COMPRESSIONS = (".gz", ".zst")
 BLOCK = 4 << 20
+PARTS = 8
+"""Shards that one row group is cut into at most; each reads it from its beginning."""
 
 Numbered = tuple[int, dict[str, Any] | None, str]
 """Number of the row in its file from 0, the row or None where it cannot be read, and then what stands there."""
@@ -155,7 +158,10 @@ def _row_groups(path: str, shard_bytes: int) -> Iterator[Shard]:
             group = file.metadata.row_group(number)
             groups, rows, size = [*groups, number], rows + group.num_rows, size + group.total_byte_size
             if size >= shard_bytes or number == file.num_row_groups - 1:
-                yield {"groups": groups, "first": first, "rows": rows}
+                parts = min(PARTS, rows, -(-size // shard_bytes)) if len(groups) == 1 else 1
+                cuts = [rows * part // parts for part in range(parts + 1)] if rows else []
+                for skip, end in pairwise(cuts):
+                    yield {"groups": groups, "skip": skip, "first": first + skip, "rows": end - skip}
                 groups, first, rows, size = [], first + rows, 0, 0
 
 
@@ -214,7 +220,8 @@ def schema_of(path: str) -> pa.Schema | None:
 def sample_rows(path: str, count: int) -> list[dict[str, Any]]:
     """The first readable rows of a file, to infer the types of its columns from."""
     rows: list[dict[str, Any]] = []
-    reader = _read_parquet(path, {"first": 0, "groups": [0]}) if _format(path) == ".parquet" else _rows_of_file(path)
+    first = {"first": 0, "skip": 0, "groups": [0]}
+    reader = _read_parquet(path, first) if _format(path) == ".parquet" else _rows_of_file(path)
     for _, row, _ in reader:
         if row is not None:
             rows.append(row)
@@ -240,12 +247,13 @@ def read_shard(shard: Shard) -> Iterator[Numbered]:
 
 
 def _read_parquet(path: str, shard: Shard) -> Iterator[Numbered]:
-    number = shard["first"]
+    number, skip = shard["first"], shard["skip"]
     with _open_parquet(path) as file:
         for batch in file.iter_batches(batch_size=1024, row_groups=shard["groups"]):
-            for row in batch.to_pylist():
+            for row in batch.slice(min(skip, batch.num_rows)).to_pylist():
                 yield number, row, ""
                 number += 1
+            skip = max(0, skip - batch.num_rows)
 
 
 def _read_lines(path: str, shard: Shard) -> Iterator[Numbered]:

@@ -44,7 +44,7 @@ def _number(value: Any, dialect: Dialect) -> float:
         return math.nan
 
 
-@operator("filter", reads="field", check=_needs_field)
+@operator("filter", version=2, reads="field", check=_needs_field)
 def specified_numeric_field_filter(
     values: pa.Array,
     *,
@@ -56,27 +56,27 @@ def specified_numeric_field_filter(
 ) -> Verdict:
     """Keep rows whose field is a number, or a string that is one, from `min_value` to `max_value`.
 
-    In data-juicer's dialect the number 0 is no number (its string "0" is). Raises TypeError for a list or a mapping.
+    In data-juicer's dialect the number 0 is no number (its string "0" is), though its statistic is 0. Raises TypeError
+    for a list or a mapping.
     """
     plain = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
     numbers: npt.NDArray[np.float64]
     if plain:
         numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        if dialect == "data_juicer":
-            numbers = np.where(numbers == 0, np.nan, numbers)
     else:
         numbers = np.fromiter((_number(v, dialect) for v in values.to_pylist()), dtype=np.float64, count=len(values))
     ranged = within(field_key, numbers, {"min_value": min_value, "max_value": max_value}, interval)
+    counts = ~np.isnan(numbers) & ((numbers != 0) | (dialect == "zh") | (not plain))
 
     def reasons(rows: Indices) -> list[str]:
         given = values.take(pa.array(rows)).to_pylist()
         told = ranged.reasons(rows)
         return [
-            f"{field_key} {value!r} is not a number" if math.isnan(numbers[row]) else reason
+            reason if counts[row] else f"{field_key} {value!r} is not a number"
             for row, value, reason in zip(rows, given, told, strict=True)
         ]
 
-    return Verdict(ranged.keep & ~np.isnan(numbers), {field_key: numbers}, reasons)
+    return Verdict(ranged.keep & counts, {field_key: numbers}, reasons)
 
 
 def _sort_key(value: Any, reverse: bool) -> float:

@@ -80,6 +80,17 @@ def test_byte_ranges_cover_every_line_once(tmp_path: Path) -> None:
         assert numbers == [*range(300), 301]
 
 
+def test_a_large_row_group_is_cut(tmp_path: Path) -> None:
+    rows = rows_of(3000)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for size in (500, 5000, 1 << 20):
+        shards = plan_shards([str(tmp_path / "a.parquet")], size, 2500)
+        found = [(number, row) for shard in shards for number, row, _ in read_shard(shard)]
+        assert found == list(enumerate(rows[:2500]))
+        assert sum(shard["rows"] for shard in shards) == 2500
+        assert (len(shards) > 1) == (size < 1 << 20)
+
+
 def test_limit_and_own_ids(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "a.jsonl", [{"id": f"k{i}", **row} for i, row in enumerate(rows_of(50))])
     report, table, _ = run(tmp_path, source, limit=20, shard_bytes=500)

@@ -1,0 +1,135 @@
+"""Cleaning beside data-juicer: one YAML, one corpus, rows per second from reading to writing, and the same rows kept.
+
+    python -m benchmarks.clean --corpus FILE --assets FOLDER [--quick] [--rounds 1] [--peer data-juicer|none]
+    python -m benchmarks.clean --corpus FILE --assets FOLDER --rows 1006218 [--folder FOLDER]
+
+The first form tells the steady state, with Ray up and kernels cached, and the cold command apart; data-juicer's
+start-up is not counted either. The second cleans rows made of real text to Zhihu-KOL's lengths by the recipe `zhihu`,
+as published and with every row before every operator. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import Measured
+from benchmarks.million import clean_at_scale
+from benchmarks.ours import Run, run_command, run_warm, told
+from benchmarks.peer_data_juicer import (
+    CORES,
+    PeerRun,
+    check_peer,
+    model_home,
+    options_of,
+    rows_of,
+    run_peer,
+    write_config,
+)
+from pipelines.report import environment
+
+QUICK_ROWS = 2000
+
+
+def main() -> int:
+    """Measure and print."""
+    options = options_of(__doc__).parse_args()
+    with tempfile.TemporaryDirectory(prefix="danlu-bench-") as temporary:
+        folder = Path(temporary)
+        os.environ.update(model_home(options.assets, folder / "models"))
+        summary = clean_at_scale(options, folder) if options.rows else _beside_peer(options, folder)
+    print(json.dumps(summary, ensure_ascii=False))
+    return 0
+
+
+def corpus_of(options: argparse.Namespace, folder: Path) -> Path:
+    """The corpus, or its first rows."""
+    if not options.quick:
+        return Path(options.corpus)
+    path = folder / "quick.parquet"
+    pq.write_table(pq.read_table(options.corpus).slice(0, QUICK_ROWS), path)
+    return path
+
+
+def _beside_peer(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    if options.peer != "none":
+        check_peer(options.peer_python)
+    source = corpus_of(options, folder)
+    rows = pq.read_metadata(source).num_rows
+    config = write_config(folder / "ours.yaml", source, folder / "ours.jsonl")
+    theirs = write_config(folder / "theirs.yaml", source, folder / "theirs" / "theirs.jsonl")
+    runs: list[Run] = []
+    peers: list[PeerRun] = []
+    for number in range(options.rounds):
+        runs.append(run_warm(config, source, folder / f"warm-{number}", "export"))
+        if options.peer != "none":
+            peers.append(run_peer(options.peer_python, "dj-process", theirs, {}))
+    cold = run_command("export", config, folder / "cold", env={"NUMBA_CACHE_DIR": str(folder / "kernels")})
+    equal = _equal(folder) if peers else None
+    ours = statistics.median(run.seconds for run in runs)
+    peer = statistics.median(run.seconds for run in peers) if peers else None
+    _print(rows, ours, peer, runs[-1], peers[-1] if peers else None, cold)
+    return {
+        "name": "clean",
+        "ours": round(rows / ours, 1),
+        "peer": round(rows / peer, 1) if peer else None,
+        "unit": "rows/s",
+        "ratio": round(peer / ours, 2) if peer else None,
+        "equal": equal,
+        "runs": {
+            "rows": rows,
+            "ours_seconds": [round(run.seconds, 2) for run in runs],
+            "peer_seconds": [round(run.seconds, 2) for run in peers],
+            "ours_cold": told(cold),
+            "peer_cold": told(peers[-1].whole) if peers else None,
+            "operators": _operators(runs[-1], peers[-1] if peers else None),
+        },
+        "environment": environment(),
+    }
+
+
+def _equal(folder: Path) -> bool:
+    """Whether both kept the same rows with the same texts in the same order, from cold and warm."""
+    columns = ("id", "query", "response", "upvotes")
+    return rows_of(folder / "ours.jsonl", columns) == rows_of(folder / "theirs" / "theirs.jsonl", columns)
+
+
+def _operators(run: Run, peer: PeerRun | None) -> list[dict[str, Any]]:
+    """Beside each other: seconds of one core (for data-juicer, its processes times wall seconds) and rows left."""
+    entries = []
+    for tally in run.reports["clean"]["operators"]:
+        seconds, left = peer.operators[tally["operator"]] if peer else (None, None)
+        entries.append(
+            {
+                "operator": tally["operator"],
+                "ours_core_seconds": round(tally["seconds"], 3),
+                "ours_rows": tally["rows_out"],
+                "peer_core_seconds": None if seconds is None else round(CORES * seconds, 3),
+                "peer_rows": left,
+            }
+        )
+    return entries
+
+
+def _print(rows: int, ours: float, peer: float | None, run: Run, theirs: PeerRun | None, cold: Measured) -> None:
+    table = Table("operator", "ours, core s", "rows left", "data-juicer, core s", "rows left", box=None)
+    for entry in _operators(run, theirs):
+        table.add_row(*("" if value is None else str(value) for value in entry.values()))
+    Console().print(table)
+    print(f"whole stage, reading and writing included: ours {ours:.2f} s, {rows / ours:.0f} rows/s")
+    if peer and theirs:
+        print(f"  data-juicer {peer:.2f} s, {rows / peer:.0f} rows/s; ratio {peer / ours:.1f}")
+        print(f"as a cold command: data-juicer {theirs.whole.seconds:.1f} s, {theirs.whole.peak_bytes >> 20} MiB")
+    print(f"as a cold command, kernels compiled: ours {cold.seconds:.1f} s, {cold.peak_bytes >> 20} MiB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""The recipe `zhihu` on rows made to Zhihu-KOL's lengths: time, memory, and how both grow with the rows."""
+
+import argparse
+import shutil
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.made_rows import write_rows
+from benchmarks.measure import Measured
+from benchmarks.ours import run_command, told
+from pipelines.recipe import SHIPPED, load_recipe
+from pipelines.report import environment
+from pipelines.workspace import Workspace
+from rayjobs import pipeline
+
+START_UP_ROWS = 1000
+"""A run of so few rows takes what any run takes before its first row."""
+QUICK_ROWS = 5000
+
+
+def clean_at_scale(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Clean all made rows and a tenth of them, as published and with every row before every operator."""
+    rows = min(options.rows, QUICK_ROWS) if options.quick else options.rows
+    made = write_rows(options.corpus, (options.folder or folder) / f"made-{rows}.jsonl", rows)
+    recipes = {"published": recipe_of(made, folder, "published"), "every-row": recipe_of(made, folder, "every-row", 0)}
+    workspace = folder / "work"
+    ingest = stage("ingest", recipes["every-row"], workspace)
+    runs = {"ingest": ingest}
+    for name, recipe in recipes.items():
+        runs[name] = stage("clean", recipe, workspace)
+    growth = _growth(recipes["every-row"], folder, rows, runs["every-row"]["stage_seconds"], options.rounds)
+    _print(rows, runs, growth)
+    seconds = ingest["stage_seconds"] + runs["every-row"]["stage_seconds"]
+    return {
+        "name": "clean",
+        "ours": round(rows / seconds, 1),
+        "peer": None,
+        "unit": "rows/s",
+        "ratio": None,
+        "equal": None,
+        "runs": {"rows": rows, **runs, "growth": growth},
+        "environment": environment(),
+    }
+
+
+def recipe_of(made: Path, folder: Path, name: str, votes: int | None = None, *, analyze: bool = False) -> Path:
+    """The shipped recipe on the made rows, without what follows cleaning; `votes` replaces its threshold."""
+    tree = yaml.safe_load((SHIPPED / "zhihu.yaml").read_text(encoding="utf-8"))
+    tree["ingest"]["source"] = str(made)
+    tree["name"] = name
+    del tree["split"]
+    if not analyze:
+        del tree["analyze"]
+    if votes is not None:
+        tree["clean"]["process"][0]["specified_numeric_field_filter"]["min_value"] = votes
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(tree, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def stage(name: str, recipe: Path, workspace: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Run one stage as a command; what it took with and without the start of Ray, memory, and its report's counts."""
+    measured: Measured = run_command(name, recipe, workspace, overrides)
+    loaded = load_recipe(str(recipe), list(overrides))
+    finished = {found: place for found, _, place in pipeline.status(loaded, Workspace(str(workspace)))}
+    manifest = finished[name].manifest()  # type: ignore[union-attr]
+    assert manifest
+    report = manifest["report"]
+    counts = {key: report[key] for key in ("rows_in", "rows") if key in report}
+    operators = {entry["operator"]: round(entry["seconds"], 1) for entry in report.get("operators", [])}
+    return {**told(measured), "stage_seconds": round(manifest["seconds"], 1), **counts, "core_seconds": operators}
+
+
+def _growth(recipe: Path, folder: Path, rows: int, whole: float, rounds: int) -> dict[str, Any]:
+    """Time per row of all rows against that of a tenth, both without what a run of few rows takes."""
+    few = _limited(recipe, folder, START_UP_ROWS, 1)
+    tenth = _limited(recipe, folder, rows // 10, rounds)
+    per_row = [(whole - few[0]) / rows, (statistics.median(tenth) - few[0]) / (rows // 10)]
+    return {
+        "start_up_seconds": few[0],
+        "tenth_seconds": tenth,
+        "microseconds_per_row": [round(1e6 * value, 1) for value in per_row],
+        "growth": round(per_row[0] / per_row[1] - 1, 3),
+    }
+
+
+def _limited(recipe: Path, folder: Path, rows: int, rounds: int) -> list[float]:
+    """Seconds of cleaning the first rows, each time anew."""
+    seconds = []
+    for number in range(rounds):
+        workspace = folder / f"first-{rows}-{number}"
+        seconds.append(stage("clean", recipe, workspace, [f"ingest.limit={rows}"])["stage_seconds"])
+        shutil.rmtree(workspace)
+    return seconds
+
+
+def _print(rows: int, runs: dict[str, dict[str, Any]], growth: dict[str, Any]) -> None:
+    table = Table("", "seconds", "of it the stage", "rows/s", "rows left", "core seconds", "peak MiB", box=None)
+    for name, run in runs.items():
+        seconds = run["stage_seconds"]
+        table.add_row(
+            name, str(run["seconds"]), str(seconds), f"{rows / seconds:.0f}", str(run["rows"]), str(run["cpu_seconds"]),
+            str(run["peak_mib"]),
+        )  # fmt: skip
+    Console().print(table)
+    operators = Table("operator, every row", "core seconds", box=None)
+    for name, seconds in runs["every-row"]["core_seconds"].items():
+        operators.add_row(name, str(seconds))
+    Console().print(operators)
+    print(f"time per row against that of a tenth of the rows: {growth['growth']:+.1%}")

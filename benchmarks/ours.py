@@ -1,0 +1,65 @@
+"""Our own side of a benchmark: a recipe in this process with Ray up and kernels cached, or as a command from cold."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from benchmarks.measure import Measured, measure
+from pipelines.recipe import load_recipe
+from pipelines.workspace import Workspace
+from rayjobs import pipeline
+from rayjobs.cluster import Cluster
+
+WARM_ROWS = 4000
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run up to a stage: seconds of wall time, and what each stage reported."""
+
+    seconds: float
+    reports: dict[str, dict[str, Any]]
+
+
+def run_warm(config: Path, source: Path, folder: Path, last: str, overrides: Sequence[str] = ()) -> Run:
+    """Run a recipe up to `last` after a small one has loaded models and kernels into every worker.
+
+    `folder` is new: nothing in it is taken up.
+    """
+    small = folder / "small.parquet"
+    folder.mkdir(parents=True)
+    pq.write_table(pq.read_table(source).slice(0, WARM_ROWS), small, row_group_size=WARM_ROWS // 8)
+    given = [f"ingest.source={small}", "ingest.shard_bytes=1", f"export.path={folder / 'small.jsonl'}", *overrides]
+    with Cluster("local") as cluster:
+        cluster.connect()
+        pipeline.run(load_recipe(str(config), given), Workspace(str(folder / "warm")), cluster, last=last)
+        began = time.perf_counter()
+        recipe = load_recipe(str(config), list(overrides))
+        done = pipeline.run(recipe, Workspace(str(folder / "run")), cluster, last=last)
+        return Run(time.perf_counter() - began, {name: place.report() for name, place in done.items()})
+
+
+def run_command(stage: str, recipe: Path, workspace: Path, overrides: Sequence[str] = (), env: Any = None) -> Measured:
+    """Run `danlu STAGE` as a process of its own; what it did before in that workspace is taken up."""
+    danlu = str(Path(sys.executable).parent / "danlu")
+    print(f"{recipe.stem} {stage} …", file=sys.stderr, flush=True)
+    command = [danlu, stage, str(recipe), "--workspace", str(workspace), *overrides]
+    result = measure(command, env={**os.environ, **(env or {})})
+    if result.returncode:
+        raise SystemExit(f"{stage} ended with {result.returncode}:\n{result.output[-4000:]}")
+    return result
+
+
+def told(result: Measured) -> dict[str, Any]:
+    """A measured command as JSON."""
+    return {
+        "seconds": round(result.seconds, 1),
+        "cpu_seconds": round(result.cpu_seconds, 1),
+        "peak_mib": result.peak_bytes >> 20,
+    }

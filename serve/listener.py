@@ -12,12 +12,12 @@ from typing import Any
 import aiohttp
 import uvicorn
 import uvloop
-from ray.serve.handle import DeploymentHandle
+from starlette.middleware.cors import CORSMiddleware
 
 from serve import directory
 from serve.gateway import Gateway
-from serve.guard import Limits
 from serve.models import ServedModel
+from serve.section import Limits
 
 ENGINE_CONNECT_SECONDS = 5.0
 
@@ -33,26 +33,28 @@ class GatewayPlan:
     limits: Limits
     host: str
     port: int
+    allow_origins: tuple[str, ...] = ()
 
 
 class GatewayReplica:
     """Runs the gateway in a thread of its own, and keeps its list of engines and adapters up to date.
 
-    The handles make the engines part of the same application; the gateway finds them through the directory.
+    It finds the engines through the directory, so that either may be deployed anew without the other.
     """
 
-    def __init__(self, plan: GatewayPlan, *engines: DeploymentHandle[Any]) -> None:
+    def __init__(self, plan: GatewayPlan) -> None:
         self._plan = plan
         self._gateway = Gateway(plan.models, plan.engine_key, plan.keys, plan.limits)
         self._server = uvicorn.Server(
             uvicorn.Config(
-                self._gateway,
+                with_origins(self._gateway, plan.allow_origins),
                 host=plan.host,
                 port=plan.port,
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
                 server_header=False,
+                proxy_headers=False,
             )
         )
         self._thread = threading.Thread(target=uvloop.run, args=(self._serve(),), name="gateway", daemon=True)
@@ -65,6 +67,7 @@ class GatewayReplica:
 
     def __del__(self) -> None:
         """Called by Ray Serve when it stops the replica: answer what is in flight, then end."""
+        self._gateway.stopping = True
         self._server.should_exit = True
         self._thread.join()
 
@@ -83,6 +86,16 @@ class GatewayReplica:
         liveness = directory.Liveness()
         while True:
             found = await asyncio.to_thread(directory.records, self._plan.app)
-            self._gateway.update(liveness.live(found))
+            retired = await asyncio.to_thread(directory.retired, self._plan.app)
+            self._gateway.update(liveness.live(found), retired)
             await asyncio.to_thread(self._gateway.update_published)
             await asyncio.sleep(directory.BEAT_SECONDS)
+
+
+def with_origins(gateway: Gateway, origins: tuple[str, ...]) -> Any:
+    """The gateway, answered by which browsers let pages of the given origins ask it (CORS)."""
+    if not origins:
+        return gateway
+    headers = ["authorization", "content-type"]
+    app: Any = gateway
+    return CORSMiddleware(app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers)

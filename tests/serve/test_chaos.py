@@ -16,8 +16,8 @@ import requests
 
 pytest.importorskip("vllm")
 
-from pipelines.recipe import Engine, Serve
 from serve.app import ServedModel, endpoint
+from serve.section import Engine, Serve
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ SECTION = Serve(engine=Engine(max_model_len=512, kv_cache_memory_bytes=64 << 20)
 DRIVER = """
 import sys, time, ray
 from serve.app import ServedModel, endpoint
-from pipelines.recipe import Engine, Serve
+from serve.section import Engine, Serve
 ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=300 << 20, log_to_driver=False)
 with endpoint([ServedModel("base", sys.argv[1])], Serve(engine=Engine(kv_cache_memory_bytes=64 << 20))) as url:
     print("at", url, flush=True)

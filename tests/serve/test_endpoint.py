@@ -14,9 +14,9 @@ import requests
 pytest.importorskip("vllm")
 
 from pipelines.errors import HardwareError, RecipeError, StageError
-from pipelines.recipe import Engine, Serve
 from serve.adapters import publish, set_alias
 from serve.app import ServedModel, endpoint
+from serve.section import Engine, Serve
 
 SECTION = Serve(engine=Engine(max_model_len=512, max_num_seqs=32, kv_cache_memory_bytes=64 << 20, max_lora_rank=8))
 MARKER_OF = {"red": "R", "blue": "B", "merged": "R"}

@@ -15,7 +15,7 @@ from pipelines.recipe import Recipe
 from pipelines.workspace import Place, Workspace
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
-from serve.adapters import publish_if_new
+from serve import adapters
 from serve.app import ServedModel, endpoint
 from serve.guard import KEYS, KEYS_FILE, environment_keys
 
@@ -43,7 +43,8 @@ def serve_forever(
             url = stack.enter_context(
                 endpoint(models, recipe.serve, host=host, port=port, log_dir=logs, keys=keys, limits=limits)
             )
-        say(f"{url}: {', '.join(['base', recipe.name, *(model.name for model in models[1:])])}; Ctrl-C stops")
+        published = adapters.aliases(workspace.local("adapters"))
+        say(f"{url}: {', '.join([*(model.name for model in models), *published])}; Ctrl-C stops")
         stopped.wait()
 
 
@@ -83,11 +84,16 @@ def finished_models(recipe: Recipe, workspace: Workspace, cluster: Cluster) -> l
 
 
 def trained_models(recipe: Recipe, done: Mapping[str, Place], registry: Path) -> list[ServedModel]:
-    """The base, with the adapters of the registry, and the merged model where the recipe makes one."""
+    """The base, with the adapters of the registry, and the model that was trained whole or merged, where there is one.
+
+    Training has published its adapter; merging may have made the model of it.
+    """
     trained = done["train"].report()
-    base = str(trained["model"])
-    publish_if_new(done["train"].local(trained["adapter"]), registry, recipe.name, base)
-    models = [ServedModel("base", base, registry=str(registry))]
+    if trained["adapter"] is not None:
+        models = [ServedModel("base", str(trained["model"]), registry=str(registry))]
+    else:
+        models = [ServedModel("base", str(trained["model"]))]
+        models.append(ServedModel(recipe.name, str(done["train"].local(trained["trained"]))))
     if "merge" in done:
         merged = done["merge"].local(done["merge"].report()["model"])
         models.append(ServedModel(f"{recipe.name}-merged", str(merged)))

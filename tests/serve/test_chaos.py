@@ -16,8 +16,12 @@ import requests
 
 pytest.importorskip("vllm")
 
-from serve.app import ServedModel, endpoint
-from serve.section import Engine, Serve
+from ray import serve as ray_serve
+
+from serve import directory
+from serve.app import ServedModel, applications, claim_port, deploy, endpoint, wait_until_ready
+from serve.listener import GatewayPlan
+from serve.section import Engine, Limits, Serve
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +116,38 @@ def test_what_is_killed_comes_back_and_only_requests_there_fail(started: tuple[s
     assert max((ended - began for began, ended, _ in later), default=0) < 1
     assert max((ended for _, ended, _ in failures), default=killed) < recovered
     assert load.answers[-1][2] == "ok"
+
+
+def test_an_engine_deployed_anew_under_load_loses_no_request(
+    ray_cluster: None, tiny_model: Path, tmp_path: Path
+) -> None:
+    app, port = "danlu-anew", claim_port("127.0.0.1", None)
+    models = [ServedModel("base", str(tiny_model))]
+    plan = GatewayPlan(app, models, directory.shared_key(app), (), Limits(), "127.0.0.1", port)
+    targets = applications(plan, SECTION, tmp_path)
+    try:
+        deploy(targets, app)
+        wait_until_ready("127.0.0.1", port)
+        load = Load(f"http://127.0.0.1:{port}/v1")
+        threads = load.run(12)
+        time.sleep(3)
+        (before,) = below(psutil.Process(), "serve.engine_server")
+        engine = SECTION.engine.model_copy(update={"max_num_seqs": 16})
+        changed = applications(plan, SECTION.model_copy(update={"engine": engine}), tmp_path)
+        deploy({f"{app}-base": changed[f"{app}-base"]}, app)
+        wait_until_ready("127.0.0.1", port)
+        time.sleep(3)
+        load.stop.set()
+        for thread in threads:
+            thread.join()
+        (after,) = below(psutil.Process(), "serve.engine_server")
+    finally:
+        for name in reversed(targets):
+            ray_serve.delete(name)
+        directory.forget(app)
+    assert before.pid != after.pid
+    assert {result for _, _, result in load.answers} == {"ok"}
+    assert max(ended - began for began, ended, _ in load.answers) > 1  # some waited for the new engine
 
 
 def test_after_the_driver_s_group_is_killed_nothing_stays(tiny_model: Path) -> None:

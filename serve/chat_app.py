@@ -197,7 +197,7 @@ def draw_answer(spot: DeltaGenerator, answer: Answer, say: dict[str, str], growi
         st.markdown(answer.text + (" ▌" if growing else ""))
         if answer.error:
             st.error(answer.error)
-        if not growing:
+        if answer.model and not growing:
             st.caption(numbers(answer, say))
 
 

@@ -330,3 +330,43 @@ def test_an_endpoint_that_is_not_there_is_said_and_tried_again(browser: Browser,
         expect(page.get_by_text("is the endpoint up")).to_be_visible(timeout=60_000)
         expect(page.get_by_role("button", name="Try again")).to_be_visible()
         page.close()
+
+
+@pytest.mark.slow
+def test_every_mode_before_the_real_endpoint(
+    browser: Browser, ray_cluster: None, tiny_model: Path, marker_adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("vllm")
+    from serve.app import ServedModel, endpoint
+    from serve.section import Engine, Serve
+
+    section = Serve(engine=Engine(max_model_len=1024, kv_cache_memory_bytes=64 << 20))
+    models = [ServedModel("base", str(tiny_model), {name: str(path) for name, path in marker_adapters.items()})]
+    with endpoint(models, section, log_dir=tmp_path) as url, streamlit(url) as address:
+        page = visited(browser.new_page(locale="en-US"), address)
+        slide(page, "Temperature", -14)
+        choose(page, "Model", "red")
+        choose(page, "Side by side with", "blue")
+        page.get_by_label("System prompt").fill("x")
+        ask(page, "hello")
+        expect(answers(page).nth(1)).to_contain_text("RRRRRRRR")
+        expect(answers(page).nth(2)).to_contain_text("BBBBBBBB")
+        page.get_by_role("button", name="Stop").click()
+        page.get_by_role("button", name="Regenerate").click()
+        expect(answers(page).nth(2)).to_contain_text("BBBBBBBB")
+        page.get_by_role("button", name="Clear history").click()
+        expect(answers(page)).to_have_count(0)
+        slide(page, "Max tokens", -497)
+        show(page, "Group")
+        for n, name in enumerate(("red", "blue")):
+            page.get_by_label("Model").nth(n).click()
+            page.get_by_role("option", name=name, exact=True).click()
+        ask(page, "hi", TOPIC)
+        expect(answers(page)).to_have_count(5)
+        expect(answers(page).nth(4)).to_contain_text("BBBB")
+        show(page, "Table")
+        page.get_by_label("Prompts, one per line").fill("a\nb\nc")
+        page.get_by_label("Prompts, one per line").press("Tab")
+        page.get_by_role("button", name="Run").click()
+        expect(page.get_by_text("3 of 3 answered")).to_be_visible()
+        page.close()

@@ -6,7 +6,7 @@ requests in flight, and copies bytes. Prompts, sampling and answers are vLLM's o
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +76,12 @@ class Gateway:
     """The models the gateway knows, the engines it sees, and its connections to them."""
 
     def __init__(
-        self, models: list[ServedModel], engine_key: str, keys: tuple[bytes, ...] = (), limits: Limits | None = None
+        self,
+        models: list[ServedModel],
+        engine_key: str,
+        keys: tuple[bytes, ...] = (),
+        limits: Limits | None = None,
+        look_again: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.models = models
         self.limits = limits or Limits()
@@ -84,6 +89,7 @@ class Gateway:
         self.metrics = Metrics()
         self.session: aiohttp.ClientSession | None = None
         self._keys = Keys(keys)
+        self._look_again = look_again
         self._rates = Rates(self.limits)
         self._engine_headers = CIMultiDict(
             {"content-type": "application/json", "authorization": f"Bearer {engine_key}"}
@@ -233,6 +239,8 @@ class Gateway:
                 if ask.started:
                     await self._break_off(ask, send)
                     return None
+                if self._look_again is not None:
+                    await self._look_again()  # it may have been stopped on purpose a moment ago
             finally:
                 upstream.in_flight -= 1
 

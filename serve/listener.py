@@ -6,6 +6,7 @@ and clients speak to the gateway itself.
 
 import asyncio
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from serve.models import ServedModel
 from serve.section import Limits
 
 ENGINE_CONNECT_SECONDS = 5.0
+LOOK_SECONDS = 0.1
+"""How old what is known of the engines may be when one of them does not answer."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,10 @@ class GatewayReplica:
 
     def __init__(self, plan: GatewayPlan) -> None:
         self._plan = plan
-        self._gateway = Gateway(plan.models, plan.engine_key, plan.keys, plan.limits)
+        self._gateway = Gateway(plan.models, plan.engine_key, plan.keys, plan.limits, self._look)
+        self._liveness = directory.Liveness()
+        self._looking = asyncio.Lock()
+        self._looked = 0.0
         self._server = uvicorn.Server(
             uvicorn.Config(
                 with_origins(self._gateway, plan.allow_origins),
@@ -83,13 +89,20 @@ class GatewayReplica:
             await server
 
     async def _follow(self) -> None:
-        liveness = directory.Liveness()
         while True:
-            found = await asyncio.to_thread(directory.records, self._plan.app)
-            retired = await asyncio.to_thread(directory.retired, self._plan.app)
-            self._gateway.update(liveness.live(found), retired)
+            await self._look()
             await asyncio.to_thread(self._gateway.update_published)
             await asyncio.sleep(directory.BEAT_SECONDS)
+
+    async def _look(self) -> None:
+        """Take over which engines live now; many that ask at once get one look."""
+        async with self._looking:
+            if time.monotonic() - self._looked < LOOK_SECONDS:
+                return
+            found = await asyncio.to_thread(directory.records, self._plan.app)
+            retired = await asyncio.to_thread(directory.retired, self._plan.app)
+            self._gateway.update(self._liveness.live(found), retired)
+            self._looked = time.monotonic()
 
 
 def with_origins(gateway: Gateway, origins: tuple[str, ...]) -> Any:

@@ -2,9 +2,12 @@
 
 import importlib
 import json
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import requests
 import yaml
 
 pytest.importorskip("ray.serve")
@@ -120,3 +123,39 @@ vllm:request_success_total{engine="0"} 9.0
 
     with serving(metrics) as url:
         assert requests_at(url) == 15
+
+
+@pytest.mark.slow
+def test_what_serve_deploy_sends_is_served_and_changed_in_part(
+    ray_cluster: None, tiny_model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("vllm")
+    from ray import serve as ray_serve
+    from ray.serve.context import _get_global_client
+
+    from serve.app import claim_port, wait_until_ready
+
+    port = claim_port("127.0.0.1", None)
+    section = Serve.model_validate({"port": port, "engine": {"kv_cache_memory_bytes": 64 << 20, "max_model_len": 256}})
+    ray_serve.start(proxy_location="Disabled")
+    client = _get_global_client()
+    names = ["danlu-tiny-base", "danlu-tiny"]
+
+    def deploy(section: Serve) -> list[tuple[str, int]]:
+        config = configuration("tiny", [ServedModel("base", str(tiny_model))], section, str(tmp_path))
+        client.deploy_apps(ServeDeploySchema.model_validate(config), _blocking=True)
+        wait_until_ready("127.0.0.1", port)
+        body = {"model": "base", "prompt": "x", "max_tokens": 2}
+        answer = requests.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60)
+        assert answer.status_code == 200
+        lines = [(" ".join(p.cmdline()), p.pid) for p in psutil.Process().children(recursive=True)]
+        return [(name, pid) for name in ("engine-base", "gateway") for line, pid in lines if f":{name}" in line]
+
+    try:
+        before = deploy(section)
+        after = deploy(section.model_copy(update={"engine": section.engine.model_copy(update={"max_num_seqs": 8})}))
+    finally:
+        client.delete_apps(names)
+    assert [name for name, _ in before] == ["engine-base", "gateway"]
+    assert before[0] != after[0]
+    assert before[1] == after[1]

@@ -359,7 +359,7 @@ def test_every_mode_before_the_real_endpoint(
         slide(page, "Max tokens", -497)
         show(page, "Group")
         for n, name in enumerate(("red", "blue")):
-            page.get_by_test_id("stMain").get_by_label("Model", exact=True).nth(n).click()
+            page.get_by_test_id("stMainBlockContainer").get_by_label("Model", exact=True).nth(n).click()
             page.get_by_role("option", name=name, exact=True).click()
         ask(page, "hi", TOPIC)
         expect(answers(page)).to_have_count(5)

@@ -1,5 +1,6 @@
 """Chat in the terminal with any OpenAI-compatible endpoint, or open the page that does so in a browser."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 
-from pipelines.errors import StageError, nearest
+from pipelines.errors import InputError, StageError, nearest
 
 HELP = """\
 RESET                  forget the conversation
@@ -165,7 +166,9 @@ def page_command(base_url: str, host: str, port: int) -> list[str]:
 
 
 def open_page(base_url: str, host: str, port: int) -> None:
-    """Become the chat page's server until it is stopped."""
+    """Become the chat page's server until it is stopped; raises InputError where Streamlit is not installed."""
+    if importlib.util.find_spec("streamlit") is None:
+        raise InputError("the chat page needs Streamlit: pip install 'danlu[ui]'; danlu chat needs nothing")
     command = page_command(base_url, host, port)
     project = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")]))

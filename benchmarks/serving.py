@@ -133,7 +133,10 @@ def _play(role: str, upstream: str) -> None:
     async def serve() -> None:
         import aiohttp
 
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False) as session:
+        from serve.listener import engine_session
+
+        plain = aiohttp.TCPConnector(limit=0)
+        async with engine_session() if role == "gateway" else aiohttp.ClientSession(connector=plain) as session:
             app = {"engine": lambda: at_once, "proxy": lambda: proxy(session, upstream)}.get(
                 role, lambda: gateway(session, upstream)
             )()

@@ -105,10 +105,10 @@ class Rates:
     def admit(self, caller: str) -> None:
         """Count one request; raises RequestError 429 when the caller has none left this minute."""
         if self._limits.tokens_per_minute is not None:
-            bucket = self._tokens.setdefault(caller, Allowance(self._limits.tokens_per_minute))
+            bucket = _bucket(self._tokens, caller, self._limits.tokens_per_minute)
             self._refuse_after(bucket.wait(1), "tokens")
         if self._limits.requests_per_minute is not None:
-            bucket = self._requests.setdefault(caller, Allowance(self._limits.requests_per_minute))
+            bucket = _bucket(self._requests, caller, self._limits.requests_per_minute)
             self._refuse_after(bucket.wait(1), "requests")
             bucket.take(1)
 
@@ -122,6 +122,13 @@ class Rates:
         if seconds > 0:
             message = f"Rate limit reached: {what} per minute; try again in {seconds:.0f} s"
             raise RequestError(429, message, "rate_limit_exceeded", retry_after=seconds)
+
+
+def _bucket(buckets: dict[str, Allowance], caller: str, per_minute: int) -> Allowance:
+    found = buckets.get(caller)
+    if found is None:
+        found = buckets[caller] = Allowance(per_minute)
+    return found
 
 
 class Admission:

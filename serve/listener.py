@@ -78,9 +78,7 @@ class GatewayReplica:
         self._thread.join()
 
     async def _serve(self) -> None:
-        connector = aiohttp.TCPConnector(limit=0)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=ENGINE_CONNECT_SECONDS)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
+        async with engine_session() as session:
             self._gateway.session = session
             follower = asyncio.create_task(self._follow())
             server = asyncio.create_task(self._server.serve())
@@ -103,6 +101,17 @@ class GatewayReplica:
             retired = await asyncio.to_thread(directory.retired, self._plan.app)
             self._gateway.update(self._liveness.live(found), retired)
             self._looked = time.monotonic()
+
+
+def engine_session() -> aiohttp.ClientSession:
+    """The gateway's connections to engines: as many as there are requests, without an end to an answer's length."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=ENGINE_CONNECT_SECONDS),
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+    )
 
 
 def with_origins(gateway: Gateway, origins: tuple[str, ...]) -> Any:

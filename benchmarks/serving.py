@@ -212,8 +212,8 @@ def beside_vllm(model: str, rounds: int, quick: bool) -> dict[str, Any]:
     """vLLM's own server and Danlu's endpoint, asked in turn."""
     from pipelines.train.models import resolve
 
-    path = resolve(model, Path.home() / ".cache" / "danlu" / "models")
     with ExitStack() as stack:
+        path = resolve(model, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="danlu-bench-"))))
         ports = {"vllm": stack.enter_context(_vllm(path)), "danlu": stack.enter_context(_danlu(path))}
         saturated: dict[str, list[Load]] = {name: [] for name in ports}
         single: dict[str, list[Load]] = {name: [] for name in ports}

@@ -88,7 +88,7 @@ def ray_service(name: str, config_yaml: str, engines: int, section: ServeSection
     most = section.autoscaling.max_replicas if section.autoscaling else section.num_replicas
     cpus = math.ceil(section.num_cpus)
     gpus = math.ceil(section.num_gpus)
-    head = _pod("ray-head", {"cpu": 2, "memory": "4Gi"}, workspace, ports=True)
+    head = _pod("ray-head", {"cpu": 2, "memory": "4Gi"}, workspace, section.port)
     worker = {"cpu": cpus, "memory": f"{MEMORY_GIB}Gi"} | ({"nvidia.com/gpu": gpus} if gpus else {})
     group = {
         "groupName": "engines",
@@ -96,7 +96,7 @@ def ray_service(name: str, config_yaml: str, engines: int, section: ServeSection
         "minReplicas": engines * replicas,
         "maxReplicas": engines * most,
         "rayStartParams": {},
-        "template": _pod("ray-worker", worker, workspace, ports=False),
+        "template": _pod("ray-worker", worker, workspace, None),
     }
     cluster = {
         "rayVersion": ray_version,
@@ -112,7 +112,7 @@ def ray_service(name: str, config_yaml: str, engines: int, section: ServeSection
     }
 
 
-def _pod(container: str, resources: dict[str, Any], workspace: str, ports: bool) -> dict[str, Any]:
+def _pod(container: str, resources: dict[str, Any], workspace: str, port: int | None) -> dict[str, Any]:
     keys = {"secretKeyRef": {"name": "danlu", "key": "api-keys", "optional": True}}
     spec: dict[str, Any] = {
         "name": container,
@@ -121,8 +121,8 @@ def _pod(container: str, resources: dict[str, Any], workspace: str, ports: bool)
         "resources": {"limits": resources, "requests": resources},
         "volumeMounts": [{"name": "workspace", "mountPath": workspace}],
     }
-    if ports:
-        numbers = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": 8000}
-        spec["ports"] = [{"name": port, "containerPort": number} for port, number in numbers.items()]
+    if port is not None:
+        ports = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": port}
+        spec["ports"] = [{"name": name, "containerPort": number} for name, number in ports.items()]
     claim = {"name": "workspace", "persistentVolumeClaim": {"claimName": "danlu"}}
     return {"spec": {"containers": [spec], "volumes": [claim]}}

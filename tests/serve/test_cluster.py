@@ -25,6 +25,7 @@ MODELS = [
 SECTION = Serve.model_validate(
     {
         "host": "0.0.0.0",
+        "port": 9000,
         "num_gpus": 1,
         "limits": {"requests_per_minute": 60},
         "autoscaling": {"max_replicas": 4, "target_ongoing_requests": 8},
@@ -90,6 +91,8 @@ def test_a_ray_service_holds_the_configuration_and_no_key(
     assert (group["minReplicas"], group["maxReplicas"]) == (2, 8)
     (container,) = group["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    (head,) = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert {"name": "serve", "containerPort": 9000} in head["ports"]
     assert "secret-of-the-nodes" not in json.dumps(service)
 
 

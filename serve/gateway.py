@@ -34,6 +34,9 @@ HOLD_SECONDS = 300.0
 
 HOLD_POLL_SECONDS = 0.25
 WATCH_AFTER_SECONDS = 0.05
+CLIENT_CLOSED = 499
+"""How answers that their client did not wait for are counted, after nginx's custom."""
+
 DROPPED_HEADERS = (b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"server", b"date")
 """Headers of an engine's answer that belong to its own connection."""
 
@@ -219,6 +222,10 @@ class Gateway:
         await self.admission.enter()
         try:
             status = await self._ask_engines(ask, send)
+        except asyncio.CancelledError:
+            self.metrics.answered(ask.target.name, CLIENT_CLOSED)
+            self._rates.spend(caller, ask.timing.pieces)  # about a token each; what they were is not known any more
+            raise
         finally:
             self.admission.leave()
         if status is None:

@@ -38,11 +38,13 @@ class Timing:
     began: float = field(default_factory=time.monotonic)
     first: float | None = None
     ended: float = 0.0
+    pieces: int = 0
     last_bytes: bytes = b""
 
     def see(self, chunk: bytes) -> None:
         """Note a piece of the answer."""
         self.ended = time.monotonic()
+        self.pieces += 1
         if self.first is None:
             self.first = self.ended
         self.last_bytes = chunk if len(chunk) >= LAST_FRAME_BYTES else self.last_bytes[-LAST_FRAME_BYTES:] + chunk

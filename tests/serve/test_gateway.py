@@ -27,7 +27,7 @@ USAGE = {"prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2}
 
 
 class Engine:
-    """An engine whose prompts are orders: `wait N` answers after N seconds, `die` breaks the connection."""
+    """An engine whose prompts are orders: `wait N` waits N seconds, `drip` streams slowly, `die` breaks off."""
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
@@ -64,6 +64,8 @@ class Engine:
         for text in ("o", "k"):
             content = {**base, "choices": [{"index": 0, "text": text, "finish_reason": None}]}
             await send({"type": "http.response.body", "body": frame(content), "more_body": True})
+            if order == "drip":
+                await asyncio.sleep(0.5)
             if order == "die":
                 raise ConnectionAbortedError
         if request.get("stream_options", {}).get("include_usage"):
@@ -269,6 +271,18 @@ def test_a_client_that_leaves_stops_the_engine(start: Callable[..., Running]) ->
         time.sleep(0.02)
     assert running.engine.disconnects == 1
     assert running.gateway.admission.in_flight == 0
+
+
+def test_an_answer_that_its_client_leaves_is_counted(start: Callable[..., Running]) -> None:
+    running = start(tokens_per_minute=1)
+    body = {"model": "base", "prompt": "drip", "stream": True}
+    with requests.post(f"{running.url}/v1/completions", json=body, stream=True, timeout=20) as answer:
+        next(answer.iter_content(1))
+    line, until = 'danlu_requests_total{model="base",status="499"} 1.0', time.monotonic() + 5
+    while line not in requests.get(f"{running.url}/metrics", timeout=20).text.splitlines():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert running.complete().status_code == 429
 
 
 def test_a_dead_engine_is_503_at_once_and_used_again_when_it_is_back(start: Callable[..., Running]) -> None:

@@ -22,7 +22,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -275,27 +275,25 @@ def _vllm(model: Path) -> Iterator[int]:
     port = claim_port("127.0.0.1", None)
     plan = EnginePlan("peer", ServedModel("base", str(model)), _section().engine, 0, "127.0.0.1", KEY, "")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
-    with (
-        tempfile.TemporaryFile() as log,
-        subprocess.Popen(
-            command + vllm_arguments(plan), env=engine_environment(plan), stdout=log, stderr=log
-        ) as process,
-    ):
-        try:
-            _wait(process, f"http://127.0.0.1:{port}/health")
-            yield port
-        finally:
-            process.terminate()
+    with tempfile.TemporaryFile() as log:
+        command += vllm_arguments(plan)
+        with subprocess.Popen(command, env=engine_environment(plan), stdout=log, stderr=log) as process:
+            try:
+                _wait(process, f"http://127.0.0.1:{port}/health", log)
+                yield port
+            finally:
+                process.terminate()
 
 
-def _wait(process: "subprocess.Popen[bytes]", url: str) -> None:
+def _wait(process: "subprocess.Popen[bytes]", url: str, log: IO[bytes]) -> None:
     while process.poll() is None:
         try:
             with urllib.request.urlopen(url, timeout=2):
                 return
         except OSError:
             time.sleep(0.2)
-    raise SystemExit(f"vLLM's server ended with {process.returncode}")
+    log.seek(0)
+    raise SystemExit(f"vLLM's server ended with {process.returncode}:\n{log.read()[-3000:].decode(errors='replace')}")
 
 
 @contextmanager

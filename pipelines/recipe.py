@@ -17,10 +17,11 @@ from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.evaluate.section import Compare, Evaluate
 from pipelines.progress import say
 from pipelines.publish.section import Publish
-from pipelines.section import Count, Positive, Ratio, Section
+from pipelines.section import Count, Ratio, Section
 from pipelines.synthesize.refine_section import Refine
 from pipelines.synthesize.section import Synthesize
 from pipelines.train.section import Merge, Train
+from serve.section import Serve
 
 SHIPPED = Path(__file__).parent / "recipes"
 """Where the recipes that come with the project lie."""
@@ -89,31 +90,6 @@ class Split(Section):
         if (self.test_ratio is None) == (self.first is None):
             raise ValueError("give either test_ratio or first")
         return self
-
-
-class Engine(Section):
-    """vLLM's engine arguments that a recipe may set, by vLLM's names."""
-
-    max_model_len: Count | None = Field(None, description="tokens of prompt and answer; null: the model's own")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="weights and computation")
-    tensor_parallel_size: Count = Field(1, description="GPUs one engine is spread over")
-    gpu_memory_utilization: Ratio = Field(0.9, description="share of GPU memory an engine may take")
-    kv_cache_memory_bytes: Count | None = Field(None, description="key-value cache, bytes; null: vLLM's own choice")
-    max_num_seqs: Count = Field(32, description="requests computed together")
-    enforce_eager: bool = Field(False, description="skip compilation: faster start, slower tokens on a GPU")
-    max_loras: Count = Field(4, description="adapters in one batch")
-    max_lora_rank: Count = Field(64, description="largest adapter rank")
-
-
-class Serve(Section):
-    """The endpoint: engines and the gateway before them."""
-
-    host: str = Field("127.0.0.1", description="address the gateway listens on")
-    port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="port the gateway listens on")
-    num_replicas: Count = Field(1, description="replicas of each engine")
-    num_cpus: Positive = Field(0.25, description="CPUs reserved per engine replica; fractions fit small machines")
-    num_gpus: float = Field(0, ge=0, description="GPUs reserved per engine replica")
-    engine: Engine = Engine()
 
 
 class Recipe(Section):

@@ -98,14 +98,23 @@ def serve(
     address: AddressOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: serve.host]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on. [default: serve.port]")] = None,
+    serve_file: Annotated[
+        Path | None, typer.Option("--write-config", help="Write the file for `serve deploy` instead of serving.")
+    ] = None,
+    kuberay_file: Annotated[
+        Path | None, typer.Option("--write-kuberay", help="Write a KubeRay RayService instead of serving.")
+    ] = None,
 ) -> None:
     """Serve base, adapter and merged model as an OpenAI-compatible endpoint until stopped."""
-    from rayjobs.deploy import serve_forever
+    from rayjobs.deploy import serve_forever, write_config
 
     loaded = load_recipe(recipe, overrides)
     with Cluster(address) as cluster:
         place = open_workspace(workspace, loaded.name, on_cluster=cluster.is_shared)
-        serve_forever(loaded, place, cluster, host, port)
+        if serve_file or kuberay_file:
+            write_config(loaded, place, cluster, serve_file, kuberay_file)
+        else:
+            serve_forever(loaded, place, cluster, host, port)
 
 
 @app.command()
@@ -118,8 +127,27 @@ def chat(
     """Talk to a served model in the terminal; the key, if one is needed, comes from OPENAI_API_KEY."""
     from serve import chat as terminal
 
-    url = target if "://" in target else "http://{0.host}:{0.port}/v1".format(load_recipe(target).serve)
-    terminal.chat(url, model, os.environ.get("OPENAI_API_KEY", "none"))
+    terminal.chat(_endpoint_of(target), model, os.environ.get("OPENAI_API_KEY", "none"))
+
+
+@app.command()
+def ui(
+    target: Annotated[
+        str, typer.Argument(metavar="RECIPE|URL", help="A recipe that is being served, or a /v1 address.")
+    ],
+    host: Annotated[str, typer.Option(help="Address the page listens on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port the page listens on.")] = 8501,
+) -> None:
+    """Talk to served models in the browser; the key, if one is needed, comes from OPENAI_API_KEY."""
+    from serve.chat import open_page
+
+    url = _endpoint_of(target)
+    say(f"http://{host}:{port}: asks {url}; Ctrl-C stops")
+    open_page(url, host, port)
+
+
+def _endpoint_of(target: str) -> str:
+    return target if "://" in target else "http://{0.host}:{0.port}/v1".format(load_recipe(target).serve)
 
 
 @app.command()

@@ -5,6 +5,9 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from pipelines.errors import Problem, RecipeError
 from pipelines.evaluate.endpoint import trained_whole
@@ -13,7 +16,7 @@ from pipelines.recipe import Recipe
 from pipelines.workspace import Place, Workspace
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
-from serve.adapters import publish_if_new
+from serve import adapters
 from serve.app import ServedModel, endpoint
 from serve.guard import KEYS, KEYS_FILE, environment_keys
 
@@ -28,35 +31,67 @@ def serve_forever(
     The adapter is published in the workspace's folder `adapters`; those published there later are picked up at once.
     Raises RecipeError for a recipe that trains nothing, StageError when an engine does not start.
     """
-    if recipe.train is None:
-        raise RecipeError(recipe.name, [Problem("train", "nothing to serve: the recipe trains no model")])
     host, port = host or recipe.serve.host, port or recipe.serve.port
     keys = environment_keys()
     if not keys and host not in LOCAL:
         say(f"  anyone who reaches {host} may ask: set {KEYS} or {KEYS_FILE} to require a key")
-    done = pipeline.run(recipe, workspace, cluster, last="merge" if recipe.merge else "train")
-    models = trained_models(recipe, done, workspace.local("adapters"))
+    models = finished_models(recipe, workspace, cluster)
     cluster.connect()
     logs = workspace.local("logs", "serve")
     with stop_signals() as stopped, ExitStack() as stack:
         with waiting(f"starting {len(models)} engine(s)"):
-            url = stack.enter_context(endpoint(models, recipe.serve, host=host, port=port, log_dir=logs, keys=keys))
-        names = dict.fromkeys(["base", recipe.name, *(model.name for model in models)])
-        say(f"{url}: {', '.join(names)}; Ctrl-C stops")
+            limits = recipe.serve.limits
+            url = stack.enter_context(
+                endpoint(models, recipe.serve, host=host, port=port, log_dir=logs, keys=keys, limits=limits)
+            )
+        published = adapters.aliases(workspace.local("adapters"))
+        say(f"{url}: {', '.join([*(model.name for model in models), *published])}; Ctrl-C stops")
         stopped.wait()
 
 
-def trained_models(recipe: Recipe, done: Mapping[str, Place], registry: Path) -> list[ServedModel]:
-    """The base, with the adapters of the registry, and the merged model where the recipe makes one.
+def write_config(
+    recipe: Recipe, workspace: Workspace, cluster: Cluster, serve_file: Path | None, kuberay_file: Path | None
+) -> None:
+    """Train and merge what is missing, and write configuration for `serve deploy` or for KubeRay instead of serving."""
+    from serve.cluster import configuration, ray_service
 
-    Where all weights were trained: the base, and the model that was trained.
+    models = finished_models(recipe, workspace, cluster)
+    config = configuration(recipe.name, models, recipe.serve, str(workspace.local("logs", "serve")))
+    if serve_file is not None:
+        _write_yaml(serve_file, f"# serve deploy {serve_file.name}\n", config)
+    if kuberay_file is not None:
+        reachable = recipe.serve.model_copy(update={"host": "0.0.0.0"})  # a pod's own address is no one else's
+        config = configuration(recipe.name, models, reachable, str(workspace.local("logs", "serve")))
+        service = ray_service(recipe.name, _yaml(config), len(models), recipe.serve, workspace.root)
+        _write_yaml(kuberay_file, f"# kubectl apply -f {kuberay_file.name}\n", service)
+
+
+def _write_yaml(file: Path, head: str, content: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(head + _yaml(content), encoding="utf-8")
+    say(f"{file}: written")
+
+
+def _yaml(content: dict[str, Any]) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def finished_models(recipe: Recipe, workspace: Workspace, cluster: Cluster) -> list[ServedModel]:
+    """The recipe's models, after training and merging what is missing; raises RecipeError where it trains none."""
+    if recipe.train is None:
+        raise RecipeError(recipe.name, [Problem("train", "nothing to serve: the recipe trains no model")])
+    done = pipeline.run(recipe, workspace, cluster, last="merge" if recipe.merge else "train")
+    return trained_models(recipe, done, workspace.local("adapters"))
+
+
+def trained_models(recipe: Recipe, done: Mapping[str, Place], registry: Path) -> list[ServedModel]:
+    """The base with the adapters of the registry, and the merged model or the one that was trained whole.
+
+    Training has published its adapter; merging may have made the model of it.
     """
-    trained = done["train"].report()
-    base = str(trained["model"])
-    if trained["adapter"] is None:
-        models = [ServedModel("base", base, registry=str(registry))]
-        return [*models, ServedModel(recipe.name, str(trained_whole(done)))]
-    publish_if_new(done["train"].local(trained["adapter"]), registry, recipe.name, base)
+    base = str(done["train"].report()["model"])
+    if done["train"].report()["adapter"] is None:
+        return [ServedModel("base", base), ServedModel(recipe.name, str(trained_whole(done)))]
     models = [ServedModel("base", base, registry=str(registry))]
     if "merge" in done:
         merged = done["merge"].local(done["merge"].report()["model"])

@@ -20,6 +20,7 @@ from pipelines.recipe import Recipe
 from pipelines.report import environment, write_report
 from pipelines.workspace import Place, Workspace, fingerprint
 from rayjobs.cluster import Cluster
+from serve.adapters import publish_if_new
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,22 @@ def run(
     with shared_endpoints():
         for number, stage in enumerate(stages[:end]):
             done[stage.name] = _bring_up_to_date(recipe, workspace, cluster, stage, done, again=number >= redo)
+            if stage.name == "train":
+                publish_adapter(recipe, done["train"])
             write_report(recipe, workspace, done)
     return done
+
+
+def publish_adapter(recipe: Recipe, trained: Place) -> str | None:
+    """Publish what was trained in the workspace's folder `adapters`, where a running endpoint finds it at once.
+
+    Returns the version, such as `wishes@2`; None where the whole model was trained.
+    """
+    report = trained.report()
+    if report["adapter"] is None:
+        return None
+    registry = trained.workspace.local("adapters")
+    return publish_if_new(trained.local(report["adapter"]), registry, recipe.name, report["model"])
 
 
 def status(recipe: Recipe, workspace: Workspace) -> list[tuple[str, str, Place | None]]:

@@ -48,12 +48,15 @@ def publish(adapter_dir: str | Path, registry_dir: str | Path, name: str, base: 
 
 
 def publish_if_new(adapter_dir: str | Path, registry_dir: str | Path, name: str, base: str | Path | None = None) -> str:
-    """Publish an adapter unless the version that `name` stands for holds the same weights; returns the version."""
-    current = aliases(registry_dir).get(name)
-    if current is not None:
-        weights, published = Path(adapter_dir) / FILES[1], Path(registry_dir) / current / FILES[1]
-        if weights.is_file() and filecmp.cmp(weights, published, shallow=False):
-            return current
+    """Publish an adapter unless a version of `name` holds the same weights; returns the version.
+
+    Where one does, the alias stays where it points, perhaps on purpose, to another version.
+    """
+    registry, weights = Path(registry_dir), Path(adapter_dir) / FILES[1]
+    for number in sorted(_numbers(registry, name), reverse=True):
+        published = registry / f"{name}@{number}" / FILES[1]
+        if weights.is_file() and published.is_file() and filecmp.cmp(weights, published, shallow=False):
+            return f"{name}@{number}"
     return publish(adapter_dir, registry_dir, name, base)
 
 

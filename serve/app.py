@@ -1,4 +1,4 @@
-"""Start the endpoint: engines and the gateway as one Ray Serve application."""
+"""Start the endpoint: engines and the gateway as Ray Serve applications."""
 
 import logging
 import secrets
@@ -10,17 +10,18 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve as ray_serve
 
 from pipelines.errors import HardwareError, StageError
-from pipelines.recipe import Serve as ServeSection
 from serve import directory
 from serve.engine import DRAIN_SECONDS, EnginePlan, EngineReplica, node_address
-from serve.guard import Limits
 from serve.listener import GatewayPlan, GatewayReplica
 from serve.models import ServedModel, check_models
+from serve.section import Limits
+from serve.section import Serve as ServeSection
 
 __all__ = ["ServedModel", "endpoint"]
 
@@ -50,52 +51,72 @@ def endpoint(
     require_resources(models, section)
     app = f"danlu-{secrets.token_hex(4)}"
     port = claim_port(host, port)
-    plan = GatewayPlan(app, models, secrets.token_urlsafe(24), keys, limits or Limits(), host, port)
+    origins = tuple(section.allow_origins)
+    plan = GatewayPlan(app, models, directory.shared_key(app), keys, limits or Limits(), host, port, origins)
     logs = log_dir or Path(tempfile.mkdtemp(prefix="danlu-serve-"))
+    targets = applications(plan, section, logs)
     try:
-        deploy(application(plan, section, logs), app)
+        deploy(targets, app)
         wait_until_ready(host, port)
         yield f"http://{host}:{port}/v1"
     finally:
-        ray_serve.delete(app)
+        for name in reversed(targets):  # the gateway first: its requests need the engines to end
+            ray_serve.delete(name)
         directory.forget(app)
 
 
-def deploy(application: ray_serve.Application, app: str) -> None:
-    """Run a Ray Serve application under the name `app`, and wait until its engines have loaded their models."""
+def deploy(targets: dict[str, ray_serve.Application], app: str) -> None:
+    """Run Ray Serve applications by name, and wait until the engines have loaded their models."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # the caller says what it waits for
     ray_serve.start(proxy_location="Disabled")
     try:
-        ray_serve.run(application, name=app, route_prefix=None)
+        ray_serve.run_many([ray_serve.RunTarget(target, name, None) for name, target in targets.items()])
     except RuntimeError as error:
         raise StageError(directory.failure(app) or str(error)) from None
 
 
-def application(plan: GatewayPlan, section: ServeSection, logs: Path) -> ray_serve.Application:
-    """The Ray Serve application: one deployment per engine, and the gateway on this node in front of them."""
-    engines = [
-        ray_serve.deployment(
-            name=f"engine-{model.name}",
-            num_replicas=section.num_replicas,
-            ray_actor_options={"num_cpus": section.num_cpus, "num_gpus": section.num_gpus},
-            health_check_period_s=HEALTH_CHECK_SECONDS,
-            graceful_shutdown_wait_loop_s=SHUTDOWN_POLL_SECONDS,
-            graceful_shutdown_timeout_s=DRAIN_SECONDS + 10,
-            max_constructor_retry_count=1,
-        )(EngineReplica).bind(
-            EnginePlan(plan.app, model, section.engine, section.num_gpus, engine_host(), plan.engine_key, str(logs))
+def applications(plan: GatewayPlan, section: ServeSection, logs: Path) -> dict[str, ray_serve.Application]:
+    """An application per engine, so that each can be deployed anew by itself, and last the gateway, on this node."""
+    engines = {
+        f"{plan.app}-{model.name}": engine_application(
+            EnginePlan(plan.app, model, section.engine, section.num_gpus, engine_host(), plan.engine_key, str(logs)),
+            section,
         )
         for model in plan.models
-    ]
+    }
+    return {**engines, plan.app: gateway_application(plan, f"node:{node_address()}")}
+
+
+def engine_application(plan: EnginePlan, section: ServeSection) -> ray_serve.Application:
+    """The Ray Serve application of one engine with its replicas."""
+    replicas: dict[str, Any] = {"num_replicas": section.num_replicas}
+    if section.autoscaling is not None:
+        policy = {"policy_function": "serve.scaling:by_requests_at_the_engines"}
+        bounds = section.autoscaling.model_dump()
+        replicas = {"autoscaling_config": {**bounds, "policy": policy}}
+    engine = ray_serve.deployment(
+        name=f"engine-{plan.model.name}",
+        ray_actor_options={"num_cpus": section.num_cpus, "num_gpus": section.num_gpus},
+        health_check_period_s=HEALTH_CHECK_SECONDS,
+        graceful_shutdown_wait_loop_s=SHUTDOWN_POLL_SECONDS,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS + 10,
+        max_constructor_retry_count=1,
+        **replicas,
+    )(EngineReplica)
+    return engine.bind(plan)
+
+
+def gateway_application(plan: GatewayPlan, node: str) -> ray_serve.Application:
+    """The Ray Serve application of the gateway, placed by a resource that one node alone has."""
     gateway = ray_serve.deployment(
         name="gateway",
-        ray_actor_options={"num_cpus": 0, "resources": {f"node:{node_address()}": 0.001}},
+        ray_actor_options={"num_cpus": 0, "resources": {node: 0.001}},
         health_check_period_s=HEALTH_CHECK_SECONDS,
         graceful_shutdown_wait_loop_s=SHUTDOWN_POLL_SECONDS,
         graceful_shutdown_timeout_s=DRAIN_SECONDS + 10,
         max_constructor_retry_count=1,
     )(GatewayReplica)
-    return gateway.bind(plan, *engines)
+    return gateway.bind(plan)
 
 
 def engine_host() -> str:
@@ -106,13 +127,14 @@ def engine_host() -> str:
 
 def require_resources(models: list[ServedModel], section: ServeSection) -> None:
     """Raise HardwareError when the cluster could never place all engines; Ray would wait for ever."""
-    engines = len(models) * section.num_replicas
+    most = section.autoscaling.max_replicas if section.autoscaling else section.num_replicas
+    engines = len(models) * most
     have = ray.cluster_resources()  # type: ignore[no-untyped-call]
     for resource, each in (("CPU", section.num_cpus), ("GPU", section.num_gpus)):
         if engines * each > have.get(resource, 0.0):
             raise HardwareError(
                 f"serving needs {engines} engine(s) of {each:g} {resource} each, the cluster has "
-                f"{have.get(resource, 0.0):g}; lower serve.num_{resource.lower()}s or serve.num_replicas"
+                f"{have.get(resource, 0.0):g}; lower serve.num_{resource.lower()}s or the replicas"
             )
 
 

@@ -1,12 +1,16 @@
-"""Chat in the terminal with any OpenAI-compatible endpoint."""
+"""Chat in the terminal with any OpenAI-compatible endpoint, or open the page that does so in a browser."""
 
+import importlib.util
+import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 
-from pipelines.errors import StageError, nearest
+from pipelines.errors import InputError, StageError, nearest
 
 HELP = """\
 RESET                  forget the conversation
@@ -144,3 +148,28 @@ def change_temperature(talk: Conversation, text: str) -> str:
         return f"a temperature is a number from 0 to 2, not {text!r}"
     talk.temperature = value
     return f"(temperature {value:g})"
+
+
+def page_command(base_url: str, host: str, port: int) -> list[str]:
+    """The command that runs the chat page: Streamlit, which reports nothing and watches no files."""
+    options = {
+        "server.address": host,
+        "server.port": port,
+        "server.headless": "true",
+        "server.fileWatcherType": "none",
+        "browser.gatherUsageStats": "false",
+        "client.toolbarMode": "viewer",
+        "theme.primaryColor": "#c2410c",
+    }
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    return [sys.executable, "-m", "streamlit", "run", *flags, str(Path(__file__).parent / "chat_app.py"), base_url]
+
+
+def open_page(base_url: str, host: str, port: int) -> None:
+    """Become the chat page's server until it is stopped; raises InputError where Streamlit is not installed."""
+    if importlib.util.find_spec("streamlit") is None:
+        raise InputError("the chat page needs Streamlit: pip install 'danlu[ui]'; danlu chat needs nothing")
+    command = page_command(base_url, host, port)
+    project = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")]))
+    os.execve(command[0], command, {**os.environ, "PYTHONPATH": path})

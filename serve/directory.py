@@ -5,6 +5,7 @@ is not renewed is forgotten by its readers: they note when it last changed, on t
 """
 
 import json
+import secrets
 import time
 from dataclasses import asdict, dataclass
 
@@ -35,11 +36,34 @@ def withdraw(app: str, replica: str) -> None:
     internal_kv._internal_kv_del(f"{app}/engine/{replica}", namespace=NAMESPACE)
 
 
+def retire(app: str, replica: str, model: str) -> None:
+    """Note that an engine was stopped on purpose: it has not died, and another takes its place."""
+    internal_kv._internal_kv_put(f"{app}/retired/{replica}", model, namespace=NAMESPACE)
+
+
+def retired(app: str) -> dict[str, str]:
+    """The replicas that were stopped on purpose, with their models."""
+    return {key.rpartition("/")[2]: value.decode() for key, value in _entries(f"{app}/retired/").items()}
+
+
+def shared_key(app: str) -> str:
+    """The key by which an application's gateway and engines know each other; made by who asks first."""
+    name = f"{app}/key"
+    internal_kv._internal_kv_put(name, secrets.token_urlsafe(24), overwrite=False, namespace=NAMESPACE)
+    value = internal_kv._internal_kv_get(name, namespace=NAMESPACE)
+    assert value is not None
+    return value.decode()
+
+
 def records(app: str) -> list[EngineRecord]:
     """All records of an application's engines, stale ones included."""
-    keys = internal_kv._internal_kv_list(f"{app}/engine/", namespace=NAMESPACE)
-    values = (internal_kv._internal_kv_get(key, namespace=NAMESPACE) for key in keys)
-    return [EngineRecord(**json.loads(value)) for value in values if value is not None]
+    return [EngineRecord(**json.loads(value)) for value in _entries(f"{app}/engine/").values()]
+
+
+def _entries(prefix: str) -> dict[str, bytes]:
+    keys = internal_kv._internal_kv_list(prefix, namespace=NAMESPACE)
+    found = {key.decode(): internal_kv._internal_kv_get(key, namespace=NAMESPACE) for key in keys}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def report_failure(app: str, message: str) -> None:

@@ -1,8 +1,10 @@
 """One engine replica: a Ray Serve deployment that keeps vLLM's own server running as a child process."""
 
+import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,9 +19,9 @@ from ray import serve as ray_serve
 
 from pipelines.errors import StageError
 from pipelines.parent_death import PARENT
-from pipelines.recipe import Engine as EngineArguments
 from serve import directory
 from serve.models import ServedModel
+from serve.section import Engine as EngineArguments
 
 logger = logging.getLogger("ray.serve")
 
@@ -28,6 +30,11 @@ CPU_KV_CACHE_BYTES = 1 << 30
 
 DRAIN_SECONDS = 60
 """How long an engine that is told to stop may finish the requests it has."""
+
+IN_FLIGHT = "in_flight"
+"""The name of what the engines report for autoscaling."""
+
+REQUESTS = re.compile(rb"^vllm:num_requests_(?:running|waiting)\{[^}]*\} ([0-9.e+]+)", re.MULTILINE)
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The adapter ranks vLLM makes room for."""
@@ -59,6 +66,7 @@ class EngineReplica:
         self._error: Exception | None = None
         self._announcing = threading.Lock()
         self._stopping = False
+        self._url = ""
         self._process: subprocess.Popen[bytes] | None = None
         # The child's death signal follows the thread that starts it, so one thread owns the child for life.
         threading.Thread(target=self._own_the_child, name="engine", daemon=True).start()
@@ -78,17 +86,22 @@ class EngineReplica:
             return
         with self._announcing:
             self._stopping = True
+            directory.retire(self._plan.app, self._replica, self._plan.model.name)
             directory.withdraw(self._plan.app, self._replica)
         time.sleep(2 * directory.BEAT_SECONDS)  # until the gateway has seen it
         self._process.send_signal(signal.SIGTERM)
         self._process.wait()
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Ray Serve, which sees none of the requests itself: those the engine computes or keeps waiting."""
+        return {IN_FLIGHT: await asyncio.to_thread(requests_at, self._url)}
+
     def _own_the_child(self) -> None:
         log = Path(self._plan.log_dir) / f"engine-{self._plan.model.name}-{self._replica}.log"
         try:
             self._process, port = start_process(self._plan, log)
-            url = f"http://{self._plan.host}:{port}"
-            wait_until_healthy(self._process, url)
+            self._url = f"http://{self._plan.host}:{port}"
+            wait_until_healthy(self._process, self._url)
         except Exception as error:  # raised again where Ray Serve waits
             name = self._plan.model.name
             known = isinstance(error, StageError)
@@ -96,7 +109,7 @@ class EngineReplica:
             return
         finally:
             self._started.set()
-        self._announce_while_alive(self._process, url)
+        self._announce_while_alive(self._process, self._url)
         if self._stopping:
             return
         logger.error("engine of %s ended with code %s, see %s", self._plan.model.name, self._process.returncode, log)
@@ -146,6 +159,12 @@ def start_process(plan: EnginePlan, log: Path) -> tuple[subprocess.Popen[bytes],
     return process, int(json.loads(report)["port"])
 
 
+def requests_at(url: str) -> float:
+    """Requests that a vLLM server computes or keeps waiting, from its metrics."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
+        return sum(map(float, REQUESTS.findall(answer.read())))
+
+
 def wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:
     """Return when vLLM has loaded the model; raises StageError when its process ends before that."""
     while process.poll() is None:
@@ -173,6 +192,7 @@ def vllm_arguments(plan: EnginePlan) -> list[str]:
     arguments += ["--shutdown-timeout", str(DRAIN_SECONDS)]
     if engine.max_model_len is not None:
         arguments += ["--max-model-len", str(engine.max_model_len)]
+    arguments += ["--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching"]
     if on_cpu or engine.enforce_eager:
         arguments += ["--enforce-eager"]  # on a CPU compilation takes minutes and a C++ compiler
     if not on_cpu:

@@ -5,22 +5,38 @@ requests in flight, and copies bytes. Prompts, sampling and answers are vLLM's o
 """
 
 import asyncio
-import json
 import time
-from collections.abc import Coroutine
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
 
 from serve import adapters
 from serve.answers import Headers, Receive, RequestError, Scope, Send, send_body, send_json, unavailable
+from serve.bodies import hold_to_limits, parse, read_body, rewritten
 from serve.directory import EngineRecord
-from serve.guard import Admission, Keys, Limits, Rates
+from serve.guard import Admission, Keys, Rates
 from serve.metrics import Metrics, Timing
 from serve.models import ServedModel, is_valid_name
+from serve.openapi import DESCRIPTION
+from serve.section import Limits
 
-COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
+CHAT = "/v1/chat/completions"
+COMPLETIONS = (CHAT, "/v1/completions")
+HEALTH = ("/health", "/-/healthz")
+"""The second is where KubeRay asks whether a pod serves."""
+
+HOLD_SECONDS = 300.0
+"""How long requests wait for the successor of an engine that was stopped on purpose."""
+
+HOLD_POLL_SECONDS = 0.25
+WATCH_AFTER_SECONDS = 0.05
+CLIENT_CLOSED = 499
+"""How answers that their client did not wait for are counted, after nginx's custom."""
+
 DROPPED_HEADERS = (b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"server", b"date")
 """Headers of an engine's answer that belong to its own connection."""
 
@@ -33,6 +49,10 @@ class Upstream:
     beat: int
     in_flight: int = 0
     failed_at: int = -1
+    urls: dict[str, URL] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.urls = {path: URL(self.url + path) for path in (*COMPLETIONS, "/health")}
 
 
 @dataclass(frozen=True)
@@ -59,7 +79,12 @@ class Gateway:
     """The models the gateway knows, the engines it sees, and its connections to them."""
 
     def __init__(
-        self, models: list[ServedModel], engine_key: str, keys: tuple[bytes, ...] = (), limits: Limits | None = None
+        self,
+        models: list[ServedModel],
+        engine_key: str,
+        keys: tuple[bytes, ...] = (),
+        limits: Limits | None = None,
+        look_again: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.models = models
         self.limits = limits or Limits()
@@ -67,22 +92,38 @@ class Gateway:
         self.metrics = Metrics()
         self.session: aiohttp.ClientSession | None = None
         self._keys = Keys(keys)
+        self._look_again = look_again
         self._rates = Rates(self.limits)
-        self._engine_headers = {"content-type": "application/json", "authorization": f"Bearer {engine_key}"}
+        self._engine_headers = CIMultiDict(
+            {"content-type": "application/json", "authorization": f"Bearer {engine_key}"}
+        )
         self._engines: dict[str, list[Upstream]] = {model.name: [] for model in models}
         self._created = int(time.time())
         self._fixed = {n: Target(model.name, n) for model in models for n in (model.name, *model.adapters)}
         self._published: dict[str, Target] = {}
+        self._retired: set[str] = set()
+        self._held_until: dict[str, float] = {}
+        self.stopping = False
 
-    def update(self, live: list[EngineRecord]) -> None:
-        """Take over the engines that are alive, keeping what is known of those seen before."""
+    def update(self, live: list[EngineRecord], retired: dict[str, str] | None = None) -> None:
+        """Take over the engines that are alive, keeping what is known of those seen before.
+
+        `retired`: replicas that were stopped on purpose, with their models; requests wait for their successors.
+        """
+        retired = retired or {}
         known = {upstream.url: upstream for group in self._engines.values() for upstream in group}
         engines: dict[str, list[Upstream]] = {model.name: [] for model in self.models}
         for record in live:
+            if record.replica in retired:
+                continue
             upstream = known.get(record.url) or Upstream(record.url, record.beat)
             upstream.beat = record.beat
             engines.setdefault(record.model, []).append(upstream)
         self._engines = engines
+        for replica in retired.keys() - self._retired:
+            self._held_until[retired[replica]] = time.monotonic() + HOLD_SECONDS
+        self._retired = set(retired)
+        self._held_until = {name: until for name, until in self._held_until.items() if not self._usable(name)}
 
     def update_published(self) -> None:
         """Read the registries of adapters again; blocking."""
@@ -115,11 +156,13 @@ class Gateway:
             require_method(scope, "GET")
             self._keys.check(scope["headers"])
             await send_json(send, 200, {"object": "list", "data": self.model_cards()})
-        elif path == "/health":
+        elif path in HEALTH:
             await send_json(send, 200, {"status": "ok"})
         elif path == "/ready":
             missing = self.missing()
             await send_json(send, 503 if missing else 200, {"ready": not missing, "missing": missing})
+        elif path == "/openapi.json":
+            await send_json(send, 200, DESCRIPTION)
         elif path == "/metrics":
             engines = {name: len(self._usable(name)) for name in self._engines}
             text = self.metrics.text(self.admission.in_flight, self.admission.queued, engines)
@@ -162,7 +205,8 @@ class Gateway:
             message = f"The model {name!r} does not exist; GET /v1/models lists those that do"
             raise RequestError(404, message, "model_not_found", "model")
         streamed = request.get("stream") is True
-        if streamed or name != target.name:
+        changed = hold_to_limits(request, self.limits, is_chat=path == CHAT)
+        if changed or streamed or name != target.name:
             body = rewritten(request, target.name, streamed)
         return Ask(path, body, target, streamed, Timing())
 
@@ -175,37 +219,52 @@ class Gateway:
         return target
 
     async def _answer(self, ask: Ask, caller: str, send: Send) -> None:
-        async with self.admission.slot():
-            while True:
-                upstream = self._pick(ask.target)
-                upstream.in_flight += 1
-                try:
-                    status = await self._copy(upstream, ask, send)
-                    break
-                except aiohttp.ClientError:
-                    upstream.failed_at = upstream.beat
-                    if ask.started:
-                        await self._break_off(ask, send)
-                        return
-                finally:
-                    upstream.in_flight -= 1
+        await self.admission.enter()
+        try:
+            status = await self._ask_engines(ask, send)
+        except asyncio.CancelledError:
+            self.metrics.answered(ask.target.name, CLIENT_CLOSED)
+            self._rates.spend(caller, ask.timing.pieces)  # about a token each; what they were is not known any more
+            raise
+        finally:
+            self.admission.leave()
+        if status is None:
+            return
         self.metrics.answered(ask.target.name, status)
         usage = self.metrics.finished(ask.target.name, ask.streamed, ask.timing)
         self._rates.spend(caller, usage.prompt + usage.completion)
 
+    async def _ask_engines(self, ask: Ask, send: Send) -> int | None:
+        """Copy the answer of an engine, the next one where one dies before it; None where one dies in the middle."""
+        while True:
+            upstream = await self._pick(ask.target)
+            upstream.in_flight += 1
+            try:
+                return await self._copy(upstream, ask, send)
+            except aiohttp.ClientError:
+                upstream.failed_at = upstream.beat
+                if ask.started:
+                    await self._break_off(ask, send)
+                    return None
+                if self._look_again is not None:
+                    await self._look_again()  # it may have been stopped on purpose a moment ago
+            finally:
+                upstream.in_flight -= 1
+
     def _usable(self, engine: str) -> list[Upstream]:
         return [upstream for upstream in self._engines.get(engine, ()) if upstream.failed_at != upstream.beat]
 
-    def _pick(self, target: Target) -> Upstream:
-        usable = self._usable(target.engine)
-        if not usable:
-            raise unavailable(target.name)
+    async def _pick(self, target: Target) -> Upstream:
+        """The engine with the fewest requests; where the last one was stopped on purpose, its successor."""
+        while not (usable := self._usable(target.engine)):
+            if self.stopping or time.monotonic() >= self._held_until.get(target.engine, 0.0):
+                raise unavailable(target.name)
+            await asyncio.sleep(HOLD_POLL_SECONDS)
         return min(usable, key=lambda upstream: upstream.in_flight)
 
     async def _copy(self, upstream: Upstream, ask: Ask, send: Send) -> int:
         assert self.session is not None, "the gateway answers requests only while it has a client session"
-        url = upstream.url + ask.path
-        async with self.session.post(url, data=ask.body, headers=self._engine_headers) as answer:
+        async with self.session.post(upstream.urls[ask.path], data=ask.body, headers=self._engine_headers) as answer:
             headers = [(k.lower(), v) for k, v in answer.raw_headers if k.lower() not in DROPPED_HEADERS]
             if not ask.streamed or answer.status != 200:
                 body = await answer.read()
@@ -226,7 +285,7 @@ class Gateway:
     async def _is_healthy(self, upstream: Upstream) -> bool:
         """Whether an engine that answered with an error goes on working, or has lost its core."""
         assert self.session is not None
-        async with self.session.get(f"{upstream.url}/health") as answer:
+        async with self.session.get(upstream.urls["/health"]) as answer:
             return answer.status == 200
 
     async def _break_off(self, ask: Ask, send: Send) -> None:
@@ -248,48 +307,14 @@ def require_method(scope: Scope, method: str) -> None:
         raise RequestError(405, f"Use {method} for {scope['path']}", "method_not_allowed")
 
 
-def parse(body: bytes) -> dict[str, Any]:
-    """The request's JSON object; raises RequestError 400."""
-    try:
-        request = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"The body is not JSON: {error}", "invalid_json") from None
-    if not isinstance(request, dict):
-        raise RequestError(400, "The body is not a JSON object", "invalid_json")
-    return request
-
-
-def rewritten(request: dict[str, Any], name: str, streamed: bool) -> bytes:
-    """The request's body with the engine's name for the model; a stream also asks for token counts at its end."""
-    request["model"] = name
-    options = request.get("stream_options")
-    if streamed and (options is None or isinstance(options, dict)):
-        request["stream_options"] = {**(options or {}), "include_usage": True}
-    return json.dumps(request).encode()
-
-
-async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
-    """The whole body of a request; raises RequestError 413 as soon as it is known to be longer than `most` bytes."""
-    declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-    size = int(declared) if declared.isdigit() else 0
-    parts: list[bytes] = []
-    received, more = 0, True
-    while more and size <= most:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise RequestError(400, "The connection closed before the body ended", "disconnected")
-        parts.append(message.get("body", b""))
-        received += len(parts[-1])
-        size, more = max(size, received), message.get("more_body", False)
-    if size > most:
-        raise RequestError(413, f"The body is longer than {most} bytes", "body_too_large")
-    return b"".join(parts)
-
-
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work, and drop it when the client closes its connection: the engine then stops generating."""
+    """Do the work, and drop it when the client closes its connection: the engine then stops generating.
+
+    It is watched from `WATCH_AFTER_SECONDS` on: a task for each short answer costs more than it saves.
+    """
     worker = asyncio.current_task()
     assert worker is not None
+    watchers: list[asyncio.Task[None]] = []
     gone = False
 
     async def watch() -> None:
@@ -299,7 +324,8 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, None])
         gone = True
         worker.cancel()
 
-    watcher = asyncio.create_task(watch())
+    loop = asyncio.get_running_loop()
+    later = loop.call_later(WATCH_AFTER_SECONDS, lambda: watchers.append(loop.create_task(watch())))
     try:
         await work
     except asyncio.CancelledError:
@@ -307,4 +333,6 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, None])
             raise
         worker.uncancel()
     finally:
-        watcher.cancel()
+        later.cancel()
+        for watcher in watchers:
+            watcher.cancel()

@@ -6,30 +6,19 @@ import hmac
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.errors import Problem, RecipeError
 from serve.answers import Headers, RequestError
+from serve.section import Limits
 
 KEYS = "DANLU_API_KEYS"
 """Environment variable: API keys, separated by commas."""
 
 KEYS_FILE = "DANLU_API_KEYS_FILE"
 """Environment variable: a file with the SHA-256 of one key per line, in hexadecimal; `#` begins a comment."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the gateway accepts; the rates hold for each key by itself (for all callers where there are no keys)."""
-
-    max_body_bytes: int = 4 << 20
-    max_in_flight: int = 256
-    max_queued: int = 1024
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
 
 
 def key_hashes(environment: Mapping[str, str]) -> tuple[bytes, ...]:
@@ -116,10 +105,10 @@ class Rates:
     def admit(self, caller: str) -> None:
         """Count one request; raises RequestError 429 when the caller has none left this minute."""
         if self._limits.tokens_per_minute is not None:
-            bucket = self._tokens.setdefault(caller, Allowance(self._limits.tokens_per_minute))
+            bucket = _bucket(self._tokens, caller, self._limits.tokens_per_minute)
             self._refuse_after(bucket.wait(1), "tokens")
         if self._limits.requests_per_minute is not None:
-            bucket = self._requests.setdefault(caller, Allowance(self._limits.requests_per_minute))
+            bucket = _bucket(self._requests, caller, self._limits.requests_per_minute)
             self._refuse_after(bucket.wait(1), "requests")
             bucket.take(1)
 
@@ -135,6 +124,13 @@ class Rates:
             raise RequestError(429, message, "rate_limit_exceeded", retry_after=seconds)
 
 
+def _bucket(buckets: dict[str, Allowance], caller: str, per_minute: int) -> Allowance:
+    found = buckets.get(caller)
+    if found is None:
+        found = buckets[caller] = Allowance(per_minute)
+    return found
+
+
 class Admission:
     """At most so many requests in flight; so many more wait their turn, in order; the rest are refused."""
 
@@ -148,17 +144,21 @@ class Admission:
         """Requests that wait."""
         return sum(not turn.done() for turn in self._waiting)
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Hold a place in flight for the length of the block; raises RequestError 429 when the queue is full."""
+    async def enter(self) -> None:
+        """Take a place in flight, to be given back by `leave`; raises RequestError 429 when the queue is full."""
         if self.in_flight < self._limits.max_in_flight:
             self.in_flight += 1
         else:
             await self._wait()
-        try:
-            yield
-        finally:
-            self._pass_on()
+
+    def leave(self) -> None:
+        """Give the place to who waits longest."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.in_flight -= 1
 
     async def _wait(self) -> None:
         if self.queued >= self._limits.max_queued:
@@ -169,16 +169,8 @@ class Admission:
             await turn  # the place passes over from the request that ended: in_flight stays as it is
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._pass_on()
+                self.leave()
             raise
-
-    def _pass_on(self) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self.in_flight -= 1
 
 
 def environment_keys() -> tuple[bytes, ...]:

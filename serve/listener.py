@@ -6,20 +6,23 @@ and clients speak to the gateway itself.
 
 import asyncio
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import uvicorn
 import uvloop
-from ray.serve.handle import DeploymentHandle
+from starlette.middleware.cors import CORSMiddleware
 
 from serve import directory
 from serve.gateway import Gateway
-from serve.guard import Limits
 from serve.models import ServedModel
+from serve.section import Limits
 
 ENGINE_CONNECT_SECONDS = 5.0
+LOOK_SECONDS = 0.1
+"""How old what is known of the engines may be when one of them does not answer."""
 
 
 @dataclass(frozen=True)
@@ -33,26 +36,31 @@ class GatewayPlan:
     limits: Limits
     host: str
     port: int
+    allow_origins: tuple[str, ...] = ()
 
 
 class GatewayReplica:
     """Runs the gateway in a thread of its own, and keeps its list of engines and adapters up to date.
 
-    The handles make the engines part of the same application; the gateway finds them through the directory.
+    It finds the engines through the directory, so that either may be deployed anew without the other.
     """
 
-    def __init__(self, plan: GatewayPlan, *engines: DeploymentHandle[Any]) -> None:
+    def __init__(self, plan: GatewayPlan) -> None:
         self._plan = plan
-        self._gateway = Gateway(plan.models, plan.engine_key, plan.keys, plan.limits)
+        self._gateway = Gateway(plan.models, plan.engine_key, plan.keys, plan.limits, self._look)
+        self._liveness = directory.Liveness()
+        self._looking = asyncio.Lock()
+        self._looked = 0.0
         self._server = uvicorn.Server(
             uvicorn.Config(
-                self._gateway,
+                with_origins(self._gateway, plan.allow_origins),
                 host=plan.host,
                 port=plan.port,
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
                 server_header=False,
+                proxy_headers=False,
             )
         )
         self._thread = threading.Thread(target=uvloop.run, args=(self._serve(),), name="gateway", daemon=True)
@@ -65,13 +73,12 @@ class GatewayReplica:
 
     def __del__(self) -> None:
         """Called by Ray Serve when it stops the replica: answer what is in flight, then end."""
+        self._gateway.stopping = True
         self._server.should_exit = True
         self._thread.join()
 
     async def _serve(self) -> None:
-        connector = aiohttp.TCPConnector(limit=0)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=ENGINE_CONNECT_SECONDS)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
+        async with engine_session() as session:
             self._gateway.session = session
             follower = asyncio.create_task(self._follow())
             server = asyncio.create_task(self._server.serve())
@@ -80,9 +87,37 @@ class GatewayReplica:
             await server
 
     async def _follow(self) -> None:
-        liveness = directory.Liveness()
         while True:
-            found = await asyncio.to_thread(directory.records, self._plan.app)
-            self._gateway.update(liveness.live(found))
+            await self._look()
             await asyncio.to_thread(self._gateway.update_published)
             await asyncio.sleep(directory.BEAT_SECONDS)
+
+    async def _look(self) -> None:
+        """Take over which engines live now; many that ask at once get one look."""
+        async with self._looking:
+            if time.monotonic() - self._looked < LOOK_SECONDS:
+                return
+            found = await asyncio.to_thread(directory.records, self._plan.app)
+            retired = await asyncio.to_thread(directory.retired, self._plan.app)
+            self._gateway.update(self._liveness.live(found), retired)
+            self._looked = time.monotonic()
+
+
+def engine_session() -> aiohttp.ClientSession:
+    """The gateway's connections to engines: as many as there are requests, without an end to an answer's length."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=ENGINE_CONNECT_SECONDS),
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+    )
+
+
+def with_origins(gateway: Gateway, origins: tuple[str, ...]) -> Any:
+    """The gateway, answered by which browsers let pages of the given origins ask it (CORS)."""
+    if not origins:
+        return gateway
+    headers = ["authorization", "content-type"]
+    app: Any = gateway
+    return CORSMiddleware(app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers)

@@ -3,6 +3,7 @@
 import re
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -37,11 +38,13 @@ class Timing:
     began: float = field(default_factory=time.monotonic)
     first: float | None = None
     ended: float = 0.0
+    pieces: int = 0
     last_bytes: bytes = b""
 
     def see(self, chunk: bytes) -> None:
         """Note a piece of the answer."""
         self.ended = time.monotonic()
+        self.pieces += 1
         if self.first is None:
             self.first = self.ended
         self.last_bytes = chunk if len(chunk) >= LAST_FRAME_BYTES else self.last_bytes[-LAST_FRAME_BYTES:] + chunk
@@ -52,6 +55,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._children: dict[tuple[Any, tuple[str, ...]], Any] = {}
         self._requests = Counter(
             "danlu_requests", "Requests answered, by HTTP status", ("model", "status"), registry=self._registry
         )
@@ -76,18 +80,25 @@ class Metrics:
 
     def answered(self, model: str, status: int) -> None:
         """Count an answer; `model` is empty where none was named, or one that does not exist."""
-        self._requests.labels(model, str(status)).inc()
+        self._of(self._requests, model, str(status)).inc()
 
     def finished(self, model: str, streamed: bool, timing: Timing) -> Usage:
         """Count a finished answer's tokens and times; returns its tokens."""
         usage = usage_in(timing.last_bytes)
-        self._tokens.labels(model, "prompt").inc(usage.prompt)
-        self._tokens.labels(model, "completion").inc(usage.completion)
+        self._of(self._tokens, model, "prompt").inc(usage.prompt)
+        self._of(self._tokens, model, "completion").inc(usage.completion)
         if streamed and timing.first is not None:
-            self._ttft.labels(model).observe(timing.first - timing.began)
+            self._of(self._ttft, model).observe(timing.first - timing.began)
             if usage.completion > 1:
-                self._per_token.labels(model).observe((timing.ended - timing.first) / (usage.completion - 1))
+                self._of(self._per_token, model).observe((timing.ended - timing.first) / (usage.completion - 1))
         return usage
+
+    def _of(self, metric: Any, *labels: str) -> Any:
+        """A metric's child; prometheus_client looks it up under a lock, which costs more than counting."""
+        found = self._children.get((metric, labels))
+        if found is None:
+            found = self._children[metric, labels] = metric.labels(*labels)
+        return found
 
     def text(self, in_flight: int, queued: int, engines: dict[str, int]) -> bytes:
         """Everything, in Prometheus' text form."""

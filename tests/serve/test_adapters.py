@@ -63,6 +63,9 @@ def test_the_same_weights_are_not_published_twice(adapter: Path, tmp_path: Path)
     assert [publish_if_new(adapter, registry, "a") for _ in range(2)] == ["a@1", "a@1"]
     (adapter / "adapter_model.safetensors").write_bytes(b"trained on")
     assert publish_if_new(adapter, registry, "a") == "a@2"
+    set_alias(registry, "a", "a@1")
+    assert publish_if_new(adapter, registry, "a") == "a@2"
+    assert aliases(registry) == {"a": "a@1"}  # it was set back on purpose
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "a..b", ".hidden", "a@1", "a:b", "ä"])

@@ -16,8 +16,12 @@ import requests
 
 pytest.importorskip("vllm")
 
-from pipelines.recipe import Engine, Serve
-from serve.app import ServedModel, endpoint
+from ray import serve as ray_serve
+
+from serve import directory
+from serve.app import ServedModel, applications, claim_port, deploy, endpoint, wait_until_ready
+from serve.listener import GatewayPlan
+from serve.section import Engine, Limits, Serve
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +30,7 @@ SECTION = Serve(engine=Engine(max_model_len=512, kv_cache_memory_bytes=64 << 20)
 DRIVER = """
 import sys, time, ray
 from serve.app import ServedModel, endpoint
-from pipelines.recipe import Engine, Serve
+from serve.section import Engine, Serve
 ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=300 << 20, log_to_driver=False)
 with endpoint([ServedModel("base", sys.argv[1])], Serve(engine=Engine(kv_cache_memory_bytes=64 << 20))) as url:
     print("at", url, flush=True)
@@ -112,6 +116,38 @@ def test_what_is_killed_comes_back_and_only_requests_there_fail(started: tuple[s
     assert max((ended - began for began, ended, _ in later), default=0) < 1
     assert max((ended for _, ended, _ in failures), default=killed) < recovered
     assert load.answers[-1][2] == "ok"
+
+
+def test_an_engine_deployed_anew_under_load_loses_no_request(
+    ray_cluster: None, tiny_model: Path, tmp_path: Path
+) -> None:
+    app, port = "danlu-anew", claim_port("127.0.0.1", None)
+    models = [ServedModel("base", str(tiny_model))]
+    plan = GatewayPlan(app, models, directory.shared_key(app), (), Limits(), "127.0.0.1", port)
+    targets = applications(plan, SECTION, tmp_path)
+    try:
+        deploy(targets, app)
+        wait_until_ready("127.0.0.1", port)
+        load = Load(f"http://127.0.0.1:{port}/v1")
+        threads = load.run(12)
+        time.sleep(3)
+        before = {process.pid for process in below(psutil.Process(), "serve.engine_server")}
+        engine = SECTION.engine.model_copy(update={"max_num_seqs": 16})
+        changed = applications(plan, SECTION.model_copy(update={"engine": engine}), tmp_path)
+        deploy({f"{app}-base": changed[f"{app}-base"]}, app)
+        wait_until_ready("127.0.0.1", port)
+        time.sleep(3)
+        load.stop.set()
+        for thread in threads:
+            thread.join()
+        after = {process.pid for process in below(psutil.Process(), "serve.engine_server")}
+    finally:
+        for name in reversed(targets):
+            ray_serve.delete(name)
+        directory.forget(app)
+    assert (len(before - after), len(after - before)) == (1, 1)
+    assert {result for _, _, result in load.answers} == {"ok"}
+    assert max(ended - began for began, ended, _ in load.answers) > 1  # some waited for the new engine
 
 
 def test_after_the_driver_s_group_is_killed_nothing_stays(tiny_model: Path) -> None:

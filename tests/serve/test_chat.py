@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.errors import StageError
-from serve.chat import chat
+from pipelines.errors import InputError, StageError
+from serve.chat import chat, open_page, page_command
 
 Serving = Callable[..., AbstractContextManager[str]]
 
@@ -82,3 +82,15 @@ def test_wrong_commands_are_explained_and_change_nothing(serving: Serving) -> No
 def test_an_endpoint_that_is_not_there_is_a_plain_error() -> None:
     with pytest.raises(StageError, match="is the endpoint up"):
         chat("http://127.0.0.1:9/v1")
+
+
+def test_without_streamlit_the_page_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'danlu\[ui\]'"):
+        open_page("http://127.0.0.1:8000/v1", "127.0.0.1", 8501)
+
+
+def test_the_page_listens_where_it_is_told_and_reports_nothing() -> None:
+    command = page_command("http://127.0.0.1:8000/v1", "127.0.0.1", 8501)
+    assert {"--server.address=127.0.0.1", "--server.port=8501", "--browser.gatherUsageStats=false"} <= set(command)
+    assert command[-1] == "http://127.0.0.1:8000/v1"

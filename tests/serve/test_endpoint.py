@@ -1,6 +1,9 @@
 """A running endpoint on a tiny model: real Ray Serve, real vLLM, the real client."""
 
+import hashlib
 import json
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +17,16 @@ import requests
 pytest.importorskip("vllm")
 
 from pipelines.errors import HardwareError, RecipeError, StageError
-from pipelines.recipe import Engine, Serve
+from serve import directory
 from serve.adapters import publish, set_alias
 from serve.app import ServedModel, endpoint
+from serve.engine import requests_at
+from serve.section import Engine, Limits, Serve
 
 SECTION = Serve(engine=Engine(max_model_len=512, max_num_seqs=32, kv_cache_memory_bytes=64 << 20, max_lora_rank=8))
 MARKER_OF = {"red": "R", "blue": "B", "merged": "R"}
+LIMITS = Limits(max_body_bytes=20_000, requests_per_minute=300)
+KEY = {"authorization": "Bearer key"}
 TEXT = "Once upon a time there was a small town by a river. "
 
 
@@ -39,10 +46,11 @@ def url(
 ) -> Iterator[str]:
     adapters = {name: str(path) for name, path in marker_adapters.items()}
     models = [ServedModel("base", str(tiny_model), adapters, str(registry)), ServedModel("merged", str(merged_model))]
-    with endpoint(models, SECTION, log_dir=tmp_path_factory.mktemp("logs")) as url:
+    logs, keys = tmp_path_factory.mktemp("logs"), tuple(hashlib.sha256(key).digest() for key in (b"key", b"other"))
+    with endpoint(models, SECTION, log_dir=logs, keys=keys, limits=LIMITS) as url:
         yield url
         body = {"model": "base", "prompt": "x", "max_tokens": 400, "ignore_eos": True, "stream": True}
-        last = requests.post(f"{url}/completions", json=body, stream=True, timeout=60)
+        last = requests.post(f"{url}/completions", json=body, headers=KEY, stream=True, timeout=60)
         frames = last.iter_lines()
         assert next(frames).startswith(b"data: ")
     assert list(frames)[-2:] == [b"data: [DONE]", b""]  # what is in flight when the endpoint stops is finished
@@ -51,7 +59,7 @@ def url(
 
 @pytest.fixture(scope="module")
 def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=url, api_key="key", max_retries=0, timeout=60)
 
 
 def engine_processes() -> list[psutil.Process]:
@@ -127,7 +135,7 @@ def test_log_probabilities_in_a_mixed_batch_are_those_of_each_model_alone(
 
 def test_a_stream_is_framed_up_to_done_and_carries_usage(url: str, client: openai.OpenAI) -> None:
     body = {"model": "red", "prompt": "x", "max_tokens": 5, "temperature": 0, "stream": True, "ignore_eos": True}
-    raw = requests.post(f"{url}/completions", json=body, timeout=60)
+    raw = requests.post(f"{url}/completions", json=body, headers=KEY, timeout=60)
     assert raw.headers["content-type"].startswith("text/event-stream")
     frames = raw.content.split(b"\n\n")
     assert (frames[-2], frames[-1]) == (b"data: [DONE]", b"")
@@ -135,6 +143,53 @@ def test_a_stream_is_framed_up_to_done_and_carries_usage(url: str, client: opena
     parts = list(client.completions.create(**{k: v for k, v in body.items() if k != "ignore_eos"}))
     assert "".join(part.choices[0].text for part in parts if part.choices) == "RRRRR"
     assert parts[-1].usage.completion_tokens == 5
+
+
+def test_curl_sees_a_stream_to_its_end(url: str) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("no curl on this machine")
+    body = json.dumps({"model": "blue", "prompt": "x", "max_tokens": 3, "temperature": 0, "stream": True})
+    command = ["curl", "-sN", f"{url}/completions", "-H", "Authorization: Bearer key", "-d", body]
+    shown = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+    assert shown.endswith(b"\n\ndata: [DONE]\n\n")
+    frames = [json.loads(line.removeprefix(b"data: ")) for line in shown.split(b"\n\n")[:-2]]
+    assert "".join(frame["choices"][0]["text"] for frame in frames if frame["choices"]) == "BBB"
+    assert frames[-1]["usage"]["completion_tokens"] == 3
+
+
+def test_the_running_endpoint_refuses_in_openai_s_form(url: str) -> None:
+    body = {"model": "base", "prompt": "hi", "max_tokens": -1}
+    other = {"authorization": "Bearer other"}
+    codes = {}
+    for status, headers, sent in (
+        (401, {"authorization": "Bearer wrong"}, body),
+        (413, KEY, {**body, "prompt": "x" * 20_000}),
+        (400, other, body),
+    ):
+        answer = requests.post(f"{url}/completions", json=sent, headers=headers, timeout=60)
+        assert answer.status_code == status
+        codes[status] = answer.json()["error"]["code"]
+    assert (codes[401], codes[413]) == ("invalid_api_key", "body_too_large")
+    with requests.Session() as session:
+        for _ in range(400):
+            answer = session.post(f"{url}/completions", json=body, headers=other, timeout=60)
+            if answer.status_code != 400:
+                break
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_a_client_that_leaves_stops_the_engine(url: str) -> None:
+    body = {"model": "base", "prompt": "x", "max_tokens": 480, "ignore_eos": True, "stream": True}
+    records = [json.loads(value) for name, value in directory._entries("danlu-").items() if "/engine/" in name]
+    (engine,) = (record["url"] for record in records if record["model"] == "base")
+    with requests.post(f"{url}/completions", json=body, headers=KEY, stream=True, timeout=60) as answer:
+        next(answer.iter_lines())
+        assert requests_at(engine) == 1
+    began = time.monotonic()
+    while requests_at(engine):
+        assert time.monotonic() < began + 5
+        time.sleep(0.05)
 
 
 def test_sampling_parameters_reach_the_engine(client: openai.OpenAI) -> None:
@@ -176,7 +231,7 @@ def test_an_answer_follows_a_json_schema(client: openai.OpenAI) -> None:
 )
 def test_what_the_engine_refuses_has_openai_s_form(url: str, change: dict[str, object], status: int) -> None:
     body = {"model": "base", "prompt": "hi", "max_tokens": 2, **change}
-    answer = requests.post(f"{url}/completions", json=body, timeout=60)
+    answer = requests.post(f"{url}/completions", json=body, headers=KEY, timeout=60)
     assert answer.status_code == status
     if status != 200:
         assert {"message", "type", "param", "code"} <= set(answer.json()["error"])

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import StageError
-from pipelines.recipe import Engine
 from serve import directory
 from serve.directory import EngineRecord, Liveness
 from serve.engine import EnginePlan, environment, vllm_arguments
 from serve.models import ServedModel
+from serve.section import Engine
 
 
 def plan(model: ServedModel, num_gpus: float = 0, **engine: object) -> EnginePlan:

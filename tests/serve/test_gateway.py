@@ -18,15 +18,16 @@ import requests
 from serve.adapters import publish, remove, set_alias
 from serve.directory import EngineRecord
 from serve.gateway import Gateway
-from serve.guard import Limits
+from serve.listener import with_origins
 from serve.models import ServedModel
+from serve.section import Limits
 
 Serving = Callable[..., AbstractContextManager[str]]
 USAGE = {"prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2}
 
 
 class Engine:
-    """An engine whose prompts are orders: `wait N` answers after N seconds, `die` breaks the connection."""
+    """An engine whose prompts are orders: `wait N` waits N seconds, `drip` streams slowly, `die` breaks off."""
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
@@ -63,6 +64,8 @@ class Engine:
         for text in ("o", "k"):
             content = {**base, "choices": [{"index": 0, "text": text, "finish_reason": None}]}
             await send({"type": "http.response.body", "body": frame(content), "more_body": True})
+            if order == "drip":
+                await asyncio.sleep(0.5)
             if order == "die":
                 raise ConnectionAbortedError
         if request.get("stream_options", {}).get("include_usage"):
@@ -202,6 +205,48 @@ def test_a_full_queue_is_429_and_those_before_it_are_answered(start: Callable[..
     assert running.complete().status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"prompt": "x" * 11}, "prompt_too_long"),
+        ({"prompt": ["x" * 6, "y" * 6]}, "prompt_too_long"),
+        ({"prompt": [1] * 11}, "prompt_too_long"),
+        ({"messages": [{"content": [{"text": "x" * 11}]}]}, "prompt_too_long"),
+        ({"max_tokens": 101}, "max_tokens_too_large"),
+        ({"max_completion_tokens": 101, "max_tokens": 1}, "max_tokens_too_large"),
+        ({"max_tokens": "101"}, "max_tokens_too_large"),  # the engine would read it as a number
+        ({"max_tokens": 101.0}, "max_tokens_too_large"),
+    ],
+)
+def test_prompts_and_answers_over_the_limits_are_400(
+    start: Callable[..., Running], body: dict[str, Any], code: str
+) -> None:
+    running = start(max_prompt_characters=10, max_tokens=100)
+    answer = running.complete(**{"prompt": "hi", **body})
+    assert (answer.status_code, error_of(answer)["code"]) == (400, code)
+    assert error_of(answer)["param"] in body
+    assert running.engine.bodies == []
+
+
+def test_a_chat_that_names_no_length_gets_the_longest_allowed(start: Callable[..., Running]) -> None:
+    running = start(max_tokens=100)
+    messages = [{"role": "user", "content": "hi"}]
+    for path, body in (("chat/completions", {"messages": messages}), ("completions", {"prompt": "hi"})):
+        requests.post(f"{running.url}/v1/{path}", json={"model": "base", **body}, timeout=20)
+    assert [body.get("max_tokens") for body in running.engine.bodies] == [100, None]
+
+
+def test_pages_of_named_origins_alone_may_ask(start: Callable[..., Running], serving: Serving) -> None:
+    gateway = start().gateway
+    with serving(with_origins(gateway, ("https://chat.example.org",))) as url:
+        ours, other = (
+            requests.get(f"{url}/health", headers={"origin": origin}, timeout=20)
+            for origin in ("https://chat.example.org", "https://evil.example.org")
+        )
+    assert ours.headers["access-control-allow-origin"] == "https://chat.example.org"
+    assert "access-control-allow-origin" not in other.headers
+
+
 def test_rates_are_kept_for_each_key(start: Callable[..., Running]) -> None:
     keys = (hashlib.sha256(b"a").digest(), hashlib.sha256(b"b").digest())
     running = start(keys=keys, requests_per_minute=2, tokens_per_minute=1000)
@@ -228,6 +273,18 @@ def test_a_client_that_leaves_stops_the_engine(start: Callable[..., Running]) ->
     assert running.gateway.admission.in_flight == 0
 
 
+def test_an_answer_that_its_client_leaves_is_counted(start: Callable[..., Running]) -> None:
+    running = start(tokens_per_minute=1)
+    body = {"model": "base", "prompt": "drip", "stream": True}
+    with requests.post(f"{running.url}/v1/completions", json=body, stream=True, timeout=20) as answer:
+        next(answer.iter_content(1))
+    line, until = 'danlu_requests_total{model="base",status="499"} 1.0', time.monotonic() + 5
+    while line not in requests.get(f"{running.url}/metrics", timeout=20).text.splitlines():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert running.complete().status_code == 429
+
+
 def test_a_dead_engine_is_503_at_once_and_used_again_when_it_is_back(start: Callable[..., Running]) -> None:
     running = start()
     (good,) = [upstream.url for upstream in running.gateway._engines["base"]]
@@ -242,6 +299,32 @@ def test_a_dead_engine_is_503_at_once_and_used_again_when_it_is_back(start: Call
     running.gateway.update([EngineRecord("r2", "base", "http://127.0.0.1:9", 1), EngineRecord("r3", "base", good, 1)])
     assert running.complete().status_code == 200
     assert requests.get(f"{running.url}/ready", timeout=20).status_code == 200
+
+
+def test_requests_wait_for_the_successor_of_an_engine_stopped_on_purpose(start: Callable[..., Running]) -> None:
+    running = start(max_in_flight=2, max_queued=2)
+    (good,) = [upstream.url for upstream in running.gateway._engines["base"]]
+    running.gateway.update([EngineRecord("r1", "base", good, 2)], {"r1": "base"})
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(running.complete) for _ in range(4)]
+        time.sleep(0.5)
+        assert not any(future.done() for future in waiting)
+        refused = running.complete()
+        assert (refused.status_code, error_of(refused)["code"]) == (429, "queue_full")
+        running.gateway.update([EngineRecord("r2", "base", good, 1)], {"r1": "base"})
+        assert [future.result().status_code for future in waiting] == [200] * 4
+    running.gateway.update([], {"r1": "base"})  # the successor died: that is no replacement
+    assert running.complete().status_code == 503
+
+
+def test_requests_that_wait_are_refused_when_the_gateway_stops(start: Callable[..., Running]) -> None:
+    running = start()
+    running.gateway.update([], {"r1": "base"})
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(running.complete)
+        time.sleep(0.3)
+        running.gateway.stopping = True
+        assert waiting.result().status_code == 503
 
 
 def test_another_replica_answers_where_one_has_died(start: Callable[..., Running]) -> None:

@@ -12,9 +12,9 @@ import requests
 
 pytest.importorskip("vllm")
 
-from pipelines.recipe import Engine, Serve
 from serve.adapters import publish
 from serve.app import ServedModel, endpoint
+from serve.section import Engine, Serve
 
 pytestmark = pytest.mark.slow
 

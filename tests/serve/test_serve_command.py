@@ -1,0 +1,73 @@
+"""`danlu serve` from its start to SIGTERM."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+pytest.importorskip("vllm")
+
+from serve.adapters import publish
+from serve.app import claim_port
+
+pytestmark = pytest.mark.slow
+
+PROJECT = Path(__file__).parents[2]
+
+# `danlu serve` with models that need no training: everything after it is the command's own.
+DRIVER = """
+import sys
+from rayjobs import cli, deploy
+from serve.models import ServedModel
+model, registry = sys.argv[1:3]
+deploy.finished_models = lambda *_: [ServedModel("base", model, registry=registry)]
+sys.argv = ["danlu", "serve", "tiny", *sys.argv[3:], "serve.engine.kv_cache_memory_bytes=67108864",
+            "serve.engine.max_lora_rank=8", "serve.limits.max_tokens=16"]
+cli.main()
+"""
+
+
+def test_danlu_serve_answers_takes_new_adapters_and_leaves_nothing(
+    tiny_model: Path, marker_adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    registry, port = tmp_path / "adapters", claim_port("127.0.0.1", None)
+    publish(marker_adapters["red"], registry, "tiny", base=tiny_model)
+    command = [sys.executable, "-c", DRIVER, str(tiny_model), str(registry), "--port", str(port)]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(
+        [*command, "--workspace", str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True
+    ) as served:
+        assert served.stderr is not None
+        line = next(line for line in served.stderr if "Ctrl-C stops" in line)
+        assert f"http://127.0.0.1:{port}/v1: base, tiny" in line
+        assert ask(port, "tiny") == "R" * 8
+        publish(marker_adapters["blue"], registry, "tiny", base=tiny_model)
+        until = time.monotonic() + 5
+        while ask(port, "tiny") != "B" * 8:
+            assert time.monotonic() < until
+        assert (
+            requests.post(
+                f"http://127.0.0.1:{port}/v1/completions",
+                json={"model": "base", "prompt": "x", "max_tokens": 17},
+                timeout=60,
+            ).status_code
+            == 400
+        )  # the recipe's limit
+        family = psutil.Process(served.pid).children(recursive=True)
+        served.send_signal(signal.SIGTERM)
+        served.stderr.read()
+        assert served.wait(90) == 0
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert [" ".join(process.cmdline())[:80] for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def ask(port: int, model: str) -> str:
+    body = {"model": model, "prompt": "x", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    answer = requests.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60)
+    return str(answer.json()["choices"][0]["text"])

@@ -59,8 +59,8 @@ class _Seat:
     tokens: list[int] = field(default_factory=lambda: [0, 0])
 
     def is_free(self, now: float) -> bool:
-        """Whether a request may be started."""
-        if self.in_flight >= self.lease.max_in_flight:
+        """Whether a request may be started; a place that was refused stays empty until the desk knows of it."""
+        if self.in_flight + len(self.refusals) >= self.lease.max_in_flight:
             return False
         return self.lease.starts is None or (self.starts_left > 0 and now - self.granted_at < LEASE_SECONDS)
 

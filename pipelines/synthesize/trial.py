@@ -7,11 +7,12 @@ import numpy as np
 
 from pipelines.errors import InputError
 from pipelines.recipe import Recipe
+from pipelines.synthesize.asking import Positions, ask, look_up
 from pipelines.synthesize.desk import cost_of
 from pipelines.synthesize.grid import Grid
 from pipelines.synthesize.ledger import Kind, read_index, read_payloads
 from pipelines.synthesize.section import Endpoint, Synthesize
-from pipelines.synthesize.stage import Positions, ask, look_up
+from pipelines.synthesize.stage import grid_of
 from pipelines.workspace import Workspace
 
 
@@ -32,9 +33,8 @@ def try_cells(recipe: Recipe, workspace: Workspace, count: int) -> list[str]:
 
     Returns lines for people. InputError where nothing is left to ask.
     """
-    section = recipe.synthesize
-    assert section
-    grid = Grid(section, recipe.seed)
+    grid = grid_of(recipe)
+    section = grid.section
     before = look_up(workspace, grid)
     pending = before.pending
     if not len(pending):

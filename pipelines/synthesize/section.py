@@ -103,6 +103,10 @@ class Answer(Section):
         return self
 
 
+UNPAID = ("endpoints", "timeout", "max_attempts", "circuit_breaker", "price", "budget", "workers")
+"""Keys that do not change what is asked."""
+
+
 class Asking(Section):
     """A model, where it answers, and what asking it may take."""
 

@@ -21,17 +21,18 @@ from pipelines.synthesize.heat_map import heat_map
 from pipelines.synthesize.ledger import Index, read_index
 from pipelines.synthesize.passages import with_passages
 from pipelines.synthesize.questions import MOST, Request
-from pipelines.synthesize.section import Synthesize
+from pipelines.synthesize.section import UNPAID, Synthesize
 from pipelines.workspace import Place, Workspace
 
 VERSION = 2
-UNPAID = ("engine", "endpoints", "timeout", "max_attempts", "circuit_breaker", "price", "budget", "workers")
-"""Keys of the section that do not change what is asked."""
 
 
 def determinants(recipe: Recipe) -> dict[str, Any]:
     """What decides the prompts and the training inputs; not where they are asked, how fast, or at what price."""
-    return {"section": grid_of(recipe).section.model_dump(mode="json", exclude=set(UNPAID)), "seed": recipe.seed}
+    return {
+        "section": grid_of(recipe).section.model_dump(mode="json", exclude={"engine", *UNPAID}),
+        "seed": recipe.seed,
+    }
 
 
 def grid_of(recipe: Recipe) -> Grid:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.errors import HardwareError, InputError
+from pipelines.errors import HardwareError, InputError, StageError
 from pipelines.progress import progress
 from pipelines.recipe import Recipe, Serve, load_recipe, shipped_recipes
 from pipelines.synthesize.asking import Positions, State, look_up
@@ -24,7 +24,8 @@ from pipelines.workspace import Workspace
 
 BLOCK = 8
 """Requests that go through an engine together; what comes out of it is on disk when all of them are answered."""
-SEED_BITS = 0x7FFFFFFF
+RESTARTS = 2
+"""Times an engine that dies is started again; Ray Data by itself would do so for ever."""
 
 
 def generate(recipe: Recipe, workspace: Workspace, grid: Grid, choose: Callable[[State], Positions]) -> Positions:
@@ -36,6 +37,8 @@ def generate(recipe: Recipe, workspace: Workspace, grid: Grid, choose: Callable[
     from pipelines.train.models import resolve
 
     model = str(resolve(model_of(grid.section.model), workspace.local("models")))
+    if grid.section.generation.seed is not None and not recipe.serve.num_gpus:
+        raise InputError("synthesize.generation.seed: vLLM's CPU build cannot seed single requests; leave it out")
     _require_room(recipe.serve)
     writer = Writer(workspace)
     try:
@@ -73,12 +76,19 @@ def _records(serve: Serve, grid: Grid, model: str, chosen: Positions) -> Iterato
         preprocess_map_kwargs={"num_cpus": 0.1},
         postprocess_map_kwargs={"num_cpus": 0.1},
     )
+    processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs.update(
+        max_restarts=RESTARTS, max_task_retries=RESTARTS
+    )
     positions = ray.data.from_items(
         [{"pos": int(pos)} for pos in chosen], override_num_blocks=math.ceil(len(chosen) / BLOCK)
     )
-    for batch in processor(positions).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        assert isinstance(batch, pa.Table)
-        yield [_record(grid, row) for row in batch.to_pylist()]
+    answers = processor(positions).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    try:
+        for batch in answers:
+            assert isinstance(batch, pa.Table)
+            yield [_record(grid, row) for row in batch.to_pylist()]
+    except ray.exceptions.RayError as error:
+        raise StageError(f"synthesize: the engine of {model} died; what it answered is kept\n{error}") from None
 
 
 def _configuration(serve: Serve, model: str) -> Any:
@@ -130,12 +140,10 @@ def _prompt_maker(grid: Grid, model: str) -> Callable[[dict[str, Any]], dict[str
 
     def prompt(row: dict[str, Any]) -> dict[str, Any]:
         request = grid.request(row["pos"])
-        # a seed of its own for each request, so that the same recipe gives the same answers
-        seed = int.from_bytes(request.key[:4], "big") & SEED_BITS
         return {
             "pos": request.pos,
             "tokenized_prompt": tokenize(model, request.messages),
-            "sampling_params": {"seed": seed, **parameters},
+            "sampling_params": parameters,
         }
 
     return prompt

@@ -14,7 +14,7 @@ from pipelines.errors import StageError
 from pipelines.recipe import Recipe
 from pipelines.records import DROPPED, ROW, RowDigest
 from pipelines.shards import Attempt, Commit, Shard, run_shards
-from pipelines.synthesize.asking import CHUNK, ask, is_complete, read_answers
+from pipelines.synthesize.asking import CHUNK, Positions, State, ask, is_complete, read_answers
 from pipelines.synthesize.desk import cost_of
 from pipelines.synthesize.grid import Grid
 from pipelines.synthesize.heat_map import heat_map
@@ -37,8 +37,20 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
 
 def grid_of(recipe: Recipe) -> Grid:
     """The recipe's grid, its passages read; DataError where they cannot be."""
-    assert recipe.synthesize
-    return Grid(with_passages(recipe.synthesize), recipe.seed)
+    section = recipe.synthesize
+    assert section
+    if section.engine == "vllm":
+        section = section.model_copy(update={"price": None, "budget": None})  # what an API would cost
+    return Grid(with_passages(section), recipe.seed)
+
+
+def answer(recipe: Recipe, workspace: Workspace, grid: Grid, choose: Callable[[State], Positions]) -> Positions:
+    """Have the pending positions that `choose` takes answered, by endpoints or in the cluster; returns them."""
+    if grid.section.engine == "vllm":
+        from pipelines.synthesize.local import generate  # vLLM is an extra
+
+        return generate(recipe, workspace, grid, choose)
+    return ask(workspace, grid, choose)
 
 
 def synthesize(recipe: Recipe, place: Place) -> dict[str, Any]:
@@ -48,12 +60,7 @@ def synthesize(recipe: Recipe, place: Place) -> dict[str, Any]:
     """
     grid = grid_of(recipe)
     if not is_complete(place.workspace, grid):
-        if grid.section.engine == "vllm":
-            from pipelines.synthesize.local import generate  # vLLM is an extra
-
-            generate(recipe, place.workspace, grid, lambda state: state.pending)
-        else:
-            ask(place.workspace, grid, lambda state: state.pending)
+        answer(recipe, place.workspace, grid, lambda state: state.pending)
     shards = [{"index": number, "start": start} for number, start in enumerate(range(0, grid.size, CHUNK))]
     work = _writer(place.workspace, grid)
     commits = run_shards(place, "rows", lambda: shards, work, concurrency=None, title="conversations")

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from pipelines.errors import InputError
 from pipelines.section import Generation
 from pipelines.synthesize.asking import ask, is_complete, read_answers
 from pipelines.synthesize.grid import Grid
@@ -88,6 +89,8 @@ def suggest_map(workspace: Workspace, grid: Grid) -> tuple[str, list[str]]:
 
     The answers are kept in the ledger, so that asking again costs nothing.
     """
+    if not grid.section.endpoints:
+        raise InputError("synthesize.endpoints: the map is asked of an API; name one")
     questions = Suggestion(grid)
     if not is_complete(workspace, questions):
         ask(workspace, questions, lambda state: state.pending)

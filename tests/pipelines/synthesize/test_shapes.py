@@ -1,13 +1,17 @@
 """Answers of every shape: read, mended where nearly valid, refused where not what was asked for."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
+from pipelines.synthesize.grid import Grid
 from pipelines.synthesize.questions import MalformedError
-from pipelines.synthesize.section import Answer
+from pipelines.synthesize.section import Answer, Synthesize
 from pipelines.synthesize.shapes import conversations, response_format
 
 CARD = {
@@ -115,3 +119,14 @@ def test_what_the_endpoint_is_told() -> None:
 def test_a_wrong_section_is_named(answer: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         Answer.model_validate(answer)
+
+
+def test_the_sections_in_the_guide_are_valid() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "synthesize.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", guide, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        section = Synthesize.model_validate({"model": "m", "engine": "vllm", **yaml.safe_load(block)["synthesize"]})
+        made = section if section.passages is None else section.model_copy(update={"dimensions": {"passage": ["文"]}})
+        prompt = Grid(made, 42).request(0).messages[0]["content"]
+        assert re.search(r'只回答 JSON：\[\{"(question|speaker)": …, "', prompt)

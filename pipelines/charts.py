@@ -104,8 +104,8 @@ def _box(at: list[float], y: float, number: int) -> str:
 def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], shares: Sequence[Sequence[float]]) -> str:
     """A grid of squares, the fuller the larger the share, crossed out where it is 0; values and shares as tooltips."""
     left, top = (20 + 13 * max(map(len, values)) for values in (rows, columns))
-    width, height = max(WIDTH, left + 24 * len(columns) + 30), top + 20 * len(rows) + 6
-    step = (width - left - 30) / len(columns)
+    width, height = max(WIDTH, left + 24 * len(columns) + 50), top + 20 * len(rows) + 6
+    step = (width - left - 50) / len(columns)
     parts = [
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
     ]

@@ -36,15 +36,15 @@ def generate(recipe: Recipe, workspace: Workspace, grid: Grid, choose: Callable[
     """
     from pipelines.train.models import resolve
 
-    model = str(resolve(model_of(grid.section.model), workspace.local("models")))
     if grid.section.generation.seed is not None and not recipe.serve.num_gpus:
         raise InputError("synthesize.generation.seed: vLLM's CPU build cannot seed single requests; leave it out")
     _require_room(recipe.serve)
+    model = str(resolve(model_of(grid.section.model), workspace.local("models")))
     writer = Writer(workspace)
     try:
         chosen = choose(look_up(workspace, grid))
         with progress("synthesize", total=len(chosen), unit="requests") as advance:
-            for records in _records(recipe.serve, grid, model, chosen):
+            for records in _records(recipe.serve, grid, model, chosen) if len(chosen) else ():
                 writer.append(records)
                 advance(len(records))
     finally:

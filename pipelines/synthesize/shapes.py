@@ -114,10 +114,9 @@ def read_json(text: str, schema: dict[str, Any]) -> Any:
         value = json_repair.loads(text)
     if schema.get("type") == "array" and isinstance(value, dict) and len(value) == 1:
         (value,) = value.values()
-    try:
-        jsonschema.validate(value, schema)
-    except jsonschema.ValidationError as error:
-        raise MalformedError(f"{error.json_path}: {error.message}"[:300]) from None
+    validator = jsonschema.validators.validator_for(schema)(schema)
+    if error := jsonschema.exceptions.best_match(validator.iter_errors(value)):
+        raise MalformedError(f"{error.json_path}: {error.message}"[:300])
     return value
 
 

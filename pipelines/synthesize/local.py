@@ -7,6 +7,7 @@ comes out is appended to the ledger before it counts. A run that is killed loses
 import functools
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,12 @@ def model_of(name: str) -> str:
 
 def _records(serve: Serve, grid: Grid, model: str, chosen: Positions) -> Iterator[list[Record]]:
     """One list of records for each block that comes out of the engines."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # what there is to know is said here, once
     import ray.data
     from ray.data.llm import build_processor
 
-    for name in ("ray.data", "ray.data._internal"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # progress is shown here, once
+    for name in ("ray._private.worker", "ray.data", "ray.llm"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     processor = build_processor(
         _configuration(serve, model),
         preprocess=_prompt_maker(grid, model),

@@ -107,12 +107,18 @@ UNPAID = ("endpoints", "timeout", "max_attempts", "circuit_breaker", "price", "b
 """Keys that do not change what is asked."""
 
 
+class Sampling(Generation):
+    """Sampling parameters, and where an answer ends."""
+
+    stop: list[str] | None = Field(None, description="texts at which an answer ends, such as a line break")
+
+
 class Asking(Section):
     """A model, where it answers, and what asking it may take."""
 
     model: str = Field(description="the model asked")
     endpoints: list[Endpoint] = Field([], description="where it answers; the requests are shared by weight")
-    generation: Generation = Generation()
+    generation: Sampling = Sampling()
     timeout: Positive = Field(120, description="seconds one answer may take")
     max_attempts: Count = Field(6, description="tries at one answer; waiting for a rate limit is not one")
     circuit_breaker: Positive = Field(30, description="seconds without any answer, only errors, that stop the run")
@@ -150,7 +156,7 @@ class Synthesize(Asking):
     query_system: str | None = Field(
         None, description="system prompt of the conversations that come out; may name dimensions"
     )
-    generation: Generation = Generation(temperature=1.0)
+    generation: Sampling = Sampling(temperature=1.0)
     answer: Answer = Answer()
 
     @model_validator(mode="after")

@@ -6,13 +6,12 @@ from typing import Any
 import yaml
 
 from pipelines.errors import InputError
-from pipelines.section import Generation
 from pipelines.synthesize.asking import ask, is_complete, read_answers
 from pipelines.synthesize.grid import Grid
 from pipelines.synthesize.heat_map import MOST_VALUES
 from pipelines.synthesize.ledger import read_index
 from pipelines.synthesize.questions import Request, key_of
-from pipelines.synthesize.section import Synthesize
+from pipelines.synthesize.section import Sampling, Synthesize
 from pipelines.synthesize.shapes import read_json
 from pipelines.workspace import Workspace
 
@@ -34,7 +33,7 @@ class Suggestion:
 
     def __init__(self, grid: Grid) -> None:
         self.section: Synthesize = grid.section.model_copy(
-            update={"generation": Generation(max_tokens=max(1024, grid.section.generation.max_tokens))}
+            update={"generation": Sampling(max_tokens=max(1024, grid.section.generation.max_tokens))}
         )
         self.axes = {name: values for name, values in grid.axes.items() if 1 < len(values) <= MOST_VALUES}
         self._example = grid.request(0).messages[-1]["content"]

@@ -70,7 +70,7 @@ def _records(serve: Serve, grid: Grid, model: str, chosen: Positions) -> Iterato
     from ray.data.llm import build_processor
 
     for name in ("ray._private.worker", "ray.data", "ray.llm"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)
     processor = build_processor(
         _configuration(serve, model),
         preprocess=_prompt_maker(grid, model),

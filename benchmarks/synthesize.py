@@ -10,16 +10,18 @@ is taken up again: the seconds until its first request reaches the server. The l
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -50,6 +52,8 @@ class Run:
     requests_per_second: float
     cpu_ms_per_request: float
     peak_mib: int
+    growth_mib: float
+    """Memory in the last third of the steady state less that in its first third."""
     seconds: float
     requests: int
     each_once: bool
@@ -150,10 +154,18 @@ def _run(server: str, prompts: int, command: list[str]) -> Run:
         requests_per_second=(len(steady) - 1) / (steady[-1] - steady[0]),
         cpu_ms_per_request=1000 * done.cpu_seconds / prompts,
         peak_mib=done.peak_bytes >> 20,
+        growth_mib=_growth(done.samples, steady[0], steady[-1]),
         seconds=done.seconds,
         requests=len(log),
         each_once=set(counts.values()) == {1} and len(counts) >= prompts,  # the peer asks once without words
     )
+
+
+def _growth(samples: Sequence[tuple[float, int]], first: float, last: float) -> float:
+    third = (last - first) / 3
+    early = [size for at, size in samples if first <= at <= first + third]
+    late = [size for at, size in samples if last - third <= at <= last]
+    return (fmean(late) - fmean(early)) / 2**20 if early and late else math.nan
 
 
 def _resumed(cells: int) -> dict[str, Any]:
@@ -185,10 +197,16 @@ def _answer_all_but(left: int, recipe: Recipe, workspace: Workspace) -> None:
 
 
 def _print(runs: dict[str, Run], resumed: dict[str, Any]) -> None:
-    table = Table("client", "requests/s", "of the ideal", "CPU ms/request", "peak MiB", "each once", box=None)
+    table = Table("client", "requests/s", "of the ideal", "CPU ms/request", "peak MiB", "growth", "each once", box=None)
     for name, run in runs.items():
         share = f"{100 * run.requests_per_second * DELAY / IN_FLIGHT:.1f} %"
-        cells = [f"{run.requests_per_second:.1f}", share, f"{run.cpu_ms_per_request:.2f}", str(run.peak_mib)]
+        cells = [
+            f"{run.requests_per_second:.1f}",
+            share,
+            f"{run.cpu_ms_per_request:.2f}",
+            str(run.peak_mib),
+            f"{run.growth_mib:+.1f}",
+        ]
         table.add_row(name, *cells, "yes" if run.each_once else "no")
     Console().print(table)
     Console().print(

@@ -10,7 +10,6 @@ is taken up again: the seconds until its first request reaches the server. The l
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import tempfile
@@ -52,7 +51,7 @@ class Run:
     requests_per_second: float
     cpu_ms_per_request: float
     peak_mib: int
-    growth_mib: float
+    growth_mib: float | None
     """Memory in the last third of the steady state less that in its first third."""
     seconds: float
     requests: int
@@ -161,11 +160,11 @@ def _run(server: str, prompts: int, command: list[str]) -> Run:
     )
 
 
-def _growth(samples: Sequence[tuple[float, int]], first: float, last: float) -> float:
+def _growth(samples: Sequence[tuple[float, int]], first: float, last: float) -> float | None:
     third = (last - first) / 3
     early = [size for at, size in samples if first <= at <= first + third]
     late = [size for at, size in samples if last - third <= at <= last]
-    return (fmean(late) - fmean(early)) / 2**20 if early and late else math.nan
+    return (fmean(late) - fmean(early)) / 2**20 if early and late else None
 
 
 def _resumed(cells: int) -> dict[str, Any]:
@@ -205,7 +204,7 @@ def _print(runs: dict[str, Run], resumed: dict[str, Any]) -> None:
             share,
             f"{run.cpu_ms_per_request:.2f}",
             str(run.peak_mib),
-            f"{run.growth_mib:+.1f}",
+            "" if run.growth_mib is None else f"{run.growth_mib:+.1f}",
         ]
         table.add_row(name, *cells, "yes" if run.each_once else "no")
     Console().print(table)

@@ -5,6 +5,7 @@ comes out is appended to the ledger before it counts. A run that is killed loses
 """
 
 import functools
+import json
 import logging
 import math
 import os
@@ -21,10 +22,13 @@ from pipelines.synthesize.asking import Positions, State, look_up
 from pipelines.synthesize.grid import Grid
 from pipelines.synthesize.ledger import Record, Writer
 from pipelines.synthesize.questions import Outcome, Verdict, checked, record_of
+from pipelines.synthesize.shapes import schema_of
 from pipelines.workspace import Workspace
 
-BLOCK = 8
-"""Requests that go through an engine together; what comes out of it is on disk when all of them are answered."""
+BLOCKS = 4
+"""Blocks that fill an engine. What goes through it in one block is on disk when all of it is answered."""
+LEAST_BLOCK = 8
+"""Requests in a block, so that a small engine does not pay for a task with each."""
 RESTARTS = 2
 """Times an engine that dies is started again; Ray Data by itself would do so for ever."""
 
@@ -82,7 +86,7 @@ def _records(serve: Serve, grid: Grid, model: str, chosen: Positions) -> Iterato
         max_restarts=RESTARTS, max_task_retries=RESTARTS
     )
     positions = ray.data.from_items(
-        [{"pos": int(pos)} for pos in chosen], override_num_blocks=math.ceil(len(chosen) / BLOCK)
+        [{"pos": int(pos)} for pos in chosen], override_num_blocks=math.ceil(len(chosen) / _block(serve))
     )
     answers = processor(positions).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     try:
@@ -110,8 +114,8 @@ def _configuration(serve: Serve, model: str) -> Any:
     return vLLMEngineProcessorConfig(
         model_source=model,
         engine_kwargs=arguments,
-        batch_size=BLOCK,
-        max_concurrent_batches=math.ceil(engine.max_num_seqs / BLOCK) + 1,
+        batch_size=_block(serve),
+        max_concurrent_batches=math.ceil(engine.max_num_seqs / _block(serve)) + 1,
         concurrency=(serve.num_replicas, serve.num_replicas),
         placement_group_config={"bundles": [bundle] * engine.tensor_parallel_size},
         runtime_env={"env_vars": variables},
@@ -121,6 +125,11 @@ def _configuration(serve: Serve, model: str) -> Any:
         should_continue_on_error=True,
         log_engine_metrics=False,
     )
+
+
+def _block(serve: Serve) -> int:
+    """Requests that go through an engine together."""
+    return max(LEAST_BLOCK, serve.engine.max_num_seqs // BLOCKS)
 
 
 def _require_room(serve: Serve) -> None:
@@ -139,6 +148,10 @@ def _require_room(serve: Serve) -> None:
 
 def _prompt_maker(grid: Grid, model: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     parameters = grid.section.generation.model_dump(exclude_none=True)
+    if grid.section.answer.response_format == "json_schema":
+        parameters["structured_outputs"] = {"json": json.dumps(schema_of(grid.section.answer))}
+    elif grid.section.answer.response_format == "json_object":
+        parameters["structured_outputs"] = {"json_object": True}
 
     def prompt(row: dict[str, Any]) -> dict[str, Any]:
         request = grid.request(row["pos"])

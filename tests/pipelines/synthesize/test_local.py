@@ -74,6 +74,25 @@ def test_the_same_grid_in_the_cluster_and_over_http(tmp_path: Path) -> None:
     assert other["input_tokens"] == report["input_tokens"]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_engines_in_the_cluster_enforce_a_schema(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"capital": {"enum": ["Paris", "Rome"]}}, "required": ["capital"]}
+    answer = {"shape": "json", "json_schema": {**schema, "additionalProperties": False}}
+    styles = {"short": GRID["styles"]["short"]}
+    what = recipe(
+        "http://127.0.0.1:9/v1",
+        model="tiny",
+        engine="vllm",
+        **{**GRID, "styles": styles},
+        answer={**answer, "response_format": "json_schema"},
+    ).model_copy(update={"serve": SERVE})
+    where = place(tmp_path)
+    answers = rows(where, synthesize(what, where), "rows")
+    assert len(answers) == 5
+    assert {row["response"] for row in answers.values()} <= {'{"capital": "Paris"}', '{"capital": "Rome"}'}
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_cannot_be_generated_is_said_before_anything_starts(tmp_path: Path) -> None:
     what, workspace = asked("http://x/v1", "no-such-model", "vllm"), place(tmp_path).workspace

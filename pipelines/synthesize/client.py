@@ -6,9 +6,7 @@ The client's own retries are off: whether a request is sent again is decided whe
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from enum import Enum
 from time import time
 from typing import Any
 
@@ -16,8 +14,8 @@ import httpx2
 import openai
 from pydantic import SecretStr
 
-from pipelines.section import Generation
-from pipelines.synthesize.section import Endpoint
+from pipelines.synthesize.questions import Outcome, Verdict
+from pipelines.synthesize.section import Asking, Endpoint
 
 MAX_BYTES = 4 << 20
 """An answer above this is not read to its end."""
@@ -31,32 +29,6 @@ _FILTER_SIGNS = ("content_filter", "content_policy", "data_inspection_failed", "
 """What an error says where a prompt was refused for its content: OpenAI, Azure, Qwen, DeepSeek, GLM."""
 
 
-class Verdict(Enum):
-    """What an outcome means for the run."""
-
-    ANSWER = "answer"
-    FAILURE = "failure"
-    """This request has failed for good; asking again would cost again."""
-    AGAIN = "again"
-    """Something passing; worth another try."""
-    REFUSED = "refused"
-    """The endpoint is asked too fast."""
-    FATAL = "fatal"
-    """This endpoint will not answer anything until a person changes something."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one try ended. `reason` is the class of a failure; `text` the answer, or what the endpoint said."""
-
-    verdict: Verdict
-    reason: str = ""
-    text: str = ""
-    input_tokens: int = 0
-    output_tokens: int = 0
-    retry_after: float = 0.0
-
-
 class _TooLarge(Exception):
     """The body is larger than `MAX_BYTES`."""
 
@@ -65,13 +37,20 @@ class Client:
     """One endpoint with its key and the sampling parameters of a recipe."""
 
     def __init__(
-        self, endpoint: Endpoint, model: str, key: SecretStr | None, generation: Generation, timeout: float
+        self,
+        endpoint: Endpoint,
+        section: Asking,
+        key: SecretStr | None,
+        response_format: dict[str, Any] | None = None,
     ) -> None:
         self._key = key.get_secret_value() if key else ""
-        self._timeout = timeout
-        parameters = generation.model_dump(exclude_none=True)
+        self._timeout = timeout = section.timeout
+        parameters = section.generation.model_dump(exclude_none=True)
         extra = {name: parameters.pop(name) for name in _EXTRA if name in parameters}
-        self._arguments: dict[str, Any] = {"model": endpoint.model or model, **parameters, "extra_body": extra or None}
+        model = endpoint.model or section.model
+        self._arguments: dict[str, Any] = {"model": model, **parameters, "extra_body": extra or None}
+        if response_format is not None:
+            self._arguments["response_format"] = response_format
         self._client = openai.AsyncOpenAI(
             base_url=endpoint.base_url,
             api_key=self._key or "EMPTY",

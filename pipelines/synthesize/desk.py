@@ -17,7 +17,7 @@ import numpy as np
 
 from pipelines.synthesize.ledger import GroupCommit, Kind, Record, Writer
 from pipelines.synthesize.limiter import Lease, Limiter, Usage
-from pipelines.synthesize.section import Price, Synthesize
+from pipelines.synthesize.section import Asking, Price
 from pipelines.workspace import Workspace
 
 RATE_SECONDS = 30.0
@@ -80,7 +80,7 @@ def cost_of(price: Price | None, input_tokens: float, output_tokens: float) -> D
 class Desk:
     """The state of one run: made, then opened, then begun."""
 
-    def __init__(self, section: Synthesize) -> None:
+    def __init__(self, section: Asking) -> None:
         self._section = section
 
     async def open(self, workspace: Workspace) -> None:

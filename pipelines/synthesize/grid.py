@@ -5,37 +5,22 @@ its training input) follows from the seed, the cell's values and the sample's nu
 gives the same prompts, and adding a value to a dimension leaves all other prompts as they were.
 """
 
-import hashlib
 import itertools
-import json
 import random
 import string
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from pipelines.errors import nearest
+from pipelines.synthesize.questions import Request, key_of
 from pipelines.synthesize.section import Compatibility, Style, Synthesize
 
+PASSAGE = "passage"
+"""The dimension of pieces of documents."""
 DRAWN = ("style", "injection", "examples", "max_length")
 """Fields of a template besides the dimensions."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One answer to be asked for: its number in the grid, its cell, and the words."""
-
-    pos: int
-    cell: Mapping[str, str]
-    sample: int
-    messages: list[dict[str, str]]
-    query: str
-    key: bytes
-
-    @property
-    def name(self) -> str:
-        """The request's name for people: the cell's values and the sample's number."""
-        return f"{'/'.join(self.cell.values())}#{self.sample}"
 
 
 class Grid:
@@ -44,14 +29,15 @@ class Grid:
     def __init__(self, section: Synthesize, seed: int) -> None:
         self.section = section
         self.seed = seed
-        self._axes = {**section.dimensions, "style": list(section.styles)}
-        self._parameters = section.generation.model_dump(exclude_none=True)
+        self.response_format = _response_format(section)
+        self._more = {"response_format": self.response_format} if self.response_format else {}
+        self.axes = {**section.dimensions, "style": list(section.styles)}
 
     @property
     def size(self) -> int:
         """Positions in the grid, those that do not fit included; `pos` runs from 0 to `size` - 1."""
         cells = 1
-        for values in self._axes.values():
+        for values in self.axes.values():
             cells *= len(values)
         return cells * self.section.samples_per_cell
 
@@ -59,10 +45,15 @@ class Grid:
         """The cell that position `pos` belongs to; the last axis, style, runs fastest."""
         number = pos // self.section.samples_per_cell
         cell = {}
-        for name, values in reversed(self._axes.items()):
+        for name, values in reversed(self.axes.items()):
             number, index = divmod(number, len(values))
             cell[name] = values[index]
-        return {name: cell[name] for name in self._axes}
+        return {name: cell[name] for name in self.axes}
+
+    def cells(self) -> Iterator[dict[str, str]]:
+        """The cells that fit, in order."""
+        cells = (self.cell(pos) for pos in range(0, self.size, self.section.samples_per_cell))
+        return (cell for cell in cells if fits(self.section.compatibility, cell))
 
     def positions(self, start: int = 0, stop: int | None = None) -> Iterator[int]:
         """The positions from `start` up to `stop` whose cells fit, in order."""
@@ -86,15 +77,30 @@ class Grid:
                 "max_length": style.max_length or "",
             }
         )
-        query = draw.choice(self.section.queries).format_map(cell) + style.query_suffix
+        query = draw.choice(self.section.queries or [""]).format_map(cell) + style.query_suffix
         system = [{"role": "system", "content": self.section.system}] if self.section.system else []
         messages = [*system, {"role": "user", "content": prompt.strip()}]
-        return Request(pos, cell, sample, messages, query, self._key(cell, sample, messages))
+        key = key_of(self.section, messages, cell, sample, **self._more)
+        return Request(pos, cell, sample, messages, query, key)
 
-    def _key(self, cell: Mapping[str, str], sample: int, messages: list[dict[str, str]]) -> bytes:
-        """16 bytes that the answer is filed under: model, messages, parameters, cell and sample."""
-        parts = [self.section.model, messages, self._parameters, cell, sample]
-        return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).digest()[:16]
+    def check(self, request: Request, text: str) -> None:
+        """Raise MalformedError where an answer is not of the shape that the recipe asks for."""
+        if self.section.answer.shape != "text":
+            self.conversations(request, text)
+
+    def conversations(self, request: Request, text: str) -> list[list[dict[str, str]]]:
+        """The conversations that an answer holds; MalformedError where it is not of its shape."""
+        from pipelines.synthesize.shapes import conversations  # an extra that checking a recipe does without
+
+        return conversations(text, request.query, self.section.answer, request.cell)
+
+
+def _response_format(section: Synthesize) -> dict[str, Any] | None:
+    if section.answer.response_format is None:
+        return None
+    from pipelines.synthesize.shapes import response_format
+
+    return response_format(section.answer)
 
 
 def fits(rules: list[Compatibility], cell: Mapping[str, str]) -> bool:
@@ -111,17 +117,23 @@ def _matches(value: str, patterns: str | list[str]) -> bool:
 
 def check_grid(section: Synthesize) -> None:
     """Raise ValueError, naming them all, for fields, names and values that do not exist and cells that never fit."""
-    axes = {**section.dimensions, "style": list(section.styles)}
+    passage = {PASSAGE: ["…"]} if section.passages else {}
+    axes = {**passage, **section.dimensions, "style": list(section.styles)}
     problems = [problem for name, style in section.styles.items() for problem in _template_problems(name, style, axes)]
     for number, query in enumerate(section.queries):
         problems += _field_problems(f"queries[{number}]", query, [*axes])
+    templates = {"query_system": section.query_system or "", "answer.user": section.answer.user}
+    for where, template in {**templates, "answer.assistant": section.answer.assistant}.items():
+        problems += _field_problems(where, template, [*axes])
+    if section.answer.shape in ("text", "json") and not section.queries:
+        problems.append("queries: at least one is needed, for answers that are not conversations of their own")
+    if not section.dimensions and section.passages is None:
+        problems.append("dimensions: at least one is needed, or passages")
     for name in section.dimensions:
-        if name in DRAWN:
-            problems.append(
-                f"dimensions.{name}: the name is taken; fields {', '.join(DRAWN)} are given to every template"
-            )
+        if name in (*DRAWN, PASSAGE):
+            problems.append(f"dimensions.{name}: the name is taken; templates have {', '.join(DRAWN)}, and {PASSAGE}")
     for name, values in axes.items():
-        repeated = sorted({value for value in values if values.count(value) > 1})
+        repeated = sorted(value for value, count in Counter(values).items() if count > 1)
         if repeated:
             problems.append(f"dimensions.{name}: given twice: {', '.join(repeated)}")
     for number, rule in enumerate(section.compatibility):
@@ -166,6 +178,6 @@ def _rule_problems(where: str, rule: Compatibility, axes: Mapping[str, list[str]
             problems.append(f"{where}.{name}: no such dimension; {nearest(name, axes)}")
             continue
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            if not any(fnmatchcase(value, pattern) for value in axes[name]):
+            if name != PASSAGE and not any(fnmatchcase(value, pattern) for value in axes[name]):
                 problems.append(f"{where}.{name}: {pattern} matches no value; {nearest(pattern, axes[name])}")
     return problems

@@ -2,8 +2,12 @@
 
 Workers come a few times a second for a lease: so many requests may be started until it ends, and so many may be
 in flight. Rates are paced evenly and never exceeded over any sliding minute. The number in flight follows what the
-endpoint bears: it doubles until the first refusal, then grows by about one a round. Refusals shrink it by half of
-their share, as DCTCP (RFC 8257) does, so that an endpoint that refuses all halves it and a stray 429 hardly counts.
+endpoint bears: it doubles until it is refused, shrinks with the share of refusals, as in DCTCP (RFC 8257), climbs
+half-way back to where it was refused in each round of answers, as in BIC (Xu et al. 2004), then grows by one a round.
+
+A real limit shows as a large share: an answered request keeps its place for as long as its answer takes, a refused
+one frees it at once for the next, so that the few places above the limit soon cause most of the tries. A share below
+`STRAY_SHARE` is none: only the requests that were refused wait.
 """
 
 import math
@@ -16,8 +20,10 @@ LEASE_SECONDS = 0.5
 """How long a lease lasts; a worker renews it earlier."""
 WINDOW = 60.0 + LEASE_SECONDS
 """Starts are counted over a minute and the time by which they may be later than their lease."""
-MEMORY = 0.95
-"""Weight of a try in the share of refusals, after each further try: about the last twenty count."""
+MEMORY = 20
+"""Tries over which the share of refusals is taken, or a round of them where that is more."""
+STRAY_SHARE = 0.15
+"""Share of refusals that an endpoint may have whatever it is sent."""
 PAUSE_SHARE = 0.5
 """Share of refusals from which the whole endpoint waits for Retry-After, not only the requests that were refused."""
 SMOOTHING = 0.05
@@ -113,7 +119,7 @@ class Limiter:
     def __init__(self, endpoint: Endpoint, expected_input: float, expected_output: float) -> None:
         self._most = endpoint.max_in_flight
         self.window = float(min(endpoint.initial_in_flight or self._most, self._most))
-        self.refused = False
+        self._known_good = math.inf
         self.paused_until = -math.inf
         self._decreased_at = -math.inf
         self._refusals = self._tries = 0.0
@@ -162,20 +168,23 @@ class Limiter:
                 tokens.settle(usage.finished, count)
 
     def _adapt(self, usage: Usage, now: float) -> None:
-        """Additive increase, multiplicative decrease; once for all that was sent before the last decrease."""
+        """Shrink with the share of refusals, once for all that was sent before the last time, or grow with answers."""
         tries = len(usage.refusals) + usage.finished
-        self._refusals = self._refusals * MEMORY**tries + len(usage.refusals)
-        self._tries = self._tries * MEMORY**tries + tries
+        fade = (1 - 1 / max(MEMORY, self.window)) ** tries
+        self._refusals = self._refusals * fade + len(usage.refusals)
+        self._tries = self._tries * fade + tries
         share = self._refusals / self._tries if usage.refusals else 0.0
         if share >= PAUSE_SHARE:
             self.paused_until = max(self.paused_until, now + usage.pause)
-        if any(now - age > self._decreased_at for age in usage.refusals):
-            self.window = max(1.0, self.window * (1 - share / 2))
-            self._decreased_at = now
-            self.refused = True
-        elif usage.answered and not usage.refusals:
-            growth = usage.answered / self.window if self.refused else usage.answered
-            self.window = min(float(self._most), self.window + growth)
+        if share > STRAY_SHARE:
+            if any(now - age > self._decreased_at for age in usage.refusals):
+                self._known_good = self.window
+                self.window = max(1.0, self.window * (1 - share / 2))
+                self._decreased_at = now
+        else:
+            rounds = usage.answered / self.window
+            step = self.window if self._known_good == math.inf else max(1.0, (self._known_good - self.window) / 2)
+            self.window = min(float(self._most), self.window + rounds * step)
 
     def _allot(self, worker: _Worker) -> int:
         """Its fair share of the window, as far as the others hold less than theirs."""

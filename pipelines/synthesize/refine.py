@@ -1,28 +1,30 @@
 """Refine: the second cleaning, of what a model answered.
 
-Each row is judged by the rules in their order; the first defect it has and that is not mended names the reason it is
-dropped for. Then answers that repeat an earlier one, in the same cell or anywhere in the grid, are dropped.
+Each row is held to the rules in their order; the first defect it has and that is not mended names the reason it is
+dropped for. Then answers that repeat an earlier one, in the same cell or anywhere in the grid, are dropped, then those
+that a judge model scores too low, and last what a person deleted by hand.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipelines.errors import DataError
+from pipelines.errors import DataError, InputError
 from pipelines.recipe import Recipe
 from pipelines.records import DROPPED, RowDigest
 from pipelines.shards import Attempt, Commit, Shard, read_tables, run_shards
-from pipelines.synthesize.refine_section import Refine
+from pipelines.synthesize.by_hand import digest_of, edited, read_edits
+from pipelines.synthesize.refine_section import Judge, Refine
 from pipelines.synthesize.rules import FIXES, RULES, Asked
-from pipelines.synthesize.section import Style
+from pipelines.synthesize.section import UNPAID, Style
 from pipelines.synthesize.similar import near_duplicates
 from pipelines.workspace import Place, Workspace
 
-VERSION = 1
+VERSION = 2
 SHOWN = 3
 """Examples of each defect that the report shows."""
 
@@ -30,26 +32,34 @@ SHOWN = 3
 def determinants(recipe: Recipe) -> dict[str, Any]:
     """The section, and what the grid demands of its answers."""
     assert recipe.refine
+    section = recipe.refine
     styles = {name: style.model_dump(mode="json") for name, style in _styles(recipe).items()}
-    return {"section": recipe.refine.model_dump(mode="json"), "styles": styles, "dimensions": _dimensions(recipe)}
+    told: dict[str, Any] = section.model_dump(mode="json", exclude={"judge": set(UNPAID)})
+    told["edited"] = digest_of(section.edited) if section.edited else None
+    return {"section": told, "styles": styles, "dimensions": _dimensions(recipe)}
 
 
 def refine(recipe: Recipe, place: Place) -> dict[str, Any]:
-    """Judge every answer of the stage before, then drop repetitions; DataError for rows that have no cell."""
+    """Hold every answer of the stage before to the rules, then drop repetitions, and what judge and person leave out.
+
+    DataError for rows that have no cell, and for an edited file that does not fit; StageError where the judge is
+    stopped.
+    """
     section = recipe.refine
     assert section
+    if section.edited and recipe.export and section.edited == recipe.export.path:
+        raise InputError(f"{section.edited}: export would write over what was edited; give the copy another name")
     (source,) = place.inputs.values()
     shards = [{"index": number, "path": path} for number, path in enumerate(source.outputs("rows"))]
     judge = _judge(place.workspace, section, _styles(recipe), _dimensions(recipe))
     judged = run_shards(place, "judged", lambda: shards, judge, concurrency=None, title="refine: rules")
     began = time.monotonic()
-    repeats = _repeats(place.workspace, judged, section.near_duplicates)
+    verdicts = _verdicts(place.workspace, section, judged)
     seconds = time.monotonic() - began
-    unique = [{"index": c["index"], "path": c["files"]["rows"]} for c in judged]
-    commits = run_shards(
-        place, "rows", lambda: unique, _without(place.workspace, repeats), concurrency=None, title="refine: repetitions"
-    )
-    return _report(place, judged, commits, seconds)
+    left = [{"index": c["index"], "path": c["files"]["rows"]} for c in judged]
+    work = _apply(place.workspace, verdicts)
+    commits = run_shards(place, "rows", lambda: left, work, concurrency=None, title="refine: what is left")
+    return _report(place, judged, commits, verdicts, seconds)
 
 
 def _styles(recipe: Recipe) -> dict[str, Style]:
@@ -115,15 +125,15 @@ def _judge(
             asked = Asked(cell, styles.get(cell["style"], _ANY), dimensions, section.aliases)
             text, reason, changes = judge_text(row["response"], asked, rules, section.fix)
             mended.update(changes)
-            examples += [[name, row["row_id"], row["response"], text] for name in changes]
+            examples += [[name, row["row_id"], row["response"], text, ""] for name in changes]
             if reason is None:
                 kept.append({**row, "response": text})
                 continue
-            dropped.append(_dropped(row, reason, row["response"]))
-            examples.append([reason, row["row_id"], row["response"], None])
+            dropped.append(_dropped(row, reason, reason))
+            examples.append([reason, row["row_id"], row["response"], None, ""])
         _write(attempt, kept, schema, dropped)
         counts = Counter(row["operator"] for row in dropped)
-        shown = [example for name in rules for example in [e for e in examples if e[0] == name][:SHOWN]]
+        shown = _first_of_each(examples)
         return {"rows": len(rows), "dropped": dict(counts), "mended": dict(mended), "examples": shown, "rules": rules}
 
     return work
@@ -133,9 +143,20 @@ _ANY = Style(template="")
 """The demands on rows without a style."""
 
 
-def _dropped(row: Mapping[str, Any], operator: str, text: str, reason: str = "") -> dict[str, Any]:
+def _dropped(row: Mapping[str, Any], operator: str, reason: str) -> dict[str, Any]:
     place = {"row_id": row["row_id"], "pos": row["pos"], "stage": "refine", "operator": operator}
-    return {**place, "reason": reason or operator, "text": text}
+    return {**place, "reason": reason, "text": row["response"]}
+
+
+def _first_of_each(examples: list[list[Any]]) -> list[list[Any]]:
+    """A few examples of each operator."""
+    seen: Counter[str] = Counter()
+    shown = []
+    for example in examples:
+        seen[example[0]] += 1
+        if seen[example[0]] <= SHOWN:
+            shown.append(example)
+    return shown
 
 
 def _write(attempt: Attempt, kept: list[dict[str, Any]], schema: pa.Schema, dropped: list[dict[str, Any]]) -> RowDigest:
@@ -149,58 +170,114 @@ def _write(attempt: Attempt, kept: list[dict[str, Any]], schema: pa.Schema, drop
     return digest
 
 
-def _repeats(workspace: Workspace, judged: list[Commit], threshold: float | None) -> dict[int, str]:
-    """Positions of answers that repeat an earlier one, with the name of the row they repeat."""
-    if threshold is None:
-        return {}
+@dataclass
+class _Verdicts:
+    """What is decided over all rows: by position, the operator and the reason of a drop; by name, what was edited."""
+
+    operators: list[str]
+    dropped: dict[int, tuple[str, str]]
+    edits: dict[str, dict[str, Any]]
+    unjudged: Counter[str]
+
+
+def _verdicts(workspace: Workspace, section: Refine, judged: list[Commit]) -> _Verdicts:
     paths = [commit["files"]["rows"] for commit in judged]
-    columns = ["pos", "row_id", "response"]
-    tables = [table for table in read_tables(workspace, paths, columns) if table.num_rows]
-    rows = pa.concat_tables(tables).sort_by("pos").to_pydict() if tables else {"pos": [], "row_id": [], "response": []}
-    repeats = near_duplicates(rows["response"], threshold)
-    return {rows["pos"][number]: rows["row_id"][earlier] for number, earlier in repeats.items()}
+    columns = ["pos", "row_id", "system", "query", "response", "messages"]
+    tables = [
+        table.select([name for name in columns if name in table.column_names])
+        for table in read_tables(workspace, paths)
+    ]
+    rows = sorted((row for table in tables for row in table.to_pylist()), key=lambda row: int(row["pos"]))
+    found = _Verdicts(["near_duplicate"], {}, {}, Counter())
+    if section.near_duplicates is not None:
+        repeats = near_duplicates([row["response"] for row in rows], section.near_duplicates)
+        for number, earlier in repeats.items():
+            found.dropped[rows[number]["pos"]] = "near_duplicate", f"repeats {rows[earlier]['row_id']}"
+    if section.judge is not None:
+        found.operators.append("judge")
+        _judge_what_is_left(workspace, section.judge, rows, found)
+    if section.edited is not None:
+        found.operators.append("by_hand")
+        rows = [row for row in rows if row["pos"] not in found.dropped]
+        found.edits = read_edits(section.edited, [row["row_id"] for row in rows])
+        deleted = [row["pos"] for row in rows if row["row_id"] not in found.edits]
+        found.dropped |= dict.fromkeys(deleted, ("by_hand", f"not in {section.edited}"))
+    return found
 
 
-def _without(workspace: Workspace, repeats: dict[int, str]) -> Callable[[Shard, Attempt], dict[str, Any]]:
+def _told(table: pa.Table) -> list[str]:
+    """The columns that decisions over all rows read."""
+    return [name for name in ("pos", "row_id", "system", "query", "response", "messages") if name in table.column_names]
+
+
+def _judge_what_is_left(workspace: Workspace, section: Judge, rows: list[dict[str, Any]], found: _Verdicts) -> None:
+    from pipelines.synthesize.judge import judge_rows  # asking is an extra
+
+    left = [row for row in rows if row["pos"] not in found.dropped]
+    for pos, judgement in judge_rows(workspace, section, left).items():
+        if judgement.score is None:
+            found.unjudged[judgement.reason] += 1
+        elif judgement.score < section.min_score:
+            found.dropped[pos] = "judge", f"score {judgement.score:g}: {judgement.reason}"
+
+
+def _apply(workspace: Workspace, verdicts: _Verdicts) -> Callable[[Shard, Attempt], dict[str, Any]]:
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         with workspace.parquet_file(shard["path"]) as file:
             schema = file.schema_arrow
-        table = pa.concat_tables([schema.empty_table(), *read_tables(workspace, [shard["path"]])])
-        repeated = pc.is_in(table["pos"], value_set=pa.array(list(repeats), pa.int64()))
-        dropped = [
-            _dropped(row, "near_duplicate", row["response"], f"repeats {repeats[row['pos']]}")
-            for row in table.filter(repeated).to_pylist()
-        ]
-        digest = _write(attempt, table.filter(pc.invert(repeated)).to_pylist(), schema, dropped)
-        return {"rows": digest.rows, "digest": digest.hexdigest(), "dropped": len(dropped)}
+        kept, dropped, edits = [], [], []
+        for row in (row for table in read_tables(workspace, [shard["path"]]) for row in table.to_pylist()):
+            if row["pos"] in verdicts.dropped:
+                dropped.append(_dropped(row, *verdicts.dropped[row["pos"]]))
+                continue
+            changed = edited(row, verdicts.edits.get(row["row_id"], {}))
+            if changed != row:
+                edits.append(["by_hand", row["row_id"], row["response"], changed["response"], ""])
+            kept.append(changed)
+        digest = _write(attempt, kept, schema, dropped)
+        counts = Counter(row["operator"] for row in dropped)
+        shown = [[d["operator"], d["row_id"], d["text"], None, d["reason"]] for d in dropped]
+        return {
+            "rows": digest.rows,
+            "digest": digest.hexdigest(),
+            "dropped": dict(counts),
+            "edited": len(edits),
+            "examples": _first_of_each([*shown, *edits]),
+        }
 
     return work
 
 
-def _report(place: Place, judged: list[Commit], commits: list[Commit], seconds: float) -> dict[str, Any]:
+def _report(
+    place: Place, judged: list[Commit], commits: list[Commit], verdicts: _Verdicts, seconds: float
+) -> dict[str, Any]:
     digest = RowDigest()
-    for commit in commits:
-        digest.add(commit["result"]["digest"], commit["result"]["rows"])
     dropped, mended = Counter[str](), Counter[str]()
     for commit in judged:
         dropped.update(commit["result"]["dropped"])
         mended.update(commit["result"]["mended"])
+    for commit in commits:
+        digest.add(commit["result"]["digest"], commit["result"]["rows"])
+        dropped.update(commit["result"]["dropped"])
+        mended["by_hand"] += commit["result"]["edited"]
     rows = sum(commit["result"]["rows"] for commit in judged)
     operators = []
-    for name in judged[0]["result"]["rules"]:
+    for name in [*judged[0]["result"]["rules"], *verdicts.operators]:
         left = rows - dropped[name]
         operators.append({"operator": name, "rows_in": rows, "rows_out": left, "changed": mended[name]})
         rows = left
-    operators.append({"operator": "near_duplicate", "rows_in": rows, "rows_out": digest.rows, "changed": 0})
     reasons = [f"{o['operator']} {o['rows_in'] - o['rows_out']}" for o in operators if o["rows_in"] != o["rows_out"]]
+    if verdicts.unjudged:
+        reasons.append(f"kept without a judgement {verdicts.unjudged.total()}")
     return {
         "summary": f"{digest.rows} of {operators[0]['rows_in']} rows kept"
         + (f"; {', '.join(reasons)}" if reasons else ""),
         "digest": digest.hexdigest(),
         "rows": digest.rows,
         "operators": operators,
-        "examples": _examples(judged),
-        "seconds_for_repetitions": seconds,
+        "unjudged": dict(verdicts.unjudged),
+        "examples": _examples([*judged, *commits]),
+        "seconds_for_verdicts": seconds,
         "outputs": {
             "rows": place.relative(commit["files"]["rows"] for commit in commits),
             "dropped": place.relative(commit["files"]["dropped"] for commit in [*judged, *commits]),
@@ -208,11 +285,11 @@ def _report(place: Place, judged: list[Commit], commits: list[Commit], seconds: 
     }
 
 
-def _examples(judged: list[Commit]) -> dict[str, list[dict[str, Any]]]:
+def _examples(commits: list[Commit]) -> dict[str, list[dict[str, Any]]]:
     """A few answers per defect, before and, where it was mended, after."""
     shown: dict[str, list[dict[str, Any]]] = {}
-    for commit in judged:
-        for name, row_id, before, after in commit["result"]["examples"]:
+    for commit in commits:
+        for name, row_id, before, after, why in commit["result"]["examples"]:
             if len(shown.setdefault(name, [])) < SHOWN:
-                shown[name].append({"row_id": row_id, "before": before, "after": after})
+                shown[name].append({"row_id": row_id, "before": before, "after": after, "why": why})
     return shown

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines.errors import nearest
 from pipelines.section import Count, Ratio, Section
-from pipelines.synthesize.section import Style
+from pipelines.synthesize.section import Asking, Style
 
 
 class Demands(Section):
@@ -21,6 +21,19 @@ class Demands(Section):
         return Style(template="", **self.model_dump())
 
 
+class Judge(Asking):
+    """A model that scores every answer that is left."""
+
+    rubric: str = Field(description="what a good answer is, in words")
+    min_score: float = Field(6, ge=1, le=10, description="answers below it are dropped; 1 is worst, 10 best")
+
+    @model_validator(mode="after")
+    def _answers_somewhere(self) -> "Judge":
+        if not self.endpoints:
+            raise ValueError("endpoints: at least one is needed")
+        return self
+
+
 class Refine(Section):
     """The second cleaning: what models get wrong when they synthesize, dropped or mended by name."""
 
@@ -33,6 +46,10 @@ class Refine(Section):
     aliases: dict[str, list[str]] = Field({}, description="other words for a value of the grid, such as 妈妈 for 母亲")
     near_duplicates: Ratio | None = Field(
         0.8, description="answers that share so much of their character pairs are one; the first stays; null: keep all"
+    )
+    judge: Judge | None = Field(None, description="null: no model looks at the answers")
+    edited: str | None = Field(
+        None, description="the exported rows, edited by hand: a .jsonl file; rows that are not in it are dropped"
     )
     dimensions: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
         {}, description="values to be found in the query of rows that were not synthesized here"

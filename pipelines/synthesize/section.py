@@ -1,7 +1,7 @@
 """The recipe's section `synthesize`."""
 
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -61,22 +61,64 @@ class Price(Section):
     currency: str = Field("CNY", description="for people; nothing is converted")
 
 
-class Synthesize(Section):
-    """Conversations from a grid of dimensions and styles, answered by a model."""
+class Passages(Section):
+    """Texts cut into passages; each is a value of the dimension `passage`."""
+
+    source: str = Field(description="text files: path, glob or fsspec URL")
+    size: Count = Field(800, description="characters of a passage at most; cut at the end of a paragraph or sentence")
+    overlap: int = Field(0, ge=0, description="characters that a passage repeats of the one before")
+
+    @model_validator(mode="after")
+    def _goes_on(self) -> "Passages":
+        if self.overlap > self.size // 2:
+            raise ValueError(f"overlap {self.overlap} is more than half of size {self.size}")
+        return self
+
+
+class Answer(Section):
+    """What an answer is read as. All but text are JSON, mended where it is nearly valid."""
+
+    shape: Literal["text", "json", "pairs", "dialogue"] = Field(
+        "text",
+        description="text: the response as it is; json: a value that json_schema allows; pairs: a list of {question, "
+        "answer}, each a conversation; dialogue: a list of {speaker, text}, one conversation",
+    )
+    json_schema: dict[str, Any] | None = Field(None, description="JSON schema of the value; for json, required")
+    response_format: Literal["json_object", "json_schema"] | None = Field(
+        None, description="have the endpoint enforce it, where it can"
+    )
+    user: str = Field("user", description="speaker of a dialogue who becomes the user; may name dimensions")
+    assistant: str = Field("assistant", description="speaker of a dialogue who is trained; may name dimensions")
+
+    @model_validator(mode="after")
+    def _has_a_schema(self) -> "Answer":
+        if (self.shape == "json") != (self.json_schema is not None):
+            raise ValueError("shape json needs json_schema, and the others have their own")
+        if self.json_schema is not None:
+            from pipelines.synthesize.shapes import check_schema  # it reads these sections
+
+            check_schema(self.json_schema)
+        if self.response_format is not None and self.shape == "text":
+            raise ValueError("response_format needs a shape of JSON")
+        return self
+
+
+UNPAID = ("endpoints", "timeout", "max_attempts", "circuit_breaker", "price", "budget", "workers")
+"""Keys that do not change what is asked."""
+
+
+class Sampling(Generation):
+    """Sampling parameters, and where an answer ends."""
+
+    stop: list[str] | None = Field(None, description="texts at which an answer ends, such as a line break")
+
+
+class Asking(Section):
+    """A model, where it answers, and what asking it may take."""
 
     model: str = Field(description="the model asked")
-    endpoints: list[Endpoint] = Field(min_length=1, description="where it answers")
-    system: str | None = Field(None, description="system prompt of the requests")
-    dimensions: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Annotated[list[str], Field(min_length=1)]] = (
-        Field(min_length=1, description="values by name; every combination with a style is a cell")
-    )
-    styles: dict[str, Style] = Field(min_length=1, description="manners of answering, by name")
-    compatibility: list[Compatibility] = Field([], description="cells that do not fit are not asked")
-    samples_per_cell: Count = Field(1, description="answers to each cell")
-    injections: list[str] = Field([""], min_length=1, description="extra conditions, one drawn into each prompt")
-    queries: list[str] = Field(min_length=1, description="phrasings of the training input, one drawn for each answer")
-    query_system: str | None = Field(None, description="system prompt of the conversations that come out")
-    generation: Generation = Generation(temperature=1.0)
+    endpoints: list[Endpoint] = Field([], description="where it answers; the requests are shared by weight")
+    generation: Sampling = Sampling()
     timeout: Positive = Field(120, description="seconds one answer may take")
     max_attempts: Count = Field(6, description="tries at one answer; waiting for a rate limit is not one")
     circuit_breaker: Positive = Field(30, description="seconds without any answer, only errors, that stop the run")
@@ -85,10 +127,43 @@ class Synthesize(Section):
     workers: Count = Field(1, description="processes that send requests; one sends a few hundred a second")
 
     @model_validator(mode="after")
+    def _budget_has_a_price(self) -> "Asking":
+        if self.budget is not None and self.price is None:
+            raise ValueError("budget needs price")
+        return self
+
+
+class Synthesize(Asking):
+    """Conversations from a grid of dimensions and styles, answered by a model."""
+
+    engine: Literal["api", "vllm"] = Field(
+        "api",
+        description="api: endpoints; vllm: the model, a folder, hf://, modelscope://, pypi:// or a shipped recipe's "
+        "name, is loaded in the cluster, as serve says",
+    )
+    system: str | None = Field(None, description="system prompt of the requests")
+    dimensions: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Annotated[list[str], Field(min_length=1)]] = (
+        Field({}, description="values by name; every combination with a style is a cell")
+    )
+    passages: Passages | None = Field(None, description="null: no dimension `passage`")
+    styles: dict[str, Style] = Field(min_length=1, description="manners of answering, by name")
+    compatibility: list[Compatibility] = Field([], description="cells that do not fit are not asked")
+    samples_per_cell: Count = Field(1, description="answers to each cell")
+    injections: list[str] = Field([""], min_length=1, description="extra conditions, one drawn into each prompt")
+    queries: list[str] = Field(
+        [], description="phrasings of the training input, one drawn for each answer; pairs and dialogue bring theirs"
+    )
+    query_system: str | None = Field(
+        None, description="system prompt of the conversations that come out; may name dimensions"
+    )
+    generation: Sampling = Sampling(temperature=1.0)
+    answer: Answer = Answer()
+
+    @model_validator(mode="after")
     def _templates_name_what_exists(self) -> "Synthesize":
         from pipelines.synthesize.grid import check_grid  # it reads these sections
 
+        if self.engine == "api" and not self.endpoints:
+            raise ValueError("endpoints: at least one is needed, or engine: vllm")
         check_grid(self)
-        if self.budget is not None and self.price is None:
-            raise ValueError("budget needs price")
         return self

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.errors import InputError
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, Serve
+from pipelines.synthesize.asking import Positions, look_up
 from pipelines.synthesize.desk import cost_of
 from pipelines.synthesize.grid import Grid
 from pipelines.synthesize.ledger import Kind, read_index, read_payloads
 from pipelines.synthesize.section import Endpoint, Synthesize
-from pipelines.synthesize.stage import Positions, ask, look_up
+from pipelines.synthesize.stage import answer, grid_of
 from pipelines.workspace import Workspace
 
 
@@ -32,16 +33,15 @@ def try_cells(recipe: Recipe, workspace: Workspace, count: int) -> list[str]:
 
     Returns lines for people. InputError where nothing is left to ask.
     """
-    section = recipe.synthesize
-    assert section
-    grid = Grid(section, recipe.seed)
+    grid = grid_of(recipe)
+    section = grid.section
     before = look_up(workspace, grid)
     pending = before.pending
     if not len(pending):
         raise InputError(f"{recipe.name}: every cell has its answer; there is nothing to try")
-    chosen = ask(workspace, grid, lambda state: _spread(state.pending, count))
+    chosen = answer(recipe, workspace, grid, lambda state: _spread(state.pending, count))
     measured = _measure(workspace, grid, chosen)
-    return _projection(section, measured, before.tokens, len(pending) - len(chosen))
+    return _projection(section, recipe.serve, measured, before.tokens, len(pending) - len(chosen))
 
 
 def _spread(positions: Positions, count: int) -> Positions:
@@ -66,9 +66,11 @@ def _measure(workspace: Workspace, grid: Grid, positions: Positions) -> Measured
     )
 
 
-def _projection(section: Synthesize, measured: Measured, spent: tuple[int, int], left: int) -> list[str]:
+def _projection(section: Synthesize, serve: Serve, measured: Measured, spent: tuple[int, int], left: int) -> list[str]:
     tokens = measured.input_tokens * left, measured.output_tokens * left
     rate = sum(_per_second(endpoint, measured) for endpoint in section.endpoints)
+    if section.engine == "vllm":
+        rate = serve.num_replicas * serve.engine.max_num_seqs / max(measured.seconds, 0.01)
     lines = [f"{name}: {text}" for name, text in measured.shown]
     lines.append(
         f"{measured.requests} cells tried, {measured.failed} failed; {measured.seconds:.1f} s, "

@@ -6,7 +6,6 @@ travels; an answer is reported at once, and its position is settled when the des
 
 import asyncio
 import heapq
-import json
 import random
 import time
 from collections import deque
@@ -15,12 +14,11 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from pipelines.synthesize.client import Client, Outcome, Verdict
+from pipelines.synthesize.client import Client
 from pipelines.synthesize.desk import Instructions, Tidings
-from pipelines.synthesize.grid import Grid, Request
-from pipelines.synthesize.ledger import Kind, Record
+from pipelines.synthesize.ledger import Record
 from pipelines.synthesize.limiter import LEASE_SECONDS, Lease, Usage
-from pipelines.synthesize.section import Synthesize
+from pipelines.synthesize.questions import Outcome, Questions, Request, Verdict, checked, record_of
 
 RENEW_SECONDS = 0.2
 """How often a worker comes to the desk; at once, but not more often than `HURRY_SECONDS`, where it runs out of work."""
@@ -59,8 +57,8 @@ class _Seat:
     tokens: list[int] = field(default_factory=lambda: [0, 0])
 
     def is_free(self, now: float) -> bool:
-        """Whether a request may be started."""
-        if self.in_flight >= self.lease.max_in_flight:
+        """Whether a request may be started; a place that was refused stays empty until the desk knows of it."""
+        if self.in_flight + len(self.refusals) >= self.lease.max_in_flight:
             return False
         return self.lease.starts is None or (self.starts_left > 0 and now - self.granted_at < LEASE_SECONDS)
 
@@ -88,12 +86,12 @@ class _Seat:
 class Worker:
     """One process that asks. `keys` holds each endpoint's key, which is never written down."""
 
-    def __init__(self, name: str, desk: Any, section: Synthesize, seed: int, keys: list[SecretStr | None]) -> None:
-        self._name, self._desk, self._section = name, desk, section
-        self._grid = Grid(section, seed)
+    def __init__(self, name: str, desk: Any, questions: Questions, keys: list[SecretStr | None]) -> None:
+        self._name, self._desk, self._questions = name, desk, questions
+        self._section = questions.section
         self._seats = [
-            _Seat(Client(endpoint, section.model, key, section.generation, section.timeout), endpoint.weight)
-            for endpoint, key in zip(section.endpoints, keys, strict=True)
+            _Seat(Client(endpoint, self._section, key, questions.response_format), endpoint.weight)
+            for endpoint, key in zip(self._section.endpoints, keys, strict=True)
         ]
         self._queue: deque[_Task] = deque()
         self._later: list[_Task] = []
@@ -170,9 +168,9 @@ class Worker:
         return max(16, sum(seat.lease.max_in_flight for seat in self._seats))
 
     async def _ask(self, task: _Task, seat: _Seat) -> None:
-        request = self._grid.request(task.pos)
+        request = self._questions.request(task.pos)
         sent = time.monotonic()
-        outcome = await seat.client.ask(request.messages)
+        outcome = checked(self._questions, request, await seat.client.ask(request.messages))
         now = time.monotonic()
         seat.in_flight -= 1
         seat.tokens[0] += outcome.input_tokens
@@ -212,19 +210,7 @@ class Worker:
         heapq.heappush(self._later, task)
 
     def _file(self, task: _Task, request: Request, outcome: Outcome, seconds: float) -> None:
-        payload = {
-            "cell": dict(request.cell),
-            "sample": request.sample,
-            "query": request.query,
-            "text": outcome.text,
-            "attempts": task.attempt + 1,
-            "seconds": round(seconds, 3),
-        }
-        if outcome.reason:
-            payload["reason"] = outcome.reason
-        kind = Kind.ANSWER if outcome.verdict is Verdict.ANSWER else Kind.FAILURE
-        data = json.dumps(payload, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        record = Record(request.key, kind, data, outcome.input_tokens, outcome.output_tokens)
+        record = record_of(request, outcome, task.attempt + 1, seconds)
         self._outbox.append((task.pos, record, outcome.reason))
         self._unwritten += 1
         self._filled.set()

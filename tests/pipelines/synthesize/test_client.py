@@ -9,9 +9,9 @@ import pytest
 from pydantic import SecretStr
 
 from benchmarks.answering_server import Behaviour, answer_to, listen
-from pipelines.section import Generation
-from pipelines.synthesize.client import Client, Outcome, Verdict, parse_retry_after
-from pipelines.synthesize.section import Endpoint
+from pipelines.synthesize.client import Client, parse_retry_after
+from pipelines.synthesize.questions import Outcome, Verdict
+from pipelines.synthesize.section import Asking, Endpoint, Sampling
 
 PROMPT = [{"role": "user", "content": "祝姐姐生日"}]
 
@@ -20,9 +20,8 @@ def ask(behaviour: Behaviour, key: str | None = None, timeout: float = 5.0, path
     async def run() -> Outcome:
         server = await listen(behaviour)
         endpoint = Endpoint(base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}{path}")
-        client = Client(
-            endpoint, "m", SecretStr(key) if key else None, Generation(temperature=1.0, top_k=20), timeout=timeout
-        )
+        section = Asking(model="m", generation=Sampling(temperature=1.0, top_k=20), timeout=timeout)
+        client = Client(endpoint, section, SecretStr(key) if key else None)
         try:
             return await client.ask(PROMPT)
         finally:
@@ -86,7 +85,7 @@ def test_a_key_that_the_endpoint_repeats_is_not_shown() -> None:
 
 def test_nobody_listens() -> None:
     async def run() -> Outcome:
-        client = Client(Endpoint(base_url="http://127.0.0.1:9/v1"), "m", None, Generation(), timeout=5)
+        client = Client(Endpoint(base_url="http://127.0.0.1:9/v1"), Asking(model="m", timeout=5), None)
         try:
             return await client.ask(PROMPT)
         finally:

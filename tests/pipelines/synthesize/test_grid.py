@@ -106,6 +106,13 @@ def test_what_does_not_fit_is_left_out_and_the_last_rule_counts() -> None:
         ({"styles": {"a": {"template": "x", "num_examples": 1}}}, "num_examples 1 of a pool of 0"),
         ({"budget": "5"}, "budget needs price"),
         ({"endpoints": [{"base_url": "localhost:8000"}]}, "should match pattern"),
+        ({"endpoints": []}, "endpoints: at least one is needed, or engine: vllm"),
+        ({"dimensions": {}}, "dimensions: at least one is needed, or passages"),
+        ({"dimensions": {"passage": ["a"], "name": ["b"], "scene": ["c"]}}, "passage: the name is taken"),
+        ({"queries": []}, "queries: at least one is needed"),
+        ({"query_system": "你是{nam}"}, "query_system: unknown field {nam}"),
+        ({"answer": {"shape": "dialogue", "user": "{nam}"}}, "answer.user: unknown field {nam}"),
+        ({"passages": {"source": "x", "size": 10, "overlap": 6}}, "overlap 6 is more than half of size 10"),
     ],
 )
 def test_what_is_wrong_is_named(changes: dict[str, Any], said: str) -> None:

@@ -114,22 +114,30 @@ def test_a_worker_that_is_gone_frees_what_it_held() -> None:
     assert shared.lease("b", Usage(waiting=99), 0.2).max_in_flight == 10
 
 
-def test_the_window_doubles_halves_once_and_grows_slowly() -> None:
+def test_the_window_doubles_shrinks_once_and_climbs_back() -> None:
     shared = limiter(max_in_flight=64, initial_in_flight=8)
-    lease = shared.lease("a", Usage(waiting=99), 0.0)
-    assert lease.max_in_flight == 8
-    lease = shared.lease("a", Usage(waiting=99, answered=8), 1.0)
-    assert lease.max_in_flight == 16
-    lease = shared.lease("a", Usage(waiting=99, answered=60), 2.0)
-    assert lease.max_in_flight == 64  # not above the setting
-    lease = shared.lease("a", Usage(waiting=99, refusals=(0.5, 0.4, 0.3)), 3.0)
-    assert lease.max_in_flight == 32
-    lease = shared.lease("a", Usage(waiting=99, refusals=(0.9,)), 3.2)
-    assert lease.max_in_flight == 32  # sent before the decrease
-    lease = shared.lease("a", Usage(waiting=99, refusals=(0.1,)), 3.6)
-    assert lease.max_in_flight == 16
-    lease = shared.lease("a", Usage(waiting=99, answered=32), 5.0)
-    assert lease.max_in_flight == 18
+
+    def window(now: float, answered: int = 0, refusals: tuple[float, ...] = ()) -> int:
+        return shared.lease("a", Usage(0, 99, 0, answered, answered, refusals), now).max_in_flight
+
+    assert window(0.0) == 8
+    assert window(1.0, answered=8) == 16
+    assert window(2.0, answered=60) == 64  # not above the setting
+    assert window(3.0, refusals=(0.5, 0.4, 0.3)) == 64  # three of seventy are stray
+    assert window(4.0, refusals=(0.5,) * 1000) == 32
+    assert window(4.2, refusals=(0.9,) * 8) == 32  # sent before it shrank
+    assert window(5.0, refusals=(0.1,) * 8) == 16
+    assert [window(6.0 + turn, answered=1000) for turn in range(2)] == [64, 64]  # no more than the setting
+
+
+def test_it_climbs_half_way_back_in_each_round() -> None:
+    shared = limiter(max_in_flight=100)
+    shared.lease("a", Usage(0, 99, 0, 0, 0, (0.1,) * 1000), 0.0)
+    seen = [50.0]
+    for turn in range(1, 9):
+        shared.lease("a", Usage(0, 99, 0, round(shared.window), round(shared.window)), float(turn))
+        seen.append(shared.window)
+    assert seen == pytest.approx([50, 75, 87.5, 94.0, 97.0, 98.5, 99.5, 100, 100], abs=0.6)
 
 
 def test_retry_after_is_waited_for() -> None:
@@ -140,16 +148,68 @@ def test_retry_after_is_waited_for() -> None:
     assert shared.lease("b", Usage(waiting=99), 6.0).max_in_flight > 0
 
 
-def test_stray_refusals_hardly_count() -> None:
-    shared = limiter(max_in_flight=64)
-    draw = random.Random(3)
-    smallest = 64
-    for turn in range(2000):
-        refusals = tuple(0.1 for _ in range(5) if draw.random() < 0.05)
-        finished = 5 - len(refusals)
-        usage = Usage(20, 99, 0, finished, finished, refusals, 1.0 if refusals else 0.0)
-        smallest = min(smallest, shared.lease("a", usage, 0.2 * turn).max_in_flight)
-    assert smallest >= 8
-    for turn in range(2000, 2010):  # and when it refuses everything
-        lease = shared.lease("a", Usage(20, 99, 0, 0, 0, (0.1,) * 5, 1.0), 0.2 * turn)
-    assert lease.max_in_flight == 0
+class Endpoints:
+    """Workers on a limiter before a server that refuses a share of what it is sent, and all above `most` at once."""
+
+    def __init__(self, shared: Limiter, workers: int, stray: float = 0.0, most: int = 1 << 30) -> None:
+        self.shared, self.stray, self.most, self.draw = shared, stray, most, random.Random(5)
+        self.events: list[tuple[float, int, str, int, float]] = []
+        self.allowed, self.in_flight, self.answered = [0] * workers, [0] * workers, [0] * workers
+        self.refused: list[list[float]] = [[] for _ in range(workers)]
+        self.held = self.answers = self.refusals = 0
+        for worker in range(workers):
+            self.later(0.01 * worker, "renew", worker)
+
+    def later(self, at: float, kind: str, worker: int, sent: float = 0.0) -> None:
+        heapq.heappush(self.events, (at, self.draw.getrandbits(60), kind, worker, sent))
+
+    def start(self, worker: int, now: float) -> None:
+        for _ in range(self.allowed[worker] - self.in_flight[worker] - len(self.refused[worker])):
+            self.in_flight[worker] += 1
+            if self.held >= self.most or self.draw.random() < self.stray:
+                self.later(now + 0.01, "refused", worker, now)
+            else:
+                self.held += 1
+                self.later(now + self.draw.uniform(0.6, 1.4), "answered", worker, now)
+
+    def run(self, seconds: float) -> None:
+        while self.events[0][0] < seconds:
+            now, _, kind, worker, sent = heapq.heappop(self.events)
+            if kind == "renew":
+                done, refused = self.answered[worker], self.refused[worker]
+                usage = Usage(self.in_flight[worker], 9999, 0, done, done, tuple(now - at for at in refused), 1.0)
+                self.allowed[worker] = self.shared.lease(f"w{worker}", usage, now).max_in_flight
+                self.answered[worker], self.refused[worker] = 0, []
+                self.later(now + 0.05, "renew", worker)
+            else:
+                self.in_flight[worker] -= 1
+                self.held -= kind == "answered"
+                self.answered[worker] += kind == "answered"
+                self.answers += kind == "answered"
+                self.refusals += kind == "refused"
+                self.refused[worker] += [sent] if kind == "refused" else []
+            self.start(worker, now)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("in_flight", [16, 256])
+def test_stray_refusals_slow_nothing_down(workers: int, in_flight: int) -> None:
+    endpoint = Endpoints(limiter(max_in_flight=in_flight), workers, stray=0.05)
+    endpoint.run(120)
+    assert endpoint.answers >= 0.9 * in_flight * 120  # each takes a second
+    assert endpoint.refusals / (endpoint.refusals + endpoint.answers) == pytest.approx(0.05, abs=0.02)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_real_limit_is_found_and_used(workers: int) -> None:
+    endpoint = Endpoints(limiter(max_in_flight=256), workers, most=32)
+    endpoint.run(240)
+    assert endpoint.answers >= 0.75 * 32 * 240
+    assert endpoint.refusals <= 0.4 * endpoint.answers
+
+
+def test_an_endpoint_that_refuses_all_is_left_alone() -> None:
+    endpoint = Endpoints(limiter(max_in_flight=64), 1, stray=1.0)
+    endpoint.run(60)
+    assert endpoint.shared.window == 1
+    assert endpoint.refusals <= 64 + 2 * 60  # all places once, then one a second

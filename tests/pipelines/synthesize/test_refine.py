@@ -1,5 +1,6 @@
 """The stage refine: on the real wishes through ingest, and its parts."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.errors import DataError
+from benchmarks.answering_server import Behaviour
+from pipelines.errors import DataError, InputError
 from pipelines.ingest.stage import ingest
 from pipelines.recipe import Recipe
-from pipelines.synthesize.refine import cell_of, judge_text, refine
+from pipelines.synthesize.by_hand import edited, read_edits
+from pipelines.synthesize.refine import cell_of, determinants, judge_text, refine
 from pipelines.synthesize.rules import RULES, Asked
 from pipelines.synthesize.section import Style
 from pipelines.synthesize.similar import near_duplicates, pairs_of
 from pipelines.workspace import Place, Workspace
 from tests.pipelines.synthesize import wishes
+from tests.pipelines.synthesize.serving import in_thread
 
 
 def recipe(source: Path, **section: Any) -> Recipe:
@@ -67,6 +71,85 @@ def test_the_real_wishes(tmp_path: Path, shared_data: Path) -> None:
     assert numbers == sorted(numbers)
     operators = {operator["operator"]: operator["rows_in"] - operator["rows_out"] for operator in report["operators"]}
     assert operators == {name: len(reasons.get(name, [])) for name in operators}
+
+
+def small(tmp_path: Path, **section: Any) -> tuple[Recipe, Place]:
+    """A recipe that only judges, or takes edits, and where its rows go."""
+    lines = [{"query": "祝姐姐生日", "response": text} for text in ("生日快乐！", "愿你笑口常开！", "祝福语。")]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    styles = {"正常": {}}
+    refining = {"dimensions": {"name": ["姐姐"]}, "styles": styles, "rules": ["empty"], "near_duplicates": None}
+    what = Recipe.model_validate({"name": "t", "ingest": {"source": str(path)}, "refine": {**refining, **section}})
+    workspace = Workspace(str(tmp_path / "w"))
+    source = Place(workspace, "ingest", "i")
+    if source.manifest() is None:
+        source.finish({"report": ingest(what, source)})
+    return what, Place(workspace, "refine", str(len(list(tmp_path.glob("w/refine/*")))), {"ingest": source})
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_judge_scores_every_answer(tmp_path: Path) -> None:
+    said = {
+        "low": '{"reason": "像套话", "score": 4}',
+        "high": '```json\n{"reason": "亲切", "score": 6,}\n```',
+        "none": "我觉得很好",
+    }
+    for name, text in said.items():
+        body = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+        with in_thread(Behaviour(delay=0.01, body=body)) as url:
+            judge = {"model": name, "endpoints": [{"base_url": url}], "rubric": "自然、切题", "min_score": 6}
+            what, place = small(tmp_path, judge=judge)
+            report = refine(what, place)
+        place.finish({"report": report})
+        told = {operator["operator"]: operator["rows_in"] - operator["rows_out"] for operator in report["operators"]}
+        if name == "low":
+            assert (report["rows"], told["judge"]) == (0, 3)
+            assert {row["reason"] for row in rows(place, "dropped")} == {"score 4: 像套话"}
+            assert report["examples"]["judge"][0]["why"] == "score 4: 像套话"
+            assert refine(small(tmp_path, judge={**judge, "min_score": 4})[0], place)  # asks nobody: nobody listens
+        else:
+            assert (report["rows"], told["judge"]) == (3, 0)
+            assert report["unjudged"] == ({} if name == "high" else {"malformed": 3})
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_a_person_changed_is_taken_back(tmp_path: Path) -> None:
+    what, place = small(tmp_path)
+    place.finish({"report": refine(what, place)})
+    first, second, _ = rows(place, "rows")
+    path = tmp_path / "edited.jsonl"
+    edits = [{**first, "response": "姐姐，生日快乐！"}, second]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in edits), encoding="utf-8")
+    what, place = small(tmp_path, edited=str(path))
+    report = refine(what, place)
+    place.finish({"report": report})
+    assert [row["response"] for row in rows(place, "rows")] == ["姐姐，生日快乐！", "愿你笑口常开！"]
+    assert [(row["operator"], row["text"]) for row in rows(place, "dropped")] == [("by_hand", "祝福语。")]
+    assert report["operators"][-1] == {"operator": "by_hand", "rows_in": 3, "rows_out": 2, "changed": 1}
+    before = determinants(what)
+    path.write_text(path.read_text(encoding="utf-8") + '{"row_id": "9"}\n', encoding="utf-8")
+    assert determinants(what) != before
+    with pytest.raises(DataError, match=r"edited.jsonl: line 3: no row 9 is left"):
+        refine(what, small(tmp_path)[1])
+
+
+def test_an_edited_file_that_does_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    for text, said in (
+        ("{", "line 1: not a JSON object"),
+        ('{"query": "x"}', "row_id"),
+        ('{"row_id": "a"}\n' * 2, "twice"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=said):
+            read_edits(str(path), ["a"])
+    with pytest.raises(InputError, match=r"refine.edited: .*none.jsonl"):
+        read_edits(str(tmp_path / "none.jsonl"), [])
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
+    row = {"row_id": "a", "query": "user", "response": "assistant", "messages": turns}
+    changed = edited(row, {"query": "user", "response": "新", "messages": turns})
+    assert [turn["content"] for turn in changed["messages"]] == ["user", "assistant", "user", "新"]
 
 
 def test_near_duplicates_are_those_that_exact_comparison_finds(shared_data: Path) -> None:

@@ -17,9 +17,10 @@ import pytest
 from benchmarks.answering_server import Behaviour, answer_to
 from pipelines.errors import RecipeError, StageError
 from pipelines.recipe import Recipe
+from pipelines.synthesize.asking import forget_failures
 from pipelines.synthesize.grid import Grid
 from pipelines.synthesize.ledger import Writer, read_index
-from pipelines.synthesize.stage import determinants, forget_failures, synthesize
+from pipelines.synthesize.stage import determinants, grid_of, synthesize
 from pipelines.workspace import Place, Workspace
 from tests.pipelines.synthesize.serving import Server, in_thread, place, recipe
 
@@ -120,7 +121,7 @@ def test_failures_have_a_class_and_are_asked_again_when_told(
     mended = recipe(sound.url, cells=10, max_attempts=1)
     assert determinants(mended) == determinants(what)
     assert run(mended, place(tmp_path, "g"))["failed"] == {"status_500": failed}  # not asked again by itself
-    assert forget_failures(place(tmp_path).workspace, mended) == failed
+    assert forget_failures(place(tmp_path).workspace, grid_of(mended)) == failed
     assert run(mended, place(tmp_path, "h"))["rows"] == 20
     assert len(sound.outcomes()) == failed
 

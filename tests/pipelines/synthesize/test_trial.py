@@ -56,6 +56,9 @@ def test_the_options_of_the_command(tmp_path: Path, start_server: Callable[..., 
     assert "4 failed requests are asked again" in again.stderr
     assert "10 conversations" in again.stderr
     assert len(sound.outcomes()) == 10
+    proposed = danlu("--suggest-map")
+    assert (proposed.returncode, proposed.stdout) == (0, "compatibility: []\n"), proposed.stderr
+    assert "no usable answer about 人0 (malformed), 人1 (malformed)" in proposed.stderr  # the server knows wishes only
     other = danlu("synthesize.generation.temperature=3")
     assert other.returncode == 2
     assert "synthesize.generation.temperature" in other.stderr

@@ -1,0 +1,128 @@
+"""The shape of an answer: how it is read, and which conversations it holds.
+
+A shape is one entry of `SHAPES`: the JSON schema that the answer must satisfy, and a function from the value to
+conversations. Models write JSON with a fence around it, a trailing comma or a missing bracket: what is nearly valid is
+mended (json-repair), and then held to the schema like everything else.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import json_repair
+import jsonschema
+
+from pipelines.synthesize.questions import MOST, MalformedError
+from pipelines.synthesize.section import Answer
+
+Conversation = list[dict[str, str]]
+"""Turns of user and assistant in turn, from the first of a user to the last of an assistant."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`conversations` takes the value, the training input of the request, the answer's section, and the cell."""
+
+    schema: dict[str, Any] | None
+    conversations: Callable[[Any, str, Answer, Mapping[str, str]], list[Conversation]]
+
+
+def _text(value: Any, query: str, answer: Answer, cell: Mapping[str, str]) -> list[Conversation]:
+    return [exchange(query, str(value))]
+
+
+def _json(value: Any, query: str, answer: Answer, cell: Mapping[str, str]) -> list[Conversation]:
+    return [exchange(query, json.dumps(value, ensure_ascii=False))]
+
+
+def _pairs(value: Any, query: str, answer: Answer, cell: Mapping[str, str]) -> list[Conversation]:
+    return [exchange(pair["question"].strip(), pair["answer"].strip()) for pair in value]
+
+
+def _dialogue(value: Any, query: str, answer: Answer, cell: Mapping[str, str]) -> list[Conversation]:
+    """One conversation; what one speaker says in a row is a turn, what follows the last answer is left out."""
+    roles = {answer.user.format_map(cell): "user", answer.assistant.format_map(cell): "assistant"}
+    turns: Conversation = []
+    for said in value:
+        role = roles.get(said["speaker"].strip())
+        if role is None:
+            raise MalformedError(f"speaker {said['speaker']!r} is neither {' nor '.join(roles)}")
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += "\n" + said["text"].strip()
+        else:
+            turns.append({"role": role, "content": said["text"].strip()})
+    while turns and turns[-1]["role"] == "user":
+        turns.pop()
+    if not turns or turns[0]["role"] != "user":
+        raise MalformedError("the user does not speak first, or is not answered")
+    return [turns]
+
+
+def _list_of(first: str, second: str) -> dict[str, Any]:
+    """A list of objects with two texts that are not empty."""
+    text = {"type": "string", "pattern": r"\S"}
+    entry = {"type": "object", "properties": {first: text, second: text}, "required": [first, second]}
+    return {"type": "array", "items": entry, "minItems": 1, "maxItems": MOST}
+
+
+SHAPES = {
+    "text": Shape(None, _text),
+    "json": Shape(None, _json),
+    "pairs": Shape(_list_of("question", "answer"), _pairs),
+    "dialogue": Shape(_list_of("speaker", "text"), _dialogue),
+}
+
+
+def exchange(query: str, response: str) -> Conversation:
+    """One question with its answer."""
+    return [{"role": "user", "content": query}, {"role": "assistant", "content": response}]
+
+
+def conversations(text: str, query: str, answer: Answer, cell: Mapping[str, str]) -> list[Conversation]:
+    """What an answer holds; MalformedError where it is not of its shape."""
+    shape = SHAPES[answer.shape]
+    value = text if answer.shape == "text" else read_json(text, schema_of(answer))
+    return shape.conversations(value, query, answer, cell)
+
+
+def schema_of(answer: Answer) -> dict[str, Any]:
+    """The JSON schema of an answer that is not text."""
+    schema = answer.json_schema or SHAPES[answer.shape].schema
+    assert schema
+    return schema
+
+
+def response_format(answer: Answer) -> dict[str, Any] | None:
+    """The request's parameter of that name, as OpenAI defines it."""
+    if answer.response_format != "json_schema":
+        return {"type": answer.response_format} if answer.response_format else None
+    schema = schema_of(answer)
+    if schema.get("type") == "array":  # OpenAI's API takes objects only
+        schema = {"type": "object", "properties": {"items": schema}, "required": ["items"]}
+    return {"type": "json_schema", "json_schema": {"name": answer.shape, "schema": schema}}
+
+
+def read_json(text: str, schema: dict[str, Any]) -> Any:
+    """The value in an answer, mended where it is nearly valid; MalformedError where it does not satisfy the schema.
+
+    An object with one key is taken for a list where the schema wants one: endpoints that enforce JSON want an object.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = json_repair.loads(text)
+    if schema.get("type") == "array" and isinstance(value, dict) and len(value) == 1:
+        (value,) = value.values()
+    validator = jsonschema.validators.validator_for(schema)(schema)
+    if error := jsonschema.exceptions.best_match(validator.iter_errors(value)):
+        raise MalformedError(f"{error.json_path}: {error.message}"[:300])
+    return value
+
+
+def check_schema(schema: dict[str, Any]) -> None:
+    """Raise ValueError where it is not a JSON schema."""
+    try:
+        jsonschema.validators.validator_for(schema).check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise ValueError(f"json_schema{error.json_path.removeprefix('$')}: {error.message}") from None

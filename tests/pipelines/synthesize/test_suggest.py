@@ -1,0 +1,92 @@
+"""The compatibility map: proposed by a model, taken back into the recipe, and drawn."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.answering_server import Behaviour
+from pipelines.charts import heat_map as drawn
+from pipelines.recipe import load_recipe
+from pipelines.synthesize.grid import Grid
+from pipelines.synthesize.heat_map import heat_map
+from pipelines.synthesize.questions import MalformedError
+from pipelines.synthesize.suggest import Suggestion, suggest_map
+from pipelines.workspace import Workspace
+from tests.pipelines.synthesize.serving import in_thread, recipe
+
+AXES = {"name": ["爷爷", "奶奶", "同学"], "scene": ["生日", "新婚快乐", "重阳节"]}
+
+
+def grid(url: str = "http://x/v1", **more: Any) -> Grid:
+    what = recipe(url, dimensions=AXES, **more).synthesize
+    assert what
+    return Grid(what, 42)
+
+
+def test_each_value_is_asked_about_against_the_dimensions_behind_it() -> None:
+    questions = Suggestion(grid())
+    requests = list(map(questions.request, questions.positions()))
+    assert [questions.about(request.pos)[1] for request in requests] == [*AXES["name"], *AXES["scene"]]
+    first, last = requests[0].messages[0]["content"], requests[-1].messages[0]["content"]
+    assert "“祝爷爷”" in first and "- scene：生日、新婚快乐、重阳节\n- style：正常、严肃" in first
+    assert "取值“重阳节”" in last and "- style：正常、严肃" in last and "- scene" not in last
+    assert len({request.key for request in requests}) == 6
+    found = questions.misfits(0, '```json\n{"scene": ["新婚快乐", "婚礼"], "style": []}\n```')
+    assert found == {"scene": ("新婚快乐",), "style": ()}
+    with pytest.raises(MalformedError):
+        questions.check(requests[0], '{"scene": "新婚快乐"}')
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_proposal_goes_into_the_recipe(tmp_path: Path) -> None:
+    answer = {"choices": [{"message": {"content": '{"scene": ["新婚快乐"], "style": ["严肃"]}'}}]}
+    workspace = Workspace(str(tmp_path))
+    with in_thread(Behaviour(delay=0.01, body=json.dumps(answer).encode())) as url:
+        text, unanswered = suggest_map(workspace, grid(url))
+    assert unanswered == []
+    assert text == (
+        "compatibility:\n"
+        "- where:\n"
+        "    name: [爷爷, 奶奶, 同学]\n"
+        "    scene: 新婚快乐\n"
+        "- where:\n"
+        "    name: [爷爷, 奶奶, 同学]\n"
+        "    style: 严肃\n"
+        "- where:\n"
+        "    scene: [生日, 新婚快乐, 重阳节]\n"
+        "    style: 严肃\n"
+    )
+    again, _ = suggest_map(workspace, grid("http://127.0.0.1:9/v1"))  # the answers are in the ledger
+    assert again == text
+    mapped = grid(**yaml.safe_load(text))
+    assert {tuple(cell.values()) for cell in mapped.cells()} == {
+        (name, scene, "正常") for name in AXES["name"] for scene in ("生日", "重阳节")
+    }
+
+
+def test_the_map_counts_what_is_asked() -> None:
+    rules = [{"where": {"name": "爷爷", "scene": "新婚*"}}, {"where": {"scene": "重阳节", "style": "严肃"}}]
+    counted = heat_map(grid(compatibility=rules, samples_per_cell=3))
+    assert counted == {
+        "dimensions": ["name", "scene"],
+        "rows": AXES["name"],
+        "columns": AXES["scene"],
+        "shares": [[1, 0, 0.5], [1, 1, 0.5], [1, 1, 0.5]],
+    }
+    chart = drawn("map", counted["rows"], counted["columns"], counted["shares"])
+    assert chart.count("<rect") == 8 and "爷爷, 新婚快乐: 0 %" in chart and "奶奶, 重阳节: 50 %" in chart
+
+
+def test_the_shipped_grid_is_drawn_by_people_and_occasions() -> None:
+    what = load_recipe("wishes").synthesize
+    assert what
+    counted = heat_map(Grid(what, 42))
+    assert counted and counted["dimensions"] == ["name", "scene"]
+    shares = dict(zip(counted["rows"], counted["shares"], strict=True))
+    scenes = counted["columns"]
+    assert shares["爷爷"][scenes.index("新婚快乐")] == 0
+    assert shares["同事"][scenes.index("新婚快乐")] == 1
+    assert shares["妹妹"][scenes.index("生日")] == pytest.approx(2 / 3)

@@ -17,13 +17,14 @@ import pyarrow as pa
 
 from pipelines.errors import HardwareError, InputError, StageError
 from pipelines.progress import progress
-from pipelines.recipe import Recipe, Serve, load_recipe, shipped_recipes
+from pipelines.recipe import Recipe, load_recipe, shipped_recipes
 from pipelines.synthesize.asking import Positions, State, look_up
 from pipelines.synthesize.grid import Grid
 from pipelines.synthesize.ledger import Record, Writer
 from pipelines.synthesize.questions import Outcome, Verdict, checked, record_of
 from pipelines.synthesize.shapes import schema_of
 from pipelines.workspace import Workspace
+from serve.section import Serve
 
 BLOCKS = 4
 """Blocks that fill an engine. What goes through it in one block is on disk when all of it is answered."""

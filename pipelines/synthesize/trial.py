@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.errors import InputError
-from pipelines.recipe import Recipe, Serve
+from pipelines.recipe import Recipe
 from pipelines.synthesize.asking import Positions, look_up
 from pipelines.synthesize.desk import cost_of
 from pipelines.synthesize.grid import Grid
@@ -14,6 +14,7 @@ from pipelines.synthesize.ledger import Kind, read_index, read_payloads
 from pipelines.synthesize.section import Endpoint, Synthesize
 from pipelines.synthesize.stage import answer, grid_of
 from pipelines.workspace import Workspace
+from serve.section import Serve
 
 
 @dataclass(frozen=True)

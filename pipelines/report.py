@@ -107,9 +107,10 @@ def verdict(recipe: Recipe, reports: Mapping[str, Any]) -> list[str]:
     """Sentences that say whether the tuned model beats its base."""
     sentences = []
     if "train" in reports and reports["train"].get("eval_loss") is not None:
-        before, after = reports["train"]["eval_loss_base"], reports["train"]["eval_loss"]
-        word = "below" if after < before else "not below"
-        sentences.append(f"Held-out loss after training is {after:.3f}, {word} the base model's {before:.3f}.")
+        train = reports["train"]
+        change = f" ({train['eval_loss_base']:.3f} to {train['eval_loss']:.3f})"
+        better = _better(recipe.name, "Held-out loss", train["eval_loss_delta"], higher_is_better=False)
+        sentences.append(better.removesuffix(".") + change + ".")
     if "test" in reports.get("evaluate", {}).get("results", {}):
         deltas = reports["evaluate"]["results"]["test"]["deltas"][recipe.name]
         sentences += [

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipelines.bootstrap import bootstrap
 from pipelines.evaluate.asking import Answer, Manner, Request, ask
 from pipelines.evaluate.endpoint import api_key
-from pipelines.evaluate.scores import bootstrap
 from pipelines.evaluate.section import Judge
 from pipelines.section import Generation
 

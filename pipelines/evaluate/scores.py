@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipelines.errors import StageError
 from pipelines.evaluate.rouge import words
 from pipelines.evaluate.scoring import Job
@@ -147,23 +145,3 @@ def _text(content: Any) -> str:
     if isinstance(content, list):
         return "".join(part.get("text", "") for part in content)
     return content or ""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A difference of means and the 95 % interval that resampling the rows gives it."""
-
-    value: float
-    low: float
-    high: float
-
-
-def bootstrap(differences: Sequence[float], seed: int, resamples: int = 2000) -> Interval:
-    """The mean of per-row differences with its percentile bootstrap interval (Efron 1979; Koehn 2004 for text)."""
-    values = np.asarray(differences, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    means = np.concatenate(
-        [values[rng.integers(0, len(values), (100, len(values)))].mean(axis=1) for _ in range(resamples // 100)]
-    )
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high))

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.bootstrap import bootstrap
 from pipelines.errors import StageError
 from pipelines.evaluate import style
 from pipelines.evaluate.datasets import Dataset, prepare
@@ -22,7 +23,6 @@ from pipelines.evaluate.scores import (
     METRICS,
     BenchmarkScores,
     Scored,
-    bootstrap,
     read_benchmark,
     read_scored,
 )

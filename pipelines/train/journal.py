@@ -1,7 +1,7 @@
 """The run's journal, `metrics.jsonl`: one JSON object per logged step and per evaluation.
 
     {"step": 10, "loss": 2.1, "grad_norm": 0.8, "lr": 0.001, "tokens": 1400, "loss_tokens": 600, "seconds": 3.5}
-    {"step": 10, "eval_loss": 2.3}
+    {"step": 10, "eval_loss": 2.3, "eval_loss_by_row": [2.1, 2.6]}
 
 `tokens` and `loss_tokens` are those of all ranks since the entry before, and `seconds` the time they took.
 """
@@ -18,6 +18,8 @@ from pipelines.progress import LOG_INTERVAL, console, say
 from pipelines.train.checkpoint import replace_text
 
 Entry = dict[str, Any]
+
+BY_ROW = "eval_loss_by_row"
 
 
 def read_journal(path: Path) -> list[Entry]:

@@ -102,7 +102,8 @@ def collate(rows: Sequence[Sequence[Sample]]) -> dict[str, Any]:
     """The samples of some rows one after another in one row, with no padding: attention goes by `cu_seq_lens_q`.
 
     Of shape [1, tokens]: `input_ids` and `position_ids`, which begin at 0 in each sample. `cu_seq_lens_q`: where
-    samples begin and end, [samples + 1]. `logits_to_keep`: places whose next token has loss; `targets`: that token.
+    samples begin and end, [samples + 1]. `logits_to_keep`: places whose next token has loss; `targets`: that token;
+    `owners`: the sample it is of.
     """
     import torch
 
@@ -121,4 +122,5 @@ def collate(rows: Sequence[Sequence[Sample]]) -> dict[str, Any]:
         "max_length_k": max(lengths),
         "logits_to_keep": torch.from_numpy(places),
         "targets": torch.from_numpy(following[places].astype(np.int64)),
+        "owners": torch.from_numpy(np.repeat(np.arange(len(samples)), lengths)[places]),
     }

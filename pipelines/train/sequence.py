@@ -74,6 +74,7 @@ def own_part(batch: dict[str, Any]) -> dict[str, Any]:
         "cu_seq_lens_k": bounds,
         "logits_to_keep": batch["logits_to_keep"][mine] - begin,
         "targets": batch["targets"][mine],
+        "owners": batch["owners"][mine],
     }
 
 

@@ -10,14 +10,17 @@
 import json
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipelines.bootstrap import bootstrap
 from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.ingest.stage import determinants as ingested
 from pipelines.recipe import Ingest, Recipe
+from pipelines.train.chat import IGNORED
 from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_of
-from pipelines.train.journal import best_step, read_journal, shown
+from pipelines.train.journal import BY_ROW, Entry, best_step, read_journal, shown
 from pipelines.train.loop import chosen_checkpoint
 from pipelines.train.memory import chosen_stage, shapes_of
 from pipelines.train.models import max_positions, model_digest, resolve, weight_shapes
@@ -157,10 +160,11 @@ def _report(place: Place, run: Run, facts: dict[str, Any]) -> dict[str, Any]:
         "tokens_per_second": sum(entry["tokens"] for entry in steps) / seconds,
         "loss_tokens_per_second": sum(entry["loss_tokens"] for entry in steps) / seconds,
     }
-    base, last = (evaluations[0]["eval_loss"], evaluations[-1]["eval_loss"]) if evaluations else (None, None)
-    fall = f"held-out loss {base:.3f} -> {last:.3f}" if evaluations else f"loss {steps[-1]['loss']:.3f}"
+    trained_step = step_of(chosen_checkpoint(run))
+    held_out = _held_out(run, evaluations, trained_step)
+    fall = "held-out loss {eval_loss_base:.3f} -> {eval_loss:.3f}" if evaluations else f"loss {steps[-1]['loss']:.3f}"
     return {
-        "summary": f"{run.steps} steps, {fall}, {rates['tokens_per_second']:.0f} tokens/s",
+        "summary": f"{run.steps} steps, {fall.format_map(held_out)}, {rates['tokens_per_second']:.0f} tokens/s",
         "digest": digest_weights(run.trained),
         "model": str(run.model),
         "adapter": None if full else run.trained.name,
@@ -169,15 +173,30 @@ def _report(place: Place, run: Run, facts: dict[str, Any]) -> dict[str, Any]:
         "zero_stage": run.section.zero_stage,
         "steps": run.steps,
         "losses": steps,
-        "eval_losses": evaluations,
-        "eval_loss_base": base,
-        "eval_loss": last,
+        "eval_losses": [{key: entry[key] for key in entry if key != BY_ROW} for entry in evaluations],
+        **held_out,
         "best_step": best_step(entries, (entry["step"] for entry in evaluations)),
-        "trained_step": step_of(chosen_checkpoint(run)),
+        "trained_step": trained_step,
         "samples_while_training": read_journal(run.samples),
         "training_seconds": seconds,
         "samples": run.training.counts,
         "held_out_samples": run.held_out.counts if run.held_out else None,
         **rates,
         **facts,
+    }
+
+
+def _held_out(run: Run, evaluations: list[Entry], trained_step: int) -> dict[str, Any]:
+    """The loss before and after training, and their difference with its bootstrap interval; nothing without rows."""
+    if not run.held_out or not evaluations:
+        return {"eval_loss_base": None, "eval_loss": None, "eval_loss_delta": None}
+    before = evaluations[0]
+    after = next((entry for entry in evaluations if entry["step"] == trained_step), evaluations[-1])
+    samples = Samples(run.held_out)
+    tokens = [int((labels[1:] != IGNORED).sum()) for _, labels in (samples[place] for place in range(len(samples)))]
+    differences = [new - old for new, old in zip(after[BY_ROW], before[BY_ROW], strict=True)]
+    return {
+        "eval_loss_base": before["eval_loss"],
+        "eval_loss": after["eval_loss"],
+        "eval_loss_delta": asdict(bootstrap(differences, run.seed, tokens)),
     }

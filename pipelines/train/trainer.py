@@ -18,7 +18,7 @@ from transformers.trainer_utils import unwrap_peft_model
 from pipelines.errors import StageError
 from pipelines.train.checkpoint import PREFIX, complete_checkpoints, mark_complete, remove_oldest, step_of
 from pipelines.train.curves import draw
-from pipelines.train.journal import append, best_step, read_journal
+from pipelines.train.journal import BY_ROW, append, best_step, read_journal
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, collate
 from pipelines.train.sampling import sample
@@ -41,6 +41,7 @@ class ChatTrainer(Trainer):
         forward: Any = unwrap_peft_model(self.model).forward
         self.fused = forward.__module__.startswith("liger_kernel.")
         self.since = time.monotonic()
+        self.held_out_losses: list[float] = []  # of each held-out sample, at the last evaluation
         self.tokens_seen = torch.zeros(2, dtype=torch.int64)  # all, with loss: since the last entry in the journal
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -81,7 +82,7 @@ class ChatTrainer(Trainer):
         size, shared = self.args.per_device_eval_batch_size, sharing().size
         groups, group = dist.get_world_size() // shared, dist.get_rank() // shared
         samples: Any = self.eval_dataset
-        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        sums = torch.zeros(2, len(samples), dtype=torch.float64, device=self.args.device)  # losses, tokens
         model = self.model_wrapped
         model.eval()
         for begin in range(0, len(samples), size * groups):
@@ -89,11 +90,13 @@ class ChatTrainer(Trainer):
             places = range(mine, min(mine + size, len(samples)))
             batch = self._prepare_inputs(_collate([[samples[place] for place in places or [0]]]))
             with torch.no_grad():
-                loss = _summed_loss(model, batch, self.fused)
+                losses = _losses(model, batch).double()
             if places:  # ZeRO-3 needs every rank in every pass, also one that has no samples left
-                total += torch.stack([loss.double(), torch.tensor(batch["targets"].numel(), device=loss.device)])
-        dist.all_reduce(total)
-        metrics = {f"{metric_key_prefix}_loss": float(total[0] / total[1])}
+                sums.index_add_(1, batch["owners"] + mine, torch.stack([losses, torch.ones_like(losses)]))
+        dist.all_reduce(sums)
+        self.held_out_losses = (sums[0] / sums[1]).tolist()
+        total, tokens = sums.sum(dim=1).tolist()
+        metrics = {f"{metric_key_prefix}_loss": total / tokens}
         scores = self.predict_scores(self.model) if self.predict_scores else {}
         metrics |= {f"{metric_key_prefix}_{name}": score for name, score in scores.items()}
         self.log(metrics)
@@ -135,6 +138,8 @@ class Recorder(TrainerCallback):
         """Write one entry to the journal."""
         entry: dict[str, Any] = {"step": state.global_step}
         if "eval_loss" in logs:
+            assert self.trainer is not None
+            entry[BY_ROW] = self.trainer.held_out_losses
             entry |= {name: value for name, value in logs.items() if name.startswith("eval_")}
         elif "loss" in logs:
             assert self.trainer is not None
@@ -169,19 +174,24 @@ def _collate(rows: Any) -> Batch:
     return own_part(collate(rows))
 
 
-def _summed_loss(model: Any, batch: Batch, fused: bool) -> torch.Tensor:
-    """Cross entropy summed over the batch's targets, in float32; logits are computed where there is a target only.
+def _losses(model: Any, batch: Batch) -> torch.Tensor:
+    """Cross entropy of each of the batch's targets, in float32; logits are computed where there is a target only."""
+    logits = model(**_inputs(batch), use_cache=False).logits[0]
+    return cross_entropy(logits.float(), batch["targets"], reduction="none")
 
-    `fused`: by liger's kernel, which never holds the logits of all targets at once.
-    """
-    inputs = {name: value for name, value in batch.items() if name != "targets"}
-    if fused:
-        targets = batch["targets"][None]
-        output = model(**inputs, use_cache=False, shift_labels=targets, num_items_in_batch=1, skip_logits=True)
-        loss: torch.Tensor = output.loss
-        return loss
-    logits = model(**inputs, use_cache=False).logits[0]
-    return cross_entropy(logits.float(), batch["targets"], reduction="sum")
+
+def _summed_loss(model: Any, batch: Batch, fused: bool) -> torch.Tensor:
+    """The sum of the losses. `fused`: by liger's kernel, which never holds the logits of all targets at once."""
+    if not fused:
+        return _losses(model, batch).sum()
+    targets = batch["targets"][None]
+    output = model(**_inputs(batch), use_cache=False, shift_labels=targets, num_items_in_batch=1, skip_logits=True)
+    loss: torch.Tensor = output.loss
+    return loss
+
+
+def _inputs(batch: Batch) -> Batch:
+    return {name: value for name, value in batch.items() if name not in ("targets", "owners")}
 
 
 def _not_finite(what: str, value: float, step: int) -> StageError:

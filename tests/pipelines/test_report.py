@@ -79,6 +79,7 @@ REPORTS: dict[str, dict[str, Any]] = {
         "eval_losses": [{"step": 0, "eval_loss": 4.1}, {"step": 60, "eval_loss": 1.25}],
         "eval_loss_base": 4.1,
         "eval_loss": 1.25,
+        "eval_loss_delta": {"value": -2.85, "low": -3.0, "high": -2.7},
         "steps": 60,
         "samples": {"samples": 440, "truncated": 7},
         "trainable_parameters": 4_884_480,
@@ -310,7 +311,7 @@ def test_page_is_drawn_after_the_first_stage_too(tmp_path: Path, recipe: Recipe)
 def test_verdict_follows_the_intervals(recipe: Recipe) -> None:
     sentences = verdict(recipe, REPORTS)
     assert sentences == [
-        "Held-out loss after training is 1.250, below the base model's 4.100.",
+        "Held-out loss: tiny beats the base, -2.850, 95 % interval -3.000 to -2.700 (4.100 to 1.250).",
         "ROUGE-L F1: tiny beats the base, +0.350, 95 % interval +0.300 to +0.400.",
         "Share of answers that loop: tiny beats the base, -0.500, 95 % interval -0.700 to -0.300.",
     ]

@@ -14,8 +14,8 @@ from typing import Any
 import jieba
 import pytest
 
+from pipelines.bootstrap import bootstrap
 from pipelines.errors import DataError, StageError
-from pipelines.evaluate.scores import bootstrap
 from pipelines.evaluate.stage import evaluate
 from pipelines.workspace import Place
 from tests.pipelines.evaluate.fake_endpoint import ChatServer, chat_server_running, make_place, make_recipe
@@ -162,6 +162,12 @@ def test_report_counts_empty_answers_and_compares_with_base(evaluated: tuple[dic
 def test_bootstrap_interval_of_equal_differences_is_a_point() -> None:
     interval = bootstrap([0.5] * 10, seed=1)
     assert (interval.value, interval.low, interval.high) == (0.5, 0.5, 0.5)
+
+
+def test_bootstrap_weighs_rows() -> None:
+    interval = bootstrap([1.0, 0.0], seed=1, weights=[3, 1])
+    assert interval.value == 0.75
+    assert (interval.low, interval.high) == (0.0, 1.0)
 
 
 def test_bootstrap_interval_has_the_width_of_the_normal_one() -> None:

@@ -7,12 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import HardwareError, InputError
-from pipelines.recipe import Engine, Recipe, Serve
+from pipelines.recipe import Recipe
 from pipelines.synthesize.asking import look_up
 from pipelines.synthesize.local import generate, model_of, tokenize
 from pipelines.synthesize.stage import grid_of, synthesize
 from pipelines.train.models import resolve
 from pipelines.workspace import Place
+from serve.section import Engine, Serve
 from tests.pipelines.synthesize.serving import place, recipe
 
 SERVE = Serve(num_cpus=0.5, engine=Engine(max_model_len=512, max_num_seqs=8, kv_cache_memory_bytes=64 << 20))

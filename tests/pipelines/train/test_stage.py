@@ -70,6 +70,9 @@ def straight(
 def test_the_model_learns_and_the_report_says_how(straight: Place) -> None:
     report = straight.report()
     assert report["eval_loss"] < 0.9 * report["eval_loss_base"]
+    delta = report["eval_loss_delta"]
+    assert delta["value"] == pytest.approx(report["eval_loss"] - report["eval_loss_base"], abs=1e-9)
+    assert delta["low"] < delta["value"] < delta["high"] < 0
     assert report["steps"] == STEPS and [entry["step"] for entry in report["losses"]] == list(range(1, STEPS + 1))
     assert [entry["step"] for entry in report["eval_losses"]] == [0, 10, 20, 24]
     assert report["losses"][0]["loss"] == pytest.approx(report["eval_loss_base"], abs=0.3)

@@ -69,7 +69,7 @@ def _beside_peer(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     runs: list[Run] = []
     peers: list[PeerRun] = []
     for number in range(options.rounds):
-        runs.append(run_warm(config, source, folder / f"warm-{number}", "export"))
+        runs.append(run_warm(config, folder / f"warm-{number}", "export"))
         if options.peer != "none":
             peers.append(run_peer(options.peer_python, "dj-process", theirs, {}))
     cold = run_command("export", config, folder / "cold", env={"NUMBA_CACHE_DIR": str(folder / "kernels")})

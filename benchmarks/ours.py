@@ -8,15 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from benchmarks.measure import Measured, measure
 from pipelines.recipe import load_recipe
 from pipelines.workspace import Workspace
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
-
-WARM_ROWS = 4000
 
 
 @dataclass(frozen=True)
@@ -27,21 +23,14 @@ class Run:
     reports: dict[str, dict[str, Any]]
 
 
-def run_warm(config: Path, source: Path, folder: Path, last: str, overrides: Sequence[str] = ()) -> Run:
-    """Run a recipe up to `last` after a small one has loaded models and kernels into every worker.
-
-    `folder` is new: nothing in it is taken up.
-    """
-    small = folder / "small.parquet"
-    folder.mkdir(parents=True)
-    pq.write_table(pq.read_table(source).slice(0, WARM_ROWS), small, row_group_size=WARM_ROWS // 8)
-    given = [f"ingest.source={small}", "ingest.shard_bytes=1", f"export.path={folder / 'small.jsonl'}", *overrides]
+def run_warm(config: Path, folder: Path, last: str, overrides: Sequence[str] = ()) -> Run:
+    """Run a recipe up to `last` twice, anew each time, and tell the second: each worker has models and kernels then."""
+    recipe = load_recipe(str(config), list(overrides))
     with Cluster("local") as cluster:
         cluster.connect()
-        pipeline.run(load_recipe(str(config), given), Workspace(str(folder / "warm")), cluster, last=last)
+        pipeline.run(recipe, Workspace(str(folder / "first")), cluster, last=last)
         began = time.perf_counter()
-        recipe = load_recipe(str(config), list(overrides))
-        done = pipeline.run(recipe, Workspace(str(folder / "run")), cluster, last=last)
+        done = pipeline.run(recipe, Workspace(str(folder / "second")), cluster, last=last)
         return Run(time.perf_counter() - began, {name: place.report() for name, place in done.items()})
 
 

@@ -261,6 +261,37 @@ def clean(
         say(f"{export}: {export_rows(done['clean'], export)} rows; edit them, then danlu clean … clean.edited={export}")
 
 
+@app.command()
+def compare(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    workspace: WorkspaceOption = None,
+    address: AddressOption = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Also try a grid of sampling settings.")] = False,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Also ask every kept checkpoint.")] = False,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Make the setting that the sweep recommends the merged model's own.")
+    ] = False,
+) -> None:
+    """Run the recipe up to compare, skipping what is up to date."""
+    given = load_recipe(recipe, overrides)
+    wanted = {"sweep": sweep or accept, "checkpoints": checkpoints}
+    missing = [part for part in wanted if wanted[part] and getattr(given.compare, part, None) is None]
+    asked = [*(overrides or []), *(f"compare.{part}={{}}" for part in missing)]
+    if accept and given.merge is None:
+        raise RecipeError(
+            given.name, [Problem("merge", "--accept writes to the merged model, and the recipe has none")]
+        )
+    done = _run(recipe, asked, workspace, address, None, "compare")
+    if accept:
+        from pipelines.evaluate.sweep import accept as accept_setting
+
+        model = done["merge"].local(done["merge"].report()["model"])
+        setting = done["compare"].report()["sweep"]["recommended"]
+        accept_setting(model, setting)
+        say(f"{model}: temperature {setting['temperature']:g}, repetition_penalty {setting['repetition_penalty']:g}")
+
+
 def _try_cells(name: str, overrides: list[str] | None, workspace: str | None, address: str | None, count: int) -> None:
     from pipelines.synthesize.trial import try_cells
 
@@ -294,7 +325,7 @@ def _needs_synthesize(recipe: Recipe) -> None:
 
 
 for _stage in pipeline.STAGES:
-    if _stage.name in ("synthesize", "refine", "clean"):
+    if _stage.name in ("synthesize", "refine", "clean", "compare"):
         continue  # they have options of their own
     app.command(_stage.name)(_stage_command(_stage.name))
 

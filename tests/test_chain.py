@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.pipelines.evaluate.fake_endpoint import chat_server_running
+
 SLICE = [
     "ingest.limit=200",
     "train.max_steps=3",
@@ -89,3 +91,17 @@ def test_a_second_run_does_nothing_and_says_so(finished: Path) -> None:
     assert time.monotonic() - began < 20
     status = danlu("status", "tiny", folder=finished)
     assert status.stdout.count("complete") == 7
+
+
+def test_a_sweeps_recommendation_becomes_the_merged_models_own(finished: Path) -> None:
+    with chat_server_running() as server:
+        server.answer = lambda model, query: (
+            "早睡" * 20 if server.requests[-1]["repetition_penalty"] < 1.2 else "早睡。"
+        )
+        asked = [f"compare.endpoint={server.url}", "compare.concurrency=1"]
+        result = danlu("compare", "tiny", "--accept", *asked, folder=finished)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert len(server.requests) == 3 * 2 + 3 * 3 * 10
+    (file,) = finished.glob("merge/*/model/generation_config.json")
+    assert json.loads(file.read_text(encoding="utf-8"))["repetition_penalty"] == 1.2
+    assert str(file.parent) in result.stderr.replace("\n", "")

@@ -113,7 +113,7 @@ def _signatures_alone(options: argparse.Namespace, folder: Path) -> dict[str, An
     found: dict[str, Indices] = {}
     with Cluster("local") as cluster:
         cluster.connect()
-        near_duplicates(signatures[:60_000], DISTANCE, find_near)  # workers and kernels
+        near_duplicates(signatures, DISTANCE, find_near)  # workers, where there are so many, and kernels
         for name, given in shapes.items():
             seconds[name] = []
             for _ in range(options.rounds):

@@ -33,7 +33,7 @@ from pipelines.shards import Commit, Shard, Work, read_tables, run_shards
 from pipelines.workspace import Place, to_json
 
 VERSION = 1
-ALONE = 500_000
+ALONE = 2_000_000
 """Signatures up to which near-duplicates are found in this process: it takes less time than to start workers."""
 
 

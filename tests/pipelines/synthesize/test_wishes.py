@@ -56,7 +56,7 @@ def test_from_the_grid_to_a_file_for_xtuner(tmp_path: Path, start_server: Callab
     assert turn["system"].startswith("你是一位送祝福的大师")
     assert "姐姐" in turn["input"] and turn["output"].startswith("愿你平安喜乐")
     page = (tmp_path / "runs" / "wishes" / "report.html").read_text(encoding="utf-8")
-    assert page.count('<rect class="dot c2"') == 4 and "姐姐, 春节: 100 %" in page
+    assert page.count('<rect class="dot c2"') == 6 and "姐姐, 小红书: 100 %" in page  # people by style, the widest
     (refined,) = re.findall(r"<h2>Refining</h2>.*?<h2>", page, flags=re.DOTALL)
     assert '<tr><td>emoji</td><td class="n">12</td>\n<td class="n">4</td>' in refined
     assert "姐姐/生日/小红书#0" in refined and "dropped" in refined

@@ -8,15 +8,15 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export VLLM_NO_USAGE_STATS ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: demo test test-slow check bench system install install-gpu
+.PHONY: demo test test-slow check bench system kenlm install install-gpu
 
 demo: .venv/installed
 	$(BIN)/danlu run tiny
 
-test: .venv/installed check system
+test: .venv/installed check system kenlm
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-slow: .venv/installed system
+test-slow: .venv/installed system kenlm
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 check: .venv/installed
@@ -38,6 +38,11 @@ system:
 	  || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
 	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium fontconfig fonts-wqy-zenhei >/dev/null; } \
 	  || echo "tests of the report in a browser are skipped: apt-get install chromium fontconfig fonts-wqy-zenhei"
+
+# What tests of perplexity_filter need; compiled from its source, in about a minute.
+kenlm: .venv/installed
+	@$(BIN)/python -c "import kenlm" 2>/dev/null || $(PIP) kenlm==0.3.0 \
+	  || echo "tests of perplexity_filter are skipped: kenlm needs a C++ compiler"
 
 install: .venv/installed
 

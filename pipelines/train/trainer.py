@@ -38,8 +38,10 @@ class ChatTrainer(Trainer):
         self.predict_scores = predict
         self.loss_is_scaled_for_ga = True  # `training_loss` divides by the tokens of the whole step
         self.model_accepts_loss_kwargs = False  # the loss is ours, not the model's
-        forward: Any = unwrap_peft_model(self.model).forward
-        self.fused = forward.__module__.startswith("liger_kernel.")
+        base: Any = unwrap_peft_model(self.model)
+        by_liger = base.forward.__module__.startswith("liger_kernel.")
+        # liger reads the output matrix itself, so it would leave out an adapter on it, whatever pattern put it there
+        self.fused = by_liger and type(base.get_output_embeddings()) is torch.nn.Linear
         self.since = time.monotonic()
         self.held_out_losses: list[float] = []  # of each held-out sample, at the last evaluation
         self.tokens_seen = torch.zeros(2, dtype=torch.int64)  # all, with loss: since the last entry in the journal

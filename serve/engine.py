@@ -36,6 +36,9 @@ IN_FLIGHT = "in_flight"
 
 REQUESTS = re.compile(rb"^vllm:num_requests_(?:running|waiting)\{[^}]*\} ([0-9.e+]+)", re.MULTILINE)
 
+CPU_LORA_EXTENSION = "serve.vllm_cpu_lora.RequireCpuLora"
+"""vLLM's `worker_extension_cls` on a CPU: base and adapter requests of one batch kept apart."""
+
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The adapter ranks vLLM makes room for."""
 
@@ -204,19 +207,23 @@ def vllm_arguments(plan: EnginePlan) -> list[str]:
 
 
 def lora_arguments(plan: EnginePlan) -> list[str]:
-    """vLLM's arguments for adapters: as much room as the given ones need, or as the recipe says for later ones."""
-    model, engine = plan.model, plan.arguments
+    """vLLM's arguments for adapters."""
+    slots, rank = adapter_room(plan.model, plan.arguments)
+    arguments = ["--enable-lora", "--max-loras", str(slots), "--max-lora-rank", str(rank)]
+    if plan.model.adapters:
+        arguments += ["--lora-modules", *(f"{name}={path}" for name, path in plan.model.adapters.items())]
+    if plan.num_gpus == 0:
+        arguments += ["--worker-extension-cls", CPU_LORA_EXTENSION]
+    return arguments
+
+
+def adapter_room(model: ServedModel, engine: EngineArguments) -> tuple[int, int]:
+    """vLLM's `max_loras` and `max_lora_rank`: what the given adapters need, or what the recipe says for later ones."""
     if model.registry is None:
         rank, slots = max(map(adapter_rank, model.adapters.values())), min(engine.max_loras, len(model.adapters))
     else:
         rank, slots = engine.max_lora_rank, engine.max_loras
-    room = next((size for size in LORA_RANKS if size >= rank), rank)
-    arguments = ["--enable-lora", "--max-loras", str(slots), "--max-lora-rank", str(room)]
-    if model.adapters:
-        arguments += ["--lora-modules", *(f"{name}={path}" for name, path in model.adapters.items())]
-    if plan.num_gpus == 0:
-        arguments += ["--worker-extension-cls", "serve.vllm_cpu_lora.RequireCpuLora"]
-    return arguments
+    return slots, next((size for size in LORA_RANKS if size >= rank), rank)
 
 
 def adapter_rank(folder: str) -> int:

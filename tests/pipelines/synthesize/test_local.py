@@ -6,10 +6,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.batch_inference import tokenize
 from pipelines.errors import HardwareError, InputError
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.synthesize.asking import look_up
-from pipelines.synthesize.local import generate, model_of, tokenize
+from pipelines.synthesize.local import generate, model_of
 from pipelines.synthesize.stage import grid_of, synthesize
 from pipelines.train.models import resolve
 from pipelines.workspace import Place

@@ -105,15 +105,20 @@ def _configuration(serve: Serve, model: ServedModel) -> Any:
 
     engine = serve.engine
     arguments: dict[str, Any] = engine.model_dump(exclude_none=True, exclude={"max_loras", "max_lora_rank"})
-    bundle = {"CPU": serve.num_cpus} | ({"GPU": serve.num_gpus} if serve.num_gpus else {})
+    size = engine.tensor_parallel_size
+    bundle = {"CPU": serve.num_cpus / size} | ({"GPU": serve.num_gpus / size} if serve.num_gpus else {})
     variables = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    if not serve.num_gpus:
+    if serve.num_gpus:
+        from serve.engine import memory_share
+
+        arguments["gpu_memory_utilization"] = memory_share(engine, serve.num_gpus)
+    else:
         from serve.engine import CPU_KV_CACHE_BYTES, cpu_dtype, cpu_environment
 
         arguments |= {"dtype": cpu_dtype(engine.dtype), "enforce_eager": True}
         arguments.setdefault("kv_cache_memory_bytes", CPU_KV_CACHE_BYTES)
         del arguments["gpu_memory_utilization"]
-        variables |= cpu_environment(engine.tensor_parallel_size)
+        variables |= cpu_environment(size)
     if model.adapters:
         arguments |= _adapter_arguments(serve, model)
     return vLLMEngineProcessorConfig(
@@ -122,7 +127,7 @@ def _configuration(serve: Serve, model: ServedModel) -> Any:
         batch_size=_block(serve),
         max_concurrent_batches=math.ceil(engine.max_num_seqs / _block(serve)) + 1,
         concurrency=(serve.num_replicas, serve.num_replicas),
-        placement_group_config={"bundles": [bundle] * engine.tensor_parallel_size},
+        placement_group_config={"bundles": [bundle] * size},
         runtime_env={"env_vars": variables},
         chat_template_stage=False,  # prompts come tokenized, so that no actor waits beside the engine
         tokenize_stage=False,
@@ -152,7 +157,7 @@ def require_room(serve: Serve) -> None:
 
     have = ray.cluster_resources()
     for resource, each in (("CPU", serve.num_cpus), ("GPU", serve.num_gpus)):
-        needed = each * serve.num_replicas * serve.engine.tensor_parallel_size
+        needed = each * serve.num_replicas
         if needed > have.get(resource, 0.0):
             raise HardwareError(
                 f"the engines need {needed:g} {resource}, the cluster has {have.get(resource, 0.0):g}; "

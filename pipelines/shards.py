@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.errors import DanluError
+from pipelines.errors import DanluError, StageError
 from pipelines.progress import progress
 from pipelines.workspace import Place, Workspace, readable, to_json
 
@@ -73,6 +73,8 @@ def run_shards(
     if pending:
         _run(workspace, folder, pending, work, concurrency, title, done=len(done))
     commits = _commits(workspace, folder)
+    if missing := {shard["index"] for shard in shards} - {commit["index"] for commit in commits}:
+        raise StageError(f"{folder}: the commits of shards {sorted(missing)} are not listed; nothing is deleted")
     _sweep(workspace, folder, commits)
     return commits
 

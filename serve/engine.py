@@ -199,11 +199,16 @@ def vllm_arguments(plan: EnginePlan) -> list[str]:
     if on_cpu or engine.enforce_eager:
         arguments += ["--enforce-eager"]  # on a CPU compilation takes minutes and a C++ compiler
     if not on_cpu:
-        arguments += ["--gpu-memory-utilization", str(engine.gpu_memory_utilization)]
+        arguments += ["--gpu-memory-utilization", str(memory_share(engine, plan.num_gpus))]
     cache = engine.kv_cache_memory_bytes or (CPU_KV_CACHE_BYTES if on_cpu else None)
     if cache is not None:
         arguments += ["--kv-cache-memory-bytes", str(cache)]
     return arguments + (lora_arguments(plan) if plan.model.has_adapters else [])
+
+
+def memory_share(engine: EngineArguments, num_gpus: float) -> float:
+    """vLLM's `gpu_memory_utilization`: of a GPU that engines share, no more than this engine's part."""
+    return engine.gpu_memory_utilization * min(1.0, num_gpus / engine.tensor_parallel_size)
 
 
 def lora_arguments(plan: EnginePlan) -> list[str]:

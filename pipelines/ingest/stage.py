@@ -36,6 +36,13 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
     return {"section": section, "files": [[PurePosixPath(path).name, digest_file(path)] for path in list_files(source)]}
 
 
+def preflight(recipe: Recipe) -> None:
+    """InputError where the source's files are not there; hubs and object storage are not asked."""
+    assert recipe.ingest
+    if "://" not in recipe.ingest.source:
+        list_files(recipe.ingest.source)
+
+
 def ingest(recipe: Recipe, place: Place) -> dict[str, Any]:
     """Read the source into canonical rows; the report counts rows and broken rows."""
     section = recipe.ingest

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -148,10 +149,12 @@ def _decided(
     order = np.argsort(keys["pos"].to_numpy(), kind="stable")
     decisions = decide(phase.whole, keys.take(pa.array(order)), _reorders(plan, phase), find_near)
     owner = shard[order][decisions.listed]
+    rows = decisions.rows.take(pa.array(np.argsort(owner, kind="stable")))
+    ends = np.cumsum(np.bincount(owner, minlength=len(commits))).tolist()
     shards = []
-    for index in range(len(commits)):
+    for index, (begin, end) in enumerate(pairwise([0, *ends])):
         path = _decided_path(place, number, f"{index:05d}.parquet")
-        _write_table(place, path, decisions.rows.filter(pa.array(owner == index)))
+        _write_table(place, path, rows.slice(begin, end - begin))
         shards.append({"index": index, "path": paths[index], "decisions": path})
     _write_table(place, _decided_path(place, number, "clusters.parquet"), decisions.clusters)
     tallies = [asdict(tally) for tally in decisions.tallies]

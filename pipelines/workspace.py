@@ -150,8 +150,9 @@ class Workspace:
 
     @contextmanager
     def parquet_writer(self, path: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-        """Write one Parquet file, zstd, row group by row group."""
-        with self.create(path) as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        """Write one Parquet file, zstd, row group by row group; dictionaries of texts that hardly repeat only cost."""
+        options: dict[str, Any] = {"compression": "zstd", "use_dictionary": False}
+        with self.create(path) as sink, pq.ParquetWriter(sink, schema, **options) as writer:
             yield writer
 
     def parquet_file(self, path: str) -> pq.ParquetFile:

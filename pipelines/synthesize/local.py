@@ -37,20 +37,21 @@ RESTARTS = 2
 def generate(recipe: Recipe, workspace: Workspace, grid: Grid, choose: Callable[[State], Positions]) -> Positions:
     """Answer the pending positions that `choose` takes; returns them when each has its record.
 
-    The engines are those that `serve` describes. InputError where the model cannot be had, HardwareError where the
-    cluster has no room for them.
+    The engines are those that `serve` describes, or a shipped recipe's where the model is one's. InputError where the
+    model cannot be had, HardwareError where the cluster has no room for them.
     """
     from pipelines.train.models import resolve
 
-    if grid.section.generation.seed is not None and not recipe.serve.num_gpus:
+    named, serve = model_of(grid.section.model, recipe.serve)
+    if grid.section.generation.seed is not None and not serve.num_gpus:
         raise InputError("synthesize.generation.seed: vLLM's CPU build cannot seed single requests; leave it out")
-    _require_room(recipe.serve)
-    model = str(resolve(model_of(grid.section.model), workspace.local("models")))
+    _require_room(serve)
+    model = str(resolve(named, workspace.local("models")))
     writer = Writer(workspace)
     try:
         chosen = choose(look_up(workspace, grid))
         with progress("synthesize", total=len(chosen), unit="requests") as advance:
-            for records in _records(recipe.serve, grid, model, chosen) if len(chosen) else ():
+            for records in _records(serve, grid, model, chosen) if len(chosen) else ():
                 writer.append(records)
                 advance(len(records))
     finally:
@@ -58,14 +59,14 @@ def generate(recipe: Recipe, workspace: Workspace, grid: Grid, choose: Callable[
     return chosen
 
 
-def model_of(name: str) -> str:
-    """The model that a recipe means: where `name` is a shipped recipe, the one which that recipe trains."""
+def model_of(name: str, serve: Serve) -> tuple[str, Serve]:
+    """The model of that name and how it is served: where a shipped recipe has the name, its model in its manner."""
     if name not in shipped_recipes():
-        return name
-    train = load_recipe(name).train
-    if train is None:
+        return name, serve
+    recipe = load_recipe(name)
+    if recipe.train is None:
         raise InputError(f"synthesize.model: the recipe {name} trains no model; name a folder or hf://")
-    return train.model
+    return recipe.train.model, recipe.serve
 
 
 def _records(serve: Serve, grid: Grid, model: str, chosen: Positions) -> Iterator[list[Record]]:

@@ -71,10 +71,7 @@ def most_in_a_minute(times: list[float]) -> int:
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_every_cell_once_within_the_rate_whatever_goes_wrong(
-    tmp_path: Path,
-    start_server: Callable[..., Server],
-    workers: int,
-    record_property: Callable[[str, object], None],
+    tmp_path: Path, start_server: Callable[..., Server], workers: int
 ) -> None:
     rate, requests = 3600, 5000
     server = start_server(0.3, **{"429": 0.05, "500": 0.03, "drop": 0.01, "hang": 0.01})
@@ -91,6 +88,5 @@ def test_every_cell_once_within_the_rate_whatever_goes_wrong(
     extra = len(log) - requests - sum(outcome != "ok" for _, _, outcome in log)
     assert extra <= 0.03 * requests
     most = most_in_a_minute(sorted(at for at, _, _ in log))
-    record_property("most in a minute", most)
-    record_property("extra requests", extra)
+    print(f"{workers} workers: {most} requests in a minute of {rate}, {extra} extra of {requests}")
     assert 0.9 * rate <= most <= 1.02 * rate

@@ -26,7 +26,8 @@ GRID = [
     "synthesize.compatibility=[]",
     "synthesize.samples_per_cell=1",
     "synthesize.generation.temperature=0",
-    "synthesize.generation.max_tokens=48",
+    "synthesize.generation.max_tokens=96",
+    'synthesize.generation.stop=["\\n", "。", "！", "，", "、", "!", ".", ",", " "]',  # it would go on and on
 ]
 
 # `danlu serve` with a model that needs no training: everything after it is the command's own.

@@ -20,25 +20,27 @@ from pipelines.synthesize.questions import Outcome, Verdict, checked, record_of
 from pipelines.synthesize.shapes import schema_of
 from pipelines.workspace import Workspace
 from serve.models import ServedModel
+from serve.section import Serve
 
 
 def generate(recipe: Recipe, workspace: Workspace, grid: Grid, choose: Callable[[State], Positions]) -> Positions:
     """Answer the pending positions that `choose` takes; returns them when each has its record.
 
-    The engines are those that `serve` describes. InputError where the model cannot be had, HardwareError where the
-    cluster has no room for them.
+    The engines are those that `serve` describes, or a shipped recipe's where the model is one's. InputError where the
+    model cannot be had, HardwareError where the cluster has no room for them.
     """
     from pipelines.train.models import resolve
 
-    refuse_seed(recipe.serve, "synthesize.generation.seed", grid.section.generation.seed)
-    require_room(recipe.serve)  # before gigabytes of a model are fetched
-    model = ServedModel("model", str(resolve(model_of(grid.section.model), workspace.local("models"))))
+    named, serve = model_of(grid.section.model, recipe.serve)
+    refuse_seed(serve, "synthesize.generation.seed", grid.section.generation.seed)
+    require_room(serve)  # before gigabytes of a model are fetched
+    model = ServedModel("model", str(resolve(named, workspace.local("models"))))
     writer = Writer(workspace)
     try:
         chosen = choose(look_up(workspace, grid))
         with progress("synthesize", total=len(chosen), unit="requests") as advance:
             rows = pa.table({"pos": pa.array(chosen, pa.int64())})
-            for completions in complete(recipe.serve, model, rows, _prompt_maker(grid)):
+            for completions in complete(serve, model, rows, _prompt_maker(grid)):
                 writer.append([_record(grid, completion) for completion in completions])
                 advance(len(completions))
     finally:
@@ -46,14 +48,14 @@ def generate(recipe: Recipe, workspace: Workspace, grid: Grid, choose: Callable[
     return chosen
 
 
-def model_of(name: str) -> str:
-    """The model that a recipe means: where `name` is a shipped recipe, the one which that recipe trains."""
+def model_of(name: str, serve: Serve) -> tuple[str, Serve]:
+    """The model of that name and how it is served: where a shipped recipe has the name, its model in its manner."""
     if name not in shipped_recipes():
-        return name
-    train = load_recipe(name).train
-    if train is None:
+        return name, serve
+    recipe = load_recipe(name)
+    if recipe.train is None:
         raise InputError(f"synthesize.model: the recipe {name} trains no model; name a folder or hf://")
-    return train.model
+    return recipe.train.model, recipe.serve
 
 
 def _prompt_maker(grid: Grid) -> Callable[[dict[str, Any]], Prompt]:

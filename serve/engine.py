@@ -81,8 +81,8 @@ class EngineReplica:
             directory.report_failure(plan.app, str(self._error))
             raise self._error
 
-    def check_health(self) -> None:
-        """Called by Ray Serve; raises when the engine's process is gone."""
+    async def check_health(self) -> None:
+        """Called by Ray Serve, in its event loop; raises when the engine's process is gone."""
         if self._process is None or self._process.poll() is not None:
             raise RuntimeError(f"the engine of {self._plan.model.name} has ended")
 
@@ -126,23 +126,32 @@ class EngineReplica:
         self._announce_while_alive(self._process, self._url)
 
     def _announce_while_alive(self, process: subprocess.Popen[bytes], url: str) -> None:
-        beat = 0
-        while process.poll() is None:
+        ended, beat = end_of(process), 0
+        while not ended.is_set():
             beat += 1
             record = directory.EngineRecord(self._replica, self._plan.model.name, url, beat)
             with self._announcing:
                 if not self._stopping:
                     directory.announce(self._plan.app, record)
-            try:
-                process.wait(directory.BEAT_SECONDS)
-            except subprocess.TimeoutExpired:
-                continue
+            ended.wait(directory.BEAT_SECONDS)
         directory.withdraw(self._plan.app, self._replica)
 
 
 def node_address() -> str:
     """This node's address in the cluster."""
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+def end_of(process: subprocess.Popen[bytes]) -> threading.Event:
+    """An event that is set when a process has ended; `Popen.wait` with a limit looks twenty times a second instead."""
+    ended = threading.Event()
+
+    def wait() -> None:
+        process.wait()
+        ended.set()
+
+    threading.Thread(target=wait, name="end", daemon=True).start()
+    return ended
 
 
 def short_folder() -> tempfile.TemporaryDirectory[str]:

@@ -1,6 +1,8 @@
 """One engine replica: a Ray Serve deployment that keeps vLLM's own server running as a child process."""
 
 import asyncio
+import glob
+import importlib.util
 import json
 import logging
 import os
@@ -281,7 +283,7 @@ def environment(plan: EnginePlan) -> dict[str, str]:
         variables["VLLM_LORA_RESOLVER_CACHE_DIR"] = plan.model.registry
         variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if plan.num_gpus == 0:
-        variables |= cpu_environment(plan.arguments.tensor_parallel_size)
+        variables |= cpu_environment(plan.arguments.tensor_parallel_size) | {"LD_PRELOAD": preloaded()}
     return variables
 
 
@@ -289,6 +291,22 @@ def temporary(scratch: str) -> dict[str, str]:
     """A temporary folder of an engine's own; what PyTorch compiles stays where all engines find it."""
     compiled = os.path.join(tempfile.gettempdir(), f"torchinductor-{os.getuid()}")
     return {"TMPDIR": scratch, "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", compiled)}
+
+
+def preloaded() -> str:
+    """The libraries that vLLM preloads on a CPU, in an interpreter that it spawns for its core; ours is a fork.
+
+    PyTorch's OpenMP, so that all libraries share one pool of threads, and an allocator where vLLM carries one
+    (vllm/platforms/cpu.py).
+    """
+    places = {"torch": ("../torch.libs/libgomp*.so*", "lib/libgomp*.so*"), "vllm": ("libs/libtcmalloc*.so*",)}
+    libraries = [os.environ["LD_PRELOAD"]] if os.environ.get("LD_PRELOAD") else []
+    for package, patterns in places.items():
+        spec = importlib.util.find_spec(package)
+        folders = (spec.submodule_search_locations if spec else None) or []
+        found = sorted(path for folder in folders for pattern in patterns for path in glob.glob(f"{folder}/{pattern}"))
+        libraries += [os.path.realpath(path) for path in found[:1]]
+    return ":".join(libraries)
 
 
 def cpu_environment(tensor_parallel_size: int) -> dict[str, str]:

@@ -69,6 +69,13 @@ def test_the_paths_of_an_engine_s_sockets_are_short_enough(tmp_path: Path, monke
         assert not Path(folder).exists()
 
 
+def test_an_engine_on_a_cpu_gets_the_libraries_that_vllm_would_preload() -> None:
+    model = ServedModel("base", "/m")
+    libraries = environment(plan(model))["LD_PRELOAD"].split(":")
+    assert [Path(library).name[:7] for library in libraries if Path(library).is_file()] == ["libgomp"] * len(libraries)
+    assert "LD_PRELOAD" not in environment(plan(model, num_gpus=1))
+
+
 def test_a_folder_that_is_no_adapter_is_named(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"adapter_config\.json: no such file"):
         vllm_arguments(plan(ServedModel("base", "/m", {"a": str(tmp_path)})))

@@ -165,8 +165,7 @@ class Gateway:
             await send_json(send, 200, DESCRIPTION)
         elif path == "/metrics":
             engines = {name: len(self._usable(name)) for name in self._engines}
-            text = self.metrics.text(self.admission.in_flight, self.admission.queued, engines)
-            await send_body(send, 200, text, [], b"text/plain; version=0.0.4; charset=utf-8")
+            await send_body(send, 200, self.metrics.text(engines), [], b"text/plain; version=0.0.4; charset=utf-8")
         else:
             raise RequestError(404, f"There is nothing at {path}", "unknown_path")
 
@@ -219,9 +218,11 @@ class Gateway:
         return target
 
     async def _answer(self, ask: Ask, caller: str, send: Send) -> None:
-        await self.admission.enter()
+        with self.metrics.queued(ask.target.name):
+            await self.admission.enter()
         try:
-            status = await self._ask_engines(ask, send)
+            with self.metrics.in_flight(ask.target.name):
+                status = await self._ask_engines(ask, send)
         except asyncio.CancelledError:
             self.metrics.answered(ask.target.name, CLIENT_CLOSED)
             self._rates.spend(caller, ask.timing.pieces)  # about a token each; what they were is not known any more

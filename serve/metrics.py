@@ -2,8 +2,9 @@
 
 import re
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -74,8 +75,12 @@ class Metrics:
             buckets=TOKEN_SECONDS,
             registry=self._registry,
         )
-        self._in_flight = Gauge("danlu_requests_in_flight", "Requests at the engines", registry=self._registry)
-        self._queued = Gauge("danlu_requests_queued", "Requests that wait for a place", registry=self._registry)
+        self._in_flight = Gauge(
+            "danlu_requests_in_flight", "Requests at the engines", ("model",), registry=self._registry
+        )
+        self._queued = Gauge(
+            "danlu_requests_queued", "Requests that wait for a place", ("model",), registry=self._registry
+        )
         self._engines = Gauge("danlu_engines", "Engine replicas alive", ("model",), registry=self._registry)
 
     def answered(self, model: str, status: int) -> None:
@@ -93,6 +98,14 @@ class Metrics:
                 self._of(self._per_token, model).observe((timing.ended - timing.first) / (usage.completion - 1))
         return usage
 
+    def queued(self, model: str) -> AbstractContextManager[None]:
+        """Count a request that waits for a place, for the length of a block."""
+        return cast(AbstractContextManager[None], self._of(self._queued, model).track_inprogress())
+
+    def in_flight(self, model: str) -> AbstractContextManager[None]:
+        """Count a request at the engines, for the length of a block."""
+        return cast(AbstractContextManager[None], self._of(self._in_flight, model).track_inprogress())
+
     def _of(self, metric: Any, *labels: str) -> Any:
         """A metric's child; prometheus_client looks it up under a lock, which costs more than counting."""
         found = self._children.get((metric, labels))
@@ -100,10 +113,8 @@ class Metrics:
             found = self._children[metric, labels] = metric.labels(*labels)
         return found
 
-    def text(self, in_flight: int, queued: int, engines: dict[str, int]) -> bytes:
-        """Everything, in Prometheus' text form."""
-        self._in_flight.set(in_flight)
-        self._queued.set(queued)
+    def text(self, engines: dict[str, int]) -> bytes:
+        """Everything, in Prometheus' text form; `engines` are the replicas alive of each model."""
         for model, count in engines.items():
             self._engines.labels(model).set(count)
         return generate_latest(self._registry)

@@ -1,10 +1,15 @@
 """Servers in threads."""
 
 import asyncio
+import os
 import socket
+import subprocess
 import threading
+import time
+import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,3 +45,35 @@ def _serving(app: App, around: Callable[[], AbstractAsyncContextManager[None]] =
         server.should_exit = True
         thread.join(10)
         listener.close()
+
+
+@pytest.fixture(scope="session")
+def streamlit() -> Serving:
+    """A function that runs the chat page's server before an endpoint, for the length of a block."""
+    return _streamlit
+
+
+@contextmanager
+def _streamlit(base_url: str) -> Iterator[str]:
+    """The page's server; yields its address."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    from serve.chat import page_command
+
+    project = str(Path(__file__).parents[2])
+    command = page_command(base_url, "127.0.0.1", port)
+    with subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": project}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as server:
+        try:
+            until = time.monotonic() + 60
+            while True:
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2).close()
+                    break
+                except OSError:
+                    assert time.monotonic() < until and server.poll() is None
+                    time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()

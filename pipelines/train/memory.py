@@ -25,8 +25,8 @@ BUCKET = 50_000_000
 GATHERED = 1_000_000_000
 """Elements that ZeRO-3 may hold whole at a time, DeepSpeed's default."""
 
-LIBRARIES = 3 * GIB // 4
-"""What a worker holds before it loads a model: Python with torch and transformers, or a CUDA context."""
+LIBRARIES = 7 * GIB // 8
+"""What a worker holds besides: Python with torch and transformers, threads and their arenas, or a CUDA context."""
 
 NF4_BYTES = 0.516
 """Bytes of a weight in NF4 with double quantization: 4 bits, and 0.127 bits of scales (arXiv:2305.14314)."""
@@ -207,7 +207,7 @@ def _activation_bytes(section: Train, shapes: Shapes, width: int) -> int:
     kept = layer * shapes.layers
     if section.gradient_checkpointing:
         kept = width * shapes.hidden * shapes.layers + layer
-    logits = shapes.vocabulary * (8 + (width if width == 2 else 0))  # and their gradient, in float32
+    logits = shapes.vocabulary * 12  # where the backward pass begins: log-probabilities and two gradients, in float32
     return tokens * (kept + logits)
 
 

@@ -20,7 +20,7 @@ from pipelines.train.section import Train
 
 GIB = 1 << 30
 BUCKET = 50_000_000
-"""Elements that DeepSpeed reduces at a time, in two buffers."""
+"""Elements that DeepSpeed reduces at a time, in two buffers, and that ZeRO-3 fetches ahead."""
 
 GATHERED = 1_000_000_000
 """Elements that ZeRO-3 may hold whole at a time, DeepSpeed's default."""
@@ -108,7 +108,9 @@ def estimate(section: Train, shapes: Shapes, zero_stage: int) -> Estimate:
     weights = _weight_bytes(section, shapes, width) + (0 if section.method == "full" else trained * width)
     gathered = 0
     if zero_stage == 3:
-        gathered = min(int(weights * (1 - 1 / ranks)), GATHERED * width)
+        gathered = min(weights, GATHERED * width) + min(
+            weights, BUCKET * width
+        )  # beside its own share; and fetched ahead
         weights //= ranks
     buffers = 2 * min(BUCKET, trained) * width if zero_stage else 0
     return Estimate(

@@ -17,14 +17,18 @@ from pipelines.train.attention import register as register_attention
 from pipelines.train.checkpoint import complete_checkpoints, remove_incomplete, step_of
 from pipelines.train.journal import best_step, read_journal, rewind
 from pipelines.train.models import quiet_transformers
+from pipelines.train.preemption import Notice
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, Schedule
 from pipelines.train.universal import shard_count, to_universal
 
 
-def train_loop(config: dict[str, Any]) -> dict[str, Any]:
-    """Train, or go on from the last complete checkpoint, and leave the weights; returns facts for the report."""
-    run: Run = config["run"]
+def train_loop(run: Run, draining: Callable[[], Any]) -> dict[str, Any]:
+    """Train, or go on from the last complete checkpoint, and leave the weights; returns facts for the report.
+
+    Where the workers are told to leave, they save and end with `left_at`, the step, and the nodes that will be gone;
+    `draining` as in preemption.py.
+    """
     _prepare_process()
     import torch.distributed as dist
     from transformers import set_seed
@@ -36,11 +40,13 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     if facts["resumed_at"] < run.steps:
         from pipelines.train.exhaustion import Meter, explained
 
-        meter = Meter()
+        meter, notice = Meter(), Notice(run.leave, draining)
         with explained(run, meter):
-            trainer = _trainer(run, arguments, meter.mark, resumed=checkpoint is not None)
+            trainer = _trainer(run, arguments, meter.mark, notice, resumed=checkpoint is not None)
             facts |= _count_parameters(trainer.model)
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        if trainer.state.global_step < run.steps:
+            return {"left_at": trainer.state.global_step, "nodes": notice.nodes}
     if dist.get_rank() == 0:
         _export(run)
     dist.barrier()
@@ -92,7 +98,7 @@ def _last_checkpoint(run: Run) -> tuple[Path | None, Path | None]:
     return last, run.universal if convert else last
 
 
-def _trainer(run: Run, arguments: Any, begun: Callable[[], None], resumed: bool) -> Any:
+def _trainer(run: Run, arguments: Any, begun: Callable[[], None], notice: Notice, resumed: bool) -> Any:
     from transformers import PrinterCallback
 
     from pipelines.train.methods import load_model
@@ -100,9 +106,10 @@ def _trainer(run: Run, arguments: Any, begun: Callable[[], None], resumed: bool)
     from pipelines.train.trainer import ChatTrainer, Recorder
 
     share(run.section.sequence_parallel_size)
-
+    for variable in ("WANDB_DIR", "SWANLAB_LOG_DIR"):  # beside the journal; workers are started in other folders
+        os.environ.setdefault(variable, str(run.folder))
     arguments.eval_on_start = run.held_out is not None and not resumed
-    recorder = Recorder(run, begun)
+    recorder = Recorder(run, begun, notice)
     held_out = Samples(run.held_out) if run.held_out else None
     trainer = ChatTrainer(
         model=load_model(run, arguments),

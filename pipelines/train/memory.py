@@ -20,13 +20,13 @@ from pipelines.train.section import Train
 
 GIB = 1 << 30
 BUCKET = 50_000_000
-"""Elements that DeepSpeed reduces at a time, in two buffers."""
+"""Elements that DeepSpeed reduces at a time, in two buffers, and that ZeRO-3 fetches ahead."""
 
 GATHERED = 1_000_000_000
 """Elements that ZeRO-3 may hold whole at a time, DeepSpeed's default."""
 
-LIBRARIES = 3 * GIB // 4
-"""What a worker holds before it loads a model: Python with torch and transformers, or a CUDA context."""
+LIBRARIES = 7 * GIB // 8
+"""What a worker holds besides: Python with torch and transformers, threads and their arenas, or a CUDA context."""
 
 NF4_BYTES = 0.516
 """Bytes of a weight in NF4 with double quantization: 4 bits, and 0.127 bits of scales (arXiv:2305.14314)."""
@@ -108,7 +108,9 @@ def estimate(section: Train, shapes: Shapes, zero_stage: int) -> Estimate:
     weights = _weight_bytes(section, shapes, width) + (0 if section.method == "full" else trained * width)
     gathered = 0
     if zero_stage == 3:
-        gathered = min(int(weights * (1 - 1 / ranks)), GATHERED * width)
+        gathered = min(weights, GATHERED * width) + min(
+            weights, BUCKET * width
+        )  # beside its own share; and fetched ahead
         weights //= ranks
     buffers = 2 * min(BUCKET, trained) * width if zero_stage else 0
     return Estimate(
@@ -207,7 +209,7 @@ def _activation_bytes(section: Train, shapes: Shapes, width: int) -> int:
     kept = layer * shapes.layers
     if section.gradient_checkpointing:
         kept = width * shapes.hidden * shapes.layers + layer
-    logits = shapes.vocabulary * (8 + (width if width == 2 else 0))  # and their gradient, in float32
+    logits = shapes.vocabulary * 12  # where the backward pass begins: log-probabilities and two gradients, in float32
     return tokens * (kept + logits)
 
 

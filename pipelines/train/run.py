@@ -35,6 +35,11 @@ class Run:
         return self.folder / "samples.jsonl"
 
     @property
+    def leave(self) -> Path:
+        """Is there when the workers are to save and end; see preemption.py."""
+        return self.folder / "leave"
+
+    @property
     def checkpoints(self) -> Path:
         """See checkpoint.py."""
         return self.folder / "checkpoints"

@@ -19,6 +19,7 @@ from pipelines.errors import StageError
 from pipelines.train.checkpoint import PREFIX, complete_checkpoints, mark_complete, remove_oldest, step_of
 from pipelines.train.curves import draw
 from pipelines.train.journal import BY_ROW, append, best_step, read_journal
+from pipelines.train.preemption import Notice
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, collate
 from pipelines.train.sampling import sample
@@ -113,9 +114,10 @@ class ChatTrainer(Trainer):
 class Recorder(TrainerCallback):
     """Keeps the journal and completes checkpoints, on rank 0 for all ranks."""
 
-    def __init__(self, run: Run, begun: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, run: Run, begun: Callable[[], None], notice: Notice) -> None:
         self.run = run
         self.begun = begun  # called when model and optimizer are there
+        self.notice = notice
         self.trainer: ChatTrainer | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -125,14 +127,14 @@ class Recorder(TrainerCallback):
             self._sample(0)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The last step is always evaluated, saved and sampled."""
+        """The last step is always evaluated, saved and sampled; one after which all leave is saved."""
         last = state.global_step >= state.max_steps
         if last or state.global_step % self.run.section.evaluation_steps == 0:
             self._sample(state.global_step)
         if last:
             control.should_evaluate = args.eval_strategy != "no"
-            control.should_save = True
-            control.should_log = True
+        if last or self.notice.given():
+            control.should_save = control.should_log = control.should_training_stop = True
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any

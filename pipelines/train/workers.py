@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import count
 from typing import Any
 
 from pipelines.errors import DanluError, HardwareError, StageError
@@ -16,6 +15,7 @@ from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
 from pipelines.train.loop import train_loop
 from pipelines.train.memory import advice, free_memory, uses_gpu
+from pipelines.train.preemption import note_sigterm_in_worker, sigterm_noted, wait_until_gone
 from pipelines.train.run import Run
 from pipelines.train.section import Train, numbers_of_workers
 
@@ -86,22 +86,50 @@ def fit(run: Run) -> dict[str, Any]:
     """Run the workers until they are done; returns what rank 0 returned.
 
     Where a worker is lost, new ones go on from the last complete checkpoint, at most `max_failures` times, and only
-    while there is progress. Errors of our own that a worker raises are raised here as they were.
+    while there is progress; where workers were told to leave, they saved before, and that is no failure. Errors of our
+    own that a worker raises are raised here as they were. StageError once all is saved where this process is told to
+    end.
     """
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    for failures in count():
-        saved = max(map(step_of, complete_checkpoints(run.checkpoints)), default=0)
-        try:
-            return _attempt(_as_wide_as_possible(run))
-        except TrainingFailedError as error:
-            cause = _own(error, run)
-            reached = max((entry["step"] for entry in read_journal(run.journal)), default=0)
-            if cause is not None or failures >= run.section.max_failures or reached <= saved:
-                raise cause or StageError(f"training failed at step {reached}:\n{error}") from error
-            say(f"  training: a worker was lost at step {reached}; going on from the last checkpoint")
-    raise AssertionError("count() ended")
+    failures = 0
+    with sigterm_noted(run.leave) as told:
+        while True:
+            run.leave.unlink(missing_ok=True)
+            saved = _saved(run)
+            if told.is_set():
+                raise StageError(
+                    f"training was told to end and saved step {saved}; the same command goes on from there"
+                )
+            try:
+                facts = _attempt(_as_wide_as_possible(run))
+            except TrainingFailedError as error:
+                reached = max((entry["step"] for entry in read_journal(run.journal)), default=0)
+                cause = _own(error, run)
+                if cause is not None or failures >= run.section.max_failures or reached <= saved:
+                    raise cause or StageError(f"training failed at step {reached}:\n{error}") from error
+                failures += 1
+                say(f"  training: a worker was lost at step {reached}; going on from the last checkpoint")
+            else:
+                if "left_at" not in facts:
+                    return facts
+                say(f"  training: workers were told to leave; saved at step {facts['left_at']}")
+                wait_until_gone(facts["nodes"])
+
+
+def _saved(run: Run) -> int:
+    """The step of the last complete checkpoint."""
+    return max(map(step_of, complete_checkpoints(run.checkpoints)), default=0)
+
+
+def _work(config: dict[str, Any]) -> dict[str, Any]:
+    """What Ray Train runs in each worker."""
+    from ray.train import get_preemption_info
+
+    run: Run = config["run"]
+    note_sigterm_in_worker(run.leave)
+    return train_loop(run, get_preemption_info)
 
 
 def _as_wide_as_possible(run: Run) -> Run:
@@ -123,7 +151,7 @@ def _attempt(run: Run) -> dict[str, Any]:
     trainer_class: Any = TorchTrainer  # its types allow no return value; its documentation does
     failure_class: Any = FailureConfig  # typed as the one before Ray Train's second version
     trainer = trainer_class(
-        train_loop,
+        _work,
         train_loop_config={"run": run},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(

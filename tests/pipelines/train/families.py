@@ -35,15 +35,18 @@ TEXTS = [
     "people like soprano singers  and two  spaces; a<b|c>d",
     "system user assistant red green blue What is 1 and 2? 0123456789",
 ]
+HIDDEN, INNER, HEADS, GROUPS, WIDTH = 128, 256, 4, 2, 32
+"""Sizes of InternLM2 and ChatGLM3; heads of 32 channels are the narrowest that vLLM's attention takes on a CPU."""
+
 INTERNLM2 = {
     "model_type": "internlm2",
     "architectures": ["InternLM2ForCausalLM"],
     "auto_map": {"AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM"},
-    "hidden_size": 64,
-    "intermediate_size": 128,
+    "hidden_size": HIDDEN,
+    "intermediate_size": INNER,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": GROUPS,
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-5,
     "rope_theta": 1000000,
@@ -60,18 +63,19 @@ CHATGLM3 = {
     "add_bias_linear": False,
     "add_qkv_bias": True,
     "apply_residual_connection_post_layernorm": False,
-    "ffn_hidden_size": 128,
-    "hidden_size": 64,
-    "kv_channels": 16,
+    "ffn_hidden_size": INNER,
+    "hidden_size": HIDDEN,
+    "kv_channels": WIDTH,
     "layernorm_epsilon": 1e-5,
     "multi_query_attention": True,
-    "multi_query_group_num": 2,
-    "num_attention_heads": 4,
+    "multi_query_group_num": GROUPS,
+    "num_attention_heads": HEADS,
     "num_layers": 2,
     "original_rope": True,
     "post_layer_norm": True,
     "rmsnorm": True,
     "seq_length": 512,
+    "tie_word_embeddings": False,
     "torch_dtype": "float32",
 }
 
@@ -151,7 +155,7 @@ def _random(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     return {
         name: 1 + 0.1 * torch.randn(shape, generator=draw)
         if "norm" in name
-        else 0.15 * torch.randn(shape, generator=draw)
+        else 0.1 * torch.randn(shape, generator=draw)
         for name, shape in shapes.items()
     }
 
@@ -167,16 +171,20 @@ def write_internlm2(folder: Path) -> dict[str, torch.Tensor]:
         f"model.layers.{layer}.{name}": shape
         for layer in range(2)
         for name, shape in {
-            "attention.wqkv.weight": (2 * (2 + 2) * 16, 64),
-            "attention.wo.weight": (64, 64),
-            "feed_forward.w1.weight": (128, 64),
-            "feed_forward.w3.weight": (128, 64),
-            "feed_forward.w2.weight": (64, 128),
-            "attention_norm.weight": (64,),
-            "ffn_norm.weight": (64,),
+            "attention.wqkv.weight": ((HEADS + 2 * GROUPS) * WIDTH, HIDDEN),
+            "attention.wo.weight": (HIDDEN, HIDDEN),
+            "feed_forward.w1.weight": (INNER, HIDDEN),
+            "feed_forward.w3.weight": (INNER, HIDDEN),
+            "feed_forward.w2.weight": (HIDDEN, INNER),
+            "attention_norm.weight": (HIDDEN,),
+            "ffn_norm.weight": (HIDDEN,),
         }.items()
     }
-    ends = {"model.tok_embeddings.weight": (pieces, 64), "model.norm.weight": (64,), "output.weight": (pieces, 64)}
+    ends = {
+        "model.tok_embeddings.weight": (pieces, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+        "output.weight": (pieces, HIDDEN),
+    }
     weights = _random({**layers, **ends})
     (folder / "config.json").write_text(json.dumps({**INTERNLM2, "vocab_size": pieces}))
     halves = [{name: weights[name] for name in part} for part in (layers, ends)]
@@ -190,27 +198,28 @@ def write_chatglm3(folder: Path) -> dict[str, torch.Tensor]:
     folder.mkdir(parents=True, exist_ok=True)
     pieces = sentencepiece_model(folder / "tokenizer.model", 440).get_piece_size()
     padded = pieces + 9 + 11
+    fused = (HEADS + 2 * GROUPS) * WIDTH
     layers = {
         f"transformer.encoder.layers.{layer}.{name}": shape
         for layer in range(2)
         for name, shape in {
-            "input_layernorm.weight": (64,),
-            "self_attention.query_key_value.weight": (64 + 32 + 32, 64),
-            "self_attention.query_key_value.bias": (64 + 32 + 32,),
-            "self_attention.dense.weight": (64, 64),
-            "post_attention_layernorm.weight": (64,),
-            "mlp.dense_h_to_4h.weight": (256, 64),
-            "mlp.dense_4h_to_h.weight": (64, 128),
+            "input_layernorm.weight": (HIDDEN,),
+            "self_attention.query_key_value.weight": (fused, HIDDEN),
+            "self_attention.query_key_value.bias": (fused,),
+            "self_attention.dense.weight": (HIDDEN, HIDDEN),
+            "post_attention_layernorm.weight": (HIDDEN,),
+            "mlp.dense_h_to_4h.weight": (2 * INNER, HIDDEN),
+            "mlp.dense_4h_to_h.weight": (HIDDEN, INNER),
         }.items()
     }
     ends: dict[str, tuple[int, ...]] = {
-        "transformer.embedding.word_embeddings.weight": (padded, 64),
-        "transformer.encoder.final_layernorm.weight": (64,),
-        "transformer.output_layer.weight": (padded, 64),
+        "transformer.embedding.word_embeddings.weight": (padded, HIDDEN),
+        "transformer.encoder.final_layernorm.weight": (HIDDEN,),
+        "transformer.output_layer.weight": (padded, HIDDEN),
     }
     weights = _random({**layers, **ends})
     (folder / "config.json").write_text(json.dumps({**CHATGLM3, "padded_vocab_size": padded}))
-    save_file({**weights, "transformer.rotary_pos_emb.inv_freq": torch.ones(4)}, folder / "model.safetensors")
+    save_file({**weights, "transformer.rotary_pos_emb.inv_freq": torch.ones(WIDTH // 4)}, folder / "model.safetensors")
     return weights
 
 
@@ -224,7 +233,7 @@ def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> t
 
 def internlm2_logits(weights: dict[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
     """Logits [tokens, vocabulary] of an InternLM2 with the sizes above."""
-    angles = torch.outer(torch.arange(len(ids)).float(), 1000000.0 ** (-torch.arange(0, 16, 2) / 16))
+    angles = torch.outer(torch.arange(len(ids)).float(), 1000000.0 ** (-torch.arange(0, WIDTH, 2) / WIDTH))
     turn = torch.polar(torch.ones_like(angles), angles)[:, None]
 
     def rotate(x: torch.Tensor) -> torch.Tensor:  # the first half of a head's channels pairs with the second
@@ -234,34 +243,38 @@ def internlm2_logits(weights: dict[str, torch.Tensor], ids: torch.Tensor) -> tor
     x = embedding(ids, weights["model.tok_embeddings.weight"])
     for layer in range(2):
         w = {name.split(f"layers.{layer}.")[1]: v for name, v in weights.items() if f"layers.{layer}." in name}
-        h = rms_norm(x, (64,), w["attention_norm.weight"], 1e-5)
-        grouped = (h @ w["attention.wqkv.weight"].T).view(len(ids), 2, 4, 16)  # per key-value head: two q, k, v
-        q, k, v = grouped[:, :, :2].reshape(len(ids), 4, 16), grouped[:, :, 2], grouped[:, :, 3]
+        h = rms_norm(x, (HIDDEN,), w["attention_norm.weight"], 1e-5)
+        grouped = (h @ w["attention.wqkv.weight"].T).view(
+            len(ids), GROUPS, -1, WIDTH
+        )  # per key-value head: two q, k, v
+        q, k, v = grouped[:, :, :2].reshape(len(ids), HEADS, WIDTH), grouped[:, :, 2], grouped[:, :, 3]
         x = x + _attention(rotate(q), rotate(k), v) @ w["attention.wo.weight"].T
-        h = rms_norm(x, (64,), w["ffn_norm.weight"], 1e-5)
+        h = rms_norm(x, (HIDDEN,), w["ffn_norm.weight"], 1e-5)
         gated = silu(h @ w["feed_forward.w1.weight"].T) * (h @ w["feed_forward.w3.weight"].T)
         x = x + gated @ w["feed_forward.w2.weight"].T
-    return rms_norm(x, (64,), weights["model.norm.weight"], 1e-5) @ weights["output.weight"].T
+    return rms_norm(x, (HIDDEN,), weights["model.norm.weight"], 1e-5) @ weights["output.weight"].T
 
 
 def chatglm3_logits(weights: dict[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
     """Logits [tokens, vocabulary] of a ChatGLM3 with the sizes above."""
-    angles = torch.outer(torch.arange(len(ids)).float(), 10000.0 ** (-torch.arange(0, 8, 2) / 8))
+    angles = torch.outer(torch.arange(len(ids)).float(), 10000.0 ** (-torch.arange(0, WIDTH // 2, 2) / (WIDTH // 2)))
     turn = torch.polar(torch.ones_like(angles), angles)[:, None]
 
     def rotate(x: torch.Tensor) -> torch.Tensor:  # half of a head's channels, each pair side by side
-        pairs = torch.view_as_complex(x[..., :8].reshape(*x.shape[:-1], 4, 2).contiguous())
-        return torch.cat([torch.view_as_real(pairs * turn).flatten(-2), x[..., 8:]], dim=-1)
+        pairs = torch.view_as_complex(x[..., : WIDTH // 2].reshape(*x.shape[:-1], -1, 2).contiguous())
+        return torch.cat([torch.view_as_real(pairs * turn).flatten(-2), x[..., WIDTH // 2 :]], dim=-1)
 
     x = embedding(ids, weights["transformer.embedding.word_embeddings.weight"])
     for layer in range(2):
         w = {name.split(f"layers.{layer}.")[1]: v for name, v in weights.items() if f"layers.{layer}." in name}
-        h = rms_norm(x, (64,), w["input_layernorm.weight"], 1e-5)
+        h = rms_norm(x, (HIDDEN,), w["input_layernorm.weight"], 1e-5)
         mixed = h @ w["self_attention.query_key_value.weight"].T + w["self_attention.query_key_value.bias"]
-        q, k, v = (part.view(len(ids), -1, 16) for part in mixed.split([64, 32, 32], dim=-1))
+        q, k, v = (
+            part.view(len(ids), -1, WIDTH) for part in mixed.split([HIDDEN, GROUPS * WIDTH, GROUPS * WIDTH], dim=-1)
+        )
         x = x + _attention(rotate(q), rotate(k), v) @ w["self_attention.dense.weight"].T
-        h = rms_norm(x, (64,), w["post_attention_layernorm.weight"], 1e-5)
+        h = rms_norm(x, (HIDDEN,), w["post_attention_layernorm.weight"], 1e-5)
         gate, up = (h @ w["mlp.dense_h_to_4h.weight"].T).chunk(2, dim=-1)
         x = x + (silu(gate) * up) @ w["mlp.dense_4h_to_h.weight"].T
-    last = rms_norm(x, (64,), weights["transformer.encoder.final_layernorm.weight"], 1e-5)
+    last = rms_norm(x, (HIDDEN,), weights["transformer.encoder.final_layernorm.weight"], 1e-5)
     return last @ weights["transformer.output_layer.weight"].T

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,14 @@ from pydantic import ValidationError
 
 from pipelines.errors import HardwareError, StageError
 from pipelines.recipe import Recipe
+from pipelines.train.journal import read_journal
 from pipelines.train.memory import GIB, Shapes, chosen_stage, describe, estimate, free_memory, shapes_of
 from pipelines.train.run import Run
 from pipelines.train.section import Train
 from pipelines.train.tokenize import Tokenized
+from tests.pipelines.train import families
+from tests.pipelines.train.conftest import train_recipe
+from tests.pipelines.train.laboratory import Laboratory
 
 # Qwen2-7B, from its configuration: 28 layers of width 3584, 28 heads of 128, 4 of them for keys and values
 LAYER = {
@@ -195,6 +201,54 @@ def test_an_estimate_that_held_is_not_blamed(tiny_model: Path, tmp_path: Path) -
     meter.mark()
     assert meter.made
     assert "was not exceeded, but so much was not free" in explanation(run, meter, meter.made + 1000)
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M's configuration with random weights in bfloat16, and the tests' tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("small")
+    families.byte_level_tokenizer(
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|im_end|>", families.CHATML
+    ).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("LoRA", {"zero_stage": 0, "num_workers": 1}),
+        ("LoRA in 16 bits", {"zero_stage": 2, "num_workers": 1, "dtype": "bfloat16"}),
+        ("all weights on two workers", {"zero_stage": 2, "num_workers": 2, "method": "full"}),
+    ],
+)
+def test_the_estimate_is_the_measured_peak_within_15_percent(
+    small_model: Path, split_in: Callable[[Path, int], Any], tmp_path: Path, name: str, wanted: dict[str, Any]
+) -> None:
+    """Rows packed to the full length, as the estimate takes them; the peak is the process's resident memory."""
+    laboratory = Laboratory(tmp_path, small_model, partial(train_recipe, small_model), split_in(tmp_path, 80))
+    rows: dict[str, Any] = {"packing": True, "max_length": 1024, "global_batch_size": 2, "eval_steps": 100}
+    run = replace(laboratory.run(name, **rows, **wanted), steps=2)
+    laboratory.train([run])
+    assert [entry["tokens"] > 1400 for entry in read_journal(run.journal) if "loss" in entry] == [True, True]
+    shapes = shapes_of(small_model)
+    assert shapes and run.section.zero_stage != "auto"
+    seen = json.loads((run.folder / "facts.json").read_text())["peak_memory_bytes"]
+    told = estimate(run.section, shapes, run.section.zero_stage)
+    assert 0.85 < told.total / seen < 1.15, (str(told), seen / GIB)
 
 
 @pytest.mark.slow

@@ -1,9 +1,12 @@
 """InternLM2 and ChatGLM3 as native models: logits, tokens and chat format, each against something not ours."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sentencepiece
 
@@ -81,6 +84,27 @@ def test_logits_are_those_of_the_published_architecture(family: dict[str, Any]) 
         ours = model(input_ids=ids[None]).logits[0]
     theirs = getattr(families, f"{family['name']}_logits")(family["weights"], ids)
     assert float((ours - theirs).abs().max()) < 1e-5 < 1 < float(theirs.abs().max())
+
+
+@pytest.mark.slow
+def test_scores_are_those_of_vllms_class_for_the_published_checkpoint(family: dict[str, Any], tmp_path: Path) -> None:
+    """vLLM reads the files as they were published, with its own mapping of the weights, and computes in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    pytest.importorskip("vllm")
+    ids = torch.randint(3, 430, (50,), generator=torch.Generator().manual_seed(2))
+    script = str(Path(__file__).with_name("vllm_scores.py"))
+    result = tmp_path / "scores.npy"
+    command = [sys.executable, script, str(family["published"]), json.dumps(ids.tolist()), str(result)]
+    subprocess.run(command, check=True, timeout=400)
+    theirs = torch.from_numpy(np.load(result))
+    with torch.no_grad():
+        ours = (
+            AutoModelForCausalLM.from_pretrained(family["native"])(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
+        )
+    assert theirs.shape == ours.shape
+    assert float((ours - theirs).abs().max()) < 1e-4 < 0.5 < float(theirs.std())
 
 
 @pytest.mark.parametrize("text", [*families.TEXTS, "people sop  x  ", "𠀀鑫é\t\n", " lead", "\n", "a[MAS"])

@@ -24,7 +24,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     for run in pickle.loads(Path(file).read_bytes()):
-        facts = train_loop({"run": run})
+        facts = train_loop(run, lambda: None)
         if rank == "0":
             (run.folder / "facts.json").write_text(json.dumps(facts))
         AcceleratorState._reset_state(True)

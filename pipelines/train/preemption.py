@@ -1,0 +1,87 @@
+"""Leaving before a machine is taken away: training saves after the step it is in, on all ranks, and goes on elsewhere.
+
+Who takes a machine says so first. Ray marks a node that it drains (autoscalers do, and `ray start --block` on SIGTERM),
+and Ray Train passes that on. Schedulers and `ray job stop` send SIGTERM to the driver, some to workers too: whoever
+gets it leaves a file, for which the workers look after each step.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+GONE_SECONDS = 60
+"""How long to wait for nodes that are being taken away; a drained one ends by itself as soon as nothing runs there."""
+
+
+@contextmanager
+def sigterm_noted(mark: Path) -> Iterator[threading.Event]:
+    """While in here SIGTERM writes `mark` and sets the event, instead of ending the process where it stands.
+
+    Only a main thread can; in others nothing changes.
+    """
+    told = threading.Event()
+
+    def note(*_: Any) -> None:
+        told.set()
+        mark.touch()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def note_sigterm_in_worker(mark: Path) -> None:
+    """Let SIGTERM write `mark` in this Ray actor; training runs in a thread of it, and only its main thread can."""
+    import ray
+
+    library: Any = ray
+    actor = library.get_runtime_context().current_actor
+    library.get(actor.__ray_call__.remote(_note_sigterm, mark))
+
+
+def _note_sigterm(_: Any, mark: Path) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: mark.touch())
+
+
+class Notice:
+    """Whether the workers were told to leave, and which nodes are being taken away, if Ray knows.
+
+    `draining` says what Ray knows, the same on every rank: ray.train.get_preemption_info, or what stands in for it.
+    """
+
+    def __init__(self, mark: Path, draining: Callable[[], Any]) -> None:
+        self.mark = mark
+        self.draining = draining
+        self.nodes: list[str] = []
+
+    def given(self) -> bool:
+        """Every rank asks after each step, and all get the same answer."""
+        import torch
+        import torch.distributed as dist
+
+        information = self.draining()
+        self.nodes = information.preempted_node_ids if information else []
+        marked = torch.tensor(int(self.mark.exists()), device="cuda" if torch.cuda.is_available() else "cpu")
+        dist.all_reduce(marked, dist.ReduceOp.MAX)
+        return bool(self.nodes) or bool(marked)
+
+
+def wait_until_gone(nodes: list[str]) -> None:
+    """Until Ray counts none of the nodes any more, or GONE_SECONDS are over."""
+    import ray
+
+    library: Any = ray
+    deadline = time.monotonic() + GONE_SECONDS
+    while time.monotonic() < deadline:
+        if not any(node["Alive"] and node["NodeID"] in nodes for node in library.nodes()):
+            return
+        time.sleep(0.5)

@@ -1,0 +1,157 @@
+"""Told to leave, training saves at once and goes on: SIGTERM to a worker and to the driver, and a node that is drained.
+
+`save_steps` is beyond the end, so that the only checkpoint before it is the one that was saved on leaving.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines.recipe import Recipe
+from pipelines.train.checkpoint import complete_checkpoints, step_of
+from pipelines.train.journal import read_journal
+from pipelines.train.preemption import sigterm_noted
+from pipelines.train.stage import train
+from pipelines.workspace import Place
+from tests.pipelines.train.test_stage import DRIVER, is_worker, place_for, wait_until
+
+RecipeOf = Callable[..., Recipe]
+SplitIn = Callable[[Path, int], Place]
+
+ROWS, STEPS = 30, 150
+SECTION = {"max_steps": STEPS, "num_train_epochs": 100, "save_steps": 1000, "eval_rows": 3, "eval_steps": 60}
+
+TWO_NODES = """
+import os, subprocess, sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from pipelines.recipe import Recipe
+from pipelines.train.journal import read_journal
+from pipelines.train.stage import train
+from pipelines.workspace import Place, Workspace
+
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
+other = nodes.add_node(num_cpus=1, object_store_memory=100 << 20)
+ray.init(address=nodes.address, log_to_driver=False)
+workspace = Workspace(sys.argv[1])
+place = Place(workspace, "train", "f", {"split": Place(workspace, "split", "s")})
+
+def drain():
+    while len(read_journal(place.local("metrics.jsonl"))) < 10:
+        time.sleep(0.1)
+    ray_command = str(Path(sys.executable).with_name("ray"))
+    command = [ray_command, "drain-node", "--address", nodes.address, "--node-id", other.node_id]
+    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    command += ["--deadline-remaining-seconds", "60"]
+    subprocess.run(command, check=True)
+
+threading.Thread(target=drain, daemon=True).start()
+place.finish({"report": train(Recipe.model_validate_json(sys.argv[2]), place)})
+ray.shutdown()
+nodes.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def straight(
+    ray_cluster: None, recipe_of: RecipeOf, split_in: SplitIn, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """The report of a run that nothing disturbed."""
+    return train(recipe_of(**SECTION), place_for(split_in(tmp_path_factory.mktemp("straight"), ROWS)))
+
+
+def assert_same_end(report: dict[str, Any], straight: dict[str, Any]) -> None:
+    for key in ("loss", "grad_norm", "lr", "tokens", "step"):
+        assert [entry[key] for entry in report["losses"]] == [entry[key] for entry in straight["losses"]]
+    assert report["eval_losses"] == straight["eval_losses"]
+    assert report["digest"] == straight["digest"]
+
+
+def steps_in(place: Place) -> int:
+    return sum("loss" in entry for entry in read_journal(place.local("metrics.jsonl")))
+
+
+@pytest.mark.slow
+def test_a_worker_that_gets_sigterm_saves_first(
+    straight: dict[str, Any], recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
+) -> None:
+    place = place_for(split_in(tmp_path, ROWS))
+    seen: list[int] = []
+
+    def terminate_one() -> None:
+        wait_until(lambda: steps_in(place) >= 10, seconds=400)
+        workers = [process for process in psutil.Process().children(recursive=True) if is_worker(process)]
+        workers[0].terminate()
+        wait_until(lambda: bool(complete_checkpoints(place.local("checkpoints"))), seconds=100)
+        seen.append(step_of(complete_checkpoints(place.local("checkpoints"))[0]))
+
+    terminator = threading.Thread(target=terminate_one)
+    terminator.start()
+    report = train(recipe_of(**SECTION, max_failures=0), place)
+    terminator.join()
+    assert 10 <= seen[0] < STEPS and report["resumed_at"] == seen[0]
+    assert_same_end(report, straight)
+
+
+@pytest.mark.slow
+def test_a_driver_that_gets_sigterm_saves_and_goes_on_when_started_again(
+    straight: dict[str, Any], recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
+) -> None:
+    place = place_for(split_in(tmp_path, ROWS))
+    recipe = recipe_of(**SECTION)
+    with (tmp_path / "log").open("wb") as log:
+        driver = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(tmp_path), recipe.model_dump_json()], stdout=log, stderr=log
+        )
+    try:
+        wait_until(lambda: steps_in(place) >= 10 or driver.poll() is not None, seconds=400)
+        driver.terminate()
+        assert driver.wait(timeout=200) == 1
+    finally:
+        driver.kill()
+        driver.wait()
+    (saved,) = map(step_of, complete_checkpoints(place.local("checkpoints")))
+    assert 10 <= saved < STEPS
+    told = f"training was told to end and saved step {saved}; the same command goes on from there"
+    assert told in (tmp_path / "log").read_text()
+    report = train(recipe, place)
+    assert report["resumed_at"] == saved
+    assert_same_end(report, straight)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_drained_is_left_and_training_goes_on_with_one_worker(
+    straight: dict[str, Any], recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
+) -> None:
+    place = place_for(split_in(tmp_path, ROWS))
+    recipe = recipe_of(**{**SECTION, "num_workers": [1, 2]}, max_failures=0)
+    command = [sys.executable, "-c", TWO_NODES, str(tmp_path), recipe.model_dump_json()]
+    with tempfile.TemporaryDirectory(prefix="danlu-d-", ignore_cleanup_errors=True) as folder:  # a short path: sockets
+        environment = {**os.environ, "RAY_TMPDIR": folder}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert result.returncode == 0, result.stderr[-4000:]
+    report = place.report()
+    assert report["workers"] == 1 and 10 <= report["resumed_at"] < STEPS
+    assert [entry["loss"] for entry in report["losses"]] == pytest.approx(
+        [entry["loss"] for entry in straight["losses"]], abs=1e-3
+    )
+
+
+def test_sigterm_is_noted_and_then_does_again_what_it_did(tmp_path: Path) -> None:
+    mark = tmp_path / "leave"
+    before = signal.getsignal(signal.SIGTERM)
+    with sigterm_noted(mark) as told:
+        assert not told.is_set()
+        signal.raise_signal(signal.SIGTERM)
+        assert told.is_set() and mark.exists()
+    assert signal.getsignal(signal.SIGTERM) is before

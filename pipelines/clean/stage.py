@@ -34,7 +34,7 @@ from pipelines.records import RowDigest
 from pipelines.shards import Commit, Shard, Work, read_tables, run_shards
 from pipelines.workspace import Place, to_json
 
-VERSION = 2
+VERSION = 3
 ALONE = 2_000_000
 """Signatures up to which near-duplicates are found in this process: it takes less time than to start workers."""
 

@@ -73,7 +73,10 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
         from pipelines.train.memory import describe
         from pipelines.train.section import missing_package
 
-        for line in filter(None, (describe(loaded.train), missing_package(loaded.train))):
+        lines = [describe(loaded.train)]
+        if missing := missing_package(loaded.train):
+            lines.append(f"{missing.key}: {missing.message}")
+        for line in lines:
             out.print(f"  train: {line}", markup=False, soft_wrap=True)
 
 

@@ -43,6 +43,8 @@ def model_card(recipe: Recipe, reports: Reports) -> str:
     }
     settings = {name: value for name in HYPERPARAMETERS if (value := getattr(train, name)) is not None}
     settings |= {f"lora.{name}": value for name, value in train.lora.model_dump().items()}
+    if publish.weights == "merged" and recipe.merge:
+        settings["merge.base"] = recipe.merge.base
     return _render(
         "model.md.j2",
         front,

@@ -1,7 +1,7 @@
 """Fine-tuning, beside other trainers: tokens per second, memory and loss of the same rows in the same order.
 
-    python -m benchmarks.train --data rows.json [--peer-python PYTHON] [--repeats 5] [--quick] [--page FILE]
-    python -m benchmarks.train --data rows.json --device cuda [--model FOLDER --tokenizer FOLDER]
+    python -m benchmarks.train --data ROWS [--peer-python PYTHON] [--repeats 5] [--runs FILE] [--page FILE] [--quick]
+    python -m benchmarks.train --data ROWS --device cuda [--model FOLDER --tokenizer FOLDER]
 
 On a CPU: the 135M model in float32 with LoRA, one worker of two threads, no ZeRO: ours packed and unpacked, against
 transformers' Trainer with rows padded to the longest of the batch and (once, two rows a step, or memory ends) to the
@@ -10,8 +10,9 @@ With `--device cuda`: a Qwen2 of 7B random weights in bfloat16, LoRA on all line
 them a step; the peers take liger's kernels, as ours does. Exits 3 where there is no such device.
 
 A token counts where it is not padding. The first step of a run warms up and is left out; each figure is the median
-over the repeats, which go round over all trainers, so that a busy minute hits them alike. The last line is one JSON
-object.
+over the repeats, which go round over all trainers, so that a busy minute hits them alike. `--runs FILE` adds each run
+to a file and takes those that are there into the medians, so that repeats can be made one at a time. The last line is
+one JSON object.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from pipelines.train.tokenize import KINDS, Tokenized
 SEED = 42
 NO_DEVICE = 3
 PEER = Path(__file__).with_name("train_peer.py")
+MAXIMUM = "Trainer, padded to maximum"
 H100_BF16_FLOPS = 989e12
 """Dense bfloat16 peak of an H100 SXM, from its data sheet; an H200 has the same."""
 
@@ -84,6 +86,7 @@ def main() -> int:
     parser.add_argument("--peer-python", default=None, help="Python with torch, transformers, peft and trl")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one repeat of few steps: checks the benchmark only")
+    parser.add_argument("--runs", type=Path, default=None, help="JSON lines that every run is added to, and read from")
     parser.add_argument("--page", type=Path, default=None, help="where to draw the loss curves as HTML")
     options = parser.parse_args()
     if options.device == "cuda" and not _has_cuda():
@@ -144,18 +147,34 @@ def _random_model(folder: Path, tokenizer: Path) -> None:
 
 def _rounds(setting: Setting, options: argparse.Namespace, folder: Path) -> dict[str, list[Result]]:
     """Every trainer once per repeat, in turn; what pads to the maximum once only, because it takes so long."""
-    results: dict[str, list[Result]] = {}
+    results = _earlier(options.runs)
+
+    def keep(name: str, result: Result) -> None:
+        results.setdefault(name, []).append(result)
+        if options.runs:
+            with options.runs.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"name": name, **asdict(result)}) + "\n")
+
     rows: Path | None = None
     for number in range(1 if options.quick else options.repeats):
         for name, packing in (("ours packed", True), ("ours unpacked", False)):
             place = folder / f"{name}-{number}"
-            results.setdefault(name, []).append(_ours(setting, options.data, place, packing))
+            keep(name, _ours(setting, options.data, place, packing))
+            setting = replace(setting, model=_trained_model(place))  # converted once
             if not packing and rows is None:
-                rows, model = _export(place, setting), _trained_model(place)
-        for name, python, arguments in _peers(setting, options, first=number == 0):
+                rows = _export(place, setting)
+        for name, python, arguments in _peers(setting, options, first=MAXIMUM not in results):
             assert rows
-            result = _peer(setting, model, rows, folder / f"{name}-{number}.json", python, arguments)
-            results.setdefault(name, []).append(result)
+            keep(name, _peer(setting, rows, folder / f"{name}-{number}.json", python, arguments))
+    return results
+
+
+def _earlier(runs: Path | None) -> dict[str, list[Result]]:
+    """The runs of a file by trainer; none where there is no file."""
+    results: dict[str, list[Result]] = {}
+    for line in runs.read_text(encoding="utf-8").splitlines() if runs and runs.exists() else []:
+        run = json.loads(line)
+        results.setdefault(run.pop("name"), []).append(Result(**run))
     return results
 
 
@@ -163,9 +182,7 @@ def _peers(setting: Setting, options: argparse.Namespace, first: bool) -> list[t
     liger = ["--liger"] if setting.device == "cuda" else []
     peers = [("Trainer, dynamic padding", sys.executable, ["--trainer", "dynamic", *liger])]
     if first and setting.device == "cpu":
-        peers.append(
-            ("Trainer, padded to maximum", sys.executable, ["--trainer", "maximum", "--steps", "2", "--batch", "2"])
-        )
+        peers.append((MAXIMUM, sys.executable, ["--trainer", "maximum", "--steps", "2", "--batch", "2"]))
     if options.peer_python:
         peers.append(("TRL SFTTrainer", options.peer_python, ["--trainer", "trl", *liger]))
     return peers
@@ -245,10 +262,10 @@ def _export(workspace: Path, setting: Setting) -> Path:
     return path
 
 
-def _peer(setting: Setting, model: str, rows: Path, result: Path, python: str, arguments: list[str]) -> Result:
+def _peer(setting: Setting, rows: Path, result: Path, python: str, arguments: list[str]) -> Result:
     common = {
         "--rows": rows,
-        "--model": model,
+        "--model": setting.model,
         "--result": result,
         "--steps": setting.steps,
         "--batch": setting.batch,

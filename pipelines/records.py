@@ -80,8 +80,8 @@ class RowDigest:
 def _written_out(table: pa.Table) -> pa.LargeStringArray:
     """Each row as one text: of every value the name of its column, its kind, its length and itself."""
     entries = [_entries(name, table[name].combine_chunks()) for name in sorted(table.column_names)]
-    joined = pc.binary_join_element_wise(*entries, pa.scalar("\n", pa.large_string()), null_handling="skip")
-    return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
+    row = pa.repeat(pa.scalar("row", pa.large_string()), table.num_rows)  # Arrow joins nothing but nulls to no row
+    return pc.binary_join_element_wise(row, *entries, pa.scalar("\n", pa.large_string()), null_handling="skip")
 
 
 def _entries(name: str, column: pa.Array) -> pa.Array:

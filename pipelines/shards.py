@@ -106,6 +106,9 @@ def _run(
         return {"error": _attempt(workspace, folder, json.loads(row["shard"]), work)}
 
     rows = ray.data.from_items([{"shard": json.dumps(shard)} for shard in pending], override_num_blocks=len(pending))
+    # Ray Data shares CPUs out by what it is told of the cluster, and in a pass's first second it is told of none: one
+    # task would run then. A pass has nothing to share with; Ray itself starts as many tasks as there are CPUs.
+    rows.context.op_resource_reservation_enabled = False
     outcomes = rows.map(attempt, concurrency=concurrency)
     with progress(title, total=done + len(pending), unit="shards", done=done) as advance:
         for row in outcomes.iter_rows():

@@ -218,22 +218,30 @@ class Gateway:
         return target
 
     async def _answer(self, ask: Ask, caller: str, send: Send) -> None:
-        with self.metrics.queued(ask.target.name):
-            await self.admission.enter()
+        await self._enter(ask.target.name)
         try:
-            with self.metrics.in_flight(ask.target.name):
-                status = await self._ask_engines(ask, send)
+            status = await self._ask_engines(ask, send)
         except asyncio.CancelledError:
             self.metrics.answered(ask.target.name, CLIENT_CLOSED)
             self._rates.spend(caller, ask.timing.pieces)  # about a token each; what they were is not known any more
             raise
         finally:
+            self.metrics.in_flight[ask.target.name] -= 1
             self.admission.leave()
         if status is None:
             return
         self.metrics.answered(ask.target.name, status)
         usage = self.metrics.finished(ask.target.name, ask.streamed, ask.timing)
         self._rates.spend(caller, usage.prompt + usage.completion)
+
+    async def _enter(self, model: str) -> None:
+        """Wait for a place in flight."""
+        self.metrics.queued[model] += 1
+        try:
+            await self.admission.enter()
+        finally:
+            self.metrics.queued[model] -= 1
+        self.metrics.in_flight[model] += 1
 
     async def _ask_engines(self, ask: Ask, send: Send) -> int | None:
         """Copy the answer of an engine, the next one where one dies before it; None where one dies in the middle."""

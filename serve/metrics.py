@@ -2,9 +2,9 @@
 
 import re
 import time
-from contextlib import AbstractContextManager
+from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -52,10 +52,16 @@ class Timing:
 
 
 class Metrics:
-    """The gateway's counters."""
+    """The gateway's counters.
+
+    `in_flight` and `queued` are requests at the engines and those that wait for a place, by model; the gateway keeps
+    them, since a lock for each change would cost more than the change.
+    """
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self.in_flight: defaultdict[str, int] = defaultdict(int)
+        self.queued: defaultdict[str, int] = defaultdict(int)
         self._children: dict[tuple[Any, tuple[str, ...]], Any] = {}
         self._requests = Counter(
             "danlu_requests", "Requests answered, by HTTP status", ("model", "status"), registry=self._registry
@@ -98,14 +104,6 @@ class Metrics:
                 self._of(self._per_token, model).observe((timing.ended - timing.first) / (usage.completion - 1))
         return usage
 
-    def queued(self, model: str) -> AbstractContextManager[None]:
-        """Count a request that waits for a place, for the length of a block."""
-        return cast(AbstractContextManager[None], self._of(self._queued, model).track_inprogress())
-
-    def in_flight(self, model: str) -> AbstractContextManager[None]:
-        """Count a request at the engines, for the length of a block."""
-        return cast(AbstractContextManager[None], self._of(self._in_flight, model).track_inprogress())
-
     def _of(self, metric: Any, *labels: str) -> Any:
         """A metric's child; prometheus_client looks it up under a lock, which costs more than counting."""
         found = self._children.get((metric, labels))
@@ -115,6 +113,9 @@ class Metrics:
 
     def text(self, engines: dict[str, int]) -> bytes:
         """Everything, in Prometheus' text form; `engines` are the replicas alive of each model."""
+        for gauge, counts in ((self._in_flight, self.in_flight), (self._queued, self.queued)):
+            for model, count in counts.items():
+                gauge.labels(model).set(count)
         for model, count in engines.items():
             self._engines.labels(model).set(count)
         return generate_latest(self._registry)

@@ -81,15 +81,23 @@ def _tables(shard: Shard, schema: pa.Schema, written: pa.Schema, broken: list[di
 
 def _numbered(table: pa.Table, number: int, shard: Shard) -> pa.Table:
     """The table with `row_id` and `pos` in front; its first row is row `number` of its file."""
-    file = PurePosixPath(shard["path"]).name
-    names = pa.array([f"{file}:{i + 1}" for i in range(number, number + table.num_rows)])
-    key = next((name for name in ("row_id", "id") if name in table.column_names), None)
-    if key is not None:
-        own = pa.array([None if value in (None, "") else str(value) for value in table[key].to_pylist()], pa.string())
-        names = pc.coalesce(own, names)
+    names = _own_ids(table)
+    if names.null_count:
+        file = PurePosixPath(shard["path"]).name
+        names = pc.coalesce(names, pa.array([f"{file}:{i + 1}" for i in range(number, number + table.num_rows)]))
     pos = pa.array(np.arange(table.num_rows) + (shard["pos"] + number - shard["first"]))
     rest = {name: table[name] for name in table.column_names if name != "row_id"}
     return pa.table({"row_id": names, "pos": pos, **rest})
+
+
+def _own_ids(table: pa.Table) -> pa.Array:
+    """What `own_id` gives for each row, null where it gives nothing."""
+    key = next((name for name in ("row_id", "id") if name in table.column_names), None)
+    if key is None:
+        return pa.nulls(table.num_rows, pa.string())
+    if pa.types.is_integer(table.schema.field(key).type):
+        return table[key].combine_chunks().cast(pa.string())
+    return pa.array([None if value in (None, "") else str(value) for value in table[key].to_pylist()], pa.string())
 
 
 def _rows(shard: Shard, schema: pa.Schema, broken: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

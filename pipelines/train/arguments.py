@@ -48,7 +48,8 @@ def training_arguments(run: Run, universal: bool) -> Any:
         save_total_limit=None,  # ours counts complete checkpoints only
         dataloader_pin_memory=not on_cpu,
         remove_unused_columns=False,
-        report_to="none",
+        report_to=[name for name in section.report_to if name != "swanlab"],  # which brings its own; see loop.py
+        run_name=run.folder.parents[1].name,
         disable_tqdm=True,
         use_cpu=on_cpu,
     )

@@ -106,8 +106,6 @@ def _trainer(run: Run, arguments: Any, begun: Callable[[], None], notice: Notice
     from pipelines.train.trainer import ChatTrainer, Recorder
 
     share(run.section.sequence_parallel_size)
-    for variable in ("WANDB_DIR", "SWANLAB_LOG_DIR"):  # beside the journal; workers are started in other folders
-        os.environ.setdefault(variable, str(run.folder))
     arguments.eval_on_start = run.held_out is not None and not resumed
     recorder = Recorder(run, begun, notice)
     held_out = Samples(run.held_out) if run.held_out else None
@@ -117,11 +115,22 @@ def _trainer(run: Run, arguments: Any, begun: Callable[[], None], notice: Notice
         train_dataset=_schedule(run),
         held_out=held_out,
         predict=partial(_predict, run, held_out) if held_out and run.section.predict_with_generate else None,
-        callbacks=[recorder],
+        callbacks=[recorder, *_trackers(run)],
     )
     recorder.trainer = trainer
     trainer.remove_callback(PrinterCallback)  # the driver shows the journal
     return trainer
+
+
+def _trackers(run: Run) -> list[Any]:
+    """SwanLab's own callback: that of transformers does not run with SwanLab 0.10. W&B's is made by transformers."""
+    for variable in ("WANDB_DIR", "SWANLAB_LOG_DIR"):  # beside the journal; workers are started in other folders
+        os.environ.setdefault(variable, str(run.folder))
+    if "swanlab" not in run.section.report_to:
+        return []
+    from swanlab.integration.transformers import SwanLabCallback
+
+    return [SwanLabCallback(experiment_name=run.folder.parents[1].name)]
 
 
 def _predict(run: Run, held_out: Samples, model: Any) -> dict[str, float]:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import StageError
+from pipelines.errors import Problem, RecipeError, StageError
 from pipelines.progress import waiting
 from pipelines.recipe import Recipe
 from pipelines.train.models import quiet_transformers
@@ -32,6 +32,14 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
     return {"section": recipe.merge.model_dump(exclude={"num_cpus"})}
 
 
+def preflight(recipe: Recipe) -> None:
+    """RecipeError, before any stage runs, where there will be no 4 bits to go back from."""
+    assert recipe.merge and recipe.train
+    if recipe.merge.base == "dequantized" and recipe.train.method != "qlora":
+        message = f"dequantized needs train.method: qlora, and it is {recipe.train.method}; leave it out"
+        raise RecipeError(recipe.name, [Problem("merge.base", message)])
+
+
 def merge(recipe: Recipe, place: Place) -> dict[str, Any]:
     """Merge the trained adapter into its base model; the report has the folder and how far logits differ.
 
@@ -45,7 +53,7 @@ def merge(recipe: Recipe, place: Place) -> dict[str, Any]:
     what = trained.local(report["adapter"] or report["trained"])
     with waiting("writing the merged model"):
         facts: dict[str, Any] = in_own_process(
-            write_merged, Path(report["model"]), what, target, section, num_cpus=section.num_cpus
+            write_merged, Path(report["model"]), what, target, section, report["dtype"], num_cpus=section.num_cpus
         )
     same = "base + adapter" if report["adapter"] else "what was trained"
     return {
@@ -57,10 +65,13 @@ def merge(recipe: Recipe, place: Place) -> dict[str, Any]:
     }
 
 
-def write_merged(base: Path, trained: Path, target: Path, section: Merge) -> dict[str, Any]:
+def write_merged(
+    base: Path, trained: Path, target: Path, section: Merge, trained_in: str = "float32"
+) -> dict[str, Any]:
     """Write base + adapter to `target`, added in float32 and then rounded to the dtype asked for.
 
-    Where `trained` holds a whole model instead of an adapter, that is rounded and written.
+    Where `trained` holds a whole model instead of an adapter, that is rounded and written. `trained_in` is the dtype
+    that training computed in, to which 4 bits were taken back.
 
     Returns the largest differences of logits, all computed in float32: `merge_difference`, merged in memory against
     adapter on base; `reload_difference`, read back from disk against what was saved; `rounding_difference`, read
@@ -72,7 +83,7 @@ def write_merged(base: Path, trained: Path, target: Path, section: Merge) -> dic
     _quiet(section.num_cpus)
     dtype = _dtype(section.dtype, AutoConfig.from_pretrained(base).dtype)
     prompts = _prompts(base)
-    model = _load(base, trained)
+    model = _load(base, trained, trained_in if section.base == "dequantized" else None)
     expected = _logits(model, prompts)
     model = model.merge_and_unload() if is_adapter(trained) else model
     merged = _largest_difference(_logits(model, prompts), expected)
@@ -95,16 +106,25 @@ def write_merged(base: Path, trained: Path, target: Path, section: Merge) -> dic
     return facts
 
 
-def _load(base: Path, trained: Path) -> Any:
-    """What was trained, in float32: the base model with the adapter on it, or the whole model."""
+def _load(base: Path, trained: Path, quantized_in: str | None) -> Any:
+    """What was trained, in float32: the base model, or what its 4 bits say, with the adapter, or the whole model."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    from pipelines.train.methods import quantization
+
     adapter = is_adapter(trained)
     if adapter:
         check_base(trained, base)
-    model: Any = AutoModelForCausalLM.from_pretrained(base if adapter else trained, dtype=torch.float32)
+    if quantized_in:
+        dtype = getattr(torch, quantized_in)
+        quantized: Any = AutoModelForCausalLM.from_pretrained(
+            base, dtype=dtype, quantization_config=quantization(dtype)
+        )
+        model = quantized.dequantize(dtype=torch.float32).float()
+    else:
+        model = AutoModelForCausalLM.from_pretrained(base if adapter else trained, dtype=torch.float32)
     return PeftModel.from_pretrained(model, trained) if adapter else model
 
 

@@ -24,7 +24,7 @@ def load_model(run: Run, arguments: Any) -> Any:
         run.model,
         dtype=dtype,
         attn_implementation=PER_SAMPLE,
-        quantization_config=_quantization(dtype) if section.method == "qlora" else None,
+        quantization_config=quantization(dtype) if section.method == "qlora" else None,
     )
     if section.method == "full":
         return model
@@ -54,7 +54,7 @@ def _keep_trainable(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _quantization(dtype: Any) -> Any:
+def quantization(dtype: Any) -> Any:
     """NF4 with double quantization; stored as `dtype`, so that ZeRO-3 can shard it like any other weight."""
     import torch
     from transformers import BitsAndBytesConfig

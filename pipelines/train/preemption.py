@@ -16,6 +16,9 @@ from typing import Any
 GONE_SECONDS = 60
 """How long to wait for nodes that are being taken away; a drained one ends by itself as soon as nothing runs there."""
 
+POLL_SECONDS = 5
+"""Between two questions to Ray, each of which costs every rank some milliseconds; it looks at its nodes as often."""
+
 
 @contextmanager
 def sigterm_noted(mark: Path) -> Iterator[threading.Event]:
@@ -62,17 +65,23 @@ class Notice:
         self.mark = mark
         self.draining = draining
         self.nodes: list[str] = []
+        self.next = 0.0  # when rank 0 wants to ask Ray again
 
     def given(self) -> bool:
         """Every rank asks after each step, and all get the same answer."""
         import torch
         import torch.distributed as dist
 
-        information = self.draining()
-        self.nodes = information.preempted_node_ids if information else []
-        marked = torch.tensor(int(self.mark.exists()), device="cuda" if torch.cuda.is_available() else "cpu")
-        dist.all_reduce(marked, dist.ReduceOp.MAX)
-        return bool(self.nodes) or bool(marked)
+        due = dist.get_rank() == 0 and time.monotonic() >= self.next
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        seen = torch.tensor([self.mark.exists(), due], dtype=torch.int32, device=device)
+        dist.all_reduce(seen, dist.ReduceOp.MAX)
+        marked, ask = seen.tolist()
+        if ask:
+            self.next = time.monotonic() + POLL_SECONDS
+            information = self.draining()
+            self.nodes = information.preempted_node_ids if information else []
+        return bool(marked or self.nodes)
 
 
 def wait_until_gone(nodes: list[str]) -> None:

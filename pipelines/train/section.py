@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipelines.errors import Problem
 from pipelines.section import Count, Positive, Ratio, Section
 
 
@@ -80,6 +81,9 @@ class Train(Section):
     evaluation_steps: Count = Field(50, description="optimizer steps between those answers")
     evaluation_max_tokens: Count = Field(128, description="most tokens of an answer while training")
     logging_steps: Count = Field(1, description="optimizer steps between log lines")
+    report_to: list[Literal["swanlab", "wandb"]] = Field(
+        [], description="where the journal's numbers go too; keys and modes are those packages' environment variables"
+    )
     save_steps: Count = Field(100, description="optimizer steps between checkpoints")
     save_total_limit: Count = Field(3, description="checkpoints that are kept")
     load_best_model_at_end: bool = Field(
@@ -138,15 +142,19 @@ def numbers_of_workers(section: Train) -> list[int]:
     return [n for n in numbers if n % shared == 0 and section.global_batch_size % (n // shared * rows) == 0]
 
 
-def missing_package(section: Train) -> str | None:
+def missing_package(section: Train) -> Problem | None:
     """What the section needs and this Python lacks, with how to get it; None where nothing is missing.
 
     A recipe is right without it: its other stages run, and a cluster may have it.
     """
     if section.method == "qlora" and find_spec("bitsandbytes") is None:
-        return "qlora needs the package bitsandbytes: pip install bitsandbytes"
+        return Problem("train.method", "qlora needs the package bitsandbytes: pip install bitsandbytes")
     if section.predict_with_generate and any(find_spec(name) is None for name in ("rouge_chinese", "jieba", "nltk")):
-        return "predict_with_generate needs the package evalscope and what it brings: pip install 'danlu[evaluate]'"
+        message = "needs the package evalscope and what it brings: pip install 'danlu[evaluate]'"
+        return Problem("train.predict_with_generate", message)
+    for name in section.report_to:
+        if find_spec(name) is None:
+            return Problem("train.report_to", f"{name} needs the package {name}: pip install {name}")
     return None
 
 
@@ -154,5 +162,9 @@ class Merge(Section):
     """The adapter's weights added to the base model's."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as the base is stored")
+    base: Literal["original", "dequantized"] = Field(
+        "original",
+        description="what an adapter on 4 bits is added to: the weights as published, or what the 4 bits say",
+    )
     max_shard_size: str = Field("2GB", description="size of one weight file")
     num_cpus: Positive = Field(1, description="CPUs reserved for merging")

@@ -42,6 +42,7 @@ UNINFLUENTIAL = {
     "save_steps",
     "save_total_limit",
     "logging_steps",
+    "report_to",
 }
 """Fields that change where and how safely the work is done, but not what comes out."""
 
@@ -61,7 +62,7 @@ def preflight(recipe: Recipe) -> None:
     if "://" not in recipe.train.model:
         check_folder(Path(recipe.train.model).expanduser())
     if missing := missing_package(recipe.train):
-        raise RecipeError(recipe.name, [Problem("train.method", missing)])
+        raise RecipeError(recipe.name, [missing])
 
 
 def train(recipe: Recipe, place: Place) -> dict[str, Any]:

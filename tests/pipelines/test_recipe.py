@@ -99,10 +99,17 @@ def test_batch_must_divide(tmp_path: Path) -> None:
     assert "not a multiple" in found["train"]
 
 
-@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed here")
-def test_a_method_whose_package_is_missing_is_named_before_anything_runs(tmp_path: Path) -> None:
-    recipe = load_recipe("tiny", ["train.method=qlora"])
-    with pytest.raises(RecipeError, match=r"train.method: qlora needs.*pip install bitsandbytes"):
+@pytest.mark.parametrize(
+    ("key", "value", "package"),
+    [("train.method", "qlora", "bitsandbytes"), ("train.report_to", "[swanlab]", "swanlab")],
+)
+def test_what_needs_a_package_that_is_missing_is_named_before_anything_runs(
+    tmp_path: Path, key: str, value: str, package: str
+) -> None:
+    if find_spec(package):
+        pytest.skip(f"{package} is installed here")
+    recipe = load_recipe("tiny", [f"{key}={value}"])
+    with pytest.raises(RecipeError, match=f"{key}: .* needs the package {package}: pip install {package}"):
         run(recipe, open_workspace(str(tmp_path / "ws"), "tiny", on_cluster=False), Cluster())
     assert not (tmp_path / "ws" / "ingest").exists()
 

@@ -4,6 +4,7 @@ The workers are plain processes that import once and train many runs; test_stage
 """
 
 import json
+import struct
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -194,6 +195,55 @@ def test_weights_in_four_bits_learn_in_every_layer_and_resume(laboratory: Labora
     weights = load_file(runs[0].trained / "adapter_model.safetensors")
     grown = [float(value.abs().max()) for name, value in weights.items() if "layers.0." in name and "lora_B" in name]
     assert len(grown) == 7 and min(grown) > 1e-3  # they begin at 0
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_what_was_trained_on_four_bits_is_merged_into_the_published_weights_or_into_what_the_bits_say(
+    laboratory: Laboratory, tmp_path: Path
+) -> None:
+    import torch
+    from bitsandbytes.nn import Linear4bit
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    run = laboratory.run("qlora float32", method="qlora")
+    laboratory.train([run])
+    for base in ("original", "dequantized"):
+        merge = Merge.model_validate({"dtype": "float32", "base": base})
+        facts = write_merged(run.model, run.trained, tmp_path / base, merge)
+        assert facts["merge_difference"] < 1e-4 and facts["reload_difference"] == 0
+        assert "quantization_config" not in json.loads((tmp_path / base / "config.json").read_text())
+    options: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **options)
+    model = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32, quantization_config=four_bits)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False  # computes in float32, and not in a packed form of bfloat16
+    models = [PeftModel.from_pretrained(model, run.trained).eval()]
+    models += [AutoModelForCausalLM.from_pretrained(tmp_path / base) for base in ("dequantized", "original")]
+    ids = torch.arange(3, 90)[None]
+    with torch.no_grad():
+        trained, dequantized, original = (model(input_ids=ids).logits for model in models)
+    assert float((trained - dequantized).abs().max()) < 1e-4 < 1e-2 < float((trained - original).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "stored"),
+    [
+        ("wandb", "wandb/offline-run-*/run-*.wandb", lambda value: repr(value).encode()),
+        ("swanlab", "run-*/run-*.swanlab", lambda value: struct.pack("<d", value)),
+    ],
+)
+def test_a_tracker_that_is_asked_for_gets_the_losses_of_the_journal(
+    laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch, name: str, files: str, stored: Callable[[float], bytes]
+) -> None:
+    pytest.importorskip(name)
+    monkeypatch.setenv(f"{name.upper()}_MODE", "offline")
+    run = laboratory.run(f"told {name}", report_to=[name])
+    laboratory.train([run])
+    (file,) = run.folder.glob(files)
+    written = file.read_bytes()
+    assert len(losses(run)) == 10 and all(stored(loss) in written for loss in losses(run))
 
 
 def test_answers_while_training_are_kept_and_the_best_checkpoint_is_left(laboratory: Laboratory) -> None:

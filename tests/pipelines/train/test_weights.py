@@ -1,10 +1,12 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.errors import DataError
-from pipelines.train.merge import write_merged
+from pipelines.errors import DataError, RecipeError
+from pipelines.recipe import Recipe
+from pipelines.train.merge import preflight, write_merged
 from pipelines.train.section import Merge
 from pipelines.train.weights import check_base
 from tests.pipelines.train import families
@@ -46,3 +48,9 @@ def test_an_adapter_for_another_base_is_refused_by_name_or_by_shape(adapter: Pat
     short = base_of(tmp_path / "short", num_hidden_layers=1)
     with pytest.raises(DataError, match=r"another base model .* which has no such module: model.layers.1"):
         check_base(adapter, short)
+
+
+def test_going_back_from_four_bits_is_refused_where_there_were_none(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of().model_copy(update={"merge": Merge(base="dequantized")})
+    with pytest.raises(RecipeError, match=r"merge.base: dequantized needs train.method: qlora, and it is lora"):
+        preflight(recipe)

@@ -221,9 +221,13 @@ def _stopped(progress: Progress, section: Asking) -> StageError:
 
 
 def forget_failures(workspace: Workspace, questions: Questions) -> int:
-    """Let the next run ask again what failed; returns how many requests that is."""
-    failed = look_up(workspace, questions).failed
+    """Let the next run ask again what failed, or was answered with what cannot be written; returns how many that is."""
+    index = read_index(workspace)
+    failed: list[bytes] = []
+    for positions, keys in _keys(questions):
+        settled = [questions.request(int(pos)) for pos in positions[index.kinds(keys) != 0]]
+        failed += [request.key for request, known in read_answers(workspace, index, settled) if "reason" in known]
     writer = Writer(workspace)
-    writer.append(Record(questions.request(int(pos)).key, Kind.FORGOTTEN, b"") for pos in failed)
+    writer.append(Record(key, Kind.FORGOTTEN, b"") for key in failed)
     writer.close()
     return len(failed)

@@ -22,6 +22,7 @@ from pipelines.recipe import Recipe
 from pipelines.synthesize.asking import forget_failures
 from pipelines.synthesize.grid import Grid
 from pipelines.synthesize.ledger import Writer, read_index
+from pipelines.synthesize.questions import Outcome, Verdict, record_of
 from pipelines.synthesize.stage import determinants, grid_of, synthesize
 from pipelines.workspace import Place, Workspace
 from tests.pipelines.synthesize.serving import Server, in_thread, place, recipe
@@ -149,6 +150,25 @@ def test_answers_that_cannot_be_read_lose_nothing(
     again, sound = recipe(start_server().url, cells=6), place(tmp_path, "h")
     assert forget_failures(sound.workspace, grid_of(again)) == 4
     assert run(again, sound)["rows"] == 12
+
+
+def test_an_answer_that_cannot_be_written_is_asked_again_though_it_was_filed(
+    tmp_path: Path, start_server: Callable[..., Server]
+) -> None:
+    what, where = recipe(start_server().url, cells=2), place(tmp_path)
+    grid = grid_of(what)
+    filed = [grid.request(pos) for pos in grid.positions()]
+    writer = Writer(where.workspace)
+    texts = ("半\ud83d", "一句完整的祝福")
+    writer.append(
+        record_of(request, Outcome(Verdict.ANSWER, "", text), 1, 0.1)
+        for request, text in zip(filed[:2], texts, strict=True)
+    )
+    writer.close()
+    assert run(what, where)["failed"] == {"malformed": 1}
+    assert rows(where, "dropped")[0]["text"] == "半\\ud83d"
+    assert forget_failures(where.workspace, grid) == 1
+    assert run(what, place(tmp_path, "g"))["rows"] == 4
 
 
 def test_failures_have_a_class_and_are_asked_again_when_told(

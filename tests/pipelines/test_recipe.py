@@ -139,3 +139,20 @@ def test_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
 def test_what_needs_an_adapter_is_refused_after_a_full_fine_tune(section: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe("tiny", ["train.method=full", section])
+
+
+@pytest.mark.parametrize(
+    ("lora", "reason"),
+    [
+        ("use_dora=true", "use_dora: vLLM loads no DoRA adapters"),
+        ("r=513", "r: vLLM loads adapters of rank 512 at most"),
+    ],
+)
+def test_an_adapter_that_vllm_cannot_load_is_asked_only_merged(lora: str, reason: str) -> None:
+    with pytest.raises(RecipeError, match=rf"lora\.{reason}.*add a section merge"):
+        load_recipe("tiny", [f"train.lora.{lora}", "merge=null"])
+    with pytest.raises(RecipeError, match=rf"lora\.{reason}; remove compare\.checkpoints"):
+        load_recipe("tiny", [f"train.lora.{lora}", "merge={}", "compare={checkpoints: {}}"])
+    assert load_recipe("tiny", [f"train.lora.{lora}", "merge={}"]).merge
+    assert load_recipe("tiny", [f"train.lora.{lora}", "merge=null", "evaluate=null", "compare=null"]).train
+    assert load_recipe("tiny", [f"train.lora.{lora}", "merge=null", "train.method=full"]).train

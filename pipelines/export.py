@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from json.encoder import encode_basestring
@@ -11,8 +12,9 @@ from typing import IO, Any
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.utils import glob_translate
 
-from pipelines.errors import InputError
+from pipelines.errors import InputError, Problem, RecipeError
 from pipelines.recipe import Export, Recipe
 from pipelines.shards import read_tables
 from pipelines.workspace import Place
@@ -24,6 +26,44 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
     """The section."""
     assert recipe.export
     return {"section": recipe.export.model_dump()}
+
+
+def preflight(recipe: Recipe) -> None:
+    """RecipeError where the file would be written over one that the recipe reads, or among them."""
+    assert recipe.export
+    path = recipe.export.path
+    problems = [
+        Problem("export.path", f"{path} is what {key} names, and would be written over; give it another name")
+        for key, source in _inputs(recipe).items()
+        if _takes_in(source, path)
+    ]
+    if problems:
+        raise RecipeError(recipe.name, problems)
+
+
+def _inputs(recipe: Recipe) -> dict[str, str]:
+    """The files of their own that a recipe names, by key."""
+    synthesize = recipe.synthesize
+    named = {
+        "ingest.source": recipe.ingest and recipe.ingest.source,
+        "synthesize.passages.source": synthesize and synthesize.passages and synthesize.passages.source,
+        "refine.edited": recipe.refine and recipe.refine.edited,
+        "clean.edited": recipe.clean and recipe.clean.edited,
+    }
+    if recipe.clean:
+        named |= {f"clean.assets.{name}": place for name, place in recipe.clean.assets.items()}
+    return {key: source for key, source in named.items() if source}
+
+
+def _takes_in(source: str, path: str) -> bool:
+    """Whether a source, which may be a folder or a glob, has a file of that path or would have it."""
+    source, path = (_absolute(name) for name in (source, path))
+    return path == source or path.startswith(source + "/") or re.match(glob_translate(source), path) is not None
+
+
+def _absolute(path: str) -> str:
+    path = path.removeprefix("file://").rstrip("/")
+    return path if "://" in path else os.path.realpath(path)
 
 
 def export(recipe: Recipe, place: Place) -> dict[str, Any]:
@@ -65,7 +105,7 @@ def _tables(source: Place) -> Iterator[pa.Table]:
 
 def _write(section: Export, tables: Iterator[pa.Table]) -> int:
     rows = 0
-    with _created(section.path) as sink:
+    with created(section.path, f"export.path {section.path}") as sink:
         first = next(tables)
         if section.path.endswith(".parquet"):
             with pq.ParquetWriter(sink, first.schema, compression="zstd") as writer:
@@ -96,8 +136,11 @@ def _encoder(column: pa.ChunkedArray) -> Callable[[Any], str]:
 
 
 @contextmanager
-def _created(path: str) -> Iterator[IO[bytes]]:
-    """A file that appears under its name only when it is complete; on object storage every file does."""
+def created(path: str, told: str) -> Iterator[IO[bytes]]:
+    """A file that appears under its name only when it is complete; on object storage every file does.
+
+    InputError, which begins with what the person is `told`, where it cannot be written.
+    """
     if "://" in path:
         with fsspec.open(path, "wb") as stream:
             yield stream
@@ -110,6 +153,6 @@ def _created(path: str) -> Iterator[IO[bytes]]:
             yield stream
         os.replace(beside, target)
     except OSError as error:
-        raise InputError(f"export.path {path}: cannot be written ({error})") from None
+        raise InputError(f"{told}: cannot be written ({error})") from None
     finally:
         beside.unlink(missing_ok=True)

@@ -4,11 +4,15 @@ A canonical row has the columns of `ROW` that its source provides, then the sour
 `pos` gives the order of the data set: ties, duplicates and output order go by it. `row_id` is for people.
 """
 
+import json
 from itertools import pairwise
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
+
+from pipelines.errors import DataError
 
 MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
 MESSAGES = pa.list_(MESSAGE)
@@ -101,3 +105,41 @@ def messages_of(row: dict[str, object]) -> list[dict[str, str]]:
         return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
     pairs = (("system", row.get("system")), ("user", row.get("query")), ("assistant", row.get("response")))
     return [{"role": role, "content": str(text)} for role, text in pairs if text]
+
+
+def with_same_messages(changed: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """A row that was changed from `before`, with `messages` that say the same as its columns.
+
+    What was changed of system, query or response is changed in the messages; where the messages themselves were, they
+    decide. DataError where those do not end with a question and its answer.
+    """
+    turns = changed.get("messages")
+    if not turns:
+        return changed
+    if turns != before.get("messages"):
+        return {**changed, **_columns_of(changed["row_id"], turns)}
+    new = {name for name in ("system", "query", "response") if changed.get(name) != before.get(name)}
+    head = [turn for turn in turns if turn["role"] == "system"]
+    if "system" in new:
+        head = [{"role": "system", "content": changed["system"]}] if changed["system"] else []
+    *talk, asked, said = (turn for turn in turns if turn["role"] != "system")
+    asked = {**asked, "content": changed["query"]} if "query" in new else asked
+    said = {**said, "content": changed["response"]} if "response" in new else said
+    return {**changed, "messages": [*head, *talk, asked, said]}
+
+
+def _columns_of(row_id: str, turns: list[dict[str, str]]) -> dict[str, str | None]:
+    """What system, query and response are where these are the messages."""
+    if [turn["role"] for turn in turns[-2:]] != ["user", "assistant"]:
+        raise DataError(f"row {row_id}: messages must end with a user's turn and an assistant's")
+    system = turns[0]["content"] if turns[0]["role"] == "system" else None
+    return {"system": system, "query": turns[-2]["content"], "response": turns[-1]["content"]}
+
+
+def is_text(value: Any) -> bool:
+    """Whether all text in a JSON value can be written; half of a character, a lone surrogate, cannot."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

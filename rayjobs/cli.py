@@ -262,10 +262,12 @@ def clean(
     ] = None,
 ) -> None:
     """Run the recipe up to clean, skipping what is up to date."""
+    from pipelines.clean.by_hand import export_rows, require_new
+
+    if export is not None:
+        require_new(export)
     done = _run(recipe, overrides, workspace, address, None, "clean")
     if export is not None:
-        from pipelines.clean.by_hand import export_rows
-
         say(f"{export}: {export_rows(done['clean'], export)} rows; edit them, then danlu clean … clean.edited={export}")
 
 

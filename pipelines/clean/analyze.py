@@ -19,7 +19,7 @@ from pipelines.recipe import Recipe
 from pipelines.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
 from pipelines.workspace import Place, Workspace, to_json
 
-VERSION = 1
+VERSION = 2
 
 
 def determinants(recipe: Recipe) -> dict[str, Any]:

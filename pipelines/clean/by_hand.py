@@ -1,11 +1,11 @@
 """Hand cleaning: kept and dropped rows with their statistics as one file for people, and what they changed in it.
 
 A line has `row_id`, `pos`, `kept`, for a dropped row `operator` and `reason`, the statistics, and the row's columns.
-A person changes texts, sets `kept` to false or true, and names the file as `clean.edited`. Only what is in the file
-counts: rows that were cut out of it stay as they are.
+A person changes texts, sets `kept` to false or true, and names the file as `clean.edited`; pipelines.by_hand reads it.
 """
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,9 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.by_hand import Line, cell_of, with_edits
 from pipelines.clean.column import Mask
 from pipelines.clean.passes import row_batches, shard_writer
 from pipelines.errors import DataError, InputError
+from pipelines.export import created
 from pipelines.records import DROPPED, RowDigest
 from pipelines.shards import Attempt, Shard, Work, read_tables
 from pipelines.workspace import Place, Workspace
@@ -28,11 +30,13 @@ BY_HAND = "edited_by_hand"
 """The operator that dropped rows are recorded with."""
 _FIXED = ("row_id", "pos", "kept", "operator", "reason")
 
-Line = dict[str, Any]
-
 
 def export_rows(place: Place, path: Path) -> int:
-    """Write the rows of a finished clean stage to a .jsonl or .csv file, the kept ones first; returns how many."""
+    """Write the rows of a finished clean stage to a .jsonl or .csv file, the kept ones first; returns how many.
+
+    The file appears when it is whole; InputError where there is one already.
+    """
+    require_new(path)
     (source,) = place.inputs.values()
     names, statistics = _statistics(place)
     dropped = _dropped(place)
@@ -85,70 +89,28 @@ def _dropped(place: Place) -> dict[str, Line]:
     return found
 
 
-@contextmanager
-def _writer(path: Path, header: list[str]) -> Iterator[Callable[[Line], None]]:
+def require_new(path: Path) -> None:
+    """InputError where rows cannot be exported to `path`: by its suffix, or since it may be somebody's work."""
     if path.suffix not in (".jsonl", ".csv"):
         raise InputError(f"{path}: hand cleaning writes .jsonl or .csv")
-    try:
-        with open(path, "w", encoding="utf-8-sig" if path.suffix == ".csv" else "utf-8", newline="") as stream:
-            if path.suffix == ".csv":
-                lines = csv.DictWriter(stream, header, restval="")
-                lines.writeheader()
-                yield lambda row: lines.writerow({name: _cell(value) for name, value in row.items()})
-            else:
-                yield lambda row: _put(stream, {name: row[name] for name in header if row.get(name) is not None})
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error})") from None
+    if path.exists():
+        raise InputError(f"{path}: exists already; name another file")
+
+
+@contextmanager
+def _writer(path: Path, header: list[str]) -> Iterator[Callable[[Line], None]]:
+    encoding = "utf-8-sig" if path.suffix == ".csv" else "utf-8"
+    with created(str(path), str(path)) as sink, io.TextIOWrapper(sink, encoding=encoding, newline="") as stream:
+        if path.suffix == ".csv":
+            lines = csv.DictWriter(stream, header, restval="")
+            lines.writeheader()
+            yield lambda row: lines.writerow({name: cell_of(value) for name, value in row.items()})
+        else:
+            yield lambda row: _put(stream, {name: row[name] for name in header if row.get(name) is not None})
 
 
 def _put(stream: Any, row: Line) -> None:
     stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _cell(value: Any) -> str:
-    """A value in a CSV file."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    return json.dumps(value, ensure_ascii=False)
-
-
-def read_edited(path: str) -> dict[str, Line]:
-    """The lines of an edited file by row id; DataError names the line that cannot be used."""
-    found: dict[str, Line] = {}
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as stream:
-            lines = csv.DictReader(stream) if path.endswith(".csv") else map(_parsed, stream)
-            for number, line in enumerate(lines, start=2 if path.endswith(".csv") else 1):
-                found[_row_id(path, number, line, found)] = line
-    except OSError as error:
-        raise InputError(f"clean.edited {path}: cannot be read ({error})") from None
-    return found
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        return error
-
-
-def _row_id(path: str, number: int, line: Any, found: dict[str, Line]) -> str:
-    where = f"clean.edited {path}:{number}"
-    if not isinstance(line, dict):
-        raise DataError(f"{where}: {line if isinstance(line, ValueError) else 'not a JSON object'}")
-    row_id = line.get("row_id")
-    if not isinstance(row_id, str) or not row_id:
-        raise DataError(f"{where}: no row_id, by which a row is found")
-    if row_id in found:
-        raise DataError(f"{where}: row {row_id} is there twice, so it cannot be told which of two rows is meant")
-    if _flag(line.get("kept")) is None:
-        raise DataError(f"{where}: kept is {line.get('kept')!r}, not true or false")
-    return row_id
-
-
-def _flag(value: Any) -> bool | None:
-    text = str(value).strip().lower()
-    return {"true": True, "false": False, "1": True, "0": False}.get(text)
 
 
 @dataclass
@@ -165,40 +127,21 @@ class Edited:
 
 def edit(table: pa.Table, edits: dict[str, Line], text_key: str, restored: Mask) -> Edited:
     """Carry the changes out on those rows of `table` that the file lists; `restored` rows are those put back."""
-    ids = table["row_id"].to_pylist()
-    keep = np.ones(len(ids), dtype=np.bool_)
-    columns = {name: table[name].to_pylist() for name in table.column_names}
+    rows = table.to_pylist()
+    keep = np.ones(len(rows), dtype=np.bool_)
+    names = [name for name in table.column_names if name not in ("row_id", "pos", "kept")]
     changed = untouched = 0
-    for number, row_id in enumerate(ids):
-        if row_id not in edits:
+    for number, row in enumerate(rows):
+        if row["row_id"] not in edits:
             continue
-        line = edits[row_id]
-        keep[number] = bool(_flag(line["kept"]))
-        differing = [name for name in columns if _differs(line, name, columns[name][number])]
-        for name in differing:
-            columns[name][number] = _value(line, name, table.schema.field(name), row_id)
-        changed += bool(differing) and bool(keep[number])
-        untouched += not differing and bool(keep[number]) and not restored[number]
-    rows = pa.table(columns, schema=table.schema)
+        line = edits[row["row_id"]]
+        keep[number] = line["kept"]
+        rows[number] = with_edits("clean.edited", row, line, table.schema, names)
+        changed += rows[number] is not row and bool(keep[number])
+        untouched += rows[number] is row and bool(keep[number]) and not restored[number]
+    edited = pa.Table.from_pylist(rows, schema=table.schema)
     gone = table.filter(pa.array(~keep))
-    return Edited(rows.filter(pa.array(keep)), _as_dropped(gone, text_key), changed, untouched)
-
-
-def _differs(line: Line, name: str, value: Any) -> bool:
-    if name in ("row_id", "pos") or name not in line:
-        return False
-    return bool(line[name] != value) and (not isinstance(line[name], str) or line[name] != _cell(value))
-
-
-def _value(line: Line, name: str, field: pa.Field, row_id: str) -> Any:
-    """What the file gives for one column of a row, as the column's type."""
-    given = line[name]
-    if isinstance(given, str) and not pa.types.is_string(field.type) and not pa.types.is_large_string(field.type):
-        given = _parsed(given) if given else None
-    try:
-        return pa.array([given], type=field.type)[0].as_py()
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"clean.edited: row {row_id}: {name} cannot be {line[name]!r} ({error})") from None
+    return Edited(edited.filter(pa.array(keep)), _as_dropped(gone, text_key), changed, untouched)
 
 
 def _as_dropped(gone: pa.Table, text_key: str) -> pa.Table:
@@ -282,7 +225,7 @@ def _between(rows: pa.Table | None, low: int, high: int | None) -> pa.Table | No
 
 def restored_rows(rows: Iterator[pa.Table], kept: set[str], edits: dict[str, Line]) -> pa.Table | None:
     """Rows of the stage before that were dropped and that the file keeps; None where there is none."""
-    wanted = [row_id for row_id, line in edits.items() if row_id not in kept and _flag(line["kept"])]
+    wanted = [row_id for row_id, line in edits.items() if row_id not in kept and line["kept"]]
     if not wanted:
         return None
     found = pa.concat_tables(table.filter(pc.is_in(table["row_id"], pa.array(wanted))) for table in rows)

@@ -21,8 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.by_hand import read_edited
 from pipelines.clean.assets import checksum
-from pipelines.clean.by_hand import edit_shards, edit_work, read_edited
+from pipelines.clean.by_hand import edit_shards, edit_work
 from pipelines.clean.fused import SAMPLES, Tally
 from pipelines.clean.near_duplicates import Indices, Signatures, forest, units
 from pipelines.clean.passes import SORTED_ROWS, bucket_work, keys_work, rows_work, sort_work
@@ -34,7 +35,7 @@ from pipelines.records import RowDigest
 from pipelines.shards import Commit, Shard, Work, read_tables, run_shards
 from pipelines.workspace import Place, to_json
 
-VERSION = 2
+VERSION = 3
 ALONE = 2_000_000
 """Signatures up to which near-duplicates are found in this process: it takes less time than to start workers."""
 
@@ -89,7 +90,7 @@ def clean(recipe: Recipe, place: Place) -> dict[str, Any]:
             sorted_rows = run(f"sorted-{number}", shards, sort_work(place.workspace, plan.text_key))
             shards = partial(_shards, [commit["files"]["rows"] for commit in sorted_rows])
     if section.edited:
-        edits = read_edited(section.edited)
+        edits = read_edited("clean.edited", section.edited, needs_kept=True)
         reordered = any(_reorders(plan, phase) for phase in plan.phases)
         shards = partial(edit_shards, place, _paths(passes[-1:], "rows"), edits, at_the_end=reordered)
         run("edited", shards, edit_work(place.workspace, edits, plan.text_key))

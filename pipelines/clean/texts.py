@@ -1,4 +1,4 @@
-"""The texts that operators read and write: a column of a table, or the assistant's turns where rows have several."""
+"""The texts that operators read and write: a column of a table, or one speaker's turns where rows have several."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -8,6 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.clean.column import Column, Indices, Mask
+
+SPEAKERS = {"system": "system", "query": "user", "response": "assistant"}
+"""Columns that stand in `messages` too, where a row has them, and whose turns they are there."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,10 @@ def has_turns(table: pa.Table) -> pa.Array | None:
 def read_texts(table: pa.Table, key: str) -> Texts | None:
     """The texts under a column; None where the table has no such column.
 
-    Under `response`, in a table whose rows all have `messages`, the texts are the assistant's turns.
+    Under a column of `SPEAKERS`, in a table whose rows all have `messages`, the texts are that speaker's turns.
     """
-    if key == "response" and has_turns(table) is not None:
-        return _assistant_turns(_one_chunk(table["messages"]))
+    if key in SPEAKERS and has_turns(table) is not None:
+        return _turns_of(SPEAKERS[key], _one_chunk(table["messages"]))
     array = field_of(table, key)
     if array is None:
         return None
@@ -96,10 +99,10 @@ def read_texts(table: pa.Table, key: str) -> Texts | None:
     return Texts(Column(array.cast(pa.large_string())), present)
 
 
-def _assistant_turns(messages: pa.ListArray) -> Texts:
+def _turns_of(speaker: str, messages: pa.ListArray) -> Texts:
     lengths = pc.list_value_length(messages).to_numpy(zero_copy_only=False).astype(np.int64)
     turns = messages.flatten()
-    spoken = pc.equal(turns.field("role"), "assistant").to_numpy(zero_copy_only=False)
+    spoken = pc.equal(turns.field("role"), speaker).to_numpy(zero_copy_only=False)
     owners = np.repeat(np.arange(len(messages)), lengths)[spoken]
     per_row = np.bincount(owners, minlength=len(messages)).astype(np.int64)
     contents = pc.fill_null(turns.field("content").filter(pa.array(spoken)), "").cast(pa.large_string())
@@ -109,7 +112,7 @@ def _assistant_turns(messages: pa.ListArray) -> Texts:
 def write_texts(table: pa.Table, key: str, texts: Texts) -> pa.Table:
     """The table with `texts` in the column they were read from; rows without a text stay null."""
     if texts.per_row is not None:
-        return _write_turns(table, texts)
+        return _write_turns(table, key, texts)
     index = table.column_names.index(key)
     array = texts.turns.array.cast(table.schema.field(index).type)
     if not texts.present.all():
@@ -117,11 +120,11 @@ def write_texts(table: pa.Table, key: str, texts: Texts) -> pa.Table:
     return table.set_column(index, table.schema.field(index), array)
 
 
-def _write_turns(table: pa.Table, texts: Texts) -> pa.Table:
-    """The assistant's turns back into `messages`, and each row's last one into `response`."""
+def _write_turns(table: pa.Table, key: str, texts: Texts) -> pa.Table:
+    """One speaker's turns back into `messages`, and each row's last one into its column."""
     messages = _one_chunk(table["messages"])
     turns = messages.flatten()
-    spoken = pc.equal(turns.field("role"), "assistant")
+    spoken = pc.equal(turns.field("role"), SPEAKERS[key])
     spoken = pc.fill_null(spoken, False)
     contents = pc.replace_with_mask(turns.field("content"), spoken, texts.turns.array.cast(pa.string()))
     rebuilt = pa.StructArray.from_arrays([turns.field("role"), contents], fields=list(messages.type.value_type))
@@ -131,13 +134,13 @@ def _write_turns(table: pa.Table, texts: Texts) -> pa.Table:
     table = table.set_column(
         index, table.schema.field(index), pa.ListArray.from_arrays(offsets, rebuilt, type=messages.type)
     )
-    index = table.column_names.index("response")
-    return table.set_column(index, table.schema.field(index), _last_turns(texts))
+    index = table.column_names.index(key)
+    return table.set_column(index, table.schema.field(index), _last_turns(texts, _one_chunk(table[key])))
 
 
-def _last_turns(texts: Texts) -> pa.Array:
+def _last_turns(texts: Texts, otherwise: pa.Array) -> pa.Array:
     assert texts.per_row is not None
     if not len(texts.turns):
-        return pa.nulls(len(texts.per_row), pa.string())
+        return otherwise
     last = pa.array(np.maximum(np.cumsum(texts.per_row) - 1, 0))
-    return pc.if_else(pa.array(texts.present), texts.turns.array.take(last).cast(pa.string()), None)
+    return pc.if_else(pa.array(texts.present), texts.turns.array.take(last).cast(pa.string()), otherwise)

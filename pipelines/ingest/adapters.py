@@ -118,6 +118,15 @@ def from_turns(system: str | None, turns: Iterable[tuple[Any, Any]]) -> Canonica
     return row
 
 
+def with_system(row: Canonical, system: str | None) -> Canonical:
+    """A canonical row with a system prompt, where it brings none: also at the head of its `messages`."""
+    if row.get("system") or not system:
+        return {**row, "system": row.get("system")}
+    turns = row.get("messages")
+    head = {"messages": [{"role": "system", "content": system}, *turns]} if turns else {}
+    return {**row, "system": system, **head}
+
+
 def replaced(row: Canonical, texts: Mapping[str, str]) -> Canonical:
     """A canonical row with some texts in the place of others, in all that is said: names in place of placeholders."""
 

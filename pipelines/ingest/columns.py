@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipelines.errors import InputError
 from pipelines.ingest.sources import parquet_batches, read_shard, sample_rows, schema_of
-from pipelines.records import DROPPED, RowDigest
+from pipelines.records import DROPPED, RowDigest, is_text
 from pipelines.shards import Attempt, Shard, Work
 
 BATCH_ROWS = 2048
@@ -19,6 +19,8 @@ COLUMN_ROWS = 8192
 """Rows that are read at a time where they stay columns."""
 SAMPLED = 1000
 """Rows that types are inferred from where a source does not tell them."""
+_UNFIT = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError)
+"""What Arrow says of a value that a column cannot hold."""
 
 
 def source_schema(files: list[str]) -> pa.Schema:
@@ -39,7 +41,9 @@ def source_schema(files: list[str]) -> pa.Schema:
 def _type(values: list[Any], name: str, file: str) -> pa.DataType:
     try:
         found = pa.array(values).type
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except UnicodeEncodeError:  # half a character, for which its row is set aside
+        return _type([value for value in values if is_text(value)], name, file)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise InputError(f"{file}: column {name} holds values of several types ({error})") from None
     return pa.string() if pa.types.is_null(found) else found
 
@@ -67,7 +71,7 @@ def _tables(shard: Shard, schema: pa.Schema, written: pa.Schema, broken: list[di
     """The rows of a shard as tables; whole columns where its file has the source's schema."""
     if "groups" not in shard or not schema.equals(schema_of(shard["path"])):
         for rows in batches(_rows(shard, schema, broken), BATCH_ROWS):
-            yield _table(rows, written, broken)
+            yield table_of(rows, written, "columns", broken)
         return
     end = shard["first"] + shard["rows"]
     for number, batch in parquet_batches(shard["path"], shard, COLUMN_ROWS):
@@ -103,33 +107,42 @@ def _rows(shard: Shard, schema: pa.Schema, broken: list[dict[str, Any]]) -> Iter
     for number, row, raw in read_shard(shard):
         place = {"row_id": f"{file}:{number + 1}", "pos": shard["pos"] + number - shard["first"]}
         if row is None:
-            broken.append(_broken(place, raw))
+            broken.append(broken_row("columns", place, raw, None))
         elif extra := set(row) - known:
-            broken.append(_broken({**row, **place}, f"column {', '.join(sorted(extra))} is not in the first rows"))
+            told = f"column {', '.join(sorted(extra))} is not in the first rows"
+            broken.append(broken_row("columns", place, told, row))
         else:
             yield {**row, **place, **own_id(row)}
 
 
-def _table(rows: list[dict[str, Any]], schema: pa.Schema, broken: list[dict[str, Any]]) -> pa.Table:
-    """The rows as a table; those with values of another type go to `broken`."""
+def table_of(rows: list[dict[str, Any]], schema: pa.Schema, reader: str, broken: list[dict[str, Any]]) -> pa.Table:
+    """The rows as a table; those that do not fit into it go to `broken`, as what `reader` could not read."""
     try:
         return pa.Table.from_pylist(rows, schema=schema)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except _UNFIT:
         fitting = []
         for row in rows:
             try:
                 pa.Table.from_pylist([row], schema=schema)
-            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                broken.append(_broken(row, f"not like the first rows: {error}"))
+            except UnicodeEncodeError:
+                broken.append(broken_row(reader, row, "holds half a character, a lone surrogate", row))
+            except _UNFIT as error:
+                broken.append(broken_row(reader, row, f"not like the first rows: {error}", row))
             else:
                 fitting.append(row)
         return pa.Table.from_pylist(fitting, schema=schema)
 
 
-def _broken(row: dict[str, Any], reason: str) -> dict[str, Any]:
-    text = json.dumps(row, ensure_ascii=False, default=str)[:1000]
-    place = {"row_id": row["row_id"], "pos": row["pos"]}
-    return {**place, "stage": "ingest", "operator": "columns", "reason": reason, "text": text}
+def broken_row(reader: str, place: dict[str, Any], reason: str, row: dict[str, Any] | None) -> dict[str, Any]:
+    """An entry of schema `DROPPED` for a row, if there is one, at the `row_id` and `pos` of `place`."""
+    text = "" if row is None else json.dumps(row, ensure_ascii=False, default=str)[:1000]
+    told = {"row_id": place["row_id"], "reason": reason, "text": text}
+    return {
+        **{name: value.encode("utf-8", "backslashreplace").decode() for name, value in told.items()},
+        "pos": place["pos"],
+        "stage": "ingest",
+        "operator": reader,
+    }
 
 
 def own_id(row: dict[str, Any]) -> dict[str, str]:

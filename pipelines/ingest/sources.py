@@ -26,6 +26,8 @@ from pipelines.shards import Shard
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 COMPRESSIONS = (".gz", ".zst")
+METADATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "configuration.json")
+"""Files that tell hubs what a data set is, and hold no rows of it."""
 BLOCK = 4 << 20
 
 Numbered = tuple[int, dict[str, Any] | None, str]
@@ -40,17 +42,20 @@ def is_hub(source: str) -> bool:
 def list_files(source: str) -> list[str]:
     """The files of a source, sorted: a path, a folder, a glob, an fsspec URL, or a data set on a hub.
 
-    A hub's files are downloaded into the hub client's own cache first. Raises InputError where nothing is found.
+    A hub's files, or those of the glob behind the data set's name, are downloaded into the hub client's own cache
+    first. Raises InputError where nothing is found.
     """
-    source = _fetched(source)
+    given, source = source, _fetched(source)
     fs, path = _file_system(source)
     if fs.isdir(path):
-        found = [name for name in fs.find(path) if format_of(name)]
+        found = [name for name in fs.find(path) if format_of(name) and Path(name).name not in METADATA]
+    elif has_magic(path):
+        found = [name for name in fs.glob(path) if fs.isfile(name) and Path(name).name not in METADATA]
     else:
-        found = [name for name in fs.glob(path) if fs.isfile(name)] if has_magic(path) else [path]
+        found = [path]
     found = [name for name in found if fs.exists(name)]
     if not found:
-        raise InputError(f"ingest.source {source}: no such file, or no {'/'.join(SUFFIXES)} in it")
+        raise InputError(f"ingest.source {given}: no such file, or no {'/'.join(SUFFIXES)} in it")
     for name in found:
         if format_of(name) is None:
             raise InputError(
@@ -66,23 +71,30 @@ def _fetched(source: str) -> str:
     if not is_hub(source):
         return source
     try:
-        return _downloaded(scheme, name)
+        data_set, pattern = ("/".join(part) for part in (name.split("/")[:2], name.split("/")[2:]))
+        folder = _downloaded(scheme, data_set, _client_patterns(pattern) if pattern else None)
+        return f"{folder}/{pattern}" if pattern else folder
     except (OSError, ValueError) as error:
         raise InputError(f"ingest.source {source}: cannot be downloaded ({error})") from None
 
 
-def _downloaded(scheme: str, name: str) -> str:
+def _client_patterns(pattern: str) -> list[str]:
+    """What the hubs' clients are to fetch for a folder, a file or a glob: their `**/` is at least one folder."""
+    return [pattern, f"{pattern.rstrip('/')}/*", pattern.replace("**/", "")]
+
+
+def _downloaded(scheme: str, name: str, patterns: list[str] | None) -> str:
     if scheme == "modelscope":
         from modelscope import dataset_snapshot_download
         from modelscope_hub.errors import HubError
 
         try:
-            return str(dataset_snapshot_download(name))
+            return str(dataset_snapshot_download(name, allow_patterns=patterns))
         except HubError as error:  # not all of them are OSErrors, as Hugging Face's are
             raise OSError(error) from error
     from huggingface_hub import snapshot_download
 
-    return str(snapshot_download(name, repo_type="dataset"))
+    return str(snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
 
 
 def _file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -120,10 +132,21 @@ def open_bytes(path: str) -> Iterator[IO[bytes]]:
             else:
                 yield raw
     except UnicodeDecodeError as error:
-        hint = "convert it, such as with iconv -f GB18030 -t UTF-8"
-        raise DataError(f"{path}: not UTF-8 text ({error}); {hint}") from None
+        hint = "say what it is, such as ingest.encoding: gb18030"
+        raise DataError(f"{path}:{_first_not_utf8(path)}: not UTF-8 text ({error}); {hint}") from None
     except (EOFError, gzip.BadGzipFile, csv.Error, pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+def _first_not_utf8(path: str) -> int:
+    """The number of the first line that is not UTF-8."""
+    with open_bytes(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
 
 
 def digest_file(path: str) -> str:
@@ -170,6 +193,15 @@ def columns_of(files: list[str]) -> list[str]:
             if row is not None:
                 return list(row)
     return []
+
+
+def first_broken(files: list[str]) -> str:
+    """Where the first row that cannot be read stands, and what stands there; the first file's name without any."""
+    for path in files:
+        for number, row, raw in _rows_of_file(path):
+            if row is None:
+                return f"{path}:{number + 1}: {raw}"
+    return f"{files[0]}: no rows"
 
 
 def schema_of(path: str) -> pa.Schema | None:
@@ -247,7 +279,8 @@ def _json_lines(stream: IO[bytes], first: int) -> Iterator[Numbered]:
             text = line.decode("utf-8-sig" if number == 0 else "utf-8")
             row = json.loads(text)
         except ValueError as error:  # includes UnicodeDecodeError
-            yield number, None, f"not valid JSON: {error}: {line[:200].decode('utf-8', 'replace').rstrip()}"
+            hint = "; in another encoding? set ingest.encoding" if isinstance(error, UnicodeDecodeError) else ""
+            yield number, None, f"not valid JSON: {error}{hint}: {line[:200].decode('utf-8', 'replace').rstrip()}"
             continue
         yield (
             (number, row, "") if isinstance(row, dict) else (number, None, f"not a JSON object: {text[:200].rstrip()}")

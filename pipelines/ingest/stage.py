@@ -14,16 +14,25 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.errors import DataError, InputError, nearest
-from pipelines.ingest.adapters import ADAPTERS, Adapter, recognise, replaced
-from pipelines.ingest.columns import BATCH_ROWS, batches, own_id, source_schema, table_reader
+from pipelines.ingest.adapters import ADAPTERS, Adapter, recognise, replaced, with_system
+from pipelines.ingest.columns import BATCH_ROWS, batches, broken_row, own_id, source_schema, table_of, table_reader
 from pipelines.ingest.cutting import Store, plan_shards
-from pipelines.ingest.sources import columns_of, digest_file, is_hub, list_files, read_shard, sample_rows
+from pipelines.ingest.recode import as_utf8, remove_copies
+from pipelines.ingest.sources import (
+    columns_of,
+    digest_file,
+    first_broken,
+    is_hub,
+    list_files,
+    read_shard,
+    sample_rows,
+)
 from pipelines.recipe import Ingest, Recipe
 from pipelines.records import DROPPED, ROW, RowDigest
 from pipelines.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
 from pipelines.workspace import Place
 
-VERSION = 2
+VERSION = 3
 STORED = "parts"
 """Folder of parts that stand for files that cannot be cut, while they are read."""
 SHOWN = 5
@@ -51,7 +60,7 @@ def ingest(recipe: Recipe, place: Place) -> dict[str, Any]:
     """Read the source into canonical rows; the report counts rows and broken rows."""
     section = recipe.ingest
     assert section
-    files = list_files(section.source)
+    files = as_utf8(list_files(section.source), section.encoding, place)
     name, columns, work = _plan(section, files)
     commits = run_shards(
         place,
@@ -63,6 +72,7 @@ def ingest(recipe: Recipe, place: Place) -> dict[str, Any]:
     )
     for path in place.workspace.list(place.path(STORED)):
         place.workspace.remove(path)
+    remove_copies(files, place)
     return _report(place, section, name, files, columns, commits)
 
 
@@ -100,6 +110,8 @@ def _adapter_for(section: Ingest, files: list[str]) -> tuple[str, list[str]]:
                 f"the file has {', '.join(columns)}{hint}"
             )
         return section.adapter, columns
+    if not columns:
+        raise DataError(first_broken(files))
     name = recognise(columns)
     if name is None:
         raise InputError(
@@ -171,11 +183,11 @@ def _reader(adapter_name: str, system: str | None, replace: dict[str, str], extr
         with attempt.writer("rows", schema) as writer:
             rows = (replaced(row, replace) for row in _adapted(shard, adapter_name, system, extra, broken))
             for batch in batches(rows, BATCH_ROWS):
-                table = pa.Table.from_pylist(batch, schema=schema)
+                table = table_of(batch, schema, adapter_name, broken)
                 writer.write_table(table)
                 digest.update(table)
         with attempt.writer("dropped", DROPPED) as writer:
-            writer.write_table(pa.Table.from_pylist(broken, schema=DROPPED))
+            writer.write_table(pa.Table.from_pylist(sorted(broken, key=lambda row: row["pos"]), schema=DROPPED))
         return {"rows": digest.rows, "digest": digest.hexdigest(), "broken": len(broken)}
 
     return work
@@ -196,11 +208,9 @@ def _adapted(
             canonical = adapter.read(row)
             own = _carried({**row, **canonical}, extra)
         except ValueError as error:
-            text = "" if row is None else json.dumps(row, ensure_ascii=False, default=str)[:1000]
-            broken.append({**place, "stage": "ingest", "operator": adapter_name, "reason": str(error), "text": text})
+            broken.append(broken_row(adapter_name, place, str(error), row))
             continue
-        canonical["system"] = canonical.get("system") or system
-        yield {**own, **canonical, **place, **own_id(row)}
+        yield {**own, **with_system(canonical, system), **place, **own_id(row)}
 
 
 def _report(

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from pipelines.errors import DanluError, Problem, RecipeError, StageError
 from pipelines.progress import say, steady_line
+from pipelines.records import is_text
 from pipelines.synthesize.desk import Desk, Progress
 from pipelines.synthesize.ledger import Index, Kind, Record, Writer, read_index, read_payloads
 from pipelines.synthesize.questions import Questions, Request
@@ -123,7 +124,7 @@ def read_answers(
 ) -> Iterator[tuple[Request, dict[str, Any]]]:
     """Each request with what the ledger keeps of it: its `text`, and the `reason` of a failure.
 
-    StageError where something is missing.
+    An answer that cannot be written, which earlier versions filed, is `malformed`. StageError where one is missing.
     """
     numbers = index.find([request.key for request in requests])
     if missing := int((numbers < 0).sum()):
@@ -131,7 +132,11 @@ def read_answers(
             f"{workspace.path('ledger')}: {missing} answers that were there are gone; run again to ask for them"
         )
     for request, payload in zip(requests, read_payloads(workspace, index, numbers.tolist()), strict=True):
-        yield request, json.loads(payload)
+        known = json.loads(payload)
+        if not is_text(known["text"]):
+            escaped = known["text"].encode("utf-8", "backslashreplace").decode()
+            known = {"reason": "malformed", **known, "text": escaped}
+        yield request, known
 
 
 def _mean_prompt(questions: Questions, positions: Positions) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Protocol
 
+from pipelines.records import is_text
 from pipelines.synthesize.ledger import Kind, Record
 from pipelines.synthesize.section import Asking
 
@@ -99,6 +100,8 @@ def checked(questions: Questions, request: Request, outcome: Outcome) -> Outcome
     """The outcome, a failure where its answer cannot be used."""
     if outcome.verdict is Verdict.ANSWER:
         try:
+            if not is_text(outcome.text):
+                raise MalformedError("half a character, a lone surrogate")
             questions.check(request, outcome.text)
         except MalformedError:
             return replace(outcome, verdict=Verdict.FAILURE, reason="malformed")

@@ -13,20 +13,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.errors import DataError, InputError
+from pipelines.by_hand import Line, digest_of, read_edited, with_edits
+from pipelines.errors import DataError
 from pipelines.recipe import Recipe
-from pipelines.records import DROPPED, RowDigest
+from pipelines.records import DROPPED, RowDigest, with_same_messages
 from pipelines.shards import Attempt, Commit, Shard, read_tables, run_shards
-from pipelines.synthesize.by_hand import digest_of, edited, read_edits
 from pipelines.synthesize.refine_section import Judge, Refine
 from pipelines.synthesize.rules import FIXES, RULES, Asked
 from pipelines.synthesize.section import UNPAID, Style
 from pipelines.synthesize.similar import near_duplicates
 from pipelines.workspace import Place, Workspace
 
-VERSION = 2
+VERSION = 3
 SHOWN = 3
 """Examples of each defect that the report shows."""
+EDITABLE = ("system", "query", "response", "messages")
+"""Columns that a person may change."""
 
 
 def determinants(recipe: Recipe) -> dict[str, Any]:
@@ -35,7 +37,7 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
     section = recipe.refine
     styles = {name: style.model_dump(mode="json") for name, style in _styles(recipe).items()}
     told: dict[str, Any] = section.model_dump(mode="json", exclude={"judge": set(UNPAID)})
-    told["edited"] = digest_of(section.edited) if section.edited else None
+    told["edited"] = digest_of("refine.edited", section.edited) if section.edited else None
     return {"section": told, "styles": styles, "dimensions": _dimensions(recipe)}
 
 
@@ -47,8 +49,6 @@ def refine(recipe: Recipe, place: Place) -> dict[str, Any]:
     """
     section = recipe.refine
     assert section
-    if section.edited and recipe.export and section.edited == recipe.export.path:
-        raise InputError(f"{section.edited}: export would write over what was edited; give the copy another name")
     (source,) = place.inputs.values()
     shards = [{"index": number, "path": path} for number, path in enumerate(source.outputs("rows"))]
     judge = _judge(place.workspace, section, _styles(recipe), _dimensions(recipe))
@@ -127,7 +127,7 @@ def _judge(
             mended.update(changes)
             examples += [[name, row["row_id"], row["response"], text, ""] for name in changes]
             if reason is None:
-                kept.append({**row, "response": text})
+                kept.append(with_same_messages({**row, "response": text}, row))
                 continue
             dropped.append(_dropped(row, reason, reason))
             examples.append([reason, row["row_id"], row["response"], None, ""])
@@ -176,7 +176,7 @@ class _Verdicts:
 
     operators: list[str]
     dropped: dict[int, tuple[str, str]]
-    edits: dict[str, dict[str, Any]]
+    edits: dict[str, Line]
     unjudged: Counter[str]
 
 
@@ -197,17 +197,28 @@ def _verdicts(workspace: Workspace, section: Refine, judged: list[Commit]) -> _V
         found.operators.append("judge")
         _judge_what_is_left(workspace, section.judge, rows, found)
     if section.edited is not None:
-        found.operators.append("by_hand")
-        rows = [row for row in rows if row["pos"] not in found.dropped]
-        found.edits = read_edits(section.edited, [row["row_id"] for row in rows])
-        deleted = [row["pos"] for row in rows if row["row_id"] not in found.edits]
-        found.dropped |= dict.fromkeys(deleted, ("by_hand", f"not in {section.edited}"))
+        _by_hand(section.edited, rows, found)
     return found
 
 
-def _told(table: pa.Table) -> list[str]:
-    """The columns that decisions over all rows read."""
-    return [name for name in ("pos", "row_id", "system", "query", "response", "messages") if name in table.column_names]
+def _by_hand(path: str, rows: list[dict[str, Any]], found: _Verdicts) -> None:
+    """Take back what a person changed in the rows that are left: by the file's lines, and its gaps."""
+    found.operators.append("by_hand")
+    left = [row for row in rows if row["pos"] not in found.dropped]
+    known = {row["row_id"] for row in left}
+    edits = read_edited("refine.edited", path, needs_kept=False)
+    for row_id, line in edits.items():
+        if row_id not in known and line.get("kept", True):
+            raise DataError(
+                f"refine.edited {path}: no row {row_id} is left by the rules before; delete the line, or export again"
+            )
+    found.edits = {row_id: {name: line[name] for name in EDITABLE if name in line} for row_id, line in edits.items()}
+    lists_changes = any("kept" in line for line in edits.values())
+    for row in left:
+        if row["row_id"] not in edits and not lists_changes:
+            found.dropped[row["pos"]] = "by_hand", f"not in {path}"
+        elif not edits.get(row["row_id"], {}).get("kept", True):
+            found.dropped[row["pos"]] = "by_hand", f"kept is false in {path}"
 
 
 def _judge_what_is_left(workspace: Workspace, section: Judge, rows: list[dict[str, Any]], found: _Verdicts) -> None:
@@ -230,8 +241,9 @@ def _apply(workspace: Workspace, verdicts: _Verdicts) -> Callable[[Shard, Attemp
             if row["pos"] in verdicts.dropped:
                 dropped.append(_dropped(row, *verdicts.dropped[row["pos"]]))
                 continue
-            changed = edited(row, verdicts.edits.get(row["row_id"], {}))
-            if changed != row:
+            line = verdicts.edits.get(row["row_id"], {})
+            changed = with_edits("refine.edited", row, line, schema, [name for name in EDITABLE if name in row])
+            if changed is not row:
                 edits.append(["by_hand", row["row_id"], row["response"], changed["response"], ""])
             kept.append(changed)
         digest = _write(attempt, kept, schema, dropped)

@@ -49,7 +49,7 @@ class Refine(Section):
     )
     judge: Judge | None = Field(None, description="null: no model looks at the answers")
     edited: str | None = Field(
-        None, description="the exported rows, edited by hand: a .jsonl file; rows that are not in it are dropped"
+        None, description="the exported rows, edited by hand: .jsonl or .csv; rows that are not in it are dropped"
     )
     dimensions: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
         {}, description="values to be found in the query of rows that were not synthesized here"

@@ -13,6 +13,7 @@ from typing import Any
 import json_repair
 import jsonschema
 
+from pipelines.records import is_text
 from pipelines.synthesize.questions import MOST, MalformedError
 from pipelines.synthesize.section import Answer
 
@@ -117,6 +118,8 @@ def read_json(text: str, schema: dict[str, Any]) -> Any:
     validator = jsonschema.validators.validator_for(schema)(schema)
     if error := jsonschema.exceptions.best_match(validator.iter_errors(value)):
         raise MalformedError(f"{error.json_path}: {error.message}"[:300])
+    if not is_text(value):
+        raise MalformedError("half a character, a lone surrogate")
     return value
 
 

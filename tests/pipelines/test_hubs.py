@@ -18,6 +18,8 @@ import pytest
 FILES = {
     "README.md": "# 数据集\n".encode(),
     "data/train-00001.jsonl": '{"query": "二", "response": "乙"}\n'.encode(),
+    "data/test.jsonl": '{"query": "考", "response": "卷"}\n'.encode(),
+    "dataset_infos.json": b'{"default": {}}',
     "data/train-00000.jsonl": '{"query": "一", "response": "甲"}\n'.encode() * 3000,
 }
 LIST = """
@@ -131,13 +133,27 @@ def said_by(code: str, hub: Hub, source: str, home: Path) -> list[str]:
 @pytest.mark.parametrize("scheme", ["modelscope", "hf"])
 def test_a_data_set_is_downloaded_once_and_its_files_are_in_order(hub: Hub, tmp_path: Path, scheme: str) -> None:
     found = said_by(LIST, hub, f"{scheme}://owner/name", tmp_path)
-    assert [Path(path).name for path in found] == ["train-00000.jsonl", "train-00001.jsonl"]
+    assert [Path(path).name for path in found] == ["test.jsonl", "train-00000.jsonl", "train-00001.jsonl"]
     assert [Path(path).read_bytes() for path in found] == [FILES[f"data/{Path(path).name}"] for path in found]
     fetched = [line for line in hub.asked if "GET" in line and "train" in line]
     assert len(fetched) >= 2
     hub.asked.clear()
     assert said_by(LIST, hub, f"{scheme}://owner/name", tmp_path) == found
     assert not [line for line in hub.asked if "GET" in line and "train" in line]
+
+
+@pytest.mark.parametrize("scheme", ["modelscope", "hf"])
+def test_of_a_data_set_only_what_is_asked_for_is_downloaded(hub: Hub, tmp_path: Path, scheme: str) -> None:
+    found = said_by(LIST, hub, f"{scheme}://owner/name/data/train-*.jsonl", tmp_path)
+    assert [Path(path).name for path in found] == ["train-00000.jsonl", "train-00001.jsonl"]
+    assert not [line for line in hub.asked if "test.jsonl" in line or "infos" in line or "README" in line]
+    assert "".join(hub.asked).count("train-00001.jsonl") >= 1
+    whole = said_by(LIST, hub, f"{scheme}://owner/name/data", tmp_path)
+    assert [Path(path).name for path in whole] == ["test.jsonl", "train-00000.jsonl", "train-00001.jsonl"]
+    assert said_by(LIST, hub, f"{scheme}://owner/name/**/train-*.jsonl", tmp_path) == found
+    source = f"{scheme}://owner/name/data/dev*"
+    (said,) = said_by(LIST, hub, source, tmp_path)[-1:]
+    assert said.startswith(f"refused: ingest.source {source}: no such file")
 
 
 @pytest.mark.parametrize("scheme", ["modelscope", "hf"])

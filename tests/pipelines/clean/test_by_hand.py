@@ -8,10 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipelines.clean.by_hand import export_rows, read_edited
+from pipelines.clean.by_hand import export_rows
 from pipelines.clean.stage import clean, determinants
 from pipelines.errors import DataError, InputError
 from pipelines.recipe import Recipe
+from pipelines.records import MESSAGES
 from pipelines.shards import read_tables
 from pipelines.workspace import Place, Workspace
 
@@ -110,21 +111,49 @@ def test_where_cleaning_reorders_a_row_comes_back_at_the_end(source: Place, tmp_
     assert [(row["row_id"], row["pos"]) for row in read(after)] == [("r5", 0), ("r4", 1), ("r0", 2), ("r2", 3)]
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('{"row_id": "r0"}', "rows.jsonl:1: kept is None, not true or false"),
-        ('{"kept": true}', "rows.jsonl:1: no row_id"),
-        ('{"row_id": "r0", "kept": true}\n{"row_id": "r0", "kept": false}', "rows.jsonl:2: row r0 is there twice"),
-        ('{"row_id": "r0", "kept": tr', "rows.jsonl:1: Expecting value"),
-        ("[1]", "rows.jsonl:1: not a JSON object"),
-    ],
-)
-def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, text: str, said: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=said):
-        read_edited(str(path))
+def test_somebodys_work_is_not_written_over(source: Place, tmp_path: Path, ray_cluster: None) -> None:
+    before, _ = cleaned(source, "before", recipe())
+    path = tmp_path / "rows.csv"
+    path.write_text("hours of work", encoding="utf-8")
+    with pytest.raises(InputError, match=r"rows\.csv: exists already; name another file"):
+        export_rows(before, path)
+    assert path.read_text(encoding="utf-8") == "hours of work"
+    before.workspace.remove(source.outputs("rows")[1])
+    with pytest.raises(DataError):
+        export_rows(before, tmp_path / "new.jsonl")
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["rows.csv"]  # no half of a file
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_what_is_changed_in_a_conversation_is_changed_where_it_is_trained(
+    tmp_path: Path, ray_cluster: None, suffix: str
+) -> None:
+    said = [("system", "你是医生"), ("user", "问一"), ("assistant", "答一"), ("user", "问二"), ("assistant", "答二")]
+    talk = [{"role": role, "content": text} for role, text in said]
+    columns = {name: [text] * 3 for name, text in (("system", "你是医生"), ("query", "问二"), ("response", "答二"))}
+    table = pa.table(
+        {"row_id": ["a", "b", "c"], "pos": [0, 1, 2], **columns, "messages": pa.array([talk] * 3, MESSAGES)}
+    )
+    source = Place(Workspace(str(tmp_path / "w")), "ingest", "in")
+    path = source.path("rows", "0.parquet")
+    with source.workspace.parquet_writer(path, table.schema) as writer:
+        writer.write_table(table)
+    source.finish({"report": {"digest": "d", "outputs": {"rows": source.relative([path])}}})
+    keep: list[Any] = [{"text_length_filter": {"min_len": 1}}]
+    before, _ = cleaned(source, "before", recipe(process=keep))
+    file = tmp_path / f"rows.{suffix}"
+    export_rows(before, file)
+    lines = lines_of(file)
+    lines[0]["response"], lines[0]["system"] = "改过的答", "你是护士"
+    third = [*talk[:4], {"role": "assistant", "content": "整段改过"}]
+    lines[2]["messages"] = json.dumps(third, ensure_ascii=False) if suffix == "csv" else third
+    write_lines(file, lines)
+    after, report = cleaned(source, "after", recipe(file, process=keep))
+    assert report["by_hand"] == {"changed": 2, "untouched": 1}
+    first, second, last = read(after)
+    assert [turn["content"] for turn in first["messages"]] == ["你是护士", "问一", "答一", "问二", "改过的答"]
+    assert second["messages"] == talk
+    assert (last["messages"], last["response"]) == (third, "整段改过")
 
 
 @pytest.mark.parametrize(

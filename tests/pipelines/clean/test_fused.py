@@ -163,6 +163,32 @@ def test_turns_of_the_assistant_are_the_text_of_a_conversation() -> None:
     assert done.tallies[0].changed == 2
 
 
+def test_turns_of_the_user_and_the_system_are_read_and_written_where_they_are_trained() -> None:
+    talk = [
+        turn("system", "我是 s@x.com"),
+        turn("user", "写信 u@x.com"),
+        turn("assistant", "写 a@x.com"),
+        turn("user", "给b@x.com"),
+        turn("assistant", "好"),
+    ]
+    bare = [turn("user", "一"), turn("assistant", "二"), turn("user", "三"), turn("assistant", "四")]
+    table = rows(
+        ["好", "四", "单轮"],
+        messages=pa.array([talk, bare, None], MESSAGES),
+        query=["给b@x.com", "三", "问 q@x.com"],
+        system=["我是 s@x.com", None, "单 s@x.com"],
+    )
+    mappers = [{"clean_email_mapper": {"text_key": key, "if_missing": "keep"}} for key in ("query", "system")]
+    done = run(table, *mappers, {"text_length_filter": {"min_len": 1, "text_key": "query"}})
+    first, second, third = done.kept.to_pylist()
+    assert [said["content"] for said in first["messages"]] == ["我是 ", "写信 ", "写 a@x.com", "给", "好"]
+    assert (first["query"], first["system"], first["response"]) == ("给", "我是 ", "好")
+    assert second == table.to_pylist()[1]
+    assert (third["query"], third["system"], third["messages"]) == ("问 ", "单 ", None)
+    assert [tally.changed for tally in done.tallies] == [2, 2, 0]
+    assert done.stats["text_len"].to_pylist() == [5, 3, 2]  # both questions and the newline between them
+
+
 def test_real_rows_leave_where_data_juicer_drops_them(
     corpus: pa.Table, assets: dict[str, str], zhihu_process: Any, shared_data: Any
 ) -> None:

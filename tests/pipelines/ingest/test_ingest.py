@@ -16,7 +16,7 @@ from pipelines.ingest.cutting import plan_shards
 from pipelines.ingest.sources import list_files, read_shard
 from pipelines.ingest.stage import determinants, ingest
 from pipelines.recipe import Recipe
-from pipelines.records import RowDigest
+from pipelines.records import RowDigest, messages_of
 from pipelines.workspace import Place, Workspace
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -139,8 +139,34 @@ def test_what_no_row_is_in_csv_and_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.json:2: not a JSON object: 7"):
         run(tmp_path, tmp_path / "a.json")
     (tmp_path / "b.csv").write_bytes("query,response\n甲,乙\n".encode("gb18030"))
-    with pytest.raises(DataError, match=r"b\.csv: not UTF-8 text .*iconv"):
+    with pytest.raises(DataError, match=r"b\.csv:2: not UTF-8 text .*ingest\.encoding: gb18030"):
         run(tmp_path, tmp_path / "b.csv")
+    (tmp_path / "c.jsonl").write_bytes('{"query": "甲", "response": "乙"}\n'.encode("gb18030"))
+    with pytest.raises(DataError, match=r"c\.jsonl:1: not valid JSON: .*set ingest\.encoding"):
+        run(tmp_path, tmp_path / "c.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"), [("a.csv", "gb18030"), ("a.jsonl.gz", "gbk"), ("a.json", "big5"), ("a.csv.zst", "utf-16")]
+)
+def test_other_encodings_are_read(tmp_path: Path, name: str, encoding: str) -> None:
+    rows = [{"query": f"第{i}行，\n一問", "response": "答" * (i % 9)} for i in range(300)]
+    source = written(tmp_path / name, rows)
+    whole = source.read_bytes()
+    plain = gzip.decompress(whole) if name.endswith(".gz") else whole
+    if name.endswith(".zst"):
+        with pa.CompressedInputStream(pa.BufferReader(whole), "zstd") as stream:
+            plain = stream.read()
+    data = plain.decode("utf-8-sig").encode(encoding)
+    packed = {".gz": gzip.compress, ".zst": lambda data: pa.compress(data, codec="zstd", asbytes=True)}
+    source.write_bytes(packed.get(source.suffix, bytes)(data))
+    _, table, _ = run(tmp_path, source, encoding=encoding, shard_bytes=2000)
+    assert table.select(["query", "response"]).to_pylist() == rows
+    assert table["row_id"][7].as_py() == f"{name.removesuffix('.gz').removesuffix('.zst')}:8"
+    assert not [file for file in (tmp_path / "w").rglob("a.*") if file.is_file()]  # the copies are gone
+    source.write_bytes(packed.get(source.suffix, bytes)(data + b"\xff"))
+    with pytest.raises(DataError, match=rf"{name}:\d+: not {encoding} text"):
+        run(tmp_path, source, encoding=encoding)
 
 
 def test_a_long_field_is_no_obstacle(tmp_path: Path) -> None:
@@ -220,6 +246,21 @@ def test_broken_lines_are_set_aside_and_counted(tmp_path: Path) -> None:
     assert table["pos"].to_pylist() == [i for i in range(40) if i not in (6, 17, 30, 35)]
 
 
+@pytest.mark.parametrize("adapter", ["auto", "columns"])
+def test_half_a_character_breaks_its_row_alone(tmp_path: Path, adapter: str) -> None:
+    rows = rows_of(1200)
+    rows[0]["response"], rows[7]["query"], rows[1100]["upvotes"] = "半\ud83d", "\ude00", 10**30
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(DataError, match=r"3 broken rows(.|\n)*a\.jsonl:1: holds half a character"):
+        run(tmp_path, source, adapter=adapter)
+    report, table, dropped = run(tmp_path, source, adapter=adapter, max_broken=3)
+    assert (report["rows"], report["broken"]) == (1197, 3)
+    assert dropped["row_id"].to_pylist() == ["a.jsonl:1", "a.jsonl:8", "a.jsonl:1101"]
+    assert "半\\ud83d" in dropped["text"][0].as_py()
+    assert table["pos"].to_pylist() == [i for i in range(1200) if i not in (0, 7, 1100)]
+
+
 def test_value_of_another_type_is_broken_not_guessed(tmp_path: Path) -> None:
     rows = rows_of(1500)
     rows[1200]["upvotes"] = "many"
@@ -260,6 +301,21 @@ def test_globs_and_folders_are_read_in_name_order(tmp_path: Path) -> None:
         write_lines(tmp_path / f"part-{number}.jsonl", [{"query": str(number), "response": "x"}])
     for source in (tmp_path / "part-*.jsonl", tmp_path):
         assert [Path(path).name for path in list_files(str(source))] == [f"part-{n}.jsonl" for n in range(3)]
+
+
+def test_the_system_prompt_stands_where_it_is_trained(tmp_path: Path) -> None:
+    talk = [
+        {"from": who, "value": said} for who, said in (("human", "一"), ("gpt", "二"), ("human", "三"), ("gpt", "四"))
+    ]
+    told = {"from": "system", "value": "自带"}
+    source = write_lines(
+        tmp_path / "a.jsonl", [{"conversations": turns} for turns in (talk, [told, *talk], talk[:2], [told, *talk[:2]])]
+    )
+    rows = run(tmp_path, source, system="你是{{谁}}", replace={"{{谁}}": "医生"})[1].to_pylist()
+    assert [row["system"] for row in rows] == ["你是医生", "自带"] * 2
+    said = [[(turn["role"], turn["content"]) for turn in messages_of(row)] for row in rows]
+    chat = [("user", "一"), ("assistant", "二"), ("user", "三"), ("assistant", "四")]
+    assert said == [[("system", system), *turns] for turns in (chat, chat[:2]) for system in ("你是医生", "自带")]
 
 
 def test_fingerprint_follows_the_content(tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.answering_server import Behaviour
-from pipelines.errors import DataError, InputError
+from pipelines.errors import DataError
 from pipelines.ingest.stage import ingest
 from pipelines.recipe import Recipe
-from pipelines.synthesize.by_hand import edited, read_edits
 from pipelines.synthesize.refine import cell_of, determinants, judge_text, refine
 from pipelines.synthesize.rules import RULES, Asked
 from pipelines.synthesize.section import Style
@@ -130,26 +129,40 @@ def test_what_a_person_changed_is_taken_back(tmp_path: Path) -> None:
     before = determinants(what)
     path.write_text(path.read_text(encoding="utf-8") + '{"row_id": "9"}\n', encoding="utf-8")
     assert determinants(what) != before
-    with pytest.raises(DataError, match=r"edited.jsonl: line 3: no row 9 is left"):
+    with pytest.raises(DataError, match=r"edited.jsonl: no row 9 is left"):
         refine(what, small(tmp_path)[1])
+    path.write_text(json.dumps({"row_id": first["row_id"], "kept": False}) + "\n", encoding="utf-8")
+    place = small(tmp_path)[1]
+    place.finish({"report": refine(what, place)})
+    assert [row["response"] for row in rows(place, "rows")] == ["愿你笑口常开！", "祝福语。"]  # a list of changes
+    assert [row["reason"] for row in rows(place, "dropped")] == [f"kept is false in {path}"]
 
 
-def test_an_edited_file_that_does_not_fit(tmp_path: Path) -> None:
-    path = tmp_path / "e.jsonl"
-    for text, said in (
-        ("{", "line 1: not a JSON object"),
-        ('{"query": "x"}', "row_id"),
-        ('{"row_id": "a"}\n' * 2, "twice"),
-    ):
-        path.write_text(text)
-        with pytest.raises(DataError, match=said):
-            read_edits(str(path), ["a"])
-    with pytest.raises(InputError, match=r"refine.edited: .*none.jsonl"):
-        read_edits(str(tmp_path / "none.jsonl"), [])
-    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
-    row = {"row_id": "a", "query": "user", "response": "assistant", "messages": turns}
-    changed = edited(row, {"query": "user", "response": "新", "messages": turns})
-    assert [turn["content"] for turn in changed["messages"]] == ["user", "assistant", "user", "新"]
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_is_mended_in_a_conversation_is_mended_where_it_is_trained(tmp_path: Path) -> None:
+    talk = [("user", "帮妈妈写"), ("assistant", "好的"), ("user", "生日祝福"), ("assistant", "“愿妈妈生日快乐！”")]
+    lines = [{"id": "a", "messages": [{"role": role, "content": text} for role, text in talk]}]
+    (tmp_path / "a.jsonl").write_text(json.dumps(lines[0], ensure_ascii=False), encoding="utf-8")
+    source = str(tmp_path / "a.jsonl")
+    styles: dict[str, Any] = {"s": {}}
+    section = {"dimensions": {"who": ["生日"]}, "styles": styles, "rules": ["quotes"], "fix": ["quotes"]}
+    (tmp_path / "edited.jsonl").write_text('{"row_id": "a", "query": "生日祝福，短些"}\n', encoding="utf-8")
+    reports = []
+    for edited in (None, str(tmp_path / "edited.jsonl")):
+        given = {"name": "t", "ingest": {"source": source}, "refine": {**section, "edited": edited}}
+        what = Recipe.model_validate(given)
+        workspace = Workspace(str(tmp_path / f"w{len(reports)}"))
+        place = Place(workspace, "ingest", "i")
+        place.finish({"report": ingest(what, place)})
+        done = Place(workspace, "refine", "r", {"ingest": place})
+        reports.append(refine(what, done))
+        done.finish({"report": reports[-1]})
+        (row,) = rows(done, "rows")
+        assert [turn["content"] for turn in row["messages"][-2:]] == [row["query"], row["response"]]
+        assert row["response"] == "愿妈妈生日快乐！"
+    assert row["query"] == "生日祝福，短些"
+    assert "by_hand" not in reports[0]["examples"]
+    assert [operator["changed"] for operator in reports[1]["operators"]] == [1, 0, 1]
 
 
 def test_near_duplicates_are_those_that_exact_comparison_finds(shared_data: Path) -> None:

@@ -133,7 +133,11 @@ def test_progress_is_said_where_there_is_no_terminal(
 
 @pytest.mark.parametrize(
     ("body", "reason"),
-    [(b"x" * (10 << 20), "too_large"), (b'{"choices":[{"message":{"content":"\xff"}}]}', "invalid_utf8")],
+    [
+        (b"x" * (10 << 20), "too_large"),
+        (b'{"choices":[{"message":{"content":"\xff"}}]}', "invalid_utf8"),
+        (b'{"choices":[{"message":{"content":"half \\ud83d"}}]}', "malformed"),
+    ],
 )
 def test_answers_that_cannot_be_read_lose_nothing(
     tmp_path: Path, start_server: Callable[..., Server], body: bytes, reason: str

@@ -1,7 +1,7 @@
 """The recipe `zhihu` on rows made to Zhihu-KOL's lengths: time, memory, and how both grow with the rows."""
 
 import argparse
-import shutil
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,16 +25,19 @@ QUICK_ROWS = 5000
 
 
 def clean_at_scale(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Clean all made rows and a tenth of them, as published and with every row before every operator."""
+    """Clean all made rows and a tenth of them, as published and with every row before every operator.
+
+    What was measured in `options.folder` before is not run again, so that the measurement can be made in parts.
+    """
     rows = min(options.rows, QUICK_ROWS) if options.quick else options.rows
-    made = write_rows(options.corpus, (options.folder or folder) / f"made-{rows}.jsonl", rows)
+    folder = (options.folder or folder).absolute()
+    made = write_rows(options.corpus, folder / f"made-{rows}.jsonl", rows)
     recipes = {"published": recipe_of(made, folder, "published"), "every-row": recipe_of(made, folder, "every-row", 0)}
-    workspace = folder / "work"
-    ingest = stage("ingest", recipes["every-row"], workspace)
+    ingest = stage("ingest", recipes["every-row"], folder / f"first-{rows}-0")
     runs = {"ingest": ingest}
     for name, recipe in recipes.items():
-        runs[name] = stage("clean", recipe, workspace)
-    growth = _growth(recipes["every-row"], folder, rows, runs["every-row"]["stage_seconds"], options.rounds)
+        runs[name] = stage("clean", recipe, folder / f"first-{rows}-0")
+    growth = _growth(recipes["every-row"], folder, rows, options.rounds)
     _print(rows, runs, growth)
     seconds = ingest["stage_seconds"] + runs["every-row"]["stage_seconds"]
     return {
@@ -65,38 +68,54 @@ def recipe_of(made: Path, folder: Path, name: str, votes: int | None = None, *, 
 
 
 def stage(name: str, recipe: Path, workspace: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Run one stage as a command; what it took with and without the start of Ray, memory, and its report's counts."""
-    measured: Measured = run_command(name, recipe, workspace, overrides)
+    """Run one stage as a command; what it took with and without the start of Ray, memory, and its report's counts.
+
+    What was begun of it before is done anew; what was measured in this workspace before is told again.
+    """
+    kept = workspace / f"measured-{recipe.stem}-{name}.json"
+    if kept.exists():
+        before: dict[str, Any] = json.loads(kept.read_text())
+        return before
     loaded = load_recipe(str(recipe), list(overrides))
+    for found, state, place in pipeline.status(loaded, Workspace(str(workspace))):
+        if found == name and state == "partial" and place:
+            place.clear()
+    measured: Measured = run_command(name, recipe, workspace, overrides)
     finished = {found: place for found, _, place in pipeline.status(loaded, Workspace(str(workspace)))}
     manifest = finished[name].manifest()  # type: ignore[union-attr]
     assert manifest
     report = manifest["report"]
     counts = {key: report[key] for key in ("rows_in", "rows") if key in report}
     operators = {entry["operator"]: round(entry["seconds"], 1) for entry in report.get("operators", [])}
-    return {**told(measured), "stage_seconds": round(manifest["seconds"], 1), **counts, "core_seconds": operators}
+    result = {**told(measured), "stage_seconds": round(manifest["seconds"], 1), **counts, "core_seconds": operators}
+    kept.write_text(json.dumps(result))
+    return result
 
 
-def _growth(recipe: Path, folder: Path, rows: int, whole: float, rounds: int) -> dict[str, Any]:
-    """Time per row of all rows against that of a tenth, both without what a run of few rows takes."""
-    few = _limited(recipe, folder, START_UP_ROWS, 1)
-    tenth = _limited(recipe, folder, rows // 10, rounds)
-    per_row = [(whole - few[0]) / rows, (statistics.median(tenth) - few[0]) / (rows // 10)]
+def _growth(recipe: Path, folder: Path, rows: int, rounds: int) -> dict[str, Any]:
+    """Time per row of all rows against that of a tenth, both without what a run of few rows takes; medians."""
+    sizes = (START_UP_ROWS, rows // 10, rows)
+    seconds = {size: _limited(recipe, folder, size, rounds, [f"ingest.limit={size}"][size == rows :]) for size in sizes}
+    start_up, tenth, whole = (statistics.median(seconds[size]) for size in sizes)
+    per_row = [(whole - start_up) / rows, (tenth - start_up) / (rows // 10)]
     return {
-        "start_up_seconds": few[0],
-        "tenth_seconds": tenth,
+        "seconds": {str(size): runs for size, runs in seconds.items()},
         "microseconds_per_row": [round(1e6 * value, 1) for value in per_row],
         "growth": round(per_row[0] / per_row[1] - 1, 3),
     }
 
 
-def _limited(recipe: Path, folder: Path, rows: int, rounds: int) -> list[float]:
-    """Seconds of cleaning the first rows, each time anew."""
+def _limited(recipe: Path, folder: Path, rows: int, rounds: int, limit: list[str]) -> list[float]:
+    """Seconds of cleaning the first rows, each time anew after the same ingest."""
+    first = folder / f"first-{rows}-0"
+    stage("ingest", recipe, first, limit)
     seconds = []
     for number in range(rounds):
         workspace = folder / f"first-{rows}-{number}"
-        seconds.append(stage("clean", recipe, workspace, [f"ingest.limit={rows}"])["stage_seconds"])
-        shutil.rmtree(workspace)
+        workspace.mkdir(exist_ok=True)
+        if not (workspace / "ingest").exists():
+            (workspace / "ingest").symlink_to(first / "ingest")
+        seconds.append(stage("clean", recipe, workspace, limit)["stage_seconds"])
     return seconds
 
 

@@ -3,10 +3,11 @@
     python -m benchmarks.serving [--quick] [--part all|engine|gateway] [--rounds 3] [--peer vllm|none]
 
 Part `engine`: the same model and engine arguments behind vLLM's own server and behind Danlu's endpoint, prefix cache
-off, both running, asked in turn: requests per second with as many connections as the engine computes together, and the
-median time to the first token of a stream, one request at a time. Part `gateway`: requests per second of a bare uvicorn
-application, of a minimal proxy before it in the same framework, and of the gateway before it; the client shares the
-machine. The last line is one JSON object.
+off, asked in turn, the other one with all its processes held meanwhile: requests per second with as many connections
+as the engine computes together, half of the answers streamed, all of different lengths; and the median time to the
+first token of a stream, one request at a time. Ray's workers run at normal priority, as vLLM's own server does.
+Part `gateway`: requests per second of a bare uvicorn application, of a minimal proxy before it in the same framework,
+and of the gateway before it; the client shares the machine. The last line is one JSON object.
 """
 
 import argparse
@@ -20,10 +21,12 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -31,7 +34,11 @@ from benchmarks.http_load import Load, ask_all, ask_for, request
 from pipelines.report import environment
 
 CONNECTIONS = 32
-ANSWER_TOKENS = 32
+ANSWER_TOKENS, SHORT = range(16, 49), range(8, 9)
+MIXED = (False, True)
+SETTLE_SECONDS = 2.0
+"""Between two servers' turns: those that were held look around first."""
+
 KEY = "benchmark"
 
 
@@ -211,37 +218,86 @@ def gateway(session: Any, upstream: str) -> Callable[..., Any]:
 def beside_vllm(model: str, rounds: int, quick: bool) -> dict[str, Any]:
     """vLLM's own server and Danlu's endpoint, asked in turn."""
     from pipelines.train.models import resolve
+    from rayjobs.cluster import Cluster
 
     with ExitStack() as stack:
+        stack.enter_context(Cluster("local")).connect()
         path = resolve(model, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="danlu-bench-"))))
-        ports = {"vllm": stack.enter_context(_vllm(path)), "danlu": stack.enter_context(_danlu(path))}
-        saturated: dict[str, list[Load]] = {name: [] for name in ports}
-        single: dict[str, list[Load]] = {name: [] for name in ports}
-        count = CONNECTIONS if quick else 3 * CONNECTIONS
-        for port in ports.values():
-            asyncio.run(ask_all(port, _questions(CONNECTIONS, False), CONNECTIONS))
-        for turn in range(rounds):
-            for name in sorted(ports, reverse=turn % 2 == 0):
-                saturated[name].append(asyncio.run(ask_all(ports[name], _questions(count, False), CONNECTIONS)))
-                single[name].append(asyncio.run(ask_all(ports[name], _questions(5 if quick else 20, True), 1)))
-        answers = {name: _texts(asyncio.run(ask_all(port, _questions(8, False), 1))) for name, port in ports.items()}
-    runs = {name: _figures(found, answers["vllm"] == answers["danlu"]) for name, found in saturated.items()}
-    for name, found in single.items():
-        each = [seconds for load in found for seconds in load.to_first]
-        runs[name]["to_first_ms"] = round(statistics.median(each) * 1000, 2)
-    return runs
+        ports = {"danlu": stack.enter_context(_danlu(path))}
+        families = {"danlu": psutil.Process().children(recursive=True)}
+        ports["vllm"], peer = stack.enter_context(_vllm(path))
+        families["vllm"] = [peer, *peer.children(recursive=True)]
+        turns = [sorted(ports, reverse=turn % 2 == 0) for turn in range(rounds)]
+        measured: dict[str, list[Turn]] = {name: [] for name in ports}
+        for name in (name for turn in turns for name in turn):
+            (other,) = ports.keys() - {name}
+            with _held(families[other]):
+                measured[name].append(_one_turn(ports[name], families[name], quick))
+        answers = {name: _texts(asyncio.run(ask_all(port, _questions(8, (False,)), 1))) for name, port in ports.items()}
+    return {name: _turn_figures(found, answers["vllm"] == answers["danlu"]) for name, found in measured.items()}
 
 
-def _questions(count: int, streamed: bool) -> list[bytes]:
-    """Prompts that differ from the first word on, always answered at full length."""
+@dataclass(frozen=True)
+class Turn:
+    """One server asked to saturation, with the CPU seconds of all its processes, and by one client at a time."""
+
+    saturated: Load
+    cpu_seconds: float
+    single: Load
+
+
+def _one_turn(port: int, family: list[psutil.Process], quick: bool) -> Turn:
+    asyncio.run(ask_all(port, _questions(CONNECTIONS, MIXED, SHORT), CONNECTIONS))
+    before = _cpu_seconds(family)
+    saturated = asyncio.run(ask_all(port, _questions(CONNECTIONS * (1 if quick else 4), MIXED), CONNECTIONS))
+    cpu_seconds = _cpu_seconds(family) - before
+    single = asyncio.run(ask_all(port, _questions(5 if quick else 30, (True,), SHORT), 1))
+    return Turn(saturated, cpu_seconds, single)
+
+
+def _turn_figures(turns: list[Turn], equal: bool) -> dict[str, Any]:
+    """As `_figures`, with the time to the first byte of streams asked one at a time, and CPU time per request."""
+    to_first = [seconds for turn in turns for seconds in turn.single.to_first]
+    cpu = [turn.cpu_seconds / len(turn.saturated.to_end) for turn in turns]
+    return _figures([turn.saturated for turn in turns], equal) | {
+        "to_first_ms": round(statistics.median(to_first) * 1000, 2),
+        "cpu_ms_per_request": round(statistics.median(cpu) * 1000, 1),
+    }
+
+
+@contextmanager
+def _held(processes: list[psutil.Process]) -> Iterator[None]:
+    """Stop processes meanwhile, so that nothing they do while they wait takes time from the server that is asked."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+        time.sleep(SETTLE_SECONDS)
+
+
+def _cpu_seconds(family: list[psutil.Process]) -> float:
+    total = 0.0
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            total += sum(process.cpu_times()[:2])
+    return total
+
+
+def _questions(count: int, streamed: tuple[bool, ...], tokens: range = ANSWER_TOKENS) -> list[bytes]:
+    """Prompts that differ from the first word on, answered at full length; lengths and streaming come in turn."""
     bodies = (
         {
             "model": "base",
             "prompt": f"{n}: Tell me about the number {n} and what people have thought of it.",
-            "max_tokens": 8 if streamed else ANSWER_TOKENS,
+            "max_tokens": tokens[7 * n % len(tokens)],
             "temperature": 0,
             "ignore_eos": True,
-            "stream": streamed,
+            "stream": streamed[n % len(streamed)],
         }
         for n in range(count)
     )
@@ -265,7 +321,7 @@ def _section() -> Any:
 
 
 @contextmanager
-def _vllm(model: Path) -> Iterator[int]:
+def _vllm(model: Path) -> Iterator[tuple[int, psutil.Process]]:
     """vLLM's own server, by its own command, with the arguments and environment that our engines get."""
     from serve.app import claim_port
     from serve.engine import EnginePlan, vllm_arguments
@@ -280,7 +336,7 @@ def _vllm(model: Path) -> Iterator[int]:
         with subprocess.Popen(command, env=engine_environment(plan), stdout=log, stderr=log) as process:
             try:
                 _wait(process, f"http://127.0.0.1:{port}/health", log)
-                yield port
+                yield port, psutil.Process(process.pid)
             finally:
                 process.terminate()
 
@@ -298,18 +354,18 @@ def _wait(process: "subprocess.Popen[bytes]", url: str, log: IO[bytes]) -> None:
 
 @contextmanager
 def _danlu(model: Path) -> Iterator[int]:
-    """Danlu's endpoint with a key, on a Ray of its own."""
+    """Danlu's endpoint with a key."""
     import hashlib
 
-    from rayjobs.cluster import Cluster
     from serve.app import endpoint
     from serve.models import ServedModel
 
-    with Cluster("local") as cluster, tempfile.TemporaryDirectory(prefix="danlu-bench-") as logs:
-        cluster.connect()
-        keys = (hashlib.sha256(KEY.encode()).digest(),)
-        with endpoint([ServedModel("base", str(model))], _section(), log_dir=Path(logs), keys=keys) as url:
-            yield int(url.rsplit(":", 1)[1].split("/")[0])
+    keys = (hashlib.sha256(KEY.encode()).digest(),)
+    with (
+        tempfile.TemporaryDirectory(prefix="danlu-bench-") as logs,
+        endpoint([ServedModel("base", str(model))], _section(), log_dir=Path(logs), keys=keys) as url,
+    ):
+        yield int(url.rsplit(":", 1)[1].split("/")[0])
 
 
 def _print(runs: dict[str, Any]) -> None:
@@ -323,4 +379,5 @@ def _print(runs: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     sys.exit(main())

@@ -1,11 +1,13 @@
 """Asking a model: requests a second and CPU per request, beside bespokelabs-curator, against the same local server.
 
-    python -m benchmarks.synthesize [--quick] [--peer curator|none] [--peer-python PATH] [--seconds 60]
+    python -m benchmarks.synthesize [--quick] [--peer curator|none] [--peer-python PATH] [--seconds 60] [--grid CELLS]
 
 The server answers after a second, as a function of the prompt; 256 requests are in flight. The rate is that of the
 arrivals at the server from the third second to the last request sent, and the ideal is 256 a second. CPU is that
 of the client alone, Ray and its start included. Then a grid of 100,000 cells, all but a thousand of them answered,
-is taken up again: the seconds until its first request reaches the server. The last line is one JSON object.
+is taken up again: the seconds until its first request reaches the server. `--grid 100000` does neither: it runs so
+many cells from the first to the last, at a server that answers at once, and shows how memory goes. The last line is
+one JSON object.
 """
 
 import argparse
@@ -66,7 +68,10 @@ def main() -> int:
     parser.add_argument("--peer-python", type=Path, default=PROJECT / ".peers" / "curator" / "bin" / "python")
     parser.add_argument("--seconds", type=float, default=60.0, help="of steady state")
     parser.add_argument("--resumed", type=int, default=100_000, help="cells of the grid that is taken up again")
+    parser.add_argument("--grid", type=int, help="run only a grid of so many cells, to its end")
     options = parser.parse_args()
+    if options.grid:
+        return _report_whole(options.grid)
     seconds = 5.0 if options.quick else options.seconds
     prompts = round(IN_FLIGHT / DELAY * (WARM_UP + seconds))
     runs = {"danlu": _ours(prompts)}
@@ -90,8 +95,8 @@ def main() -> int:
 
 
 @contextmanager
-def _server() -> Iterator[str]:
-    command = [sys.executable, "-m", "benchmarks.answering_server", "--delay", str(DELAY)]
+def _server(delay: float = DELAY) -> Iterator[str]:
+    command = [sys.executable, "-m", "benchmarks.answering_server", "--delay", str(delay)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT)
     assert process.stdout
     try:
@@ -158,6 +163,35 @@ def _run(server: str, prompts: int, command: list[str]) -> Run:
         requests=len(log),
         each_once=set(counts.values()) == {1} and len(counts) >= prompts,  # the peer asks once without words
     )
+
+
+def _report_whole(cells: int) -> int:
+    """Run a grid to its end; print memory in ten parts of the asking, and while conversations are written after it."""
+    with _server(0.0) as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
+        done = measure(_command(server, cells, folder), cwd=PROJECT)
+        if done.returncode:
+            raise SystemExit(done.output)
+        log = _log(server)
+    first, last = log[0][0], log[-1][0]
+    parts = [
+        [size for at, size in done.samples if 0 <= (at - first) / (last - first) * 10 - part < 1] for part in range(10)
+    ]
+    asking = [round(fmean(part) / 2**20) for part in parts if part]
+    summary = {
+        "name": "synthesize-grid",
+        "cells": cells,
+        "each_once": len(log) == len({digest for _, digest, _ in log}) == cells,
+        "asking_mib": asking,
+        "writing_mib": max((size for at, size in done.samples if at > last), default=0) >> 20,
+        "asking_seconds": round(last - first, 1),
+        "seconds": round(done.seconds, 1),
+        "environment": environment(),
+    }
+    Console().print(
+        f"{cells} cells: {asking} MiB in tenths of the asking, {summary['writing_mib']} MiB at most after it"
+    )
+    print(json.dumps(summary, ensure_ascii=False))
+    return 0
 
 
 def _growth(samples: Sequence[tuple[float, int]], first: float, last: float) -> float | None:

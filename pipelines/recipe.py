@@ -26,6 +26,9 @@ from serve.section import Serve
 SHIPPED = Path(__file__).parent / "recipes"
 """Where the recipes that come with the project lie."""
 
+RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Names become folders, adapters' names and parts of URLs."""
+
 
 class Ingest(Section):
     """Where the rows come from."""
@@ -95,7 +98,7 @@ class Split(Section):
 class Recipe(Section):
     """One experiment, from rows to scores."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=f"^{RECIPE_NAME.pattern}$")]
     seed: int = Field(42, description="every random choice follows from it")
     synthesize: Synthesize | None = None
     ingest: Annotated[Ingest | None, Field(validate_default=True)] = None

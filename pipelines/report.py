@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,19 @@ def _version(package: str) -> str | None:
 def write_report(recipe: Recipe, workspace: Workspace, done: Mapping[str, Place]) -> None:
     """Draw `report.html` in the workspace from the manifests of the finished stages."""
     manifests = {name: manifest for name, place in done.items() if (manifest := place.manifest())}
+    page = _template().render(_content(recipe, workspace, done, manifests))
+    workspace.write(workspace.path("report.html"), page.encode())
+
+
+@cache
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    page = environment.get_template("report.html.j2").render(_content(recipe, workspace, done, manifests))
-    workspace.write(workspace.path("report.html"), page.encode())
+    return environment.get_template("report.html.j2")
 
 
 def _content(recipe: Recipe, workspace: Workspace, done: Mapping[str, Place], manifests: Manifests) -> dict[str, Any]:

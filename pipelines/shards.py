@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.errors import DanluError
+from pipelines.errors import DanluError, StageError
 from pipelines.progress import progress
 from pipelines.workspace import Place, Workspace, readable, to_json
 
@@ -73,6 +73,8 @@ def run_shards(
     if pending:
         _run(workspace, folder, pending, work, concurrency, title, done=len(done))
     commits = _commits(workspace, folder)
+    if missing := {shard["index"] for shard in shards} - {commit["index"] for commit in commits}:
+        raise StageError(f"{folder}: the commits of shards {sorted(missing)} are not listed; nothing is deleted")
     _sweep(workspace, folder, commits)
     return commits
 
@@ -104,6 +106,9 @@ def _run(
         return {"error": _attempt(workspace, folder, json.loads(row["shard"]), work)}
 
     rows = ray.data.from_items([{"shard": json.dumps(shard)} for shard in pending], override_num_blocks=len(pending))
+    # Ray Data shares CPUs out by what it is told of the cluster, and in a pass's first second it is told of none: one
+    # task would run then. A pass has nothing to share with; Ray itself starts as many tasks as there are CPUs.
+    rows.context.op_resource_reservation_enabled = False
     outcomes = rows.map(attempt, concurrency=concurrency)
     with progress(title, total=done + len(pending), unit="shards", done=done) as advance:
         for row in outcomes.iter_rows():

@@ -18,7 +18,7 @@ from pipelines.records import RowDigest
 from pipelines.shards import Attempt, Commit, Shard, read_tables, run_shards
 from pipelines.workspace import Place, Workspace
 
-VERSION = 1
+VERSION = 2
 SIDES = ("train", "test")
 
 

@@ -17,9 +17,11 @@ Nothing is ever renamed or changed in place, so a local folder and object storag
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,8 +48,12 @@ class Workspace:
 
     @property
     def fs(self) -> fsspec.AbstractFileSystem:
-        """The file system the root lies on."""
-        return fsspec.core.url_to_fs(self.root)[0]
+        """The file system the root lies on; InputError where the package for its scheme is not installed."""
+        try:
+            # A listing that this process remembers would hide what workers wrote since.
+            return fsspec.core.url_to_fs(self.root, use_listings_cache=False)[0]
+        except ImportError as error:
+            raise InputError(f"{self.root}: {error}") from None
 
     @property
     def is_local(self) -> bool:
@@ -63,6 +69,24 @@ class Workspace:
         if not self.is_local:
             raise InputError(f"{self.root}: training and serving need a folder that every node sees, not a URL")
         return Path(self.root, *parts)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs out while this is open; StageError names the run that is in. On object storage: nothing."""
+        if not self.is_local:
+            yield
+            return
+        os.makedirs(self.root, exist_ok=True)
+        with open(self.path(".running"), "a+", encoding="utf-8") as holder:
+            try:
+                fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder.seek(0)
+                raise StageError(f"{self.root}: {holder.read()} is at work here; wait for it or stop it") from None
+            holder.truncate(0)
+            holder.write(f"process {os.getpid()} on {socket.gethostname()}")
+            holder.flush()
+            yield
 
     def exists(self, path: str) -> bool:
         """Whether an object lies at `path`."""
@@ -126,8 +150,9 @@ class Workspace:
 
     @contextmanager
     def parquet_writer(self, path: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-        """Write one Parquet file, zstd, row group by row group."""
-        with self.create(path) as sink, pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        """Write one Parquet file, zstd, row group by row group; dictionaries of texts that hardly repeat only cost."""
+        options: dict[str, Any] = {"compression": "zstd", "use_dictionary": False}
+        with self.create(path) as sink, pq.ParquetWriter(sink, schema, **options) as writer:
             yield writer
 
     def parquet_file(self, path: str) -> pq.ParquetFile:

@@ -4,7 +4,7 @@ Exit codes: 0 done, 1 the work failed, 2 the recipe or the arguments are wrong, 
 """
 
 import os
-import shutil
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from pipelines.errors import DanluError, InputError, Problem, RecipeError
 from pipelines.progress import say
-from pipelines.recipe import Recipe, load_recipe, shipped_recipes
+from pipelines.recipe import RECIPE_NAME, Recipe, load_recipe, shipped_recipes
 from pipelines.workspace import Place, Workspace, open_workspace
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
@@ -53,7 +53,11 @@ def init(name: str, file: Annotated[Path | None, typer.Argument()] = None) -> No
     target = file or Path(f"{name}.yaml")
     if target.exists():
         raise InputError(f"{target}: exists already; name another file")
-    shutil.copyfile(shipped[name], target)
+    if not RECIPE_NAME.fullmatch(target.stem):
+        raise InputError(f"{target}: the recipe is named after its file; use ASCII letters, digits, '.', '_' and '-'")
+    text = shipped[name].read_text(encoding="utf-8")
+    # A name of its own, lest it share the folder `runs/<name>` with the shipped recipe.
+    target.write_text(re.sub(r"(?m)^name: .*$", f"name: {target.stem}", text, count=1), encoding="utf-8")
     say(f"{target}: written; danlu check {target}")
 
 
@@ -71,13 +75,14 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
             out.print(f"  clean: {line}", markup=False, soft_wrap=True)
     if loaded.train:
         from pipelines.train.memory import describe
-        from pipelines.train.section import missing_package
 
-        lines = [describe(loaded.train)]
-        if missing := missing_package(loaded.train):
-            lines.append(f"{missing.key}: {missing.message}")
-        for line in lines:
-            out.print(f"  train: {line}", markup=False, soft_wrap=True)
+        out.print(f"  train: {describe(loaded.train)}", markup=False, soft_wrap=True)
+    try:
+        pipeline.require_ready(loaded, pipeline.stages_of(loaded))
+    except RecipeError as error:
+        for problem in error.problems:
+            what = ": ".join(filter(None, (problem.key, problem.message)))
+            out.print(f"  not ready on this machine: {what}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -18,6 +18,13 @@ QUIET = {
 }
 """Environment of every process we start: nothing is reported anywhere, and progress is shown once, by us."""
 
+SELDOM = {
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+}
+"""Environment of a Ray of our own, which otherwise looks after itself so often that an engine on two cores feels it."""
+
 
 class Cluster:
     """A Ray cluster that is attached to, or started, when the first stage needs it, and left or stopped at the end.
@@ -52,6 +59,7 @@ class Cluster:
     def _start(self) -> None:
         import ray
 
+        os.environ.update({name: os.environ.get(name, value) for name, value in SELDOM.items()})
         self._folder = tempfile.mkdtemp(prefix="danlu-ray-")
         ray.init(
             address="local",

@@ -8,11 +8,12 @@ A stage runs when its section is in the recipe and its output is missing or was 
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.errors import Problem, RecipeError, nearest
+from pipelines.errors import InputError, Problem, RecipeError, nearest
 from pipelines.evaluate.endpoint import shared_endpoints
 from pipelines.export import size_of
 from pipelines.progress import say
@@ -20,7 +21,7 @@ from pipelines.recipe import Recipe
 from pipelines.report import environment, write_report
 from pipelines.workspace import Place, Workspace, fingerprint
 from rayjobs.cluster import Cluster
-from serve.adapters import publish_if_new
+from serve.adapters import aliases, publish_if_new
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,46 @@ def run(
             raise RecipeError(recipe.name, [Problem(name, f"the recipe has no such stage; {nearest(name, names)}")])
     end = names.index(last) + 1 if last else len(names)
     redo = names.index(first) if first else end
-    for stage in stages[:end]:
-        check = getattr(importlib.import_module(stage.module), "preflight", None)
-        if check:  # what would only fail after hours of other stages
-            check(recipe)
     done: dict[str, Place] = {}
-    with shared_endpoints():
+    with ExitStack() as held, shared_endpoints():
+        is_ready = False
         for number, stage in enumerate(stages[:end]):
-            done[stage.name] = _bring_up_to_date(recipe, workspace, cluster, stage, done, again=number >= redo)
+            place = place_of(recipe, workspace, stage, done)
+            if number < redo and _is_up_to_date(place):
+                say(f"{stage.name}: up to date")
+            else:
+                if not is_ready:
+                    require_ready(recipe, stages[number:end])
+                    held.enter_context(workspace.held())
+                    cluster.connect()
+                    is_ready = True
+                _do(recipe, stage, place, again=number >= redo)
+            done[stage.name] = place
             if stage.name == "train":
-                publish_adapter(recipe, done["train"])
+                _publish(recipe, place)
             write_report(recipe, workspace, done)
     return done
+
+
+def require_ready(recipe: Recipe, stages: Sequence[Stage]) -> None:
+    """RecipeError with everything that would stop one of the stages, perhaps after hours of those before it.
+
+    That is what a recipe cannot know by itself: files that are not there, keys that are not set, packages.
+    """
+    problems: list[Problem] = []
+    for stage in stages:
+        try:
+            getattr(importlib.import_module(stage.module), "preflight", _nothing_to_check)(recipe)
+        except RecipeError as error:
+            problems += error.problems
+        except InputError as error:
+            problems.append(Problem("", str(error)))
+    if problems:
+        raise RecipeError(recipe.name, problems)
+
+
+def _nothing_to_check(recipe: Recipe) -> None:
+    """The preflight of a stage that needs nothing from outside."""
 
 
 def publish_adapter(recipe: Recipe, trained: Place) -> str | None:
@@ -104,6 +133,14 @@ def publish_adapter(recipe: Recipe, trained: Place) -> str | None:
         return None
     registry = trained.workspace.local("adapters")
     return publish_if_new(trained.local(report["adapter"]), registry, recipe.name, report["model"])
+
+
+def _publish(recipe: Recipe, trained: Place) -> None:
+    """Publish what was trained, and say so where its name stays with another version."""
+    version = publish_adapter(recipe, trained)
+    serving = version and aliases(trained.workspace.local("adapters")).get(recipe.name)
+    if serving != version:
+        say(f"train: this adapter is {version}; requests for {recipe.name} go to {serving}, where its alias points")
 
 
 def status(recipe: Recipe, workspace: Workspace) -> list[tuple[str, str, Place | None]]:
@@ -132,22 +169,18 @@ def place_of(recipe: Recipe, workspace: Workspace, stage: Stage, done: dict[str,
     return Place(workspace, stage.name, fingerprint(stage.name, module.VERSION, determinants, digests), inputs)
 
 
-def _is_there(report: dict[str, Any]) -> bool:
-    """Whether the files that a stage wrote outside the workspace still lie there, at their sizes."""
-    return all(size_of(path) == size for path, size in report.get("written", {}).items())
-
-
-def _bring_up_to_date(
-    recipe: Recipe, workspace: Workspace, cluster: Cluster, stage: Stage, done: dict[str, Place], again: bool
-) -> Place:
-    place = place_of(recipe, workspace, stage, done)
+def _is_up_to_date(place: Place) -> bool:
+    """Whether the stage is complete, and what it wrote outside the workspace still lies there, at its size."""
     manifest = place.manifest()
-    if manifest is not None and not again and _is_there(manifest["report"]):
-        say(f"{stage.name}: up to date")
-        return place
-    if manifest is not None or again:
+    if manifest is None:
+        return False
+    return all(size_of(path) == size for path, size in manifest["report"].get("written", {}).items())
+
+
+def _do(recipe: Recipe, stage: Stage, place: Place, again: bool) -> None:
+    """Do a stage's work at its place, from the beginning or from where a killed run left it; mark it complete."""
+    if again or place.manifest() is not None:
         place.clear()
-    cluster.connect()
     say(f"{stage.name} …")
     work: Callable[[Recipe, Place], dict[str, Any]] = getattr(importlib.import_module(stage.module), stage.name)
     began = time.time()
@@ -165,4 +198,3 @@ def _bring_up_to_date(
         }
     )
     say(f"{stage.name}: done in {seconds:.1f} s" + (f", {report['summary']}" if "summary" in report else ""))
-    return place

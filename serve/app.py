@@ -134,7 +134,8 @@ def require_resources(models: list[ServedModel], section: ServeSection) -> None:
         if engines * each > have.get(resource, 0.0):
             raise HardwareError(
                 f"serving needs {engines} engine(s) of {each:g} {resource} each, the cluster has "
-                f"{have.get(resource, 0.0):g}; lower serve.num_{resource.lower()}s or the replicas"
+                f"{have.get(resource, 0.0):g}; lower serve.num_{resource.lower()}s (engines share a GPU at 0.5, each "
+                "with half of its memory) or the replicas"
             )
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,6 +61,8 @@ def chat(
     `read` takes a prompt and returns a line, raising EOFError at the end; Ctrl-C stops an answer, not the chat.
     Raises StageError when the endpoint cannot be reached.
     """
+    with suppress(ImportError):  # some Pythons are built without it
+        import readline  # noqa: F401  # lines are edited and called back with the arrow keys, also Chinese ones
     client = openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=0)
     names = model_names(client)
     talk = Conversation(client, model or names[0])

@@ -37,11 +37,14 @@ from serve.conversation import (
 )
 
 REDRAW_SECONDS = 0.05
+LINE_PIXELS = 27
 MODES = ("chat", "table", "group")
 FACES = tuple(f":material/face{n}:" for n in ("", "_2", "_3", "_4", "_5", "_6"))
 STYLE = """<style>
 [data-testid="stMainBlockContainer"] {padding-top: 4rem; padding-bottom: 1rem}
 [data-testid="stSidebarHeader"] {height: 2.5rem}
+[data-testid="stChatMessage"] {overflow-wrap: anywhere}
+[data-testid="stChatMessage"] table {display: block; overflow-x: auto} /* or it reaches into the next column */
 [data-testid="stStatusWidget"] {display: none} /* it has a stop button of its own, which stops only the drawing */
 @media (max-width: 640px) {[data-testid="stMainBlockContainer"] {padding-left: .8rem; padding-right: .8rem}}
 </style>"""
@@ -277,12 +280,14 @@ def draw_table(rows: list[Row], say: dict[str, str]) -> None:
     """The answers so far, and when all are there, the downloads."""
     spot = st.empty()
     answers = [answer for row in rows for answer in row.answers]
+    widths: dict[str, Any] = {"prompt": 140, **{answer.model: 300 for answer in rows[0].answers}}
+    columns = {name: st.column_config.Column(width=width) for name, width in widths.items()}
 
     def draw() -> None:
         done = sum(answer.ended for answer in answers)
         with spot.container():
             st.progress(done / len(answers), say["done_of"].format(done, len(answers)))
-            st.dataframe(table_of(rows), hide_index=True)
+            st.dataframe(table_of(rows), hide_index=True, row_height=3 * LINE_PIXELS, column_config=columns)
 
     if is_running():
         follow(lambda: answers, draw, say)
@@ -297,7 +302,7 @@ def group_mode(page: Page) -> None:
     """Personas who answer each other in turn; a person gives the topic and may join in."""
     say = page.words
     lines: list[Line] = st.session_state.setdefault("lines", [])
-    with st.expander(say["personas"], expanded=not lines, icon=":material/groups:"):
+    with st.expander(say["who"], expanded=not lines, icon=":material/groups:"):
         personas, rounds = group_settings(page)
     names = [persona.name for persona in personas]
     if len({*names, say["you"]}) <= len(names):

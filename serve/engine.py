@@ -1,6 +1,8 @@
 """One engine replica: a Ray Serve deployment that keeps vLLM's own server running as a child process."""
 
 import asyncio
+import glob
+import importlib.util
 import json
 import logging
 import os
@@ -8,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -20,6 +23,7 @@ from ray import serve as ray_serve
 from pipelines.errors import StageError
 from pipelines.parent_death import PARENT
 from serve import directory
+from serve.guard import KEYS
 from serve.models import ServedModel
 from serve.section import Engine as EngineArguments
 
@@ -35,6 +39,12 @@ IN_FLIGHT = "in_flight"
 """The name of what the engines report for autoscaling."""
 
 REQUESTS = re.compile(rb"^vllm:num_requests_(?:running|waiting)\{[^}]*\} ([0-9.e+]+)", re.MULTILINE)
+
+CPU_LORA_EXTENSION = "serve.vllm_cpu_lora.RequireCpuLora"
+"""vLLM's `worker_extension_cls` on a CPU: base and adapter requests of one batch kept apart."""
+
+LONGEST_TEMPORARY = 107 - len("/danlu-12345678/") - 36
+"""The longest path of a folder in which an engine's folder can hold sockets: Linux allows 107 bytes, a UUID has 36."""
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The adapter ranks vLLM makes room for."""
@@ -69,14 +79,15 @@ class EngineReplica:
         self._url = ""
         self._process: subprocess.Popen[bytes] | None = None
         # The child's death signal follows the thread that starts it, so one thread owns the child for life.
-        threading.Thread(target=self._own_the_child, name="engine", daemon=True).start()
+        self._thread = threading.Thread(target=self._own_the_child, name="engine", daemon=True)
+        self._thread.start()
         self._started.wait()
         if self._error is not None:
             directory.report_failure(plan.app, str(self._error))
             raise self._error
 
-    def check_health(self) -> None:
-        """Called by Ray Serve; raises when the engine's process is gone."""
+    async def check_health(self) -> None:
+        """Called by Ray Serve, in its event loop; raises when the engine's process is gone."""
         if self._process is None or self._process.poll() is not None:
             raise RuntimeError(f"the engine of {self._plan.model.name} has ended")
 
@@ -90,7 +101,7 @@ class EngineReplica:
             directory.withdraw(self._plan.app, self._replica)
         time.sleep(2 * directory.BEAT_SECONDS)  # until the gateway has seen it
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait()
+        self._thread.join()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Ray Serve, which sees none of the requests itself: those the engine computes or keeps waiting."""
@@ -98,8 +109,16 @@ class EngineReplica:
 
     def _own_the_child(self) -> None:
         log = Path(self._plan.log_dir) / f"engine-{self._plan.model.name}-{self._replica}.log"
+        with short_folder() as scratch:
+            self._run_the_child(log, scratch)
+        if self._process is None or self._error is not None or self._stopping:
+            return
+        logger.error("engine of %s ended with code %s, see %s", self._plan.model.name, self._process.returncode, log)
+        os._exit(1)  # the quickest way for Ray Serve to notice and to start another
+
+    def _run_the_child(self, log: Path, scratch: str) -> None:
         try:
-            self._process, port = start_process(self._plan, log)
+            self._process, port = start_process(self._plan, log, scratch)
             self._url = f"http://{self._plan.host}:{port}"
             wait_until_healthy(self._process, self._url)
         except Exception as error:  # raised again where Ray Serve waits
@@ -110,23 +129,16 @@ class EngineReplica:
         finally:
             self._started.set()
         self._announce_while_alive(self._process, self._url)
-        if self._stopping:
-            return
-        logger.error("engine of %s ended with code %s, see %s", self._plan.model.name, self._process.returncode, log)
-        os._exit(1)  # the quickest way for Ray Serve to notice and to start another
 
     def _announce_while_alive(self, process: subprocess.Popen[bytes], url: str) -> None:
-        beat = 0
-        while process.poll() is None:
+        ended, beat = end_of(process), 0
+        while not ended.is_set():
             beat += 1
             record = directory.EngineRecord(self._replica, self._plan.model.name, url, beat)
             with self._announcing:
                 if not self._stopping:
                     directory.announce(self._plan.app, record)
-            try:
-                process.wait(directory.BEAT_SECONDS)
-            except subprocess.TimeoutExpired:
-                continue
+            ended.wait(directory.BEAT_SECONDS)
         directory.withdraw(self._plan.app, self._replica)
 
 
@@ -135,8 +147,29 @@ def node_address() -> str:
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
-def start_process(plan: EnginePlan, log: Path) -> tuple[subprocess.Popen[bytes], int]:
+def end_of(process: subprocess.Popen[bytes]) -> threading.Event:
+    """An event that is set when a process has ended; `Popen.wait` with a limit looks twenty times a second instead."""
+    ended = threading.Event()
+
+    def wait() -> None:
+        process.wait()
+        ended.set()
+
+    threading.Thread(target=wait, name="end", daemon=True).start()
+    return ended
+
+
+def short_folder() -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder for one engine, whose path leaves room for the names of vLLM's sockets."""
+    usual = tempfile.gettempdir()
+    parent = usual if len(usual) <= LONGEST_TEMPORARY else "/tmp"
+    return tempfile.TemporaryDirectory(prefix="danlu-", dir=parent, ignore_cleanup_errors=True)
+
+
+def start_process(plan: EnginePlan, log: Path, scratch: str) -> tuple[subprocess.Popen[bytes], int]:
     """Start vLLM's server, its output going to `log`; returns the process and the port it listens on.
+
+    It leaves sockets behind in its temporary folder when it is killed: `scratch`, which the caller removes after it.
 
     Raises StageError when it ends before it has opened its port.
     """
@@ -146,7 +179,7 @@ def start_process(plan: EnginePlan, log: Path) -> tuple[subprocess.Popen[bytes],
     with log.open("wb") as output:
         process = subprocess.Popen(
             command + vllm_arguments(plan),
-            env=environment(plan),
+            env={**environment(plan), **temporary(scratch)},
             stdout=output,
             stderr=subprocess.STDOUT,
             pass_fds=(writer,),
@@ -196,27 +229,36 @@ def vllm_arguments(plan: EnginePlan) -> list[str]:
     if on_cpu or engine.enforce_eager:
         arguments += ["--enforce-eager"]  # on a CPU compilation takes minutes and a C++ compiler
     if not on_cpu:
-        arguments += ["--gpu-memory-utilization", str(engine.gpu_memory_utilization)]
+        arguments += ["--gpu-memory-utilization", str(memory_share(engine, plan.num_gpus))]
     cache = engine.kv_cache_memory_bytes or (CPU_KV_CACHE_BYTES if on_cpu else None)
     if cache is not None:
         arguments += ["--kv-cache-memory-bytes", str(cache)]
     return arguments + (lora_arguments(plan) if plan.model.has_adapters else [])
 
 
+def memory_share(engine: EngineArguments, num_gpus: float) -> float:
+    """vLLM's `gpu_memory_utilization`: of a GPU that engines share, no more than this engine's part."""
+    return engine.gpu_memory_utilization * min(1.0, num_gpus / engine.tensor_parallel_size)
+
+
 def lora_arguments(plan: EnginePlan) -> list[str]:
-    """vLLM's arguments for adapters: as much room as the given ones need, or as the recipe says for later ones."""
-    model, engine = plan.model, plan.arguments
+    """vLLM's arguments for adapters."""
+    slots, rank = adapter_room(plan.model, plan.arguments)
+    arguments = ["--enable-lora", "--max-loras", str(slots), "--max-lora-rank", str(rank)]
+    if plan.model.adapters:
+        arguments += ["--lora-modules", *(f"{name}={path}" for name, path in plan.model.adapters.items())]
+    if plan.num_gpus == 0:
+        arguments += ["--worker-extension-cls", CPU_LORA_EXTENSION]
+    return arguments
+
+
+def adapter_room(model: ServedModel, engine: EngineArguments) -> tuple[int, int]:
+    """vLLM's `max_loras` and `max_lora_rank`: what the given adapters need, or what the recipe says for later ones."""
     if model.registry is None:
         rank, slots = max(map(adapter_rank, model.adapters.values())), min(engine.max_loras, len(model.adapters))
     else:
         rank, slots = engine.max_lora_rank, engine.max_loras
-    room = next((size for size in LORA_RANKS if size >= rank), rank)
-    arguments = ["--enable-lora", "--max-loras", str(slots), "--max-lora-rank", str(room)]
-    if model.adapters:
-        arguments += ["--lora-modules", *(f"{name}={path}" for name, path in model.adapters.items())]
-    if plan.num_gpus == 0:
-        arguments += ["--worker-extension-cls", "serve.vllm_cpu_lora.RequireCpuLora"]
-    return arguments
+    return slots, next((size for size in LORA_RANKS if size >= rank), rank)
 
 
 def adapter_rank(folder: str) -> int:
@@ -233,10 +275,10 @@ def cpu_dtype(asked: str) -> str:
 
 
 def environment(plan: EnginePlan) -> dict[str, str]:
-    """The environment of the engine's process: offline, no reports, the key out of sight of `ps`."""
+    """The environment of the engine's process: offline, no reports, its key out of sight of `ps`, no client's key."""
     project = str(Path(__file__).resolve().parents[1])
     variables = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != KEYS},
         PARENT: str(os.getpid()),
         "PYTHONPATH": os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")])),
         "HF_HUB_OFFLINE": "1",
@@ -253,8 +295,30 @@ def environment(plan: EnginePlan) -> dict[str, str]:
         variables["VLLM_LORA_RESOLVER_CACHE_DIR"] = plan.model.registry
         variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if plan.num_gpus == 0:
-        variables |= cpu_environment(plan.arguments.tensor_parallel_size)
+        variables |= cpu_environment(plan.arguments.tensor_parallel_size) | {"LD_PRELOAD": preloaded()}
     return variables
+
+
+def temporary(scratch: str) -> dict[str, str]:
+    """A temporary folder of an engine's own; what PyTorch compiles stays where all engines find it."""
+    compiled = os.path.join(tempfile.gettempdir(), f"torchinductor-{os.getuid()}")
+    return {"TMPDIR": scratch, "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", compiled)}
+
+
+def preloaded() -> str:
+    """The libraries that vLLM preloads on a CPU, in an interpreter that it spawns for its core; ours is a fork.
+
+    PyTorch's OpenMP, so that all libraries share one pool of threads, and an allocator where vLLM carries one
+    (vllm/platforms/cpu.py).
+    """
+    places = {"torch": ("../torch.libs/libgomp*.so*", "lib/libgomp*.so*"), "vllm": ("libs/libtcmalloc*.so*",)}
+    libraries = [os.environ["LD_PRELOAD"]] if os.environ.get("LD_PRELOAD") else []
+    for package, patterns in places.items():
+        spec = importlib.util.find_spec(package)
+        folders = (spec.submodule_search_locations if spec else None) or []
+        found = sorted(path for folder in folders for pattern in patterns for path in glob.glob(f"{folder}/{pattern}"))
+        libraries += [os.path.realpath(path) for path in found[:1]]
+    return ":".join(libraries)
 
 
 def cpu_environment(tensor_parallel_size: int) -> dict[str, str]:

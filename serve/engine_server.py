@@ -7,12 +7,13 @@ process that started it.
 """
 
 import argparse
-import asyncio
 import json
 import os
 import socket
 import sys
 from typing import Any
+
+import uvloop
 
 from pipelines.parent_death import die_with_parent
 
@@ -28,7 +29,7 @@ def main(arguments: list[str]) -> None:
     listener = socket.create_server((options.host, 0), backlog=2048)
     with os.fdopen(options.report_fd, "w") as pipe:
         json.dump({"port": listener.getsockname()[1]}, pipe)
-    asyncio.run(_serve(options.vllm, options.host, listener))
+    uvloop.run(_serve(options.vllm, options.host, listener))
 
 
 async def _serve(engine_arguments: list[str], host: str, listener: socket.socket) -> None:

@@ -165,8 +165,7 @@ class Gateway:
             await send_json(send, 200, DESCRIPTION)
         elif path == "/metrics":
             engines = {name: len(self._usable(name)) for name in self._engines}
-            text = self.metrics.text(self.admission.in_flight, self.admission.queued, engines)
-            await send_body(send, 200, text, [], b"text/plain; version=0.0.4; charset=utf-8")
+            await send_body(send, 200, self.metrics.text(engines), [], b"text/plain; version=0.0.4; charset=utf-8")
         else:
             raise RequestError(404, f"There is nothing at {path}", "unknown_path")
 
@@ -219,7 +218,7 @@ class Gateway:
         return target
 
     async def _answer(self, ask: Ask, caller: str, send: Send) -> None:
-        await self.admission.enter()
+        await self._enter(ask.target.name)
         try:
             status = await self._ask_engines(ask, send)
         except asyncio.CancelledError:
@@ -227,12 +226,22 @@ class Gateway:
             self._rates.spend(caller, ask.timing.pieces)  # about a token each; what they were is not known any more
             raise
         finally:
+            self.metrics.in_flight[ask.target.name] -= 1
             self.admission.leave()
         if status is None:
             return
         self.metrics.answered(ask.target.name, status)
         usage = self.metrics.finished(ask.target.name, ask.streamed, ask.timing)
         self._rates.spend(caller, usage.prompt + usage.completion)
+
+    async def _enter(self, model: str) -> None:
+        """Wait for a place in flight."""
+        self.metrics.queued[model] += 1
+        try:
+            await self.admission.enter()
+        finally:
+            self.metrics.queued[model] -= 1
+        self.metrics.in_flight[model] += 1
 
     async def _ask_engines(self, ask: Ask, send: Send) -> int | None:
         """Copy the answer of an engine, the next one where one dies before it; None where one dies in the middle."""

@@ -66,8 +66,8 @@ class GatewayReplica:
         self._thread = threading.Thread(target=uvloop.run, args=(self._serve(),), name="gateway", daemon=True)
         self._thread.start()
 
-    def check_health(self) -> None:
-        """Called by Ray Serve; raises when the gateway's thread has ended."""
+    async def check_health(self) -> None:
+        """Called by Ray Serve, in its event loop; raises when the gateway's thread has ended."""
         if not self._thread.is_alive():
             raise RuntimeError("the gateway has ended")
 

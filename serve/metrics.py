@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,10 +52,16 @@ class Timing:
 
 
 class Metrics:
-    """The gateway's counters."""
+    """The gateway's counters.
+
+    `in_flight` and `queued` are requests at the engines and those that wait for a place, by model; the gateway keeps
+    them, since a lock for each change would cost more than the change.
+    """
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self.in_flight: defaultdict[str, int] = defaultdict(int)
+        self.queued: defaultdict[str, int] = defaultdict(int)
         self._children: dict[tuple[Any, tuple[str, ...]], Any] = {}
         self._requests = Counter(
             "danlu_requests", "Requests answered, by HTTP status", ("model", "status"), registry=self._registry
@@ -74,8 +81,12 @@ class Metrics:
             buckets=TOKEN_SECONDS,
             registry=self._registry,
         )
-        self._in_flight = Gauge("danlu_requests_in_flight", "Requests at the engines", registry=self._registry)
-        self._queued = Gauge("danlu_requests_queued", "Requests that wait for a place", registry=self._registry)
+        self._in_flight = Gauge(
+            "danlu_requests_in_flight", "Requests at the engines", ("model",), registry=self._registry
+        )
+        self._queued = Gauge(
+            "danlu_requests_queued", "Requests that wait for a place", ("model",), registry=self._registry
+        )
         self._engines = Gauge("danlu_engines", "Engine replicas alive", ("model",), registry=self._registry)
 
     def answered(self, model: str, status: int) -> None:
@@ -100,10 +111,11 @@ class Metrics:
             found = self._children[metric, labels] = metric.labels(*labels)
         return found
 
-    def text(self, in_flight: int, queued: int, engines: dict[str, int]) -> bytes:
-        """Everything, in Prometheus' text form."""
-        self._in_flight.set(in_flight)
-        self._queued.set(queued)
+    def text(self, engines: dict[str, int]) -> bytes:
+        """Everything, in Prometheus' text form; `engines` are the replicas alive of each model."""
+        for gauge, counts in ((self._in_flight, self.in_flight), (self._queued, self.queued)):
+            for model, count in counts.items():
+                gauge.labels(model).set(count)
         for model, count in engines.items():
             self._engines.labels(model).set(count)
         return generate_latest(self._registry)

@@ -62,7 +62,9 @@ class Serve(Section):
     num_replicas: Count = Field(1, description="replicas of each engine")
     autoscaling: Autoscaling | None = Field(None, description="instead of num_replicas")
     num_cpus: Positive = Field(0.25, description="CPUs reserved per engine replica; fractions fit small machines")
-    num_gpus: float = Field(0, ge=0, description="GPUs reserved per engine replica")
+    num_gpus: float = Field(
+        0, ge=0, description="GPUs per engine replica; at 0.5 two engines share one, half its memory each"
+    )
     allow_origins: list[str] = Field(
         default_factory=list, description="web origins whose pages may ask (CORS), such as https://chat.example.org"
     )

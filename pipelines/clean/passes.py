@@ -1,6 +1,6 @@
 """The work of each pass over the shards: reads one shard, writes through its attempt, returns what it counted."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -46,6 +46,24 @@ def rows_work(workspace: Workspace, phase: Phase, text_key: str, final: bool) ->
     return work
 
 
+def keys_work(workspace: Workspace, phase: Phase, text_key: str) -> Work:
+    """Only the keys of a phase without operators over single rows, from the columns they are made of; the rows stay
+    where they are."""
+    needed = {"row_id", "pos", "messages", *(step.column.split(".")[0] for step in phase.whole)}
+
+    def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
+        counted = _Counted(digested=False)
+        with ExitStack() as stack:
+            write = shard_writer(attempt, stack)
+            for table in row_batches(workspace, shard["path"], needed):
+                outcome = apply((), table, text_key, phase.whole)
+                write("keys", outcome.keys)
+                counted.add(table.num_rows, outcome.kept, outcome.tallies, [])
+        return counted.result()
+
+    return work
+
+
 def bucket_work(workspace: Workspace, text_key: str) -> Work:
     """Carry out decisions that change the order: each row goes to the file of its range of new positions."""
 
@@ -63,13 +81,19 @@ def bucket_work(workspace: Workspace, text_key: str) -> Work:
     return work
 
 
-def sort_work(workspace: Workspace) -> Work:
-    """Put the rows of one range of positions in order."""
+def sort_work(workspace: Workspace, text_key: str) -> Work:
+    """Put the rows of one range of positions in order, after the decisions on them where there are any left."""
 
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
-        table = pa.concat_tables(read_tables(workspace, shard["paths"])).sort_by("pos")
+        tables = []
         with ExitStack() as stack:
-            shard_writer(attempt, stack)("rows", table)
+            write = shard_writer(attempt, stack)
+            for part in shard["parts"]:
+                for kept, gone in _settled(workspace, part, text_key):
+                    write("dropped", gone)
+                    tables.append(kept)
+            table = pa.concat_tables(tables).sort_by("pos")
+            write("rows", table)
         counted = _Counted(digested=True)
         counted.add(table.num_rows, table, [], [])
         return counted.result()
@@ -128,19 +152,20 @@ def _settled(workspace: Workspace, shard: Shard, text_key: str) -> Iterator[tupl
         yield settle(table, decisions, field_of(table, text_key))
 
 
-def row_batches(workspace: Workspace, path: str) -> Iterator[pa.Table]:
-    """The rows of a file in order, in tables of about `BATCH_BYTES`; an empty one where there are none."""
+def row_batches(workspace: Workspace, path: str, needed: Collection[str] | None = None) -> Iterator[pa.Table]:
+    """The rows of a file in order, in tables of about `BATCH_BYTES`; an empty one where there are none.
+
+    With `needed`, only those of its columns.
+    """
+    with workspace.parquet_file(path) as file:
+        schema, rows = file.schema_arrow, int(file.metadata.num_rows)
+    columns = [name for name in schema.names if needed is None or name in needed]
     pending: list[pa.Table] = []
-    for table in read_tables(workspace, [path]):
+    for table in read_tables(workspace, [path], columns):
         pending.append(table)
         if sum(part.nbytes for part in pending) >= BATCH_BYTES:
             yield pa.concat_tables(pending).combine_chunks()
             pending = []
-    if pending or not _rows_of(workspace, path):
-        with workspace.parquet_file(path) as file:
-            yield pa.concat_tables([file.schema_arrow.empty_table(), *pending]).combine_chunks()
-
-
-def _rows_of(workspace: Workspace, path: str) -> int:
-    with workspace.parquet_file(path) as file:
-        return int(file.metadata.num_rows)
+    if pending or not rows:
+        empty = pa.schema([schema.field(name) for name in columns]).empty_table()
+        yield pa.concat_tables([empty, *pending]).combine_chunks()

@@ -1,9 +1,10 @@
 """Clean: operators over the rows, shard by shard and fused; operators over the whole data set in between.
 
 rows-0      each phase of the plan is a pass over the shards: kept rows, dropped rows, statistics, and one key
-            per row for the whole-data-set operators that follow; these decide on the keys alone
-buckets-0,  only where such an operator changes the order of the rows: they are sorted by their new `pos`
-sorted-0
+            per row for the whole-data-set operators that follow; these decide on the keys alone. Where it begins
+            with such operators, only keys are written
+buckets-0,  only where such an operator changes the order of the rows: they are sorted by their new `pos`, through
+sorted-0    buckets where there are too many for one task
 rows-1      carries the decisions out, and runs the next phase
 edited      only where a person has edited the rows: carries that out, last
 """
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from pipelines.clean.assets import checksum
 from pipelines.clean.by_hand import edit_shards, edit_work, read_edited
 from pipelines.clean.fused import SAMPLES, Tally
 from pipelines.clean.near_duplicates import Indices, Signatures, forest, units
-from pipelines.clean.passes import bucket_work, rows_work, sort_work
+from pipelines.clean.passes import SORTED_ROWS, bucket_work, keys_work, rows_work, sort_work
 from pipelines.clean.plan import Phase, Plan, build_plan
 from pipelines.clean.whole import decide
 from pipelines.errors import InputError
@@ -32,7 +34,7 @@ from pipelines.records import RowDigest
 from pipelines.shards import Commit, Shard, Work, read_tables, run_shards
 from pipelines.workspace import Place, to_json
 
-VERSION = 1
+VERSION = 2
 ALONE = 2_000_000
 """Signatures up to which near-duplicates are found in this process: it takes less time than to start workers."""
 
@@ -66,18 +68,25 @@ def clean(recipe: Recipe, place: Place) -> dict[str, Any]:
         passes.append(run_shards(place, name, shards, work, concurrency=section.concurrency, title=f"clean {name}"))
         return passes[-1]
 
-    shards = partial(_shards, source.outputs("rows"))
+    paths = source.outputs("rows")
+    shards = partial(_shards, paths)
     phases = _closed(plan)
     for number, phase in enumerate(phases):
         final = phase is phases[-1] and not phase.whole
-        work = rows_work(place.workspace, phase, plan.text_key, final)
-        commits = run(f"rows-{number}", shards, work)
+        if number == 0 and _only_keys(phase):
+            commits = run("rows-0", shards, keys_work(place.workspace, phase, plan.text_key))
+        else:
+            commits = run(f"rows-{number}", shards, rows_work(place.workspace, phase, plan.text_key, final))
+            paths = _paths([commits], "rows")
         if phase.whole:
-            shards = partial(_decided, place, number, plan, phase, commits)
+            shards = partial(_decided, place, number, plan, phase, commits, paths)
         if _reorders(plan, phase):
-            buckets = run(f"buckets-{number}", shards, bucket_work(place.workspace, plan.text_key))
-            shards = partial(_bucket_shards, buckets)
-            sorted_rows = run(f"sorted-{number}", shards, sort_work(place.workspace))
+            if sum(commit["result"]["rows"] for commit in commits) > SORTED_ROWS:
+                buckets = run(f"buckets-{number}", shards, bucket_work(place.workspace, plan.text_key))
+                shards = partial(_bucket_shards, buckets)
+            else:
+                shards = partial(_one_shard, shards)
+            sorted_rows = run(f"sorted-{number}", shards, sort_work(place.workspace, plan.text_key))
             shards = partial(_shards, [commit["files"]["rows"] for commit in sorted_rows])
     if section.edited:
         edits = read_edited(section.edited)
@@ -94,6 +103,11 @@ def plan_of(section: Clean) -> Plan:
 
 def _reorders(plan: Plan, phase: Phase) -> bool:
     return plan.dialect == "data_juicer" and any(step.operator.kind == "selector" for step in phase.whole)
+
+
+def _only_keys(phase: Phase) -> bool:
+    """Whether the phase itself neither changes nor drops a row."""
+    return not phase.rows and not any("drop" in (step.if_missing, step.if_error) for step in phase.whole)
 
 
 def _closed(plan: Plan) -> list[Phase]:
@@ -113,22 +127,35 @@ def _bucket_shards(commits: list[Commit]) -> list[Shard]:
         for kind, path in commit["files"].items():
             if kind.startswith("bucket-"):
                 files.setdefault(kind, []).append(path)
-    return [{"index": index, "paths": files[kind]} for index, kind in enumerate(sorted(files))]
+    parts = [[{"path": path} for path in files[kind]] for kind in sorted(files)]
+    return [{"index": index, "parts": given} for index, given in enumerate(parts)]
 
 
-def _decided(place: Place, number: int, plan: Plan, phase: Phase, commits: list[Commit]) -> list[Shard]:
-    """Decide over the whole data set, and leave each shard its part; returns the shards of the next pass."""
+def _one_shard(decided: Callable[[], Sequence[Shard]]) -> list[Shard]:
+    """One shard of all rows, which brings them into their new order by itself."""
+    return [{"index": 0, "parts": [*decided()]}]
+
+
+def _decided(
+    place: Place, number: int, plan: Plan, phase: Phase, commits: list[Commit], paths: list[str]
+) -> list[Shard]:
+    """Decide over the whole data set, and leave each shard its part; returns the shards of the next pass.
+
+    `paths` are the rows that the keys of `commits` belong to, shard by shard.
+    """
     tables = [pa.concat_tables(read_tables(place.workspace, [commit["files"]["keys"]])) for commit in commits]
     keys = pa.concat_tables(tables)
     shard = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
     order = np.argsort(keys["pos"].to_numpy(), kind="stable")
     decisions = decide(phase.whole, keys.take(pa.array(order)), _reorders(plan, phase), find_near)
     owner = shard[order][decisions.listed]
+    rows = decisions.rows.take(pa.array(np.argsort(owner, kind="stable")))
+    ends = np.cumsum(np.bincount(owner, minlength=len(commits))).tolist()
     shards = []
-    for index, commit in enumerate(commits):
+    for index, (begin, end) in enumerate(pairwise([0, *ends])):
         path = _decided_path(place, number, f"{index:05d}.parquet")
-        _write_table(place, path, decisions.rows.filter(pa.array(owner == index)))
-        shards.append({"index": index, "path": commit["files"]["rows"], "decisions": path})
+        _write_table(place, path, rows.slice(begin, end - begin))
+        shards.append({"index": index, "path": paths[index], "decisions": path})
     _write_table(place, _decided_path(place, number, "clusters.parquet"), decisions.clusters)
     tallies = [asdict(tally) for tally in decisions.tallies]
     place.workspace.write(_decided_path(place, number, "tallies.json"), to_json(tallies))

@@ -12,6 +12,7 @@ from pipelines.evaluate.asking import Answer, Manner, Request, ask, kept_answers
 from pipelines.evaluate.checkpoints import checkpoint_requests, checkpoint_result
 from pipelines.evaluate.endpoint import BASE, api_key, checkpoint_adapters, model_names, models_endpoint
 from pipelines.evaluate.judge import judge_answers
+from pipelines.evaluate.offline import answer_offline
 from pipelines.evaluate.questions import Question, held_out_questions, probe_questions
 from pipelines.evaluate.rouge import rouge_l_f
 from pipelines.evaluate.section import Compare
@@ -95,6 +96,8 @@ def _answers(recipe: Recipe, place: Place, section: Compare, requests: list[Requ
     file = place.local("answers.jsonl")
     if not unanswered(requests, file):
         return kept_answers(file)
+    if section.engine == "vllm":
+        return answer_offline(recipe, place, requests, file)
     with models_endpoint(recipe, place, section.endpoint) as url:
         return ask(Manner(url, api_key(), section.concurrency, section.timeout), requests, file, "answers")
 

@@ -83,7 +83,7 @@ class BenchmarkScores:
 def read_benchmark(job: Job) -> BenchmarkScores:
     """The result of a complete job; StageError where a metric was not computed."""
     report = json.loads(Path(job.folder, "reports", job.model, f"{job.benchmark}.json").read_text(encoding="utf-8"))
-    rows = list(_scored_rows(job))
+    rows = sorted(_scored_rows(job), key=lambda row: (row.subset, row.index))  # they lie as they arrived
     if not rows:
         raise StageError(f"{job.folder}: evalscope scored no row; are there questions in the data set?")
     values: dict[str, dict[tuple[str, int], float]] = {}

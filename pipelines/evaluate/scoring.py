@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ class Job:
 
     `folder` is evalscope's work folder, `benchmark` and `arguments` evalscope's name of the data set and what it needs
     to know about it, `limit` the most rows of a subset, `generation` sampling parameters by OpenAI's names, `timeout`
-    the seconds one answer may take.
+    the seconds one answer may take, `prompts` where the messages of its questions are listed, a JSON list a line, and
+    `answers` a file of `asking.Answer`s: where there is one, answers are taken from it and nothing is asked.
     """
 
     model: str
@@ -35,6 +38,8 @@ class Job:
     generation: dict[str, Any]
     eval_batch_size: int
     timeout: float
+    prompts: str
+    answers: str | None = None
 
     def predictions(self) -> list[Path]:
         """Evalscope's files of answers, one JSON object a line, a file for each subset."""
@@ -51,29 +56,36 @@ class Job:
 
 def run(job: Job, api_key: str) -> None:
     """Ask and score what is missing of one job."""
-    from evalscope import TaskConfig, run_task
+    from evalscope import run_task
 
-    began = Path(job.folder, "configs", "task_config.yaml").exists()
     for file in job.predictions():
         drop_torn_line(file)
-    run_task(
-        TaskConfig(
-            model=job.model,
-            model_id=job.model,
-            api_url=job.url,
-            api_key=api_key,
-            eval_type="openai_api",
-            datasets=[job.benchmark],
-            dataset_args={job.benchmark: job.arguments},
-            limit=job.limit,
-            generation_config={**job.generation, "timeout": job.timeout, "retries": 3, "retry_interval": 2},
-            eval_batch_size=job.eval_batch_size,
-            work_dir=job.folder,
-            use_cache=job.folder if began else None,
-            rerun_review=began,  # evalscope takes another port for another experiment unless scores are made anew
-            no_timestamp=True,
-            seed=None,
-        )
+    run_task(task_config(job, api_key))
+
+
+def task_config(job: Job, api_key: str) -> Any:
+    """evalscope's `TaskConfig` for a job."""
+    from evalscope import TaskConfig
+
+    from pipelines.evaluate.known_answers import KnownAnswers
+
+    began = Path(job.folder, "configs", "task_config.yaml").exists()
+    return TaskConfig(
+        model=KnownAnswers(job.model, Path(job.answers)) if job.answers else job.model,
+        model_id=job.model,
+        api_url=job.url,
+        api_key=api_key,
+        eval_type="openai_api",
+        datasets=[job.benchmark],
+        dataset_args={job.benchmark: job.arguments},
+        limit=job.limit,
+        generation_config={**job.generation, "timeout": job.timeout, "retries": 3, "retry_interval": 2},
+        eval_batch_size=job.eval_batch_size,
+        work_dir=job.folder,
+        use_cache=job.folder if began else None,
+        rerun_review=began,  # evalscope takes another port for another experiment unless scores are made anew
+        no_timestamp=True,
+        seed=None,
     )
 
 
@@ -112,19 +124,29 @@ def provide_punkt(folder: Path) -> None:
         nltk.data.path.insert(0, str(folder))
 
 
-def main(path: str) -> None:
-    """Do every job of the file at `path`."""
-    die_with_parent()
-    jobs = [Job(**job) for job in json.loads(Path(path).read_text(encoding="utf-8"))]
-    scratch = Path(path).parent / "scratch"
+def read_jobs(path: Path) -> list[Job]:
+    """The jobs that the parent wrote to `path`."""
+    return [Job(**job) for job in json.loads(path.read_text(encoding="utf-8"))]
+
+
+@contextmanager
+def own_caches(scratch: Path) -> Iterator[None]:
+    """A folder for what evalscope's libraries keep, for as long as this is open."""
     shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
     # datasets' cache takes local folders of one name for the same data, whatever is in them
     os.environ["HF_DATASETS_CACHE"] = str(scratch / "datasets")
     provide_punkt(scratch / "nltk")
-    for job in jobs:
-        run(job, os.environ.get("OPENAI_API_KEY") or "none")
+    yield
     shutil.rmtree(scratch, ignore_errors=True)
 
 
+def main(path: Path) -> None:
+    """Do every job of the file at `path`."""
+    die_with_parent()
+    with own_caches(path.parent / "scratch"):
+        for job in read_jobs(path):
+            run(job, os.environ.get("OPENAI_API_KEY") or "none")
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(Path(sys.argv[1]))

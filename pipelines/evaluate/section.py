@@ -3,14 +3,22 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import regex
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from pipelines.errors import nearest
 from pipelines.section import Count, Generation, Positive, Ratio, Section
 
+
+def _belongs_to_api(endpoint: str | None, known: ValidationInfo) -> str | None:
+    if endpoint is not None and known.data.get("engine") == "vllm":
+        raise ValueError("engine: vllm asks no endpoint; leave one of them out")
+    return endpoint
+
+
+Endpoint = Annotated[str | None, AfterValidator(_belongs_to_api)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 
 
@@ -86,7 +94,10 @@ class Evaluate(Section):
         description="turns of phrase that mark machine-made text; answers that hold one are counted",
     )
     marks: dict[str, Mark] = Field({}, description="by name: what answers should hold, such as names or attributes")
-    endpoint: str | None = Field(None, description="a /v1 address to use instead of starting one")
+    engine: Literal["api", "vllm"] = Field(
+        "api", description="who answers: a /v1 endpoint, or vLLM in the cluster without HTTP, as serve describes it"
+    )
+    endpoint: Endpoint = Field(None, description="a /v1 address to use instead of starting one")
 
 
 class Sweep(Section):
@@ -126,7 +137,10 @@ class Compare(Section):
     sweep: Sweep | None = Field(None, description="{}: with its defaults")
     checkpoints: Checkpoints | None = Field(None, description="{}: with its defaults")
     judge: Judge | None = Field(None, description="judge the tuned model's answers against the base model's")
-    endpoint: str | None = Field(None, description="a /v1 address to use instead of starting one")
+    engine: Literal["api", "vllm"] = Field(
+        "api", description="who answers: a /v1 endpoint, or vLLM in the cluster without HTTP, as serve describes it"
+    )
+    endpoint: Endpoint = Field(None, description="a /v1 address to use instead of starting one")
 
     @model_validator(mode="before")
     @classmethod

@@ -1,21 +1,19 @@
 """Evaluate: evalscope's scores of every model on the held-out rows, and style metrics beside them."""
 
 import hashlib
+import itertools
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from pipelines.bootstrap import bootstrap
-from pipelines.errors import StageError
 from pipelines.evaluate import style
 from pipelines.evaluate.datasets import Dataset, prepare
 from pipelines.evaluate.endpoint import BASE, model_names, models_endpoint
+from pipelines.evaluate.evalscope_process import score
+from pipelines.evaluate.offline import answer_jobs
 from pipelines.evaluate.questions import Question
 from pipelines.evaluate.scores import (
     HEADLINE,
@@ -28,8 +26,6 @@ from pipelines.evaluate.scores import (
 )
 from pipelines.evaluate.scoring import Job
 from pipelines.evaluate.section import Evaluate
-from pipelines.parent_death import PARENT
-from pipelines.progress import progress
 from pipelines.recipe import Recipe
 from pipelines.workspace import Place, to_json
 
@@ -65,15 +61,20 @@ def evaluate(recipe: Recipe, place: Place) -> dict[str, Any]:
     section = recipe.evaluate
     assert section
     datasets = prepare(recipe, place)
-    jobs = {(d.label, model): _job(place, section, d, model) for d in datasets for model in model_names(recipe)}
-    if all(
-        d.questions and jobs[d.label, m].answered() == len(d.questions) for d in datasets for m in model_names(recipe)
-    ):
-        _score(place, list(jobs.values()), datasets)
+    jobs = {(d.label, model): _job(place, section, d, model) for d, model in _pairs(recipe, datasets)}
+    if all(d.questions and jobs[d.label, m].answered() == len(d.questions) for d, m in _pairs(recipe, datasets)):
+        score(place, list(jobs.values()), datasets)
+    elif section.engine == "vllm":
+        file = answer_jobs(recipe, place, list(jobs.values()), datasets)
+        score(place, [replace(job, answers=str(file)) for job in jobs.values()], datasets)
     else:
         with models_endpoint(recipe, place, section.endpoint) as url:
-            _score(place, [replace(job, url=url) for job in jobs.values()], datasets)
+            score(place, [replace(job, url=url) for job in jobs.values()], datasets)
     return _report(recipe, place, datasets, jobs)
+
+
+def _pairs(recipe: Recipe, datasets: list[Dataset]) -> Iterator[tuple[Dataset, str]]:
+    return itertools.product(datasets, model_names(recipe))
 
 
 def _job(place: Place, section: Evaluate, dataset: Dataset, model: str) -> Job:
@@ -87,43 +88,8 @@ def _job(place: Place, section: Evaluate, dataset: Dataset, model: str) -> Job:
         generation=section.generation.model_dump(exclude_none=True),
         eval_batch_size=section.eval_batch_size,
         timeout=section.timeout,
+        prompts=str(place.local("questions", dataset.label, "prompts.jsonl")),
     )
-
-
-def _score(place: Place, jobs: list[Job], datasets: list[Dataset]) -> None:
-    """Run evalscope in a process of its own, showing the answers as they arrive; StageError where it fails."""
-    path, log = place.local("jobs.json"), place.local("evalscope.log")
-    path.write_bytes(to_json([asdict(job) for job in jobs]))
-    command = [sys.executable, "-m", "pipelines.evaluate.scoring", str(path)]
-    local = all(dataset.is_local for dataset in datasets)
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"} if local else {}
-    environment = {**os.environ, **offline, "TOKENIZERS_PARALLELISM": "false", PARENT: str(os.getpid())}
-    sizes = [len(dataset.questions) for dataset in datasets]
-    total = sum(sizes) * len(jobs) // len(datasets) if all(sizes) else None
-    done = sum(job.answered() for job in jobs)
-    with open(log, "ab") as sink, progress("answers", total, "rows", done) as advance:
-        process = subprocess.Popen(command, stdout=sink, stderr=sink, stdin=subprocess.DEVNULL, env=environment)
-        try:
-            while process.poll() is None:
-                time.sleep(0.3)
-                done = _advance(jobs, done, advance)
-        finally:
-            process.kill()
-            process.wait()
-    if process.returncode:
-        raise StageError(f"evalscope stopped: {_last_line(log)}; its log: {log}. Run again to go on from here")
-
-
-def _advance(jobs: list[Job], done: int, advance: Callable[[int], None]) -> int:
-    now = sum(job.answered() for job in jobs)
-    if now > done:
-        advance(now - done)
-    return now
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else "no message"
 
 
 def _report(recipe: Recipe, place: Place, datasets: list[Dataset], jobs: dict[tuple[str, str], Job]) -> dict[str, Any]:

@@ -5,14 +5,18 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.errors import InputError
-from pipelines.ingest.sources import read_shard, sample_rows, schema_of
+from pipelines.ingest.sources import parquet_batches, read_shard, sample_rows, schema_of
 from pipelines.records import DROPPED, RowDigest
 from pipelines.shards import Attempt, Shard, Work
 
 BATCH_ROWS = 2048
+COLUMN_ROWS = 8192
+"""Rows that are read at a time where they stay columns."""
 SAMPLED = 1000
 """Rows that types are inferred from where a source does not tell them."""
 
@@ -49,8 +53,7 @@ def table_reader(schema: pa.Schema) -> Work:
         broken: list[dict[str, Any]] = []
         digest = RowDigest()
         with attempt.writer("rows", written) as writer:
-            for batch in batches(_rows(shard, schema, broken), BATCH_ROWS):
-                table = _table(batch, written, broken)
+            for table in _tables(shard, schema, written, broken):
                 writer.write_table(table)
                 digest.update(table)
         with attempt.writer("dropped", DROPPED) as writer:
@@ -58,6 +61,39 @@ def table_reader(schema: pa.Schema) -> Work:
         return {"rows": digest.rows, "digest": digest.hexdigest(), "broken": len(broken)}
 
     return work
+
+
+def _tables(shard: Shard, schema: pa.Schema, written: pa.Schema, broken: list[dict[str, Any]]) -> Iterator[pa.Table]:
+    """The rows of a shard as tables; whole columns where its file has the source's schema."""
+    if "groups" not in shard or not schema.equals(schema_of(shard["path"])):
+        for rows in batches(_rows(shard, schema, broken), BATCH_ROWS):
+            yield _table(rows, written, broken)
+        return
+    end = shard["first"] + shard["rows"]
+    for number, batch in parquet_batches(shard["path"], shard, COLUMN_ROWS):
+        if number < end:
+            yield _numbered(pa.table(batch.slice(0, end - number)), number, shard).cast(written)
+
+
+def _numbered(table: pa.Table, number: int, shard: Shard) -> pa.Table:
+    """The table with `row_id` and `pos` in front; its first row is row `number` of its file."""
+    names = _own_ids(table)
+    if names.null_count:
+        file = PurePosixPath(shard["path"]).name
+        names = pc.coalesce(names, pa.array([f"{file}:{i + 1}" for i in range(number, number + table.num_rows)]))
+    pos = pa.array(np.arange(table.num_rows) + (shard["pos"] + number - shard["first"]))
+    rest = {name: table[name] for name in table.column_names if name != "row_id"}
+    return pa.table({"row_id": names, "pos": pos, **rest})
+
+
+def _own_ids(table: pa.Table) -> pa.Array:
+    """What `own_id` gives for each row, null where it gives nothing."""
+    key = next((name for name in ("row_id", "id") if name in table.column_names), None)
+    if key is None:
+        return pa.nulls(table.num_rows, pa.string())
+    if pa.types.is_integer(table.schema.field(key).type):
+        return table[key].combine_chunks().cast(pa.string())
+    return pa.array([None if value in (None, "") else str(value) for value in table[key].to_pylist()], pa.string())
 
 
 def _rows(shard: Shard, schema: pa.Schema, broken: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -1,17 +1,16 @@
-"""Sources: which files there are, how they are cut into shards, and how a shard's rows are read.
+"""Sources: which files there are, and how their rows are read, all of them or those of one shard.
 
-A shard is a file, or a part of it: row groups of a Parquet file or some rows of a large one, a byte range of a JSONL
-file. Planning counts rows, so that every row has its position before any of them is read; reading is streaming.
+`pipelines.ingest.cutting` cuts them into shards. Reading is streaming.
 """
 
 import csv
 import gzip
 import io
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from glob import has_magic
-from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,8 +27,6 @@ from pipelines.shards import Shard
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 COMPRESSIONS = (".gz", ".zst")
 BLOCK = 4 << 20
-PARTS = 8
-"""Shards that one row group is cut into at most; each reads it from its beginning."""
 
 Numbered = tuple[int, dict[str, Any] | None, str]
 """Number of the row in its file from 0, the row or None where it cannot be read, and then what stands there."""
@@ -48,14 +45,14 @@ def list_files(source: str) -> list[str]:
     source = _fetched(source)
     fs, path = _file_system(source)
     if fs.isdir(path):
-        found = [name for name in fs.find(path) if _format(name)]
+        found = [name for name in fs.find(path) if format_of(name)]
     else:
         found = [name for name in fs.glob(path) if fs.isfile(name)] if has_magic(path) else [path]
     found = [name for name in found if fs.exists(name)]
     if not found:
         raise InputError(f"ingest.source {source}: no such file, or no {'/'.join(SUFFIXES)} in it")
     for name in found:
-        if _format(name) is None:
+        if format_of(name) is None:
             raise InputError(
                 f"ingest.source {name}: not one of {'/'.join(SUFFIXES)}, plain or {'/'.join(COMPRESSIONS)}"
             )
@@ -66,15 +63,26 @@ def _fetched(source: str) -> str:
     scheme, _, name = source.partition("://")
     if scheme == "recipes":
         return str(SHIPPED / name)
+    if not is_hub(source):
+        return source
+    try:
+        return _downloaded(scheme, name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"ingest.source {source}: cannot be downloaded ({error})") from None
+
+
+def _downloaded(scheme: str, name: str) -> str:
     if scheme == "modelscope":
         from modelscope import dataset_snapshot_download
+        from modelscope_hub.errors import HubError
 
-        return str(dataset_snapshot_download(name))
-    if scheme == "hf":
-        from huggingface_hub import snapshot_download
+        try:
+            return str(dataset_snapshot_download(name))
+        except HubError as error:  # not all of them are OSErrors, as Hugging Face's are
+            raise OSError(error) from error
+    from huggingface_hub import snapshot_download
 
-        return str(snapshot_download(name, repo_type="dataset"))
-    return source
+    return str(snapshot_download(name, repo_type="dataset"))
 
 
 def _file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -85,19 +93,21 @@ def _file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fs, str(inner)
 
 
-def _format(path: str) -> str | None:
+def format_of(path: str) -> str | None:
+    """The suffix that tells a file's format, without that of its compression; None for one that is not read."""
     for compression in COMPRESSIONS:
         path = path.removesuffix(compression)
     suffix = Path(path).suffix.lower()
     return suffix if suffix in SUFFIXES else None
 
 
-def _compressed(path: str) -> bool:
+def is_compressed(path: str) -> bool:
+    """Whether a file's name says that it is compressed."""
     return path.endswith(COMPRESSIONS)
 
 
 @contextmanager
-def _open(path: str) -> Iterator[IO[bytes]]:
+def open_bytes(path: str) -> Iterator[IO[bytes]]:
     """A file's bytes, decompressed; damage inside is a DataError that names the file."""
     fs, inner = _file_system(path)
     try:
@@ -109,7 +119,10 @@ def _open(path: str) -> Iterator[IO[bytes]]:
                 yield io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"))
             else:
                 yield raw
-    except (EOFError, gzip.BadGzipFile, pa.ArrowInvalid, OSError) as error:
+    except UnicodeDecodeError as error:
+        hint = "convert it, such as with iconv -f GB18030 -t UTF-8"
+        raise DataError(f"{path}: not UTF-8 text ({error}); {hint}") from None
+    except (EOFError, gzip.BadGzipFile, csv.Error, pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
 
 
@@ -125,48 +138,9 @@ def digest_file(path: str) -> str:
     return digest.hexdigest()
 
 
-def plan_shards(files: list[str], shard_bytes: int, limit: int | None) -> list[Shard]:
-    """Cut files into shards of about `shard_bytes`, each with the position of its first row."""
-    shards: list[Shard] = []
-    pos = 0
-    for path in files:
-        for part in _parts(path, shard_bytes):
-            if limit is not None and pos >= limit:
-                return shards
-            rows = part["rows"] if limit is None else min(part["rows"], limit - pos)
-            if rows:
-                shards.append({**part, "index": len(shards), "path": path, "pos": pos, "rows": rows})
-            pos += part["rows"]
-    return shards
-
-
-def _parts(path: str, shard_bytes: int) -> Iterator[Shard]:
-    kind = _format(path)
-    if kind == ".parquet":
-        yield from _row_groups(path, shard_bytes)
-    elif _is_lines(path) and not _compressed(path):
-        yield from _byte_ranges(path, shard_bytes)
-    else:
-        yield {"first": 0, "rows": sum(1 for _ in _rows_of_file(path))}
-
-
-def _row_groups(path: str, shard_bytes: int) -> Iterator[Shard]:
-    with _open_parquet(path) as file:
-        groups: list[int] = []
-        first = rows = size = 0
-        for number in range(file.num_row_groups):
-            group = file.metadata.row_group(number)
-            groups, rows, size = [*groups, number], rows + group.num_rows, size + group.total_byte_size
-            if size >= shard_bytes or number == file.num_row_groups - 1:
-                parts = min(PARTS, rows, -(-size // shard_bytes)) if len(groups) == 1 else 1
-                cuts = [rows * part // parts for part in range(parts + 1)] if rows else []
-                for skip, end in pairwise(cuts):
-                    yield {"groups": groups, "skip": skip, "first": first + skip, "rows": end - skip}
-                groups, first, rows, size = [], first + rows, 0, 0
-
-
 @contextmanager
-def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file; damage is a DataError that names it."""
     fs, inner = _file_system(path)
     try:
         with fs.open(inner, "rb") as raw, pq.ParquetFile(raw) as file:
@@ -175,23 +149,12 @@ def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
         raise DataError(f"{path}: not a readable Parquet file ({error})") from None
 
 
-def _byte_ranges(path: str, shard_bytes: int) -> Iterator[Shard]:
-    """Byte ranges that end at line ends, with their line counts; lines count from 0, blank ones included."""
-    with _open(path) as stream:
-        begin = first = 0
-        while block := stream.read(shard_bytes):
-            block += stream.readline()
-            lines = block.count(b"\n") + (not block.endswith(b"\n"))
-            yield {"begin": begin, "end": begin + len(block), "first": first, "rows": lines}
-            begin, first = begin + len(block), first + lines
-
-
-def _is_lines(path: str) -> bool:
+def is_lines(path: str) -> bool:
     """Whether a file holds one JSON object per line; `.json` files are looked into, since many do."""
-    kind = _format(path)
+    kind = format_of(path)
     if kind != ".json":
         return kind == ".jsonl"
-    with _open(path) as stream:
+    with open_bytes(path) as stream:
         while (byte := stream.read(1)) and (byte.isspace() or byte in b"\xef\xbb\xbf"):
             pass
     return byte != b"["
@@ -200,8 +163,8 @@ def _is_lines(path: str) -> bool:
 def columns_of(files: list[str]) -> list[str]:
     """The column names of the first readable row of the first file."""
     for path in files:
-        if _format(path) == ".parquet":
-            with _open_parquet(path) as file:
+        if format_of(path) == ".parquet":
+            with open_parquet(path) as file:
                 return list(file.schema_arrow.names)
         for _, row, _ in _rows_of_file(path):
             if row is not None:
@@ -211,9 +174,9 @@ def columns_of(files: list[str]) -> list[str]:
 
 def schema_of(path: str) -> pa.Schema | None:
     """The schema that a Parquet file states; None for other formats."""
-    if _format(path) != ".parquet":
+    if format_of(path) != ".parquet":
         return None
-    with _open_parquet(path) as file:
+    with open_parquet(path) as file:
         return file.schema_arrow
 
 
@@ -221,7 +184,7 @@ def sample_rows(path: str, count: int) -> list[dict[str, Any]]:
     """The first readable rows of a file, to infer the types of its columns from."""
     rows: list[dict[str, Any]] = []
     first = {"first": 0, "skip": 0, "groups": [0]}
-    reader = _read_parquet(path, first) if _format(path) == ".parquet" else _rows_of_file(path)
+    reader = _read_parquet(path, first) if format_of(path) == ".parquet" else _rows_of_file(path)
     for _, row, _ in reader:
         if row is not None:
             rows.append(row)
@@ -235,10 +198,13 @@ def read_shard(shard: Shard) -> Iterator[Numbered]:
     path: str = shard["path"]
     if "groups" in shard:
         rows = _read_parquet(path, shard)
-    elif "begin" in shard:
-        rows = _read_lines(path, shard)
+    elif "header" in shard:
+        text = io.StringIO(_block(shard).decode(), newline="")
+        rows = _records(csv_reader(text), shard["header"], shard["first"])
+    elif "elements" in shard:
+        rows = _stored_elements(_block(shard), shard["first"])
     else:
-        rows = _rows_of_file(path)
+        rows = _json_lines(io.BytesIO(_block(shard)), shard["first"])
     end = shard["first"] + shard["rows"]
     for number, row, raw in rows:
         if number >= end:
@@ -247,21 +213,30 @@ def read_shard(shard: Shard) -> Iterator[Numbered]:
 
 
 def _read_parquet(path: str, shard: Shard) -> Iterator[Numbered]:
+    for number, batch in parquet_batches(path, shard, 1024):
+        for i, row in enumerate(batch.to_pylist()):
+            yield number + i, row, ""
+
+
+def parquet_batches(path: str, shard: Shard, size: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The rows of a shard's row groups from its first one on, `size` at a time, with the number of the first."""
     number, skip = shard["first"], shard["skip"]
-    with _open_parquet(path) as file:
-        for batch in file.iter_batches(batch_size=1024, row_groups=shard["groups"]):
-            for row in batch.slice(min(skip, batch.num_rows)).to_pylist():
-                yield number, row, ""
-                number += 1
+    with open_parquet(path) as file:
+        for batch in file.iter_batches(batch_size=size, row_groups=shard["groups"]):
+            part = batch.slice(min(skip, batch.num_rows))
             skip = max(0, skip - batch.num_rows)
+            if part.num_rows:
+                yield number, part
+                number += part.num_rows
 
 
-def _read_lines(path: str, shard: Shard) -> Iterator[Numbered]:
-    fs, inner = _file_system(path)
-    with fs.open(inner, "rb") as stream:
-        stream.seek(shard["begin"])
-        block = io.BytesIO(stream.read(shard["end"] - shard["begin"]))
-    yield from _json_lines(block, shard["first"])
+def _block(shard: Shard) -> bytes:
+    """The bytes of a shard: a range of its file, or a part that was stored for it."""
+    begin, end = shard["begin"], shard["end"]
+    fs, inner = _file_system(str(shard.get("stored") or shard["path"]))
+    if "stored" in shard:
+        return bytes(pa.decompress(fs.cat_file(inner), decompressed_size=end, codec="zstd", asbytes=True))
+    return bytes(fs.cat_file(inner, begin, end))
 
 
 def _json_lines(stream: IO[bytes], first: int) -> Iterator[Numbered]:
@@ -280,19 +255,38 @@ def _json_lines(stream: IO[bytes], first: int) -> Iterator[Numbered]:
 
 
 def _rows_of_file(path: str) -> Iterator[Numbered]:
-    with _open(path) as stream:
-        if _format(path) == ".csv":
-            text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-            for number, row in enumerate(csv.DictReader(text)):
-                wrong = None in row or None in row.values()
-                yield (number, None, f"not as many fields as the header: {row}") if wrong else (number, dict(row), "")
-        elif _is_lines(path):
+    with open_bytes(path) as stream:
+        if format_of(path) == ".csv":
+            reader = csv_reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+            yield from _records(reader, next(reader, []), 0)
+        elif is_lines(path):
             yield from _json_lines(stream, 0)
         else:
-            yield from _json_array(path, stream)
+            yield from json_array(path, stream)
 
 
-def _json_array(path: str, stream: IO[bytes]) -> Iterator[Numbered]:
+def csv_reader(lines: Iterable[str]) -> Iterator[list[str]]:
+    """The records of a CSV file, whatever the length of their fields."""
+    csv.field_size_limit(sys.maxsize)
+    return csv.reader(lines)
+
+
+def _records(records: Iterator[list[str]], header: list[str], first: int) -> Iterator[Numbered]:
+    for number, record in enumerate((record for record in records if record), start=first):
+        if len(record) == len(header):
+            yield number, dict(zip(header, record, strict=True)), ""
+        else:
+            yield number, None, f"not as many fields as the header: {record!r:.200}"
+
+
+def _stored_elements(block: bytes, first: int) -> Iterator[Numbered]:
+    for number, line in enumerate(block.splitlines(), start=first):
+        element = json.loads(line)
+        yield (number, element, "") if isinstance(element, dict) else (number, None, element)
+
+
+def json_array(path: str, stream: IO[bytes]) -> Iterator[Numbered]:
+    """The elements of a JSON array; DataError where it ends too early."""
     number = -1
     try:
         for number, row in enumerate(ijson.items(stream, "item", use_float=True)):

@@ -7,6 +7,7 @@ more of them than `ingest.max_broken` stop the run.
 import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -15,13 +16,16 @@ import pyarrow as pa
 from pipelines.errors import DataError, InputError, nearest
 from pipelines.ingest.adapters import ADAPTERS, Adapter, recognise, replaced
 from pipelines.ingest.columns import BATCH_ROWS, batches, own_id, source_schema, table_reader
-from pipelines.ingest.sources import columns_of, digest_file, is_hub, list_files, plan_shards, read_shard, sample_rows
+from pipelines.ingest.cutting import Store, plan_shards
+from pipelines.ingest.sources import columns_of, digest_file, is_hub, list_files, read_shard, sample_rows
 from pipelines.recipe import Ingest, Recipe
 from pipelines.records import DROPPED, ROW, RowDigest
 from pipelines.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
 from pipelines.workspace import Place
 
-VERSION = 1
+VERSION = 2
+STORED = "parts"
+"""Folder of parts that stand for files that cannot be cut, while they are read."""
 SHOWN = 5
 """Broken rows that an error message shows."""
 
@@ -36,6 +40,13 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
     return {"section": section, "files": [[PurePosixPath(path).name, digest_file(path)] for path in list_files(source)]}
 
 
+def preflight(recipe: Recipe) -> None:
+    """InputError where the source's files are not there; hubs and object storage are not asked."""
+    assert recipe.ingest
+    if "://" not in recipe.ingest.source:
+        list_files(recipe.ingest.source)
+
+
 def ingest(recipe: Recipe, place: Place) -> dict[str, Any]:
     """Read the source into canonical rows; the report counts rows and broken rows."""
     section = recipe.ingest
@@ -45,12 +56,26 @@ def ingest(recipe: Recipe, place: Place) -> dict[str, Any]:
     commits = run_shards(
         place,
         "rows",
-        lambda: plan_shards(files, section.shard_bytes, section.limit),
+        lambda: plan_shards(files, section.shard_bytes, section.limit, _store(place)),
         work,
         concurrency=section.concurrency,
         title="ingest",
     )
+    for path in place.workspace.list(place.path(STORED)):
+        place.workspace.remove(path)
     return _report(place, section, name, files, columns, commits)
+
+
+def _store(place: Place) -> Store:
+    """Keeps parts of files that cannot be cut in the stage's folder, until every shard is read."""
+    numbers = count()
+
+    def store(part: bytes) -> str:
+        path = place.path(STORED, f"{next(numbers):05d}.zst")
+        place.workspace.write(path, part)
+        return path
+
+    return store
 
 
 def _plan(section: Ingest, files: list[str]) -> tuple[str, list[str], Work]:

@@ -9,6 +9,7 @@ import yaml
 
 from pipelines.evaluate.endpoint import BASE
 from pipelines.recipe import Recipe
+from pipelines.train.tokenize import parse_data
 
 MISSING_LICENCE = "TODO: name the licence"
 HYPERPARAMETERS = (
@@ -51,6 +52,8 @@ def model_card(recipe: Recipe, reports: Reports) -> str:
         base=base,
         weights=publish.weights,
         data=_data(recipe, reports),
+        trained=[_entry(item) for item in train.data],
+        system=train.system,
         settings=settings,
         train=reports["train"],
         scores=_scores(recipe, reports),
@@ -97,6 +100,12 @@ def _data(recipe: Recipe, reports: Reports) -> dict[str, Any]:
         "operators": reports.get("clean", {}).get("operators", []),
         "split": reports["split"]["rows"],
     }
+
+
+def _entry(item: str) -> str:
+    """An entry of `train.data` as it may be published, such as `train` or `owner/name, 2000`."""
+    name, rows = parse_data(item)
+    return public_name(name) + (f", {rows}" if rows is not None else "")
 
 
 def _scores(recipe: Recipe, reports: Reports) -> list[dict[str, Any]]:

@@ -12,9 +12,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipelines.errors import Problem, RecipeError
 from pipelines.progress import say
 from pipelines.publish.cards import dataset_card, model_card, public_name
-from pipelines.publish.upload import Kind, upload
+from pipelines.publish.upload import TOKEN, Kind, upload
 from pipelines.recipe import Recipe
 from pipelines.shards import read_tables
 from pipelines.workspace import Place, to_json
@@ -29,6 +30,13 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
     assert recipe.publish and recipe.train
     source = recipe.ingest.source if recipe.ingest else None
     return {"section": recipe.publish.model_dump(), "train": recipe.train.model_dump(), "source": source}
+
+
+def preflight(recipe: Recipe) -> None:
+    """RecipeError where an upload is wanted and there is no token for it."""
+    assert recipe.publish
+    if recipe.publish.upload and not os.environ.get(TOKEN):
+        raise RecipeError(recipe.name, [Problem("publish.upload", f"needs the environment variable {TOKEN}")])
 
 
 def publish(recipe: Recipe, place: Place) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class Synthesize(Asking):
     engine: Literal["api", "vllm"] = Field(
         "api",
         description="api: endpoints; vllm: the model, a folder, hf://, modelscope://, pypi:// or a shipped recipe's "
-        "name, is loaded in the cluster, as serve says",
+        "name, is loaded in the cluster, as serve says (that recipe's serve, with its name)",
     )
     system: str | None = Field(None, description="system prompt of the requests")
     dimensions: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Annotated[list[str], Field(min_length=1)]] = (

@@ -14,7 +14,7 @@ from pipelines.errors import StageError
 from pipelines.recipe import Recipe
 from pipelines.records import DROPPED, ROW, RowDigest
 from pipelines.shards import Attempt, Commit, Shard, run_shards
-from pipelines.synthesize.asking import CHUNK, Positions, State, ask, is_complete, read_answers
+from pipelines.synthesize.asking import CHUNK, Positions, State, ask, is_complete, read_answers, read_keys
 from pipelines.synthesize.desk import cost_of
 from pipelines.synthesize.grid import Grid
 from pipelines.synthesize.heat_map import heat_map
@@ -33,6 +33,13 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
         "section": grid_of(recipe).section.model_dump(mode="json", exclude={"engine", *UNPAID}),
         "seed": recipe.seed,
     }
+
+
+def preflight(recipe: Recipe) -> None:
+    """RecipeError naming the keys of endpoints that are not set."""
+    assert recipe.synthesize
+    if recipe.synthesize.engine == "api":
+        read_keys(recipe.synthesize)
 
 
 def grid_of(recipe: Recipe) -> Grid:

@@ -42,7 +42,15 @@ def try_cells(recipe: Recipe, workspace: Workspace, count: int) -> list[str]:
         raise InputError(f"{recipe.name}: every cell has its answer; there is nothing to try")
     chosen = answer(recipe, workspace, grid, lambda state: _spread(state.pending, count))
     measured = _measure(workspace, grid, chosen)
-    return _projection(section, recipe.serve, measured, before.tokens, len(pending) - len(chosen))
+    return _projection(section, _engines(recipe, section), measured, before.tokens, len(pending) - len(chosen))
+
+
+def _engines(recipe: Recipe, section: Synthesize) -> Serve:
+    if section.engine == "api":
+        return recipe.serve
+    from pipelines.synthesize.local import model_of  # vLLM is an extra
+
+    return model_of(section.model, recipe.serve)[1]
 
 
 def _spread(positions: Positions, count: int) -> Positions:

@@ -5,6 +5,7 @@ travels; an answer is reported at once, and its position is settled when the des
 """
 
 import asyncio
+import gc
 import heapq
 import random
 import time
@@ -107,6 +108,7 @@ class Worker:
 
     async def run(self) -> None:
         """Ask until the desk has nothing more or stops the run; what is under way then is still waited for."""
+        gc.freeze()  # the libraries are not looked through again: that stops all requests for a tenth of a second
         helpers = [asyncio.create_task(self._renew()), asyncio.create_task(self._report())]
         work = asyncio.create_task(self._work())
         try:
@@ -141,21 +143,27 @@ class Worker:
         return self._finished and not (self._queue or self._later or self._asking or self._unwritten)
 
     def _start_what_may_be(self, now: float) -> None:
-        while self._queue and (seat := self._free_seat(now)) is not None:
-            seat.in_flight += 1
-            seat.started += 1
-            seat.starts_left -= seat.lease.starts is not None
-            task = asyncio.create_task(self._ask(self._queue.popleft(), seat))
-            self._asking.add(task)
-            task.add_done_callback(self._asked)
+        while (following := self._next(now)) is not None:
+            asking = asyncio.create_task(self._ask_on(*following))
+            self._asking.add(asking)
+            asking.add_done_callback(self._asked)
+
+    def _next(self, now: float) -> tuple[_Task, _Seat] | None:
+        """Take the next position and a place to ask it at, where there are both."""
         if len(self._queue) < self._room() // 2 and not self._finished:
             self._hurry.set()
+        if self._stop or not self._queue or (seat := self._free_seat(now)) is None:
+            return None
+        seat.in_flight += 1
+        seat.started += 1
+        seat.starts_left -= seat.lease.starts is not None
+        return self._queue.popleft(), seat
 
     def _asked(self, task: asyncio.Task[None]) -> None:
         self._asking.discard(task)
         if not task.cancelled() and (error := task.exception()):
             self._bug = error
-            self._changed.set()
+        self._changed.set()
 
     def _free_seat(self, now: float) -> _Seat | None:
         """The endpoint that is furthest behind its weight, of those that may be asked."""
@@ -167,6 +175,13 @@ class Worker:
     def _room(self) -> int:
         return max(16, sum(seat.lease.max_in_flight for seat in self._seats))
 
+    async def _ask_on(self, task: _Task, seat: _Seat) -> None:
+        """Ask, and at once the next that may be asked: answers that came together need not wait for each other."""
+        following: tuple[_Task, _Seat] | None = (task, seat)
+        while following is not None:
+            await self._ask(*following)
+            following = self._next(time.monotonic())
+
     async def _ask(self, task: _Task, seat: _Seat) -> None:
         request = self._questions.request(task.pos)
         sent = time.monotonic()
@@ -176,7 +191,6 @@ class Worker:
         seat.tokens[0] += outcome.input_tokens
         seat.tokens[1] += outcome.output_tokens
         self._judge(task, seat, request, outcome, sent, now)
-        self._changed.set()
 
     def _judge(self, task: _Task, seat: _Seat, request: Request, outcome: Outcome, sent: float, now: float) -> None:
         """Decide what follows from an outcome."""

@@ -33,7 +33,7 @@ def resolve(model: str, cache: Path) -> Path:
     if model.startswith((HUGGINGFACE, MODELSCOPE)):
         return _native(_from_hub(model, cache), cache)
     folder = Path(model).expanduser().resolve()
-    _check_folder(folder)
+    check_folder(folder)
     return _native(folder, cache)
 
 
@@ -45,7 +45,7 @@ def model_digest(model: str) -> str:
     if model.startswith((HUGGINGFACE, MODELSCOPE)):
         return model
     folder = Path(model).expanduser().resolve()
-    _check_folder(folder)
+    check_folder(folder)
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".safetensors", ".bin", ".txt"):
@@ -84,7 +84,7 @@ def _sample(path: Path) -> bytes:
         return b"".join(blocks)
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """RecipeError unless `folder` holds a model with weights and tokenizer."""
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     missing = []
@@ -115,7 +115,7 @@ def _from_hub(model: str, cache: Path) -> Path:
                 f"train.model {model}: could not be fetched ({type(error).__name__}: {error}); "
                 "check the name and the network, or give a folder"
             ) from error
-    _check_folder(folder)
+    check_folder(folder)
     return folder
 
 

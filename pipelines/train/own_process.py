@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.errors import DanluError
+from pipelines.errors import DanluError, StageError
 
 
 def in_own_process(work: Callable[..., Any], *arguments: Any, num_cpus: float = 1) -> Any:
@@ -15,3 +15,5 @@ def in_own_process(work: Callable[..., Any], *arguments: Any, num_cpus: float = 
         return ray.get(task.remote(*arguments))
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, DanluError) else error) from None
+    except (ray.exceptions.OutOfMemoryError, ray.exceptions.WorkerCrashedError) as error:
+        raise StageError(f"{work.__name__}: its process was killed, most likely for want of memory\n{error}") from None

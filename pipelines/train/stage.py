@@ -23,7 +23,7 @@ from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_
 from pipelines.train.journal import BY_ROW, Entry, best_step, read_journal, shown
 from pipelines.train.loop import chosen_checkpoint
 from pipelines.train.memory import chosen_stage, shapes_of
-from pipelines.train.models import max_positions, model_digest, resolve, weight_shapes
+from pipelines.train.models import check_folder, max_positions, model_digest, resolve, weight_shapes
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, total_rows
 from pipelines.train.section import Train, missing_package
@@ -57,8 +57,10 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
 
 
 def preflight(recipe: Recipe) -> None:
-    """RecipeError, before any stage runs, where training could not run at all."""
+    """RecipeError where training could not run at all: a package is missing, or a folder is no model."""
     assert recipe.train
+    if "://" not in recipe.train.model:
+        check_folder(Path(recipe.train.model).expanduser())
     if missing := missing_package(recipe.train):
         raise RecipeError(recipe.name, [missing])
 

@@ -5,6 +5,7 @@ int64 with one entry more than it has samples. Samples are numbered through, ove
 rows. `index` lists the numbers that are trained: repeated where more rows were asked for than there are.
 """
 
+import hashlib
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -67,10 +68,11 @@ def source_of(recipe: Recipe, place: Place, item: str) -> Source:
         hint = f"{nearest(name, sides)} A file needs its suffix or a folder before it"
         raise RecipeError("the recipe", [Problem("train.data", f"{name!r} is no side of the split; {hint}")])
     folder = Place(
-        place.workspace, f"{place.stage}/{place.fingerprint}/data", re.sub(r"[^\w.-]+", "-", name).strip("-")
+        place.workspace, f"{place.stage}/{place.fingerprint}/data", hashlib.sha256(name.encode()).hexdigest()[:16]
     )
     if folder.manifest() is None:
-        folder.finish({"report": ingest(recipe.model_copy(update={"ingest": Ingest(source=name)}), folder)})
+        section = Ingest(source=name, max_broken=recipe.ingest.max_broken if recipe.ingest else 0)
+        folder.finish({"report": ingest(recipe.model_copy(update={"ingest": section}), folder)})
     return Source(folder.outputs("rows"), take)
 
 

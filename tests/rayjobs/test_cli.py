@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.workspace import Workspace
+
 PROJECT = Path(__file__).parents[2]
 
 
@@ -44,6 +46,38 @@ def test_recipes_init_and_check(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert "ingest → clean → split → train → merge → evaluate → compare" in result.stdout
     assert "exists already" in refused("init", "tiny", "own.yaml", cwd=tmp_path)
+    assert result.stdout.startswith("own: valid")  # named after its file, so that it has a folder of its own
+    assert "ASCII letters" in refused("init", "tiny", "我的.yaml", cwd=tmp_path)
+
+
+def test_check_says_what_would_stop_a_later_stage_and_run_stops_before_the_first(tmp_path: Path) -> None:
+    sections = (
+        "name: mine\ningest: {source: none.jsonl}\nsplit: {test_ratio: 0.1}\ntrain: {model: ./Qwen2}\n"
+        "evaluate: {}\npublish: {upload: true, model_id: me/mine, license: MIT}\n"
+    )
+    name = recipe(tmp_path, sections)
+    said = danlu("check", name, cwd=tmp_path)
+    assert said.returncode == 0
+    for problem in (
+        "ingest.source none.jsonl: no such file",
+        "train.model: Qwen2 is not a folder with a model",
+        "publish.upload: needs the environment variable MODELSCOPE_API_TOKEN",
+    ):
+        assert f"not ready on this machine: {problem}" in said.stdout
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"query": "问", "response": "答"}\n', encoding="utf-8")
+    refusal = refused("run", name, "ingest.source=rows.jsonl", cwd=tmp_path)
+    assert "mine: 2 problems" in refusal and "train.model" in refusal and "publish.upload" in refusal
+    assert not list(tmp_path.glob("runs/mine/ingest/*"))
+
+
+def test_a_second_run_in_one_workspace_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"query": "问", "response": "答"}\n', encoding="utf-8")
+    name = recipe(tmp_path, "name: mine\ningest: {source: rows.jsonl}\n")
+    with Workspace(str(tmp_path / "runs" / "mine")).held():
+        done = danlu("run", name, cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"runs/mine: process {os.getpid()} on " in done.stderr and "is at work here" in done.stderr
 
 
 def test_every_problem_of_a_recipe_in_one_message(tmp_path: Path) -> None:

@@ -3,14 +3,10 @@
 import asyncio
 import csv
 import json
-import os
 import shutil
 import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +17,20 @@ pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 
-from serve.chat import page_command
-
 Serving = Callable[..., AbstractContextManager[str]]
 DESKTOP, PHONE = ViewportSize(width=1280, height=860), ViewportSize(width=390, height=844)
 SECONDS = 15_000
 TOPIC = "Give a topic, or join in…"
+WIDE = f"| address | |\n|---|---|\n| https://example.org/{'x' * 300} | {'y' * 300} |\n"
 
 expect.set_options(timeout=SECONDS)
 
 
 class Endpoint:
-    """Two models that answer with their name and what they were asked; `long` goes on for 20 s unless cut."""
+    """Two models that answer with their name and what they were asked.
+
+    `long` goes on for 20 s unless cut, `wide` gets a table of words without an end.
+    """
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
@@ -49,6 +47,7 @@ class Endpoint:
         self.bodies.append(request)
         said = request["messages"][-1]["content"].splitlines()[-1]
         words = [f"word{n} " for n in range(200)] if said == "long" else [f"{request['model']}: ", f"**{said}**"]
+        words = [WIDE] if said == "wide" else words
         gone = asyncio.ensure_future(receive())
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
         for word in words:
@@ -65,30 +64,6 @@ class Endpoint:
 def frame(choices: list[Any], usage: dict[str, int] | None) -> bytes:
     event = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": choices}
     return b"data: " + json.dumps({**event, "usage": usage}).encode() + b"\n\n"
-
-
-@contextmanager
-def streamlit(base_url: str) -> Iterator[str]:
-    """The page's server; yields its address."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    project = str(Path(__file__).parents[2])
-    command = page_command(base_url, "127.0.0.1", port)
-    with subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": project}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as server:
-        try:
-            until = time.monotonic() + 60
-            while True:
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2).close()
-                    break
-                except OSError:
-                    assert time.monotonic() < until and server.poll() is None
-                    time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +83,7 @@ def engine() -> Endpoint:
 
 
 @pytest.fixture(scope="module")
-def address(serving: Serving, engine: Endpoint) -> Iterator[str]:
+def address(serving: Serving, streamlit: Serving, engine: Endpoint) -> Iterator[str]:
     with serving(engine) as url, streamlit(f"{url}/v1") as address:
         yield address
 
@@ -228,8 +203,13 @@ def test_two_models_side_by_side(opened: Callable[..., Page], engine: Endpoint) 
     expect(answers(page).nth(1)).to_contain_text("base: both")
     expect(answers(page).nth(2)).to_contain_text("wishes: both")
     expect(answers(page).nth(2)).to_contain_text("2 tokens")
-    left, right = (answers(page).nth(n).bounding_box() for n in (1, 2))
+    ask(page, "wide")
+    expect(page.get_by_role("table")).to_have_count(2)
+    left, right = (answers(page).nth(n).bounding_box() for n in (4, 5))
     assert left and right and abs(left["y"] - right["y"]) < 5 and right["x"] > left["x"] + left["width"] - 5
+    for n in (0, 1):
+        table, answer = page.get_by_role("table").nth(n).bounding_box(), (left, right)[n]
+        assert table and table["x"] + table["width"] <= answer["x"] + answer["width"]
 
 
 @pytest.mark.slow
@@ -321,7 +301,7 @@ def test_nothing_is_wider_than_a_phone(opened: Callable[..., Page], mode: str) -
 
 
 @pytest.mark.slow
-def test_an_endpoint_that_is_not_there_is_said_and_tried_again(browser: Browser, serving: Serving) -> None:
+def test_an_endpoint_that_is_not_there_is_said_and_tried_again(browser: Browser, streamlit: Serving) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
     with streamlit(url) as address:
@@ -332,9 +312,48 @@ def test_an_endpoint_that_is_not_there_is_said_and_tried_again(browser: Browser,
         page.close()
 
 
+def discuss_with_markers(page: Page) -> None:
+    """Three personas, two of whom have adapters with a marker each."""
+    show(page, "Group")
+    for n, name in enumerate(("red", "blue")):
+        page.get_by_test_id("stMainBlockContainer").get_by_label("Model", exact=True).nth(n).click()
+        page.get_by_role("option", name=name, exact=True).click()
+    for label, value in (("Name", "Li"), ("Who it is", "You are a poet."), ("How many", "3"), ("Rounds", "1")):
+        page.get_by_label(label).first.fill(value)
+        page.get_by_label(label).first.press("Tab")
+    expect(page.get_by_label("Name")).to_have_count(3)
+    ask(page, "hi", TOPIC)
+    expect(answers(page)).to_have_count(4)
+    expect(answers(page).nth(1)).to_contain_text("Li")
+    expect(answers(page).nth(2)).to_contain_text("BBBB")
+
+
+def fill_a_table_with_markers(page: Page, folder: Path) -> None:
+    """Prompts from the box and from a file, answered by two models and downloaded."""
+    show(page, "Table")
+    page.get_by_label("Prompts, one per line").fill("a\nb\nc")
+    (folder / "more.txt").write_text("d\n", encoding="utf-8")
+    page.locator("input[type=file]").set_input_files(folder / "more.txt")
+    page.get_by_label("Models").click()
+    page.get_by_role("option", name="red").click()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Run").click()
+    expect(page.get_by_text("8 of 8 answered")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download JSONL").click()
+    rows = [json.loads(line) for line in Path(download.value.path()).read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == list("abcd")
+    assert all(row["red"].startswith("RRRR") for row in rows)
+
+
 @pytest.mark.slow
 def test_every_mode_before_the_real_endpoint(
-    browser: Browser, ray_cluster: None, tiny_model: Path, marker_adapters: dict[str, Path], tmp_path: Path
+    browser: Browser,
+    streamlit: Serving,
+    ray_cluster: None,
+    tiny_model: Path,
+    marker_adapters: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     pytest.importorskip("vllm")
     from serve.app import ServedModel, endpoint
@@ -345,6 +364,8 @@ def test_every_mode_before_the_real_endpoint(
     with endpoint(models, section, log_dir=tmp_path) as url, streamlit(url) as address:
         page = visited(browser.new_page(locale="en-US"), address)
         slide(page, "Temperature", -14)
+        slide(page, "Top-p", -2)
+        slide(page, "Repetition penalty", 1)
         choose(page, "Model", "red")
         choose(page, "Side by side with", "blue")
         page.get_by_label("System prompt").fill("x")
@@ -357,16 +378,8 @@ def test_every_mode_before_the_real_endpoint(
         page.get_by_role("button", name="Clear history").click()
         expect(answers(page)).to_have_count(0)
         slide(page, "Max tokens", -497)
-        show(page, "Group")
-        for n, name in enumerate(("red", "blue")):
-            page.get_by_test_id("stMainBlockContainer").get_by_label("Model", exact=True).nth(n).click()
-            page.get_by_role("option", name=name, exact=True).click()
-        ask(page, "hi", TOPIC)
-        expect(answers(page)).to_have_count(5)
-        expect(answers(page).nth(4)).to_contain_text("BBBB")
-        show(page, "Table")
-        page.get_by_label("Prompts, one per line").fill("a\nb\nc")
-        page.get_by_label("Prompts, one per line").press("Tab")
-        page.get_by_role("button", name="Run").click()
-        expect(page.get_by_text("3 of 3 answered")).to_be_visible()
+        discuss_with_markers(page)
+        fill_a_table_with_markers(page, tmp_path)
+        page.get_by_text("中文", exact=True).click()
+        expect(page.get_by_role("button", name="清空历史")).to_be_visible()
         page.close()

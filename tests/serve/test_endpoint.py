@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pathlib import Path
 import openai
 import psutil
 import pytest
+import ray
 import requests
 
 pytest.importorskip("vllm")
@@ -26,7 +28,8 @@ from serve.section import Engine, Limits, Serve
 SECTION = Serve(engine=Engine(max_model_len=512, max_num_seqs=32, kv_cache_memory_bytes=64 << 20, max_lora_rank=8))
 MARKER_OF = {"red": "R", "blue": "B", "merged": "R"}
 LIMITS = Limits(max_body_bytes=20_000, requests_per_minute=300)
-KEY = {"authorization": "Bearer key"}
+SECRET, OTHER = "the-key-of-one-caller", "the-key-of-another"
+KEY = {"authorization": f"Bearer {SECRET}"}
 TEXT = "Once upon a time there was a small town by a river. "
 
 
@@ -36,30 +39,38 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("logs")
+
+
+@pytest.fixture(scope="module")
 def url(
     ray_cluster: None,
     tiny_model: Path,
     marker_adapters: dict[str, Path],
     merged_model: Path,
     registry: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    logs: Path,
 ) -> Iterator[str]:
     adapters = {name: str(path) for name, path in marker_adapters.items()}
     models = [ServedModel("base", str(tiny_model), adapters, str(registry)), ServedModel("merged", str(merged_model))]
-    logs, keys = tmp_path_factory.mktemp("logs"), tuple(hashlib.sha256(key).digest() for key in (b"key", b"other"))
+    keys = tuple(hashlib.sha256(key.encode()).digest() for key in (SECRET, OTHER))
     with endpoint(models, SECTION, log_dir=logs, keys=keys, limits=LIMITS) as url:
         yield url
         body = {"model": "base", "prompt": "x", "max_tokens": 400, "ignore_eos": True, "stream": True}
         last = requests.post(f"{url}/completions", json=body, headers=KEY, stream=True, timeout=60)
         frames = last.iter_lines()
         assert next(frames).startswith(b"data: ")
+        scratch = [Path(process.environ()["TMPDIR"]) for process in engine_processes()]
+        assert any(any(folder.iterdir()) for folder in scratch)  # vLLM's sockets
     assert list(frames)[-2:] == [b"data: [DONE]", b""]  # what is in flight when the endpoint stops is finished
     assert engine_processes() == []
+    assert not any(folder.exists() for folder in scratch)
 
 
 @pytest.fixture(scope="module")
 def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=url, api_key="key", max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=url, api_key=SECRET, max_retries=0, timeout=60)
 
 
 def engine_processes() -> list[psutil.Process]:
@@ -116,13 +127,13 @@ def test_64_mixed_requests_at_once_each_carry_their_own_marker(client: openai.Op
         answers = list(pool.map(lambda model: say(client, model, "prompt 0"), models))
     for model, answer in zip(models, answers, strict=True):
         assert answer == (alone if model == "base" else MARKER_OF[model] * 8)
-    assert set(alone) - set("RB")
+    assert not set(alone) & set("RB")
 
 
 def test_log_probabilities_in_a_mixed_batch_are_those_of_each_model_alone(
     client: openai.OpenAI, tiny_model: Path, marker_adapters: dict[str, Path]
 ) -> None:
-    asks = [(model, f"{TEXT}{n} " * 3) for n in range(8) for model in ("base", "red", "blue")]
+    asks = [(model, f"{TEXT}{n} " * 3) for n in range(8) for model in ("base", "red", "blue", "merged")]
     alone = [log_probabilities(client, *ask) for ask in asks]
     with ThreadPoolExecutor(len(asks)) as pool:
         mixed = list(pool.map(lambda ask: log_probabilities(client, *ask), asks))
@@ -149,7 +160,7 @@ def test_curl_sees_a_stream_to_its_end(url: str) -> None:
     if shutil.which("curl") is None:
         pytest.skip("no curl on this machine")
     body = json.dumps({"model": "blue", "prompt": "x", "max_tokens": 3, "temperature": 0, "stream": True})
-    command = ["curl", "-sN", f"{url}/completions", "-H", "Authorization: Bearer key", "-d", body]
+    command = ["curl", "-sN", f"{url}/completions", "-H", f"Authorization: Bearer {SECRET}", "-d", body]
     shown = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
     assert shown.endswith(b"\n\ndata: [DONE]\n\n")
     frames = [json.loads(line.removeprefix(b"data: ")) for line in shown.split(b"\n\n")[:-2]]
@@ -159,7 +170,7 @@ def test_curl_sees_a_stream_to_its_end(url: str) -> None:
 
 def test_the_running_endpoint_refuses_in_openai_s_form(url: str) -> None:
     body = {"model": "base", "prompt": "hi", "max_tokens": -1}
-    other = {"authorization": "Bearer other"}
+    other = {"authorization": f"Bearer {OTHER}"}
     codes = {}
     for status, headers, sent in (
         (401, {"authorization": "Bearer wrong"}, body),
@@ -198,6 +209,8 @@ def _wait_for(engine: str, count: int) -> None:
 
 def test_sampling_parameters_reach_the_engine(client: openai.OpenAI) -> None:
     ask = {"model": "base", "prompt": "abc", "max_tokens": 12}
+    greedy = {client.completions.create(**ask, temperature=0, seed=seed).choices[0].text for seed in (5, 5, 6)}
+    assert len(greedy) == 1
     first, second = (client.completions.create(**ask, temperature=1.5, seed=5).choices[0].text for _ in range(2))
     assert first == second != client.completions.create(**ask, temperature=1.5, seed=6).choices[0].text
     stopped = client.completions.create(model="red", prompt="x", max_tokens=20, temperature=0, stop=["RRR"])
@@ -254,6 +267,19 @@ def test_a_published_adapter_is_answered_with_at_once(
     set_alias(registry, "persona", "persona@1")
     with pytest.raises(openai.NotFoundError):
         say(client, "persona@9")
+
+
+def test_no_key_is_seen_in_command_lines_logs_or_errors(url: str, logs: Path) -> None:
+    answer = requests.get(f"{url}/models", headers={"authorization": f"Bearer {SECRET}x"}, timeout=60)
+    seen = {"an error": answer.text + str(answer.headers)}
+    seen |= {f"process {p.pid}": " ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)}
+    (session,) = Path(tempfile.gettempdir()).glob(f"*/{ray.get_runtime_context().get_session_name()}/logs")
+    files = [file for folder in (logs, session) for file in folder.rglob("*") if file.is_file()]
+    seen |= {str(file): file.read_text(errors="replace") for file in files}
+    assert any("engine-base" in name for name in seen)
+    engine_keys = {process.environ()["VLLM_API_KEY"] for process in engine_processes()}
+    assert engine_keys
+    assert [name for name, text in seen.items() if any(key in text for key in (SECRET, *engine_keys))] == []
 
 
 def test_an_engine_that_cannot_start_says_why(ray_cluster: None, tmp_path: Path) -> None:

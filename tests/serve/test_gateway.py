@@ -201,6 +201,8 @@ def test_a_full_queue_is_429_and_those_before_it_are_answered(start: Callable[..
         refused = running.complete()
         assert (refused.status_code, error_of(refused)["code"]) == (429, "queue_full")
         assert int(refused.headers["retry-after"]) >= 1
+        counted = requests.get(f"{running.url}/metrics", timeout=20).text.splitlines()
+        assert {'danlu_requests_in_flight{model="base"} 1.0', 'danlu_requests_queued{model="base"} 1.0'} <= set(counted)
         assert [future.result().status_code for future in waiting] == [200, 200]
     assert running.complete().status_code == 200
 
@@ -360,7 +362,8 @@ def test_metrics_count_requests_and_tokens(start: Callable[..., Running]) -> Non
         'danlu_tokens_total{kind="completion",model="base"} 4.0',
         'danlu_time_to_first_token_seconds_count{model="base"} 1.0',
         'danlu_engines{model="base"} 1.0',
-        "danlu_requests_in_flight 0.0",
+        'danlu_requests_in_flight{model="base"} 0.0',
+        'danlu_requests_queued{model="base"} 0.0',
     ):
         assert line in text.splitlines()
 

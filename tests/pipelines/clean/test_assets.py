@@ -95,24 +95,6 @@ def test_what_is_wrong_is_said_with_operator_file_and_remedy(
     assert not cache_home.exists() or not list((cache_home / "models").iterdir())  # nothing half is left
 
 
-def test_modelscopes_own_client_fetches(
-    tmp_path: Path, cache_home: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str]
-) -> None:
-    def download(model: str, file: str, *, local_dir: str) -> str:
-        asked.append(f"{model} {file}")
-        path = Path(local_dir, file)
-        path.parent.mkdir(parents=True)
-        path.write_bytes(WORDS)
-        return str(path)
-
-    modelscope = pytest.importorskip("modelscope")
-    monkeypatch.setattr(modelscope, "model_file_download", download, raising=False)
-    assets = {NAME: f"modelscope://owner/model/data/{NAME}#sha256={CHECKSUM}"}
-    assert locate_asset(NAME, "flagged_words_filter", assets).read_bytes() == WORDS
-    assert locate_asset(NAME, "flagged_words_filter", assets).parent == cache_home / "models"
-    assert asked == [f"owner/model data/{NAME}"]
-
-
 def test_a_file_that_was_changed_in_the_cache_is_not_used(server: str, cache_home: Path) -> None:
     assets = {NAME: f"{server}/{NAME}#sha256={CHECKSUM}"}
     locate_asset(NAME, "flagged_words_filter", assets).write_bytes(b"{}")

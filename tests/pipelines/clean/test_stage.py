@@ -59,11 +59,19 @@ def golden(shared_data: Path) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.parametrize("shards", [1, 2, 8])
+@pytest.mark.parametrize(("shards", "sorted_rows"), [(1, 1 << 16), (2, 0), (8, 1 << 16)])
 def test_the_published_recipe_gives_data_juicers_rows_in_its_order(
-    run: Stage, corpus: pa.Table, golden: list[dict[str, Any]], assets: dict[str, str], zhihu_process: Any, shards: int
+    run: Stage,
+    corpus: pa.Table,
+    golden: list[dict[str, Any]],
+    assets: dict[str, str],
+    zhihu_process: Any,
+    shards: int,
+    sorted_rows: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Rows that only perplexity drops, which needs an extra, are left out beforehand."""
+    """Rows that only perplexity drops, which needs an extra, are left out beforehand; sorted at once or by buckets."""
+    monkeypatch.setattr("pipelines.clean.stage.SORTED_ROWS", sorted_rows)
     perplexed = {row["id"] for row in golden if row["dropped_by"] == "perplexity_filter"}
     table = corpus.filter(pa.array([pos not in perplexed for pos in corpus["pos"].to_pylist()]))
     report, place = run(recipe(zhihu_process(1, 100), "data_juicer", assets), table, shards)
@@ -98,6 +106,42 @@ def test_the_result_does_not_depend_on_shards_or_their_order(
     assert counts[0] == counts[1]
     assert counts[0][0][1] == 3000 and counts[0][-1][2] == reports[0]["rows"]
     assert reports[0]["samples"] == reports[1]["samples"]
+
+
+WAITING = """
+import time
+from pathlib import Path
+from pipelines.clean.column import Column
+from pipelines.clean.operators import operator
+
+@operator("mapper")
+def waiting_mapper(column: Column, *, commits: str, first: str):
+    \"\"\"Change nothing; the shard with the text `first` ends after the two others.\"\"\"
+    deadline = time.monotonic() + 60
+    while first in column.texts() and len(list(Path(commits).glob("*.json"))) < 2:
+        assert time.monotonic() < deadline, "the other shards do not end"
+        time.sleep(0.05)
+    return column.array
+"""
+
+
+def test_files_may_end_in_another_order_than_they_are_listed(run: Stage, corpus: pa.Table, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(WAITING, encoding="utf-8")
+    table = corpus.slice(0, 900)
+    commits = tmp_path / "clean" / "late-3" / "rows-0" / "commits"
+    waiting = {"waiting_mapper": {"commits": str(commits), "first": table["response"][0].as_py()}}
+    rest = ["clean_links_mapper", {"text_length_filter": {"min_len": 40}}, {"document_deduplicator": {}}]
+    late = recipe([waiting, *rest])
+    assert late.clean
+    late.clean.custom_operators.append(str(tmp_path / "own.py"))
+    report, place = run(late, table, 3, "late")
+    ended = sorted(commits.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert [path.name for path in ended][-1] == "00000.json" and len(ended) == 3
+    expected, other = run(recipe(rest), table, 1, "prompt")
+    assert report["digest"] == expected["digest"]
+    assert read(place, "rows") == read(other, "rows")
+    dropped = [{row["pos"]: row["operator"] for row in read(found, "dropped")} for found in (place, other)]
+    assert dropped[0] == dropped[1] != {}
 
 
 def simhash_of(simhash: dict[str, Any]) -> dict[str, Any]:

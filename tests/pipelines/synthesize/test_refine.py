@@ -171,6 +171,24 @@ def test_near_duplicates_are_those_that_exact_comparison_finds(shared_data: Path
     assert found == expected
 
 
+def test_precision_and_recall_of_near_duplicates(shared_data: Path) -> None:
+    rows = wishes.real(shared_data)
+    sound = [rows[number]["output"] for number in wishes.SOUND]
+    repeated = [_said_again(text, number) for number, text in enumerate(sound)]
+    found = near_duplicates([*sound, *repeated], 0.8)
+    right = [number for number in range(len(repeated)) if found.get(len(sound) + number) == number]
+    assert len(repeated) >= 30
+    assert len(right) / len(repeated) >= 0.95
+    assert len(right) / len(found) >= 0.95
+
+
+def _said_again(text: str, number: int) -> str:
+    """The same wish, as a model says it a second time: other marks, an emoji, a particle, another word of address."""
+    if number % 4 == 3:
+        return text.replace("您", "你") if len(text) > 80 else text.rstrip("！。") + "哦！"
+    return [text.rstrip("！。") + "～", text.replace("，", " "), text + "🎉"][number % 4]
+
+
 def test_mending_comes_before_measuring() -> None:
     asked = Asked({}, Style(template="", max_length=4), {})
     assert judge_text(" “生日快乐” ", asked, ["quotes", "length"], ["quotes"]) == ("生日快乐", None, ["quotes"])

@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from benchmarks.answering_server import Behaviour, answer_to
 from pipelines.errors import RecipeError, StageError
+from pipelines.progress import STEADY_INTERVAL
 from pipelines.recipe import Recipe
 from pipelines.synthesize.asking import forget_failures
 from pipelines.synthesize.grid import Grid
@@ -48,7 +50,7 @@ def digests(what: Recipe) -> set[str]:
 
 def test_every_cell_gets_its_answer_once(tmp_path: Path, start_server: Callable[..., Server]) -> None:
     server = start_server()
-    what = recipe(server.url, cells=20, price={"input": "2", "output": "8"})
+    what = recipe(server.url, cells=20, price=(price := {"input": 0.1, "output": "0.3"}))
     report = run(what, place(tmp_path))
     made = rows(place(tmp_path))
     assert report["rows"] == len(made) == 40
@@ -63,14 +65,14 @@ def test_every_cell_gets_its_answer_once(tmp_path: Path, start_server: Callable[
     answers = sum(len(row["response"]) for row in made)
     prompts = sum(len(row["name"]) + len(row["style"]) - 1 + (row["style"] == "严肃") for row in made)
     assert (report["output_tokens"], report["currency"]) == (answers, "CNY")
-    assert float(report["cost"]) == pytest.approx((report["input_tokens"] * 2 + answers * 8) / 1e6)
+    assert Decimal(report["cost"]) == (report["input_tokens"] * Decimal("0.1") + answers * Decimal("0.3")) / 1_000_000
     assert report["input_tokens"] < prompts * 2
     # another place, as after --from: all is in the ledger
     again = run(what, place(tmp_path, "g"))
     assert again["digest"] == report["digest"]
     assert len(server.log()["requests"]) == 40
     # a larger grid asks for what is new only
-    more = run(recipe(server.url, cells=22, price={"input": "2", "output": "8"}), place(tmp_path, "h"))
+    more = run(recipe(server.url, cells=22, price=price), place(tmp_path, "h"))
     assert more["rows"] == 44
     assert len(server.log()["requests"]) == 44
 
@@ -104,6 +106,45 @@ def test_an_endpoint_that_allows_less_is_found_out(tmp_path: Path, start_server:
     refused = servers[1].outcomes()
     # at its weight it would refuse three times for each answer elsewhere, 240 in all; how many less depends on speed
     assert set(refused) == {"429"} and len(refused) < 160
+
+
+def test_endpoints_share_by_weight(tmp_path: Path, start_server: Callable[..., Server]) -> None:
+    servers = [start_server(), start_server()]
+    endpoints = [{"base_url": server.url, "weight": weight} for server, weight in zip(servers, (1, 3), strict=True)]
+    run(recipe("http://x/v1", cells=40, endpoints=endpoints), place(tmp_path))
+    assert [len(server.outcomes()) for server in servers] == [20, 60]
+
+
+def test_progress_is_said_where_there_is_no_terminal(
+    tmp_path: Path,
+    start_server: Callable[..., Server],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert STEADY_INTERVAL == 30
+    monkeypatch.setattr("pipelines.progress.STEADY_INTERVAL", 0.0)
+    run(recipe(start_server(0.3).url, cells=100, price={"input": 2, "output": 8}), place(tmp_path))
+    said = capsys.readouterr().err
+    rates = r"\d+ requests/min, \d+ tokens/min"
+    known = rf"\d+/200 answered, (\d+) in flight, {rates}, [\d.]+ of about [\d.]+ CNY, \d+:\d\d left"
+    in_flight = [int(count) for count in re.findall(known, said)]
+    assert 0 < max(in_flight) <= 32
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [(b"x" * (10 << 20), "too_large"), (b'{"choices":[{"message":{"content":"\xff"}}]}', "invalid_utf8")],
+)
+def test_answers_that_cannot_be_read_lose_nothing(
+    tmp_path: Path, start_server: Callable[..., Server], body: bytes, reason: str
+) -> None:
+    run(recipe(start_server().url, cells=4), place(tmp_path))
+    with in_thread(Behaviour(delay=0.01, body=body)) as url:
+        assert run(recipe(url, cells=6), place(tmp_path, "g"))["failed"] == {reason: 4}
+    assert len(rows(place(tmp_path, "g"))) == 8
+    again, sound = recipe(start_server().url, cells=6), place(tmp_path, "h")
+    assert forget_failures(sound.workspace, grid_of(again)) == 4
+    assert run(again, sound)["rows"] == 12
 
 
 def test_failures_have_a_class_and_are_asked_again_when_told(

@@ -2,14 +2,15 @@
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from pipelines.synthesize.ledger import Kind, read_index
 from pipelines.synthesize.stage import synthesize
+from pipelines.workspace import Workspace
 from tests.pipelines.synthesize.serving import Server, place, recipe
 
 
@@ -57,26 +58,35 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path, start_server: Callable[.
     assert len(server.outcomes()) <= 400 + 2 * 32  # what it had asked and not filed is asked again
 
 
+def most_in_a_minute(times: list[float]) -> int:
+    first = most = 0
+    for last, at in enumerate(times):
+        while times[first] < at - 60:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_every_cell_once_within_the_rate_whatever_goes_wrong(
     tmp_path: Path, start_server: Callable[..., Server], workers: int
 ) -> None:
-    rate = 1800
+    rate, requests = 3600, 5000
     server = start_server(0.3, **{"429": 0.05, "500": 0.03, "drop": 0.01, "hang": 0.01})
-    endpoint = {"requests_per_minute": rate, "max_in_flight": 128}
-    what = recipe(server.url, cells=1300, workers=workers, timeout=3.0, endpoint=endpoint)
+    endpoint = {"requests_per_minute": rate, "max_in_flight": 256}
+    what = recipe(server.url, cells=requests // 2, workers=workers, timeout=10.0, endpoint=endpoint)
     report = synthesize(what, place(tmp_path))
-    assert report["rows"] == 2600
+    assert report["rows"] == requests
+    index = read_index(Workspace(str(tmp_path / "w")))
+    assert set(index.entries["kind"]) == {Kind.ANSWER}
+    assert len(index.entries) == len({bytes(key) for key in index.entries["key"]}) == requests
     log = server.log()["requests"]
-    answered = Counter(digest for _, digest, outcome in log if outcome == "ok")
-    assert len(answered) == 2600 and set(answered.values()) == {1}
-    assert len(log) <= 1.03 * 2600 + sum(outcome != "ok" for _, _, outcome in log)
-    seen = sorted(at for at, _, _ in log)
-    first = most = 0
-    for last, at in enumerate(seen):
-        while seen[first] < at - 60:
-            first += 1
-        most = max(most, last - first + 1)
-    assert most <= 1.02 * rate
+    assert len({digest for _, digest, outcome in log if outcome == "ok"}) == requests
+    # an answer that comes after the client's time limit is asked for again: it counts as an extra request
+    extra = len(log) - requests - sum(outcome != "ok" for _, _, outcome in log)
+    assert extra <= 0.03 * requests
+    most = most_in_a_minute(sorted(at for at, _, _ in log))
+    print(f"{workers} workers: {most} requests in a minute of {rate}, {extra} extra of {requests}")
+    assert 0.9 * rate <= most <= 1.02 * rate

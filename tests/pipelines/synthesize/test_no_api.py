@@ -1,0 +1,93 @@
+"""The wishes without an API: the 135M model answers a small grid in the cluster, and behind `danlu serve`, alike."""
+
+import os
+import signal
+import subprocess
+import sys
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.recipe import load_recipe
+from pipelines.workspace import Place, Workspace
+from rayjobs import pipeline
+from serve.app import claim_port
+
+pytestmark = pytest.mark.slow
+
+GRID = [
+    "synthesize.dimensions.name=[姐姐, 李总]",
+    "synthesize.dimensions.scene=[生日, 春节]",
+    "synthesize.compatibility=[]",
+    "synthesize.samples_per_cell=1",
+    "synthesize.generation.temperature=0",
+    "synthesize.generation.max_tokens=96",
+    'synthesize.generation.stop=["\\n", "。", "，", " "]',  # it would go on and on; four is what APIs take
+]
+
+# `danlu serve` with a model that needs no training: everything after it is the command's own.
+SERVE = """
+import sys
+from rayjobs import cli, deploy
+from serve.models import ServedModel
+model = ServedModel("base", sys.argv[1])
+deploy.finished_models = lambda *_: [model]
+sys.argv = ["danlu", "serve", "tiny", *sys.argv[2:]]
+cli.main()
+"""
+
+
+def refined(folder: Path, *overrides: str) -> dict[str, Place]:
+    """Run the shipped recipe to its refined rows; its finished stages by name."""
+    command = [str(Path(sys.executable).parent / "danlu"), "run", "wishes", "--to", "refine"]
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("API_KEY")}
+    done = subprocess.run(
+        [*command, "--workspace", str(folder), *GRID, *overrides],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    what = load_recipe("wishes", [*GRID, *overrides])
+    return {name: place for name, _, place in pipeline.status(what, Workspace(str(folder))) if place}
+
+
+def answers(place: Place) -> dict[str, Any]:
+    kept = [row for path in place.outputs("rows") for row in pq.read_table(path).to_pylist()]
+    dropped = [row for path in place.outputs("dropped") for row in pq.read_table(path).to_pylist()]
+    return {row["row_id"]: row["response"] for row in kept} | {
+        row["row_id"]: (row["reason"], row["text"]) for row in dropped
+    }
+
+
+def test_a_small_grid_in_the_cluster_and_behind_danlu_serve(tmp_path: Path) -> None:
+    local = refined(tmp_path / "local", "synthesize.engine=vllm", "synthesize.model=tiny")
+    said = answers(local["synthesize"])
+    assert len(said) == 12 and set(said) == {
+        f"{name}/{scene}/{style}#0"
+        for name in ("姐姐", "李总")
+        for scene in ("生日", "春节")
+        for style in ("小红书", "正常", "严肃")
+    }
+    report = local["refine"].report()
+    (first, *_) = report["operators"]
+    assert first["rows_in"] == local["synthesize"].report()["rows"]
+    (model,) = (str(path.parent) for path in (tmp_path / "local" / "models").glob("*/config.json"))  # converted above
+    port = claim_port("127.0.0.1", None)
+    command = [sys.executable, "-c", SERVE, model, "--port", str(port), "--workspace", str(tmp_path / "serve")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as served:
+        assert served.stderr is not None
+        try:
+            until = list(takewhile(lambda line: "Ctrl-C stops" not in line, served.stderr))
+            assert served.poll() is None, "".join(until)
+            url = f"synthesize.endpoints=[{{base_url: 'http://127.0.0.1:{port}/v1'}}]"
+            over_http = refined(tmp_path / "http", url, "synthesize.model=base")
+        finally:
+            served.send_signal(signal.SIGTERM)
+            served.stderr.read()
+    assert answers(over_http["synthesize"]) == said
+    assert answers(over_http["refine"]) == answers(local["refine"])

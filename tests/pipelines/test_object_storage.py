@@ -1,0 +1,81 @@
+"""A workspace on S3, at a local server that speaks its protocol."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+from pipelines.errors import InputError
+from pipelines.workspace import Workspace
+
+PROJECT = Path(__file__).parents[2]
+PROCESS = "import sys; from pipelines.workspace import Workspace; Workspace(sys.argv[1]).write(sys.argv[2], b'two')"
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty bucket; this process and its children find the server through their environment."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address, port = server.get_host_and_port()
+    credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in {**credentials, "AWS_ENDPOINT_URL": f"http://{address}:{port}"}.items():
+        monkeypatch.setenv(name, value)
+    Workspace("s3://danlu").fs.mkdir("danlu")
+    yield "s3://danlu"
+    server.stop()
+
+
+def test_what_another_process_wrote_is_listed(bucket: str) -> None:
+    workspace = Workspace(f"{bucket}/run")
+    one, two = workspace.path("commits", "1.json"), workspace.path("commits", "2.json")
+    assert workspace.write_if_absent(one, b"one")
+    assert not workspace.write_if_absent(one, b"late")
+    assert workspace.list(workspace.path("commits")) == [one]
+    subprocess.run([sys.executable, "-c", PROCESS, workspace.root, two], check=True, cwd=PROJECT)
+    assert workspace.list(workspace.path("commits")) == [one, two]
+    assert workspace.read(one) == b"one"
+
+
+def test_a_scheme_without_its_package_is_named() -> None:
+    with pytest.raises(InputError, match=r"gs://bucket/run: .*gcsfs"):
+        Workspace("gs://bucket/run").list("gs://bucket/run")
+
+
+def danlu(*arguments: str) -> str:
+    command = [sys.executable, "-m", "rayjobs.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_with_lost_commits_goes_on_to_the_same_rows(bucket: str, tmp_path: Path) -> None:
+    for part in range(3):
+        rows = ({"query": f"问题{part}-{i}？", "response": f"这是第{part}部分的第{i}个回答，" * 4} for i in range(50))
+        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+        (tmp_path / f"part-{part}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    operator = "[{text_length_filter: {min_len: 10}}, {document_simhash_deduplicator: {}}]"
+    run = ["run", "tiny", "--to", "clean", f"ingest.source={tmp_path}/*.jsonl", f"clean.process={operator}"]
+    workspace = Workspace(f"{bucket}/run")
+    danlu(*run, "--workspace", workspace.root)
+    stages = {stage: workspace.list(workspace.path(stage))[0] for stage in ("ingest", "clean")}
+    reports = {stage: workspace.read_json(f"{folder}/manifest.json")["report"] for stage, folder in stages.items()}
+    assert reports["ingest"]["rows"] == 150
+    for folder in stages.values():  # as a killed run leaves it: some shards committed, the stage not complete
+        workspace.remove(f"{folder}/manifest.json")
+        for path in [path for path in workspace.fs.find(folder) if "/commits/00001" in path]:
+            workspace.remove(path)
+    danlu(*run, "--workspace", workspace.root)
+    again = {stage: workspace.read_json(f"{folder}/manifest.json")["report"] for stage, folder in stages.items()}
+    assert {stage: report["digest"] for stage, report in again.items()} == {
+        stage: report["digest"] for stage, report in reports.items()
+    }
+    local = tmp_path / "local"
+    danlu(*run, "--workspace", str(local))
+    on_disk = [json.loads(path.read_text("utf-8"))["report"]["digest"] for path in local.glob("clean/*/manifest.json")]
+    assert on_disk == [again["clean"]["digest"]]

@@ -104,10 +104,9 @@ def test_batch_must_divide(tmp_path: Path) -> None:
     [("train.method", "qlora", "bitsandbytes"), ("train.report_to", "[swanlab]", "swanlab")],
 )
 def test_what_needs_a_package_that_is_missing_is_named_before_anything_runs(
-    tmp_path: Path, key: str, value: str, package: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: str, package: str
 ) -> None:
-    if find_spec(package):
-        pytest.skip(f"{package} is installed here")
+    monkeypatch.setattr("pipelines.train.section.find_spec", lambda name: None if name == package else find_spec(name))
     recipe = load_recipe("tiny", [f"{key}={value}"])
     with pytest.raises(RecipeError, match=f"{key}: .* needs the package {package}: pip install {package}"):
         run(recipe, open_workspace(str(tmp_path / "ws"), "tiny", on_cluster=False), Cluster())

@@ -20,7 +20,7 @@ from pipelines.publish.section import Publish
 from pipelines.section import Count, Ratio, Section
 from pipelines.synthesize.refine_section import Refine
 from pipelines.synthesize.section import Synthesize
-from pipelines.train.section import Merge, Train
+from pipelines.train.section import Merge, Train, not_servable
 from serve.section import Serve
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -154,6 +154,16 @@ class Recipe(Section):
                 raise ValueError("train.method full leaves no adapter; publish.weights: merged, with a section merge")
             if self.compare and self.compare.checkpoints:
                 raise ValueError("compare.checkpoints asks adapters, and train.method full leaves none; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_asked_can_be_served(self) -> "Recipe":
+        reason = not_servable(self.train) if self.train else None
+        asked = [stage for stage in ("evaluate", "compare") if getattr(self, stage) is not None]
+        if reason and asked and self.merge is None:
+            raise ValueError(f"{reason}; {' and '.join(asked)} can ask the merged model: add a section merge")
+        if reason and self.compare and self.compare.checkpoints:
+            raise ValueError(f"{reason}; remove compare.checkpoints, which asks them")
         return self
 
 

@@ -10,17 +10,17 @@ from typing import Any
 import yaml
 
 from pipelines.errors import Problem, RecipeError
-from pipelines.evaluate.endpoint import trained_whole
+from pipelines.evaluate.endpoint import serves_adapter, trained_whole
 from pipelines.progress import say, waiting
 from pipelines.recipe import Recipe
+from pipelines.train.section import not_servable
 from pipelines.workspace import Place, Workspace
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
 from serve import adapters
 from serve.app import ServedModel, endpoint
-from serve.guard import KEYS, KEYS_FILE, environment_keys
-
-LOCAL = ("127.0.0.1", "::1", "localhost")
+from serve.guard import KEYS, KEYS_FILE, LOCAL, environment_keys
+from serve.section import MAX_LORA_RANK, Serve
 
 
 def serve_forever(
@@ -31,18 +31,17 @@ def serve_forever(
     The adapter is published in the workspace's folder `adapters`; those published there later are picked up at once.
     Raises RecipeError for a recipe that trains nothing, StageError when an engine does not start.
     """
-    host, port = host or recipe.serve.host, port or recipe.serve.port
-    keys = environment_keys()
-    if not keys and host not in LOCAL:
-        say(f"  anyone who reaches {host} may ask: set {KEYS} or {KEYS_FILE} to require a key")
+    section = served_section(recipe)
+    host, port = host or section.host, port or section.port
+    keys = environment_keys(section.model_copy(update={"host": host}))
     models = finished_models(recipe, workspace, cluster)
     cluster.connect()
     logs = workspace.local("logs", "serve")
     with stop_signals() as stopped, ExitStack() as stack:
         with waiting(f"starting {len(models)} engine(s)"):
-            limits = recipe.serve.limits
+            limits = section.limits
             url = stack.enter_context(
-                endpoint(models, recipe.serve, host=host, port=port, log_dir=logs, keys=keys, limits=limits)
+                endpoint(models, section, host=host, port=port, log_dir=logs, keys=keys, limits=limits)
             )
         published = adapters.aliases(workspace.local("adapters"))
         say(f"{url}: {', '.join([*(model.name for model in models), *published])}; Ctrl-C stops")
@@ -56,13 +55,16 @@ def write_config(
     from serve.cluster import configuration, ray_service
 
     models = finished_models(recipe, workspace, cluster)
-    config = configuration(recipe.name, models, recipe.serve, str(workspace.local("logs", "serve")))
+    section = served_section(recipe)
+    config = configuration(recipe.name, models, section, str(workspace.local("logs", "serve")))
     if serve_file is not None:
         _write_yaml(serve_file, f"# serve deploy {serve_file.name}\n", config)
+        if section.host not in LOCAL and not section.open:
+            say(f"  the cluster's nodes need {KEYS} or {KEYS_FILE} in their environment; without it nothing is served")
     if kuberay_file is not None:
-        reachable = recipe.serve.model_copy(update={"host": "0.0.0.0"})  # a pod's own address is no one else's
+        reachable = section.model_copy(update={"host": "0.0.0.0"})  # a pod's own address is no one else's
         config = configuration(recipe.name, models, reachable, str(workspace.local("logs", "serve")))
-        service = ray_service(recipe.name, _yaml(config), len(models), recipe.serve, workspace.root)
+        service = ray_service(recipe.name, _yaml(config), len(models), section, workspace.root)
         _write_yaml(kuberay_file, f"# kubectl apply -f {kuberay_file.name}\n", service)
 
 
@@ -77,26 +79,35 @@ def _yaml(content: dict[str, Any]) -> str:
 
 
 def finished_models(recipe: Recipe, workspace: Workspace, cluster: Cluster) -> list[ServedModel]:
-    """The recipe's models, after training and merging what is missing; raises RecipeError where it trains none."""
+    """The recipe's models, after training and merging what is missing; RecipeError where none could be served."""
     if recipe.train is None:
         raise RecipeError(recipe.name, [Problem("train", "nothing to serve: the recipe trains no model")])
+    if recipe.merge is None and (reason := not_servable(recipe.train)):
+        raise RecipeError(recipe.name, [Problem("merge", f"{reason}; with this section the merged model is served")])
     done = pipeline.run(recipe, workspace, cluster, last="merge" if recipe.merge else "train")
     return trained_models(recipe, done, workspace.local("adapters"))
 
 
 def trained_models(recipe: Recipe, done: Mapping[str, Place], registry: Path) -> list[ServedModel]:
-    """The base with the adapters of the registry, and the merged model or the one that was trained whole.
+    """The base with the adapters of the registry and the merged model; or the base and a model that stands for itself.
 
     Training has published its adapter; merging may have made the model of it.
     """
     base = str(done["train"].report()["model"])
-    if done["train"].report()["adapter"] is None:
+    if done["train"].report()["adapter"] is None or not serves_adapter(recipe):
         return [ServedModel("base", base), ServedModel(recipe.name, str(trained_whole(done)))]
     models = [ServedModel("base", base, registry=str(registry))]
     if "merge" in done:
         merged = done["merge"].local(done["merge"].report()["model"])
         models.append(ServedModel(f"{recipe.name}-merged", str(merged)))
     return models
+
+
+def served_section(recipe: Recipe) -> Serve:
+    """The section `serve`, its engines with room for the adapter that the recipe trains."""
+    engine = recipe.serve.engine
+    rank = max(engine.max_lora_rank, min(recipe.train.lora.r, MAX_LORA_RANK) if recipe.train else 0)
+    return recipe.serve.model_copy(update={"engine": engine.model_copy(update={"max_lora_rank": rank})})
 
 
 @contextmanager

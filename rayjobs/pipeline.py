@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.errors import InputError, Problem, RecipeError, nearest
-from pipelines.evaluate.endpoint import shared_endpoints
+from pipelines.evaluate.endpoint import serves_adapter, shared_endpoints
 from pipelines.export import size_of
 from pipelines.progress import say
 from pipelines.recipe import Recipe
@@ -126,10 +126,10 @@ def _nothing_to_check(recipe: Recipe) -> None:
 def publish_adapter(recipe: Recipe, trained: Place) -> str | None:
     """Publish what was trained in the workspace's folder `adapters`, where a running endpoint finds it at once.
 
-    Returns the version, such as `wishes@2`; None where the whole model was trained.
+    Returns the version, such as `wishes@2`; None where the whole model was trained, or an adapter vLLM cannot load.
     """
     report = trained.report()
-    if report["adapter"] is None:
+    if report["adapter"] is None or not serves_adapter(recipe):
         return None
     registry = trained.workspace.local("adapters")
     return publish_if_new(trained.local(report["adapter"]), registry, recipe.name, report["model"])

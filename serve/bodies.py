@@ -6,6 +6,9 @@ from typing import Any
 from serve.answers import Receive, RequestError, Scope
 from serve.section import Limits
 
+COMPLETION_TOKENS = 16
+"""Tokens of an answer to `/v1/completions` that asks for no number of them, vLLM's default and OpenAI's."""
+
 
 def parse(body: bytes) -> dict[str, Any]:
     """The request's JSON object; raises RequestError 400."""
@@ -21,29 +24,50 @@ def parse(body: bytes) -> dict[str, Any]:
 def rewritten(request: dict[str, Any], name: str, streamed: bool) -> bytes:
     """The request's body with the engine's name for the model; a stream also asks for token counts at its end."""
     request["model"] = name
-    options = request.get("stream_options")
-    if streamed and (options is None or isinstance(options, dict)):
-        request["stream_options"] = {**(options or {}), "include_usage": True}
+    if streamed:
+        request["stream_options"] = {**(request.get("stream_options") or {}), "include_usage": True}
     return json.dumps(request).encode()
+
+
+def is_streamed(request: dict[str, Any]) -> bool:
+    """Whether a stream is asked for; RequestError 400 for what only the engine would take for a yes, such as 1."""
+    for key, kind, what in (("stream", bool, "true or false"), ("stream_options", dict, "an object")):
+        if request.get(key) is not None and not isinstance(request[key], kind):
+            raise RequestError(400, f"{key} is {what}, not {str(request[key])[:40]}", "invalid_type", key)
+    return request.get("stream") is True
 
 
 def hold_to_limits(request: dict[str, Any], limits: Limits, is_chat: bool) -> bool:
     """Refuse prompts and answers that are too long with RequestError 400; returns whether the request was changed.
 
-    A chat request that names no length gets the longest allowed, since the engine would go on to the model's end.
+    The limit of tokens is shared by all answers to a request. A chat request that names no length gets the longest
+    allowed, since the engine would go on to the model's end.
     """
     _refuse_long_prompts(request, limits.max_prompt_characters)
     if limits.max_tokens is None:
         return False
+    most = limits.max_tokens // _answers(request, limits.max_tokens)
     named = {key: request[key] for key in ("max_tokens", "max_completion_tokens") if request.get(key) is not None}
     for key, value in named.items():
-        if not isinstance(value, int) or value > limits.max_tokens:
-            message = f"{key} is a whole number of at most {limits.max_tokens} here, not {str(value)[:40]}"
+        if type(value) is not int or value > most:
+            message = f"{key} is a whole number of at most {most} here, not {str(value)[:40]}"
             raise RequestError(400, message, "max_tokens_too_large", key)
-    if is_chat and not named:
-        request["max_tokens"] = limits.max_tokens
+    if not named if is_chat else "max_tokens" not in named and most < COMPLETION_TOKENS:
+        request["max_tokens"] = most
         return True
     return False
+
+
+def _answers(request: dict[str, Any], most: int) -> int:
+    """How many answers are asked for: `n` to each prompt; RequestError 400 where they are more than `most`."""
+    n = 1 if request.get("n") is None else request["n"]
+    if type(n) is not int or not 1 <= n <= most:
+        raise RequestError(400, f"n is a whole number from 1 to {most} here, not {str(n)[:40]}", "invalid_n", "n")
+    prompt = request.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+    if n * prompts > most:
+        raise RequestError(400, f"{prompts} prompts: more than {most // n} here", "too_many_prompts", "prompt")
+    return n * prompts
 
 
 def _refuse_long_prompts(request: dict[str, Any], most: int | None) -> None:

@@ -1,7 +1,8 @@
 """The endpoint on a cluster: configuration for `serve deploy` and KubeRay, and the builders that it names.
 
 Every engine is an application of its own, and so is the gateway: what has not changed goes on serving. API keys are
-read where the gateway is built, from the environment of the cluster's nodes; the configuration holds none.
+read where the gateway is built, from the environment of the cluster's nodes; the configuration holds none. A gateway
+that others reach is not built without keys, unless `serve.open` says so.
 """
 
 import math
@@ -48,7 +49,7 @@ def build_gateway(args: dict[str, Any]) -> ray_serve.Application:
         args["app"],
         models,
         directory.shared_key(args["app"]),
-        environment_keys(),
+        environment_keys(section),
         section.limits,
         section.host,
         section.port,
@@ -62,7 +63,7 @@ def configuration(name: str, models: Sequence[ServedModel], section: ServeSectio
     app = f"danlu-{name}"
     described = [asdict(model) for model in models]
     of_engines = section.model_dump(include={"num_replicas", "autoscaling", "num_cpus", "num_gpus", "engine"})
-    of_gateway = section.model_dump(include={"host", "port", "limits", "allow_origins"})
+    of_gateway = section.model_dump(include={"host", "port", "open", "limits", "allow_origins"})
     engines = [
         _application(
             f"{app}-{model['name']}",
@@ -82,13 +83,14 @@ def _application(name: str, import_path: str, args: dict[str, Any]) -> dict[str,
 def ray_service(name: str, config_yaml: str, engines: int, section: ServeSection, workspace: str) -> dict[str, Any]:
     """KubeRay's RayService: a head with the gateway, and a worker for each engine replica.
 
-    `workspace` is mounted from the volume claim `danlu`; API keys come from the secret `danlu`, key `api-keys`.
+    `workspace` is mounted from the volume claim `danlu`; API keys come from the secret `danlu`, key `api-keys`,
+    without which no pod starts, unless `serve.open` says that anyone may ask.
     """
     replicas = section.autoscaling.min_replicas if section.autoscaling else section.num_replicas
     most = section.autoscaling.max_replicas if section.autoscaling else section.num_replicas
     cpus = math.ceil(section.num_cpus)
     gpus = math.ceil(section.num_gpus)
-    head = _pod("ray-head", {"cpu": 2, "memory": "4Gi"}, workspace, section.port)
+    head = _pod("ray-head", {"cpu": 2, "memory": "4Gi"}, workspace, section.port, section.open)
     worker = {"cpu": cpus, "memory": f"{MEMORY_GIB}Gi"} | ({"nvidia.com/gpu": gpus} if gpus else {})
     group = {
         "groupName": "engines",
@@ -96,7 +98,7 @@ def ray_service(name: str, config_yaml: str, engines: int, section: ServeSection
         "minReplicas": engines * replicas,
         "maxReplicas": engines * most,
         "rayStartParams": {},
-        "template": _pod("ray-worker", worker, workspace, None),
+        "template": _pod("ray-worker", worker, workspace, None, section.open),
     }
     cluster = {
         "rayVersion": ray_version,
@@ -112,8 +114,8 @@ def ray_service(name: str, config_yaml: str, engines: int, section: ServeSection
     }
 
 
-def _pod(container: str, resources: dict[str, Any], workspace: str, port: int | None) -> dict[str, Any]:
-    keys = {"secretKeyRef": {"name": "danlu", "key": "api-keys", "optional": True}}
+def _pod(container: str, resources: dict[str, Any], workspace: str, port: int | None, is_open: bool) -> dict[str, Any]:
+    keys = {"secretKeyRef": {"name": "danlu", "key": "api-keys", "optional": is_open}}
     spec: dict[str, Any] = {
         "name": container,
         "image": IMAGE,

@@ -23,8 +23,10 @@ from ray import serve as ray_serve
 from pipelines.errors import StageError
 from pipelines.parent_death import PARENT
 from serve import directory
+from serve.engine_key import KEY
 from serve.guard import KEYS
 from serve.models import ServedModel
+from serve.section import MAX_LORA_RANK
 from serve.section import Engine as EngineArguments
 
 logger = logging.getLogger("ray.serve")
@@ -40,13 +42,16 @@ IN_FLIGHT = "in_flight"
 
 REQUESTS = re.compile(rb"^vllm:num_requests_(?:running|waiting)\{[^}]*\} ([0-9.e+]+)", re.MULTILINE)
 
+KEY_MIDDLEWARE = "serve.engine_key.RequireKey"
+"""vLLM's `middleware`: its own check leaves paths open that answer as `/v1` does."""
+
 CPU_LORA_EXTENSION = "serve.vllm_cpu_lora.RequireCpuLora"
 """vLLM's `worker_extension_cls` on a CPU: base and adapter requests of one batch kept apart."""
 
 LONGEST_TEMPORARY = 107 - len("/danlu-12345678/") - 36
 """The longest path of a folder in which an engine's folder can hold sockets: Linux allows 107 bytes, a UUID has 36."""
 
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, MAX_LORA_RANK)
 """The adapter ranks vLLM makes room for."""
 
 
@@ -222,7 +227,7 @@ def vllm_arguments(plan: EnginePlan) -> list[str]:
     arguments += ["--dtype", cpu_dtype(engine.dtype) if on_cpu else engine.dtype]
     arguments += ["--max-num-seqs", str(engine.max_num_seqs)]
     arguments += ["--tensor-parallel-size", str(engine.tensor_parallel_size), "--disable-uvicorn-access-log"]
-    arguments += ["--shutdown-timeout", str(DRAIN_SECONDS)]
+    arguments += ["--shutdown-timeout", str(DRAIN_SECONDS), "--middleware", KEY_MIDDLEWARE]
     if engine.max_model_len is not None:
         arguments += ["--max-model-len", str(engine.max_model_len)]
     arguments += ["--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching"]
@@ -285,7 +290,7 @@ def environment(plan: EnginePlan) -> dict[str, str]:
         "TRANSFORMERS_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        "VLLM_API_KEY": plan.key,
+        KEY: plan.key,
         "VLLM_PLUGINS": "danlu_cpu_lora",
         # Longer than the gateway keeps idle connections: it must be the one that closes them.
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75",

@@ -16,7 +16,7 @@ from yarl import URL
 
 from serve import adapters
 from serve.answers import Headers, Receive, RequestError, Scope, Send, send_body, send_json, unavailable
-from serve.bodies import hold_to_limits, parse, read_body, rewritten
+from serve.bodies import hold_to_limits, is_streamed, parse, read_body, rewritten
 from serve.directory import EngineRecord
 from serve.guard import Admission, Keys, Rates
 from serve.metrics import Metrics, Timing
@@ -203,9 +203,11 @@ class Gateway:
         if target is None:
             message = f"The model {name!r} does not exist; GET /v1/models lists those that do"
             raise RequestError(404, message, "model_not_found", "model")
-        streamed = request.get("stream") is True
+        streamed = is_streamed(request)
         changed = hold_to_limits(request, self.limits, is_chat=path == CHAT)
         if changed or streamed or name != target.name:
+            if self.limits.tokens_per_minute is not None:
+                request.pop("stream_interval", None)  # a broken-off stream is charged by its frames: one for each token
             body = rewritten(request, target.name, streamed)
         return Ask(path, body, target, streamed, Timing())
 
@@ -223,7 +225,7 @@ class Gateway:
             status = await self._ask_engines(ask, send)
         except asyncio.CancelledError:
             self.metrics.answered(ask.target.name, CLIENT_CLOSED)
-            self._rates.spend(caller, ask.timing.pieces)  # about a token each; what they were is not known any more
+            self._rates.spend(caller, ask.timing.frames)  # about a token each; what they were is not known any more
             raise
         finally:
             self.metrics.in_flight[ask.target.name] -= 1

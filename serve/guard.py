@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipelines.errors import Problem, RecipeError
 from serve.answers import Headers, RequestError
-from serve.section import Limits
+from serve.section import Limits, Serve
 
 KEYS = "DANLU_API_KEYS"
 """Environment variable: API keys, separated by commas."""
@@ -20,24 +20,39 @@ KEYS = "DANLU_API_KEYS"
 KEYS_FILE = "DANLU_API_KEYS_FILE"
 """Environment variable: a file with the SHA-256 of one key per line, in hexadecimal; `#` begins a comment."""
 
+LOCAL = ("127.0.0.1", "::1", "localhost")
+"""Addresses that this machine alone reaches."""
+
 
 def key_hashes(environment: Mapping[str, str]) -> tuple[bytes, ...]:
-    """The SHA-256 of every API key that the environment names; none means that anyone may ask."""
-    plain = [key.strip() for key in environment.get(KEYS, "").split(",") if key.strip()]
-    hashes = [hashlib.sha256(key.encode()).digest() for key in plain]
-    if file := environment.get(KEYS_FILE):
-        hashes += _read_hashes(Path(file))
-    return tuple(hashes)
+    """The SHA-256 of every API key that the environment names; none means that anyone may ask.
+
+    Raises RecipeError for a variable that is set and yields no key: a mistake there must not open the endpoint.
+    """
+    found = {}
+    if KEYS in environment:
+        plain = [key.strip() for key in environment[KEYS].split(",") if key.strip()]
+        found[KEYS] = [hashlib.sha256(key.encode()).digest() for key in plain]
+    if KEYS_FILE in environment:
+        found[KEYS_FILE] = _read_hashes(Path(environment[KEYS_FILE]))
+    if empty := [name for name, hashes in found.items() if not hashes]:
+        problems = [Problem(name, "set, but it yields no key; give one, or unset it") for name in empty]
+        raise RecipeError("environment", problems)
+    return tuple(digest for hashes in found.values() for digest in hashes)
 
 
 def _read_hashes(file: Path) -> list[bytes]:
+    try:
+        text = file.read_text(errors="replace")
+    except OSError as error:
+        raise RecipeError("environment", [Problem(KEYS_FILE, f"{file}: {error.strerror}")]) from None
     hashes, problems = [], []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        text = line.split("#")[0].strip()
-        if not text:
+    for number, line in enumerate(text.splitlines(), 1):
+        written = line.split("#")[0].strip()
+        if not written:
             continue
         try:
-            digest = bytes.fromhex(text)
+            digest = bytes.fromhex(written)
         except ValueError:
             digest = b""
         if len(digest) == 32:
@@ -173,6 +188,13 @@ class Admission:
             raise
 
 
-def environment_keys() -> tuple[bytes, ...]:
-    """The key hashes of this process's own environment."""
-    return key_hashes(os.environ)
+def environment_keys(section: Serve) -> tuple[bytes, ...]:
+    """The key hashes of this process's own environment.
+
+    Raises RecipeError where there are none, others reach `serve.host`, and the recipe does not say that all may ask.
+    """
+    keys = key_hashes(os.environ)
+    if not keys and not section.open and section.host not in LOCAL:
+        message = f"others reach {section.host}, and no key is set here: give {KEYS} or {KEYS_FILE}"
+        raise RecipeError("serve", [Problem("serve.host", f"{message}, or say serve.open: true to answer anyone")])
+    return keys

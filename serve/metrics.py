@@ -39,13 +39,13 @@ class Timing:
     began: float = field(default_factory=time.monotonic)
     first: float | None = None
     ended: float = 0.0
-    pieces: int = 0
+    frames: int = 0
     last_bytes: bytes = b""
 
     def see(self, chunk: bytes) -> None:
         """Note a piece of the answer."""
         self.ended = time.monotonic()
-        self.pieces += 1
+        self.frames += chunk.count(b"data: ")
         if self.first is None:
             self.first = self.ended
         self.last_bytes = chunk if len(chunk) >= LAST_FRAME_BYTES else self.last_bytes[-LAST_FRAME_BYTES:] + chunk

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from pipelines.section import Count, Positive, Ratio, Section
 
+MAX_LORA_RANK = 512
+"""The largest adapter rank that vLLM makes room for."""
+
 
 class Engine(Section):
     """vLLM's engine arguments that a recipe may set, by vLLM's names."""
@@ -19,7 +22,9 @@ class Engine(Section):
     enable_prefix_caching: bool = Field(True, description="compute what prompts begin with in common only once")
     enforce_eager: bool = Field(False, description="skip compilation: faster start, slower tokens on a GPU")
     max_loras: Count = Field(4, description="adapters in one batch")
-    max_lora_rank: Count = Field(64, description="largest adapter rank")
+    max_lora_rank: Annotated[int, Field(ge=1, le=MAX_LORA_RANK)] = Field(
+        64, description="largest adapter rank; that of train.lora.r if larger"
+    )
 
 
 class Limits(Section):
@@ -30,7 +35,7 @@ class Limits(Section):
         None, description="characters of all messages or prompts, or their tokens where given as such; 400 above it"
     )
     max_tokens: Count | None = Field(
-        None, description="tokens of an answer: 400 for more, and the value of requests that ask for none"
+        None, description="tokens of an answer, all choices together: 400 for more; given to who names none"
     )
     max_in_flight: Count = Field(256, description="requests at the engines at a time; more of them wait")
     max_queued: int = Field(1024, ge=0, description="requests that wait; 429 above it")
@@ -59,6 +64,7 @@ class Serve(Section):
 
     host: str = Field("127.0.0.1", description="address the gateway listens on")
     port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="port the gateway listens on")
+    open: bool = Field(False, description="answer anyone who reaches host; false: beyond this machine keys are needed")
     num_replicas: Count = Field(1, description="replicas of each engine")
     autoscaling: Autoscaling | None = Field(None, description="instead of num_replicas")
     num_cpus: Positive = Field(0.25, description="CPUs reserved per engine replica; fractions fit small machines")

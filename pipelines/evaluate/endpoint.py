@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.errors import StageError
 from pipelines.recipe import Recipe
+from pipelines.train.section import not_servable
 from pipelines.workspace import Place
 
 if TYPE_CHECKING:  # serving is an extra: a named endpoint does not need it
@@ -43,8 +44,13 @@ def shared_endpoints() -> Iterator[None]:
 
 def model_names(recipe: Recipe) -> list[str]:
     """The names of the models that are compared: base, what was trained, and its adapter merged where that is done."""
-    merged = recipe.merge is not None and recipe.train is not None and recipe.train.method != "full"
+    merged = recipe.merge is not None and serves_adapter(recipe)
     return [BASE, recipe.name, *([f"{recipe.name}-merged"] if merged else [])]
+
+
+def serves_adapter(recipe: Recipe) -> bool:
+    """Whether the recipe's name stands for an adapter; else it stands for a model of its own, trained or merged."""
+    return recipe.train is not None and recipe.train.method != "full" and not_servable(recipe.train) is None
 
 
 @contextmanager
@@ -87,13 +93,14 @@ def _engines(recipe: Recipe, place: Place) -> AbstractContextManager[str]:
 def served_models(recipe: Recipe, place: Place) -> "list[ServedModel]":
     """What the endpoint serves: the base with its adapters in one engine, the merged model in another.
 
-    Where all weights were trained there is no adapter: the model that was trained has the second engine.
+    Where all weights were trained there is no adapter, and there are those that vLLM cannot load: the model that was
+    trained, or merged, has the second engine.
     """
     from serve.app import ServedModel
 
     trained = place.inputs["train"]
     report = trained.report()
-    if report["adapter"] is None:
+    if report["adapter"] is None or not serves_adapter(recipe):
         whole = str(trained_whole(place.inputs))
         return [ServedModel(BASE, str(report["model"]), {}), ServedModel(recipe.name, whole, {})]
     adapters = {
@@ -108,7 +115,7 @@ def served_models(recipe: Recipe, place: Place) -> "list[ServedModel]":
 
 
 def trained_whole(stages: Mapping[str, Place]) -> Path:
-    """The folder of a model all of whose weights were trained: as merging wrote it, else as training left it."""
+    """The folder of a model that stands for itself: as merging wrote it, else as training all weights left it."""
     last, key = ("merge", "model") if "merge" in stages else ("train", "trained")
     return stages[last].local(str(stages[last].report()[key]))
 

@@ -47,7 +47,7 @@ def _with_adapter(model: Any, section: Train) -> Any:
 
 def _keep_trainable(model: Any) -> None:
     """Stop bitsandbytes from repacking weights at the first evaluation on a CPU: no gradient flows through those."""
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from pipelines.errors import Problem
 from pipelines.section import Count, Positive, Ratio, Section
+from serve.section import MAX_LORA_RANK
 
 
 class Lora(Section):
@@ -140,6 +141,17 @@ def numbers_of_workers(section: Train) -> list[int]:
     shared, rows = section.sequence_parallel_size, section.per_device_train_batch_size
     numbers = range(section.num_workers, (section.min_workers or section.num_workers) - 1, -1)
     return [n for n in numbers if n % shared == 0 and section.global_batch_size % (n // shared * rows) == 0]
+
+
+def not_servable(section: Train) -> str | None:
+    """Why vLLM cannot load the adapter that the section leaves; None where it can, or where none is left."""
+    if section.method == "full":
+        return None
+    if section.lora.use_dora:
+        return "train.lora.use_dora: vLLM loads no DoRA adapters"
+    if section.lora.r > MAX_LORA_RANK:
+        return f"train.lora.r: vLLM loads adapters of rank {MAX_LORA_RANK} at most"
+    return None
 
 
 def missing_package(section: Train) -> Problem | None:

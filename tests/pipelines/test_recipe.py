@@ -104,10 +104,9 @@ def test_batch_must_divide(tmp_path: Path) -> None:
     [("train.method", "qlora", "bitsandbytes"), ("train.report_to", "[swanlab]", "swanlab")],
 )
 def test_what_needs_a_package_that_is_missing_is_named_before_anything_runs(
-    tmp_path: Path, key: str, value: str, package: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: str, package: str
 ) -> None:
-    if find_spec(package):
-        pytest.skip(f"{package} is installed here")
+    monkeypatch.setattr("pipelines.train.section.find_spec", lambda name: None if name == package else find_spec(name))
     recipe = load_recipe("tiny", [f"{key}={value}"])
     with pytest.raises(RecipeError, match=f"{key}: .* needs the package {package}: pip install {package}"):
         run(recipe, open_workspace(str(tmp_path / "ws"), "tiny", on_cluster=False), Cluster())
@@ -139,3 +138,20 @@ def test_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
 def test_what_needs_an_adapter_is_refused_after_a_full_fine_tune(section: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe("tiny", ["train.method=full", section])
+
+
+@pytest.mark.parametrize(
+    ("lora", "reason"),
+    [
+        ("use_dora=true", "use_dora: vLLM loads no DoRA adapters"),
+        ("r=513", "r: vLLM loads adapters of rank 512 at most"),
+    ],
+)
+def test_an_adapter_that_vllm_cannot_load_is_asked_only_merged(lora: str, reason: str) -> None:
+    with pytest.raises(RecipeError, match=rf"lora\.{reason}.*add a section merge"):
+        load_recipe("tiny", [f"train.lora.{lora}", "merge=null"])
+    with pytest.raises(RecipeError, match=rf"lora\.{reason}; remove compare\.checkpoints"):
+        load_recipe("tiny", [f"train.lora.{lora}", "merge={}", "compare={checkpoints: {}}"])
+    assert load_recipe("tiny", [f"train.lora.{lora}", "merge={}"]).merge
+    assert load_recipe("tiny", [f"train.lora.{lora}", "merge=null", "evaluate=null", "compare=null"]).train
+    assert load_recipe("tiny", [f"train.lora.{lora}", "merge=null", "train.method=full"]).train

@@ -9,11 +9,13 @@ import yaml
 
 pytest.importorskip("ray.serve")
 
+from pipelines.errors import RecipeError
 from pipelines.recipe import load_recipe
 from pipelines.workspace import Place, Workspace
 from rayjobs import deploy, pipeline
 from rayjobs.cluster import Cluster
 from serve.adapters import aliases, versions
+from serve.engine import adapter_room
 from serve.models import ServedModel
 
 
@@ -50,6 +52,37 @@ def test_a_model_that_was_trained_whole_is_served_beside_its_base(tmp_path: Path
         ServedModel("base", str(tmp_path / "base")),
         ServedModel("tiny", str(place.local("trained"))),
     ]
+
+
+def test_engines_have_room_for_the_adapter_that_is_trained() -> None:
+    recipe = load_recipe("tiny", ["train.lora.r=32"])
+    assert recipe.serve.engine.max_lora_rank == 16
+    section = deploy.served_section(recipe)
+    base = ServedModel("base", "/m", registry="/adapters")
+    assert adapter_room(base, section.engine) == (section.engine.max_loras, 32)
+    assert deploy.served_section(load_recipe("tiny")) == load_recipe("tiny").serve
+
+
+def test_a_dora_adapter_is_neither_published_nor_served(tmp_path: Path) -> None:
+    recipe, place = load_recipe("tiny", ["train.lora.use_dora=true", "merge={}"]), trained_place(tmp_path)
+    assert pipeline.publish_adapter(recipe, place) is None
+    merged = Place(Workspace(str(tmp_path)), "merge", "e" * 8, {})
+    merged.finish({"stage": "merge", "report": {"digest": "d", "model": "model"}})
+    assert deploy.trained_models(recipe, {"train": place, "merge": merged}, tmp_path / "adapters") == [
+        ServedModel("base", str(tmp_path / "base")),
+        ServedModel("tiny", str(merged.local("model"))),
+    ]
+    alone = load_recipe("tiny", ["train.lora.use_dora=true", "merge=null", "evaluate=null", "compare=null"])
+    with pytest.raises(RecipeError, match=r"merge: train\.lora\.use_dora: vLLM loads no DoRA adapters"):
+        deploy.finished_models(alone, Workspace(str(tmp_path)), Cluster())
+
+
+def test_an_open_address_without_keys_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DANLU_API_KEYS", raising=False)
+    with pytest.raises(RecipeError, match=r"serve\.host: others reach 0\.0\.0\.0"):
+        deploy.serve_forever(load_recipe("tiny"), Workspace(str(tmp_path)), Cluster(), host="0.0.0.0")
 
 
 def test_configuration_is_written_for_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -363,12 +363,12 @@ def test_every_mode_before_the_real_endpoint(
     models = [ServedModel("base", str(tiny_model), {name: str(path) for name, path in marker_adapters.items()})]
     with endpoint(models, section, log_dir=tmp_path) as url, streamlit(url) as address:
         page = visited(browser.new_page(locale="en-US"), address)
+        choose(page, "Model", "red")  # first: a slider's redrawing closes an open list
+        choose(page, "Side by side with", "blue")
+        page.get_by_label("System prompt").fill("x")
         slide(page, "Temperature", -14)
         slide(page, "Top-p", -2)
         slide(page, "Repetition penalty", 1)
-        choose(page, "Model", "red")
-        choose(page, "Side by side with", "blue")
-        page.get_by_label("System prompt").fill("x")
         ask(page, "hello")
         expect(answers(page).nth(1)).to_contain_text("RRRRRRRR")
         expect(answers(page).nth(2)).to_contain_text("BBBBBBBB")

@@ -14,6 +14,7 @@ pytest.importorskip("ray.serve")
 
 from ray.serve.schema import ServeDeploySchema
 
+from pipelines.errors import RecipeError
 from serve.cluster import HEAD, configuration, ray_service
 from serve.models import ServedModel
 from serve.section import Serve
@@ -70,6 +71,27 @@ def test_the_import_paths_build_engines_and_gateway(
     assert (front.limits.requests_per_minute, len(front.keys), front.host) == (60, 1, "0.0.0.0")
     assert front.engine_key == plan.key  # they know each other, and so do those that are built later
     assert list(gateway.ray_actor_options["resources"]) == [HEAD]
+
+
+def test_a_gateway_that_others_reach_is_not_built_without_keys(
+    config: dict[str, Any], ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DANLU_API_KEYS", raising=False)
+    with pytest.raises(RecipeError, match=r"serve\.host: others reach 0\.0\.0\.0"):
+        built(config["applications"][-1])
+    opened = configuration("wishes", MODELS, SECTION.model_copy(update={"open": True}), "/shared/logs")
+    (front,) = built(opened["applications"][-1]).init_args
+    assert front.keys == ()
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_pods_wait_for_the_secret_unless_anyone_may_ask(is_open: bool) -> None:
+    section = SECTION.model_copy(update={"open": is_open})
+    cluster = ray_service("wishes", "", 1, section, "/shared")["spec"]["rayClusterConfig"]
+    for pods in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (variable,) = pods["template"]["spec"]["containers"][0]["env"]
+        secret = {"name": "danlu", "key": "api-keys", "optional": is_open}
+        assert variable == {"name": "DANLU_API_KEYS", "valueFrom": {"secretKeyRef": secret}}
 
 
 def test_an_engine_s_change_leaves_the_gateway_s_application_as_it_is(config: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from serve.adapters import publish, remove, set_alias
 from serve.directory import EngineRecord
 from serve.gateway import Gateway
 from serve.listener import with_origins
+from serve.metrics import Timing
 from serve.models import ServedModel
 from serve.section import Limits
 
@@ -218,6 +219,14 @@ def test_a_full_queue_is_429_and_those_before_it_are_answered(start: Callable[..
         ({"max_completion_tokens": 101, "max_tokens": 1}, "max_tokens_too_large"),
         ({"max_tokens": "101"}, "max_tokens_too_large"),  # the engine would read it as a number
         ({"max_tokens": 101.0}, "max_tokens_too_large"),
+        ({"max_tokens": True}, "max_tokens_too_large"),
+        ({"max_tokens": 51, "n": 2}, "max_tokens_too_large"),
+        ({"max_tokens": 51, "prompt": ["a", "b"]}, "max_tokens_too_large"),
+        ({"max_tokens": 26, "n": 2, "prompt": [[1], [2]]}, "max_tokens_too_large"),
+        ({"n": 101}, "invalid_n"),
+        ({"n": "4"}, "invalid_n"),
+        ({"n": 0}, "invalid_n"),
+        ({"n": 50, "prompt": ["a", "b", "c"]}, "too_many_prompts"),
     ],
 )
 def test_prompts_and_answers_over_the_limits_are_400(
@@ -236,6 +245,44 @@ def test_a_chat_that_names_no_length_gets_the_longest_allowed(start: Callable[..
     for path, body in (("chat/completions", {"messages": messages}), ("completions", {"prompt": "hi"})):
         requests.post(f"{running.url}/v1/{path}", json={"model": "base", **body}, timeout=20)
     assert [body.get("max_tokens") for body in running.engine.bodies] == [100, None]
+
+
+def test_the_limit_of_tokens_is_shared_by_the_choices(start: Callable[..., Running]) -> None:
+    running = start(max_tokens=100)
+    assert running.complete(n=2, max_tokens=50).status_code == 200
+    assert running.complete([1, 2, 3], n=2, max_tokens=50).status_code == 200  # one prompt, in tokens
+    running.complete(n=10)  # 16 tokens each is what the engine would give
+    body = {"model": "base", "messages": [{"role": "user", "content": "hi"}], "n": 4}
+    requests.post(f"{running.url}/v1/chat/completions", json=body, timeout=20)
+    assert [body["max_tokens"] for body in running.engine.bodies] == [50, 50, 10, 25]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("stream", 1), ("stream", "true"), ("stream", 1.0), ("stream", "false"), ("stream_options", [])],
+)
+def test_what_only_the_engine_would_take_for_a_stream_is_400(
+    start: Callable[..., Running], field: str, value: Any
+) -> None:
+    running = start(tokens_per_minute=100)
+    answer = running.complete(**{field: value})
+    assert (answer.status_code, error_of(answer)["code"], error_of(answer)["param"]) == (400, "invalid_type", field)
+    assert running.engine.bodies == []
+    assert running.complete(stream=None, stream_options=None).status_code == 200
+
+
+def test_where_tokens_are_counted_a_stream_has_a_frame_for_each(start: Callable[..., Running]) -> None:
+    for limits, interval in (({}, 64), ({"tokens_per_minute": 100}, None)):
+        running = start(**limits)
+        assert running.complete(stream=True, stream_interval=64).status_code == 200
+        assert running.engine.bodies[0].get("stream_interval") == interval
+
+
+def test_frames_that_come_together_count_each() -> None:
+    timing = Timing()
+    timing.see(b'data: {"choices":[]}\n\ndata: {"choices":[]}\n\n')
+    timing.see(b'data: {"choices":[]}\n\n')
+    assert timing.frames == 3
 
 
 def test_pages_of_named_origins_alone_may_ask(start: Callable[..., Running], serving: Serving) -> None:

@@ -51,6 +51,15 @@ def test_a_model_trained_as_a_whole_has_an_engine_of_its_own(tmp_path: Path, mer
     assert model_names(recipe) == ["base", "tiny"]
 
 
+@pytest.mark.parametrize("lora", [{"use_dora": True}, {"r": 513}])
+def test_of_an_adapter_that_vllm_cannot_load_the_merged_model_is_served(tmp_path: Path, lora: dict[str, Any]) -> None:
+    place, recipe = make_place(tmp_path, "compare", ROWS), make_recipe("unused", train={"lora": lora})
+    base, merged = served_models(recipe, place)
+    assert (base.has_adapters, merged.has_adapters) == (False, False)
+    assert (merged.name, merged.path) == ("tiny", f"{tmp_path}/merge/{'0' * 16}/model")
+    assert model_names(recipe) == ["base", "tiny"]
+
+
 def test_stages_of_one_run_share_the_engines(started: list[str], tmp_path: Path) -> None:
     recipe = make_recipe("", compare={"endpoint": None})
     place = make_place(tmp_path, "compare", ROWS)

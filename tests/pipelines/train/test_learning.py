@@ -39,3 +39,17 @@ def test_two_hundred_wishes_lower_the_held_out_loss_by_a_third(wishes: Path, tmp
     assert report["samples"]["samples"] == 200 and report["steps"] == 100
     assert report["eval_loss"] < report["eval_loss_base"] * 2 / 3
     assert report["eval_loss_delta"]["high"] < 0
+
+
+def test_twenty_rows_twenty_times_overfit_and_an_earlier_checkpoint_is_recommended(
+    wishes: Path, tmp_path: Path
+) -> None:
+    overrides = ["train.data=[train#20]", "train.num_train_epochs=20", "train.eval_rows=16"]
+    overrides += ["train.eval_steps=10", "train.save_steps=10", "train.load_best_model_at_end=true"]
+    report = trained(tmp_path, wishes, *overrides)
+    assert report["steps"] == 100
+    held_out = {entry["step"]: entry["eval_loss"] for entry in report["eval_losses"]}
+    assert report["losses"][-1]["loss"] < 0.5 * report["losses"][0]["loss"]
+    assert held_out[100] > min(held_out.values()) + 0.1
+    assert 0 < report["best_step"] < 100 and report["trained_step"] == report["best_step"]
+    assert report["eval_loss"] == min(held_out.values())

@@ -94,17 +94,24 @@ class Export(Section):
 
 
 class Split(Section):
-    """Which rows are held out, by a seeded hash of a group."""
+    """Which rows are held out: by a seeded hash of a group, the first ones, or those of a source of their own."""
 
     test_ratio: Ratio | None = Field(None, description="share of groups held out, 0 to 1")
     first: Count | None = Field(None, description="hold out the first rows instead, in data-set order")
-    group: str | None = Field(None, description="column whose equal values stay on one side; null: each row by itself")
+    group: str | None = Field(
+        None,
+        description="with test_ratio: column whose equal values stay on one side; near_duplicates: rows of nearly the "
+        "same text, clean.text_keys or else response; null: each row by itself",
+    )
+    test_source: str | None = Field(
+        None, description="the rows held out lie here, as in ingest.source; all others are to train"
+    )
     concurrency: Count | None = Field(None, description="tasks at a time; null: what the cluster has")
 
     @model_validator(mode="after")
     def _one_rule(self) -> "Split":
-        if (self.test_ratio is None) == (self.first is None):
-            raise ValueError("give either test_ratio or first")
+        if [self.test_ratio, self.first, self.test_source].count(None) != 2:
+            raise ValueError("give one of test_ratio, first and test_source")
         return self
 
 

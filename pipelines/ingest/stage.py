@@ -76,6 +76,13 @@ def ingest(recipe: Recipe, place: Place) -> dict[str, Any]:
     return _report(place, section, name, files, columns, commits)
 
 
+def ingest_once(recipe: Recipe, folder: Place) -> Place:
+    """Read a further source into a folder of another stage, unless it is there; returns the folder, complete."""
+    if folder.manifest() is None:
+        folder.finish({"report": ingest(recipe, folder)})
+    return folder
+
+
 def _store(place: Place) -> Store:
     """Keeps parts of files that cannot be cut in the stage's folder, until every shard is read."""
     numbers = count()

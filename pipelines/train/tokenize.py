@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import DataError, Problem, RecipeError, nearest
-from pipelines.ingest.stage import ingest
+from pipelines.ingest.stage import ingest_once
 from pipelines.recipe import Ingest, Recipe
 from pipelines.records import messages_of
 from pipelines.shards import Attempt, Commit, Shard, run_shards
@@ -70,10 +70,8 @@ def source_of(recipe: Recipe, place: Place, item: str) -> Source:
     folder = Place(
         place.workspace, f"{place.stage}/{place.fingerprint}/data", hashlib.sha256(name.encode()).hexdigest()[:16]
     )
-    if folder.manifest() is None:
-        section = Ingest(source=name, max_broken=recipe.ingest.max_broken if recipe.ingest else 0)
-        folder.finish({"report": ingest(recipe.model_copy(update={"ingest": section}), folder)})
-    return Source(folder.outputs("rows"), take)
+    section = Ingest(source=name, max_broken=recipe.ingest.max_broken if recipe.ingest else 0)
+    return Source(ingest_once(recipe.model_copy(update={"ingest": section}), folder).outputs("rows"), take)
 
 
 def names_a_source(name: str) -> bool:

@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -5,11 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
-from pipelines.errors import DataError
-from pipelines.recipe import Recipe
+from pipelines.errors import DataError, InputError
+from pipelines.evaluate.questions import held_out_questions
+from pipelines.ingest.stage import ingest
+from pipelines.recipe import Recipe, Split
 from pipelines.records import RowDigest
-from pipelines.split import held_out, split
+from pipelines.split import SIDES, determinants, held_out, preflight, split
 from pipelines.workspace import Place, Workspace
 
 
@@ -90,3 +95,99 @@ def test_a_row_keeps_its_side_when_others_come_and_go() -> None:
     assert (held_out(groups, seed=8, test_ratio=0.1) != mask).any()
     wider = held_out(groups, seed=7, test_ratio=0.3)
     assert wider[mask].all()  # a larger test set contains the smaller one
+
+
+@pytest.fixture
+def answers(shared_data: Path) -> tuple[pa.Table, list[tuple[int, int]]]:
+    """Real answers, 60 of which are followed by copies of an earlier one, with the places of both."""
+    texts = pq.read_table(shared_data / "zhihu_kol_sample.parquet", columns=["RESPONSE"])["RESPONSE"].to_pylist()
+    texts = list(dict.fromkeys(text for text in texts if 200 < len(text) < 2000))[:600]
+    copies = [(number, len(texts) + number) for number in range(60)]
+    texts += [f"【转】{text[:-1]}，" for text in texts[:60]]  # another head, another end
+    count = len(texts)
+    columns = {
+        "row_id": [f"r{i}" for i in range(count)],
+        "pos": np.arange(count),
+        "query": [f"q{i}" for i in range(count)],
+    }
+    return pa.table({**columns, "response": texts}), copies
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_copies_of_an_answer_stay_together(tmp_path: Path, answers: tuple[pa.Table, list[tuple[int, int]]]) -> None:
+    table, copies = answers
+    digests = set()
+    for files in (1, 4):
+        report, sides = run(finished(tmp_path, table, files), test_ratio=0.3, group="near_duplicates")
+        held = set(sides["test"]["pos"].to_pylist())
+        assert sorted([*held, *sides["train"]["pos"].to_pylist()]) == list(range(660))
+        assert [pair for pair in copies if (pair[0] in held) != (pair[1] in held)] == []
+        assert 0.2 < len(held) / 660 < 0.4
+        assert sides["test"].schema.names == table.schema.names
+        digests.add(report["digest"])
+    assert len(digests) == 1
+    _, sides = run(finished(tmp_path, table, 2), test_ratio=0.3)
+    held = set(sides["test"]["pos"].to_pylist())
+    assert len([pair for pair in copies if (pair[0] in held) != (pair[1] in held)]) > 10
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_near_duplicates_are_those_of_the_text_that_is_cleaned(tmp_path: Path) -> None:
+    texts = ["同一个回答，抄来抄去也还是同一个回答。"] * 40
+    table = rows(80, groups=80).append_column("text", pa.array([*texts, *(f"第{i}句" * 9 for i in range(40))]))
+    recipe = {"name": "t", "ingest": {"source": "x"}, "split": {"test_ratio": 0.5, "group": "near_duplicates"}}
+    source = finished(tmp_path, table, files=3)
+    by_response = Recipe.model_validate(recipe)
+    by_text = Recipe.model_validate({**recipe, "clean": {"process": ["clean_email_mapper"], "text_keys": "text"}})
+    assert determinants(by_response) != determinants(by_text)
+    counts = []
+    for given in (by_response, by_text):
+        place = Place(source.workspace, "split", "f", {"clean": source})
+        place.clear()
+        place.finish({"report": split(given, place)})
+        held = pa.concat_tables([pq.read_table(path) for path in place.outputs("test")])
+        counts.append(sum(text == texts[0] for text in held["text"].to_pylist()))
+    assert 0 < counts[0] < 40 and counts[1] in (0, 40)
+    with pytest.raises(DataError, match=r"split.group response: the rows have no such column"):
+        run(finished(tmp_path, table.drop_columns("response"), files=2), test_ratio=0.1, group="near_duplicates")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_source_of_its_own_is_held_out(tmp_path: Path, shared_data: Path) -> None:
+    wishes = tmp_path / "wishes.json"
+    shutil.copy(shared_data / "tianji-wishes-chinese-v0.1.json", wishes)
+    rows = {"source": str(shared_data / "zhihu_kol_sample.parquet"), "limit": 300, "system": "你是一个人。"}
+    recipe = Recipe.model_validate({"name": "t", "ingest": rows, "split": {"test_source": str(wishes)}})
+    workspace = Workspace(str(tmp_path / "w"))
+    source = Place(workspace, "ingest", "f")
+    source.finish({"report": ingest(recipe, source)})
+    place = Place(workspace, "split", "f", {"ingest": source})
+    report = split(recipe, place)
+    place.finish({"report": report})
+    given = json.loads(wishes.read_text(encoding="utf-8"))
+    assert report["rows"] == {"train": 300, "test": len(given)}
+    train, test = (pa.concat_tables([pq.read_table(path) for path in place.outputs(side)]) for side in SIDES)
+    assert train.equals(pa.concat_tables([pq.read_table(path) for path in source.outputs("rows")]))
+    turns = [item["conversation"][-1] for item in given]
+    assert test["query"].to_pylist() == [turn["input"] for turn in turns]
+    assert test["response"].to_pylist() == [turn["output"] for turn in turns]
+    asked = held_out_questions(recipe, Place(workspace, "evaluate", "f", {"split": place}), 3)
+    assert [question.query for question in asked] == [turn["input"] for turn in turns[:3]]
+    assert "upvotes" in train.column_names and "upvotes" not in test.column_names
+    before = determinants(recipe)
+    given[0]["conversation"][-1]["output"] += "！"
+    wishes.write_text(json.dumps(given, ensure_ascii=False), encoding="utf-8")
+    assert determinants(recipe) != before
+    preflight(recipe)
+    wishes.unlink()
+    with pytest.raises(InputError, match=r"split.test_source: .*wishes.json: no such file"):
+        preflight(recipe)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [{}, {"first": 3, "test_ratio": 0.1}, {"first": 3, "test_source": "a"}, {"test_ratio": 0.1, "test_source": "a"}],
+)
+def test_one_rule_says_what_is_held_out(section: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="give one of test_ratio, first and test_source"):
+        Split.model_validate(section)

@@ -303,6 +303,30 @@ def test_globs_and_folders_are_read_in_name_order(tmp_path: Path) -> None:
         assert [Path(path).name for path in list_files(str(source))] == [f"part-{n}.jsonl" for n in range(3)]
 
 
+def test_rows_stand_in_name_order_whichever_shard_is_done_first(tmp_path: Path) -> None:
+    files = {"part-0": range(400), "part-1": range(400, 410), "part-2": range(410, 430)}
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for name in ("part-2", "part-0", "part-1"):
+        write_lines(folder / f"{name}.jsonl", [{"query": f"问题{i}", "response": "答"} for i in files[name]])
+    recipe = Recipe.model_validate({"name": "t", "ingest": {"source": str(folder), "shard_bytes": 5000}})
+    place = Place(Workspace(str(tmp_path / "w")), "ingest", "f")
+    digests = set()
+    for late in ([], [0, 1], [3]):
+        for index in late:  # done again, and so after all others
+            place.local("rows", "commits", f"{index:05d}.json").unlink()
+        report = ingest(recipe, place)
+        place.finish({"report": report})
+        commits = sorted(place.local("rows", "commits").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        assert len(commits) > 5
+        assert {int(path.stem) for path in commits[len(commits) - len(late) :]} == set(late)
+        table = pa.concat_tables([pq.read_table(path) for path in place.outputs("rows")])
+        assert table["query"].to_pylist() == [f"问题{i}" for i in range(430)]
+        assert table["pos"].to_pylist() == list(range(430))
+        digests.add(report["digest"])
+    assert len(digests) == 1
+
+
 def test_the_system_prompt_stands_where_it_is_trained(tmp_path: Path) -> None:
     talk = [
         {"from": who, "value": said} for who, said in (("human", "一"), ("gpt", "二"), ("human", "三"), ("gpt", "四"))

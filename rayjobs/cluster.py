@@ -22,8 +22,13 @@ SELDOM = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "60",
 }
-"""Environment of a Ray of our own, which otherwise looks after itself so often that an engine on two cores feels it."""
+"""Environment of a Ray of our own, which otherwise looks after itself so often that an engine on two cores feels it.
+
+The log monitor, whose lines nobody is shown, looks ten times a second for new files unless there are many.
+"""
 
 
 class Cluster:

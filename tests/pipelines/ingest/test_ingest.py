@@ -59,6 +59,20 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
         assert report["adapter"] == "query_response"
 
 
+def test_earlier_runs_and_folders_of_conversations_are_merged(tmp_path: Path, shared_data: Path) -> None:
+    wishes = json.loads((shared_data / "tianji-wishes-chinese-v0.1.json").read_text(encoding="utf-8"))
+    (tmp_path / "old").mkdir()
+    parts = [wishes[:40], wishes[40:45], wishes[45:100]]
+    for number, part in enumerate(parts):
+        path = tmp_path / "old" / f"run-{number}.json"
+        path.write_text(json.dumps(part, ensure_ascii=False), encoding="utf-8")
+    for source in (tmp_path / "old", tmp_path / "old" / "run-*.json"):
+        report, table, _ = run(tmp_path, source)
+        assert (report["rows"], report["adapter"]) == (100, "conversation")
+        answers = [entry["conversation"][0]["output"] for entry in wishes[:100]]
+        assert table["response"].to_pylist() == answers
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Callable[[bytes], str]:
     """Keeps parts as the stage does."""

@@ -40,13 +40,6 @@ DRAIN_SECONDS = 60
 IN_FLIGHT = "in_flight"
 """The name of what the engines report for autoscaling."""
 
-SPIN_ROUNDS = 4000
-"""How often an idle OpenMP thread looks for work before it sleeps: about 0.1 ms.
-
-libgomp's own 300,000 are 8 ms, longer than vLLM schedules and samples between two steps: its threads would never leave
-a core to the server, the gateway and Ray.
-"""
-
 REQUESTS = re.compile(rb"^vllm:num_requests_(?:running|waiting)\{[^}]*\} ([0-9.e+]+)", re.MULTILINE)
 
 KEY_MIDDLEWARE = "serve.engine_key.RequireKey"
@@ -339,7 +332,6 @@ def cpu_environment(tensor_parallel_size: int) -> dict[str, str]:
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
-        "GOMP_SPINCOUNT": str(SPIN_ROUNDS),
     }
     if tensor_parallel_size == 1:
         variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the computing worker lives in the engine core's process

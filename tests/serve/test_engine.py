@@ -1,10 +1,7 @@
 """What an engine's process is started with, and when a silent engine is forgotten."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 import tempfile
 import uuid
 from pathlib import Path
@@ -77,13 +74,6 @@ def test_an_engine_on_a_cpu_gets_the_libraries_that_vllm_would_preload() -> None
     libraries = environment(plan(model))["LD_PRELOAD"].split(":")
     assert [Path(library).name[:7] for library in libraries if Path(library).is_file()] == ["libgomp"] * len(libraries)
     assert "LD_PRELOAD" not in environment(plan(model, num_gpus=1))
-
-
-def test_openmp_on_a_cpu_takes_every_core_and_soon_lets_go_of_those_it_waits_on() -> None:
-    variables = environment(plan(ServedModel("base", "/m"))) | {"OMP_DISPLAY_ENV": "VERBOSE"}
-    shown = subprocess.run([sys.executable, "-c", "import torch"], env=variables, capture_output=True, text=True).stderr
-    assert f"OMP_NUM_THREADS = '{len(os.sched_getaffinity(0))}'" in shown
-    assert "GOMP_SPINCOUNT = '4000'" in shown
 
 
 def test_a_folder_that_is_no_adapter_is_named(tmp_path: Path) -> None:

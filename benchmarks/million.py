@@ -21,7 +21,7 @@ from rayjobs import pipeline
 
 START_UP_ROWS = 1000
 """A run of so few rows takes what any run takes before its first row."""
-QUICK_ROWS = 5000
+QUICK_ROWS = 20_000
 
 
 def clean_at_scale(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -54,12 +54,10 @@ def clean_at_scale(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def recipe_of(made: Path, folder: Path, name: str, votes: int | None = None, *, analyze: bool = False) -> Path:
     """The shipped recipe on the made rows, without what follows cleaning; `votes` replaces its threshold."""
-    tree = yaml.safe_load((SHIPPED / "zhihu.yaml").read_text(encoding="utf-8"))
+    shipped = yaml.safe_load((SHIPPED / "zhihu.yaml").read_text(encoding="utf-8"))
+    sections = ("seed", "ingest", *(["analyze"] if analyze else []), "clean")
+    tree = {"name": name, **{section: shipped[section] for section in sections}}
     tree["ingest"]["source"] = str(made)
-    tree["name"] = name
-    del tree["split"]
-    if not analyze:
-        del tree["analyze"]
     if votes is not None:
         tree["clean"]["process"][0]["specified_numeric_field_filter"]["min_value"] = votes
     path = folder / f"{name}.yaml"

@@ -204,9 +204,9 @@ class Desk:
         return positions
 
     def _affordable(self) -> int:
-        """How many more positions the budget bears, if each, and each that is out, costs what the dearest did."""
+        """How many more positions the budget bears, if each, and each that is out, costs the most that it may."""
         budget = self._section.budget
-        expected = self._worst if self._kinds.total() < KNOWN else self._dearest
+        expected = max(self._worst, self._dearest)
         if budget is None or not expected:
             return 1 << 30
         tokens = [before + new for before, new in zip(self._before, self._tokens, strict=True)]

@@ -24,10 +24,14 @@ SELDOM = {
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     "LOG_NAME_UPDATE_INTERVAL_S": "60",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
 }
 """Environment of a Ray of our own, which otherwise looks after itself so often that an engine on two cores feels it.
 
-The log monitor, whose lines nobody is shown, looks ten times a second for new files unless there are many.
+The log monitor, whose lines nobody is shown, looks ten times a second for new files unless there are many. Events of
+tasks, statistics of event loops and metrics are for a dashboard, which a Ray of our own does not have.
 """
 
 

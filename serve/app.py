@@ -25,7 +25,7 @@ from serve.section import Serve as ServeSection
 
 __all__ = ["ServedModel", "endpoint"]
 
-HEALTH_CHECK_SECONDS = 1.0
+HEALTH_CHECK_SECONDS = 2.0
 SHUTDOWN_POLL_SECONDS = 0.1
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from ray.experimental import internal_kv
 
 NAMESPACE = "danlu-serve"
-BEAT_SECONDS = 0.5
+BEAT_SECONDS = 1.0
 STALE_SECONDS = 10.0
 
 
@@ -41,11 +41,6 @@ def retire(app: str, replica: str, model: str) -> None:
     internal_kv._internal_kv_put(f"{app}/retired/{replica}", model, namespace=NAMESPACE)
 
 
-def retired(app: str) -> dict[str, str]:
-    """The replicas that were stopped on purpose, with their models."""
-    return {key.rpartition("/")[2]: value.decode() for key, value in _entries(f"{app}/retired/").items()}
-
-
 def shared_key(app: str) -> str:
     """The key by which an application's gateway and engines know each other; made by who asks first."""
     name = f"{app}/key"
@@ -55,15 +50,22 @@ def shared_key(app: str) -> str:
     return value.decode()
 
 
-def records(app: str) -> list[EngineRecord]:
-    """All records of an application's engines, stale ones included."""
-    return [EngineRecord(**json.loads(value)) for value in _entries(f"{app}/engine/").values()]
+def look(app: str) -> tuple[list[EngineRecord], dict[str, str]]:
+    """All records of an application's engines, stale ones included, and its replicas that were stopped on purpose,
+    with their models.
+
+    Each question is a round through Ray's head, which an idle endpoint asks for ever: one list serves both.
+    """
+    keys = [key.decode() for key in internal_kv._internal_kv_list(f"{app}/", namespace=NAMESPACE)]
+    engines, retired = _values(keys, f"{app}/engine/"), _values(keys, f"{app}/retired/")
+    return [EngineRecord(**json.loads(value)) for value in engines.values()], retired
 
 
-def _entries(prefix: str) -> dict[str, bytes]:
-    keys = internal_kv._internal_kv_list(prefix, namespace=NAMESPACE)
-    found = {key.decode(): internal_kv._internal_kv_get(key, namespace=NAMESPACE) for key in keys}
-    return {key: value for key, value in found.items() if value is not None}
+def _values(keys: list[str], prefix: str) -> dict[str, str]:
+    """What stands under the keys with a prefix, by the rest of the key; one may have gone since they were listed."""
+    chosen = [key for key in keys if key.startswith(prefix)]
+    found = {key: internal_kv._internal_kv_get(key, namespace=NAMESPACE) for key in chosen}
+    return {key.removeprefix(prefix): value.decode() for key, value in found.items() if value is not None}
 
 
 def report_failure(app: str, message: str) -> None:

@@ -97,8 +97,7 @@ class GatewayReplica:
         async with self._looking:
             if time.monotonic() - self._looked < LOOK_SECONDS:
                 return
-            found = await asyncio.to_thread(directory.records, self._plan.app)
-            retired = await asyncio.to_thread(directory.retired, self._plan.app)
+            found, retired = await asyncio.to_thread(directory.look, self._plan.app)
             self._gateway.update(self._liveness.live(found), retired)
             self._looked = time.monotonic()
 

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 import tempfile
 import uuid
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from pipelines.errors import StageError
 from serve import directory
 from serve.directory import EngineRecord, Liveness
-from serve.engine import EnginePlan, environment, short_folder, temporary, vllm_arguments
+from serve.engine import OPENMP_SPINS, EnginePlan, environment, short_folder, temporary, vllm_arguments
 from serve.models import ServedModel
 from serve.section import Engine
 
@@ -74,6 +76,40 @@ def test_an_engine_on_a_cpu_gets_the_libraries_that_vllm_would_preload() -> None
     libraries = environment(plan(model))["LD_PRELOAD"].split(":")
     assert [Path(library).name[:7] for library in libraries if Path(library).is_file()] == ["libgomp"] * len(libraries)
     assert "LD_PRELOAD" not in environment(plan(model, num_gpus=1))
+
+
+def test_openmp_waits_briefly_unless_the_user_said_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = plan(ServedModel("base", "/m"))
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert environment(engine)["GOMP_SPINCOUNT"] == OPENMP_SPINS
+    assert "GOMP_SPINCOUNT" not in environment(plan(ServedModel("base", "/m"), num_gpus=1))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert "GOMP_SPINCOUNT" not in environment(engine)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert environment(engine)["GOMP_SPINCOUNT"] == "7"
+
+
+GROUPS = """
+import os
+import torch
+import torch.distributed as dist
+from serve.engine_server import share_gloo_thread
+share_gloo_thread()
+dist.init_process_group("gloo", store=dist.FileStore({store!r}, 2), rank={rank}, world_size=2)
+groups = [dist.new_group([0, 1], backend="gloo") for _ in range(3)]
+total = torch.tensor([{rank} + 1.0])
+for group in (None, *groups):
+    dist.all_reduce(total, group=group)
+names = [open(f"/proc/self/task/{{task}}/comm").read().strip() for task in os.listdir("/proc/self/task")]
+print(total.item(), names.count("gloo_tcp_loop"))
+"""
+
+
+def test_all_groups_of_a_cpu_engine_share_one_network_thread(tmp_path: Path) -> None:
+    codes = [GROUPS.format(store=str(tmp_path / "store"), rank=rank) for rank in (0, 1)]
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for code in codes]
+    assert [process.communicate(timeout=120)[0].split() for process in both] == [["24.0", "1"]] * 2
 
 
 def test_a_folder_that_is_no_adapter_is_named(tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ def main(name: str, upstream: str) -> None:
 async def _serve(name: str, upstream: str, listener: socket.socket) -> None:
     import uvicorn
 
+    from serve.listener import KEEP_ALIVE_SECONDS
+
     async with _session(name) as session:
         app = {
             "engine": lambda: at_once,
@@ -68,7 +70,7 @@ async def _serve(name: str, upstream: str, listener: socket.socket) -> None:
             lifespan="off",
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=75,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )
         await uvicorn.Server(config).serve(sockets=[listener])
 

@@ -141,6 +141,9 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})  # before it is accepted: 403
+            return
         if scope["type"] != "http":
             raise RuntimeError(f"the gateway answers http only, not {scope['type']}")
         try:

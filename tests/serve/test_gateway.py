@@ -69,6 +69,12 @@ def test_wrong_paths_and_methods(start: Start) -> None:
     assert "access-control-allow-origin" not in preflight.headers
 
 
+def test_a_websocket_is_refused_without_an_error_of_ours(start: Start) -> None:
+    headers = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    url, key = start().url, {"sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ=="}
+    assert requests.get(f"{url}/v1/completions", headers={**headers, **key}, timeout=20).status_code == 403
+
+
 def test_pages_of_named_origins_alone_may_ask(start: Start, serving: Serving) -> None:
     gateway = start().gateway
     with serving(with_origins(gateway, ("https://chat.example.org",))) as url:
@@ -92,6 +98,7 @@ def test_metrics_count_requests_and_tokens(start: Start) -> None:
         'danlu_tokens_total{kind="prompt",model="base"} 6.0',
         'danlu_tokens_total{kind="completion",model="base"} 4.0',
         'danlu_time_to_first_token_seconds_count{model="base"} 1.0',
+        'danlu_time_per_output_token_seconds_count{model="base"} 1.0',
         'danlu_engines{model="base"} 1.0',
         'danlu_requests_in_flight{model="base"} 0.0',
         'danlu_requests_queued{model="base"} 0.0',

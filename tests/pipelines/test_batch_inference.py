@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from pipelines import batch_inference
 from pipelines.batch_inference import Prompt, complete
 from serve.models import ServedModel
 from serve.section import Engine, Serve
@@ -19,7 +20,17 @@ SEEDS = [5, 5, 6, None, None, 0, -3, (1 << 63) - 1]
 def prompt_of(row: dict[str, Any]) -> Prompt:
     """The same question each time, answered at random."""
     sampling = {"max_tokens": 24, "temperature": 1.5, "ignore_eos": True}
-    return Prompt([{"role": "user", "content": "hello"}], {**sampling, "seed": row["seed"]})
+    seed = {} if row["seed"] is None else {"seed": row["seed"]}
+    return Prompt([{"role": "user", "content": "hello"}], {**sampling, **seed})
+
+
+def test_seeds_stay_whole_numbers_beside_requests_without_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(batch_inference, "tokenize", lambda *_: [1])
+    asked = batch_inference._preprocess(ServedModel("tiny", str(tmp_path)), prompt_of)
+    made = [asked({"pos": pos, "seed": seed})["sampling_params"] for pos, seed in enumerate(SEEDS)]
+    arrived = pa.array(made).to_numpy(zero_copy_only=False)  # as Ray Data gives them to the engine's stage
+    assert [sampling["seed"] for sampling in arrived] == [5, 5, 6, -1, -1, 0, -3, (1 << 63) - 1]
+    assert {type(sampling["seed"]) for sampling in arrived} == {int}
 
 
 @pytest.mark.slow

@@ -163,7 +163,8 @@ class Gateway:
         elif path.startswith(ONE_MODEL):
             require_method(scope, "GET")
             self._keys.check(scope["headers"])
-            await send_json(send, 200, self._card(path.removeprefix(ONE_MODEL)))
+            name = path.removeprefix(ONE_MODEL)
+            await send_json(send, 200, self._card(name, self._resolve(name)))
         elif path in HEALTH:
             await send_json(send, 200, {"status": "ok"})
         elif path == "/ready":
@@ -179,10 +180,9 @@ class Gateway:
 
     def model_cards(self) -> list[dict[str, Any]]:
         """`/v1/models`: every model, adapter and alias; an adapter's parent is its base."""
-        return [self._card(name) for name in {**self._published, **self._fixed}]
+        return [self._card(name, target) for name, target in {**self._published, **self._fixed}.items()]
 
-    def _card(self, name: str) -> dict[str, Any]:
-        target = self._resolve(name)
+    def _card(self, name: str, target: Target) -> dict[str, Any]:
         return {
             "id": name,
             "object": "model",

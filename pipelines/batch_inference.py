@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.errors import HardwareError, InputError, StageError
+from pipelines.errors import HardwareError, StageError
 from serve.models import ServedModel
 from serve.section import Serve
 
@@ -27,8 +27,9 @@ RESTARTS = 2
 """Times an engine that dies is started again; Ray Data by itself would do so for ever."""
 
 MODEL_MAY_SAY = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
-NEUTRAL = {"repetition_penalty": 1.0, "top_k": 0, "seed": None}
-"""What a request may leave out, so that the parameters of all requests have one schema."""
+NEUTRAL = {"repetition_penalty": 1.0, "top_k": 0, "seed": -1}
+"""What a request may leave out, so that the parameters of all requests have one schema, and none is null: beside a null
+Arrow gives whole numbers as floats, and an engine dies of a seed that is one. A seed of -1 is vLLM's word for none."""
 
 
 @dataclass(frozen=True)
@@ -163,12 +164,6 @@ def require_room(serve: Serve) -> None:
                 f"the engines need {needed:g} {resource}, the cluster has {have.get(resource, 0.0):g}; "
                 f"lower serve.num_{resource.lower()}s or serve.num_replicas"
             )
-
-
-def refuse_seed(serve: Serve, key: str, seed: int | None) -> None:
-    """InputError where `key` of the recipe gives a seed and engines are to run on a CPU."""
-    if seed is not None and not serve.num_gpus:
-        raise InputError(f"{key}: vLLM's CPU build cannot seed single requests; leave it out")
 
 
 def _preprocess(

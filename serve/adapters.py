@@ -3,9 +3,11 @@
     registry/
       wishes@1/ wishes@2/      one immutable version each
       .aliases/wishes          a file that holds `wishes@2`
-      .removed/wishes@1/       versions that are gone; their numbers are not given again, since engines remember them
+      .removed/wishes@1        versions that are gone; their numbers are not given again, since engines remember them
 
-vLLM's filesystem resolver loads `registry/<name>@<version>` when it is first asked for, on every replica.
+vLLM's filesystem resolver loads `registry/<name>@<version>` when it is first asked for, on every replica. An engine
+that has no room for all adapters drops one and loads it again when a request needs it, and dies where it is not there:
+the folder of a version outlives its removal by `KEEP_SECONDS`.
 """
 
 import filecmp
@@ -14,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from pipelines.errors import DataError, InputError
@@ -23,6 +26,9 @@ CONFIG = "adapter_config.json"
 FILES = (CONFIG, "adapter_model.safetensors")
 ALIASES = ".aliases"
 REMOVED = ".removed"
+KEEP_SECONDS = 3600.0
+"""How long requests may still be at work with a version that was removed."""
+
 VERSION = re.compile(r"([^@]+)@([1-9][0-9]*)")
 
 
@@ -43,6 +49,7 @@ def publish(adapter_dir: str | Path, registry_dir: str | Path, name: str, base: 
         version = _appear(staged, registry, name)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+    _sweep(registry)
     set_alias(registry, name, version)
     return version
 
@@ -53,10 +60,10 @@ def publish_if_new(adapter_dir: str | Path, registry_dir: str | Path, name: str,
     Where one does, the alias stays where it points, perhaps on purpose, to another version.
     """
     registry, weights = Path(registry_dir), Path(adapter_dir) / FILES[1]
-    for number in sorted(_numbers(registry, name), reverse=True):
-        published = registry / f"{name}@{number}" / FILES[1]
-        if weights.is_file() and published.is_file() and filecmp.cmp(weights, published, shallow=False):
-            return f"{name}@{number}"
+    for version in reversed(versions(registry)):
+        published, is_of_name = registry / version / FILES[1], version.startswith(f"{name}@")
+        if is_of_name and weights.is_file() and published.is_file() and filecmp.cmp(weights, published, shallow=False):
+            return version
     return publish(adapter_dir, registry_dir, name, base)
 
 
@@ -100,7 +107,7 @@ def _numbers(folder: Path, name: str) -> list[int]:
 def set_alias(registry_dir: str | Path, alias: str, version: str) -> None:
     """Let requests for `alias` go to `version` from now on; raises InputError when that is not in the registry."""
     registry = Path(registry_dir)
-    if not is_valid_name(alias) or not is_valid_name(version) or not (registry / version / CONFIG).is_file():
+    if not is_valid_name(alias) or version not in versions(registry):
         raise InputError(
             f"{registry}: cannot point {alias!r} at {version!r}; published: {', '.join(versions(registry))}"
         )
@@ -114,7 +121,10 @@ def set_alias(registry_dir: str | Path, alias: str, version: str) -> None:
 
 def versions(registry_dir: str | Path) -> list[str]:
     """The versions in a registry, by name and number."""
-    found = (VERSION.fullmatch(path.parent.name) for path in Path(registry_dir).glob(f"*@*/{CONFIG}"))
+    registry = Path(registry_dir)
+    names = {path.parent.name for path in registry.glob(f"*@*/{CONFIG}")}
+    names -= {path.name for path in registry.glob(f"{REMOVED}/*")}
+    found = map(VERSION.fullmatch, names)
     ordered = sorted((match[1], int(match[2])) for match in found if match and is_valid_name(match[0]))
     return [f"{name}@{number}" for name, number in ordered]
 
@@ -131,6 +141,7 @@ def aliases(registry_dir: str | Path) -> dict[str, str]:
 def remove(registry_dir: str | Path, version: str) -> None:
     """Take a version out of the registry; requests that are being answered with it are not disturbed.
 
+    Its folder is deleted by the first publishing or removal that comes `KEEP_SECONDS` later or after that.
     Raises InputError when it is not there, or an alias still points at it.
     """
     registry = Path(registry_dir)
@@ -140,7 +151,12 @@ def remove(registry_dir: str | Path, version: str) -> None:
     if pointing:
         raise InputError(f"{version}: the alias {pointing[0]!r} points at it; point it at another version first")
     (registry / REMOVED).mkdir(exist_ok=True)
-    tombstone = registry / REMOVED / version
-    (registry / version).rename(tombstone)
-    for file in tombstone.iterdir():
-        file.unlink()
+    (registry / REMOVED / version).touch()
+    _sweep(registry)
+
+
+def _sweep(registry: Path) -> None:
+    """Delete the folders of versions that were removed `KEEP_SECONDS` ago."""
+    for tombstone in registry.glob(f"{REMOVED}/*"):
+        if time.time() - tombstone.stat().st_mtime > KEEP_SECONDS:
+            shutil.rmtree(registry / tombstone.name, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Answers the gateway gives itself: JSON bodies, and errors in OpenAI's form."""
 
 import json
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ class RequestError(Exception):
         self.body = json.dumps({"error": error}).encode()
         self.headers: Headers = []
         if retry_after is not None:
-            self.headers.append((b"retry-after", str(max(1, round(retry_after))).encode()))
+            self.headers.append((b"retry-after", str(math.ceil(retry_after)).encode()))
         if status == 401:
             self.headers.append((b"www-authenticate", b"Bearer"))
 

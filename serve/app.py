@@ -20,6 +20,7 @@ from serve import directory
 from serve.engine import DRAIN_SECONDS, EnginePlan, EngineReplica, node_address
 from serve.listener import GatewayPlan, GatewayReplica
 from serve.models import ServedModel, check_models
+from serve.scratch import sweep
 from serve.section import Limits
 from serve.section import Serve as ServeSection
 
@@ -63,6 +64,7 @@ def endpoint(
         for name in reversed(targets):  # the gateway first: its requests need the engines to end
             ray_serve.delete(name)
         directory.forget(app)
+        sweep()
 
 
 def deploy(targets: dict[str, ray_serve.Application], app: str) -> None:

@@ -9,6 +9,9 @@ from serve.section import Limits
 COMPLETION_TOKENS = 16
 """Tokens of an answer to `/v1/completions` that asks for no number of them, vLLM's default and OpenAI's."""
 
+PROMPT_PARTS = ("tools", "documents", "chat_template_kwargs")
+"""What a chat template writes into the prompt beside the messages."""
+
 
 def parse(body: bytes) -> dict[str, Any]:
     """The request's JSON object; raises RequestError 400."""
@@ -52,10 +55,13 @@ def hold_to_limits(request: dict[str, Any], limits: Limits, is_chat: bool) -> bo
         if type(value) is not int or value > most:
             message = f"{key} is a whole number of at most {most} here, not {str(value)[:40]}"
             raise RequestError(400, message, "max_tokens_too_large", key)
-    if not named if is_chat else "max_tokens" not in named and most < COMPLETION_TOKENS:
+    if is_chat and not named:
         request["max_tokens"] = most
-        return True
-    return False
+    elif not is_chat and "max_tokens" not in named:  # null too: some versions of vLLM take it for no limit
+        request["max_tokens"] = min(most, COMPLETION_TOKENS)
+    else:
+        return False
+    return True
 
 
 def _answers(request: dict[str, Any], most: int) -> int:
@@ -71,20 +77,28 @@ def _answers(request: dict[str, Any], most: int) -> int:
 
 
 def _refuse_long_prompts(request: dict[str, Any], most: int | None) -> None:
-    for key in ("messages", "prompt"):
-        if most is not None and length(request.get(key)) > most:
-            raise RequestError(400, f"{key}: longer than {most} characters in all", "prompt_too_long", key)
+    if most is None:
+        return
+    sizes = {key: length(request.get(key)) for key in ("messages", "prompt")}
+    sizes |= {key: length(request.get(key), names=True) for key in PROMPT_PARTS}
+    if sum(sizes.values()) > most:
+        longest = max(sizes, key=sizes.__getitem__)
+        parts = ", ".join(key for key, size in sizes.items() if size)
+        raise RequestError(400, f"{parts}: longer than {most} characters in all", "prompt_too_long", longest)
 
 
-def length(prompt: Any) -> int:
-    """Characters of all texts in a prompt or in messages; numbers, being tokens, count one each."""
+def length(prompt: Any, names: bool = False) -> int:
+    """Characters of all texts in a prompt or in messages; numbers, being tokens, count one each.
+
+    `names`: the names of fields count too.
+    """
     total, rest = 0, [prompt]
     while rest:
         value = rest.pop()
         if isinstance(value, str):
             total += len(value)
         elif isinstance(value, dict):
-            rest += value.values()
+            rest += [*value.values(), *value] if names else value.values()
         elif isinstance(value, list):
             rest += value
         else:

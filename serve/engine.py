@@ -26,6 +26,7 @@ from serve import directory
 from serve.engine_key import KEY
 from serve.guard import KEYS
 from serve.models import ServedModel
+from serve.scratch import short_folder
 from serve.section import MAX_LORA_RANK
 from serve.section import Engine as EngineArguments
 
@@ -52,9 +53,6 @@ KEY_MIDDLEWARE = "serve.engine_key.RequireKey"
 
 CPU_LORA_EXTENSION = "serve.vllm_cpu_lora.RequireCpuLora"
 """vLLM's `worker_extension_cls` on a CPU: base and adapter requests of one batch kept apart."""
-
-LONGEST_TEMPORARY = 107 - len("/danlu-12345678/") - 36
-"""The longest path of a folder in which an engine's folder can hold sockets: Linux allows 107 bytes, a UUID has 36."""
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, MAX_LORA_RANK)
 """The adapter ranks vLLM makes room for."""
@@ -167,13 +165,6 @@ def end_of(process: subprocess.Popen[bytes]) -> threading.Event:
 
     threading.Thread(target=wait, name="end", daemon=True).start()
     return ended
-
-
-def short_folder() -> tempfile.TemporaryDirectory[str]:
-    """A temporary folder for one engine, whose path leaves room for the names of vLLM's sockets."""
-    usual = tempfile.gettempdir()
-    parent = usual if len(usual) <= LONGEST_TEMPORARY else "/tmp"
-    return tempfile.TemporaryDirectory(prefix="danlu-", dir=parent, ignore_cleanup_errors=True)
 
 
 def start_process(plan: EnginePlan, log: Path, scratch: str) -> tuple[subprocess.Popen[bytes], int]:

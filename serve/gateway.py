@@ -26,6 +26,7 @@ from serve.section import Limits
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = (CHAT, "/v1/completions")
+ONE_MODEL = "/v1/models/"
 HEALTH = ("/health", "/-/healthz")
 """The second is where KubeRay asks whether a pod serves."""
 
@@ -140,6 +141,9 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})  # before it is accepted: 403
+            return
         if scope["type"] != "http":
             raise RuntimeError(f"the gateway answers http only, not {scope['type']}")
         try:
@@ -156,6 +160,11 @@ class Gateway:
             require_method(scope, "GET")
             self._keys.check(scope["headers"])
             await send_json(send, 200, {"object": "list", "data": self.model_cards()})
+        elif path.startswith(ONE_MODEL):
+            require_method(scope, "GET")
+            self._keys.check(scope["headers"])
+            name = path.removeprefix(ONE_MODEL)
+            await send_json(send, 200, self._card(name, self._resolve(name)))
         elif path in HEALTH:
             await send_json(send, 200, {"status": "ok"})
         elif path == "/ready":
@@ -171,23 +180,22 @@ class Gateway:
 
     def model_cards(self) -> list[dict[str, Any]]:
         """`/v1/models`: every model, adapter and alias; an adapter's parent is its base."""
-        targets = {**self._published, **self._fixed}
-        return [
-            {
-                "id": name,
-                "object": "model",
-                "created": self._created,
-                "owned_by": "danlu",
-                "root": target.name,
-                "parent": None if name == target.engine else target.engine,
-            }
-            for name, target in targets.items()
-        ]
+        return [self._card(name, target) for name, target in {**self._published, **self._fixed}.items()]
+
+    def _card(self, name: str, target: Target) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "danlu",
+            "root": target.name,
+            "parent": None if name == target.engine else target.engine,
+        }
 
     async def _complete(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
-        caller = self._keys.check(scope["headers"])
         model = ""
         try:
+            caller = self._keys.check(scope["headers"])
             ask = self._check(path, await read_body(scope, receive, self.limits.max_body_bytes))
             model = ask.target.name
             self._rates.admit(caller)
@@ -199,10 +207,7 @@ class Gateway:
     def _check(self, path: str, body: bytes) -> Ask:
         request = parse(body)
         name = request.get("model")
-        target = self._resolve(name) if isinstance(name, str) else None
-        if target is None:
-            message = f"The model {name!r} does not exist; GET /v1/models lists those that do"
-            raise RequestError(404, message, "model_not_found", "model")
+        target = self._resolve(name)
         streamed = is_streamed(request)
         changed = hold_to_limits(request, self.limits, is_chat=path == CHAT)
         if changed or streamed or name != target.name:
@@ -211,13 +216,17 @@ class Gateway:
             body = rewritten(request, target.name, streamed)
         return Ask(path, body, target, streamed, Timing())
 
-    def _resolve(self, name: str) -> Target | None:
+    def _resolve(self, name: Any) -> Target:
         """What a name stands for; the resolver in the engines joins names to a folder, so unknown ones end here."""
-        target = self._fixed.get(name) or self._published.get(name)
-        if target is None and is_valid_name(name) and any(model.registry for model in self.models):
+        known = isinstance(name, str) and (self._fixed.get(name) or self._published.get(name))
+        if known:
+            return known
+        if isinstance(name, str) and is_valid_name(name) and any(model.registry for model in self.models):
             self.update_published()  # published a moment ago, perhaps
-            target = self._published.get(name)
-        return target
+            if name in self._published:
+                return self._published[name]
+        message = f"The model {name!r} does not exist; GET /v1/models lists those that do"
+        raise RequestError(404, message, "model_not_found", "model")
 
     async def _answer(self, ask: Ask, caller: str, send: Send) -> None:
         await self._enter(ask.target.name)
@@ -241,6 +250,9 @@ class Gateway:
         self.metrics.queued[model] += 1
         try:
             await self.admission.enter()
+        except asyncio.CancelledError:
+            self.metrics.answered(model, CLIENT_CLOSED)
+            raise
         finally:
             self.metrics.queued[model] -= 1
         self.metrics.in_flight[model] += 1
@@ -315,7 +327,9 @@ async def start(ask: Ask, send: Send, status: int, headers: Headers) -> None:
 def require_method(scope: Scope, method: str) -> None:
     """Raise RequestError 405 unless the request's method is the one given."""
     if scope["method"] != method:
-        raise RequestError(405, f"Use {method} for {scope['path']}", "method_not_allowed")
+        error = RequestError(405, f"Use {method} for {scope['path']}", "method_not_allowed")
+        error.headers.append((b"allow", method.encode()))
+        raise error
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

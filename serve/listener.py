@@ -21,6 +21,10 @@ from serve.models import ServedModel
 from serve.section import Limits
 
 ENGINE_CONNECT_SECONDS = 5.0
+KEEP_ALIVE_SECONDS = 75
+"""How long idle connections of clients are kept: longer than clients keep them (httpx 5 s), who then never write into
+one that is being closed."""
+
 LOOK_SECONDS = 0.1
 """How old what is known of the engines may be when one of them does not answer."""
 
@@ -61,6 +65,7 @@ class GatewayReplica:
                 lifespan="off",
                 server_header=False,
                 proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )
         )
         self._thread = threading.Thread(target=uvloop.run, args=(self._serve(),), name="gateway", daemon=True)

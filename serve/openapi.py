@@ -93,9 +93,10 @@ def _completion(summary: str, schema: Schema) -> Schema:
     return {"post": {"summary": summary, "requestBody": body, "responses": answers, "security": [{"key": []}]}}
 
 
-def _read(summary: str, *errors: int, guarded: bool = False) -> Schema:
+def _read(summary: str, *errors: int, guarded: bool = False, parameter: str | None = None) -> Schema:
     security: Schema = {"security": [{"key": []}]} if guarded else {}
-    return {"get": {"summary": summary, "responses": _answers(*errors), **security}}
+    named = [{"name": parameter, "in": "path", "required": True, "schema": _TEXT}] if parameter else []
+    return {"get": {"summary": summary, "parameters": named, "responses": _answers(*errors), **security}}
 
 
 DESCRIPTION: Schema = {
@@ -106,6 +107,7 @@ DESCRIPTION: Schema = {
         "/v1/chat/completions": _completion("Answer a conversation", _CHAT),
         "/v1/completions": _completion("Continue a text", _COMPLETION),
         "/v1/models": _read("Models, adapters and aliases, with their parents", 401, guarded=True),
+        "/v1/models/{model}": _read("One of them", 401, 404, guarded=True, parameter="model"),
         "/health": _read("The gateway lives"),
         "/ready": _read("Every model has an engine", 503),
         "/metrics": _read("Counters in Prometheus' form"),

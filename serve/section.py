@@ -32,7 +32,9 @@ class Limits(Section):
 
     max_body_bytes: Count = Field(4 << 20, description="size of a request, bytes; 413 above it")
     max_prompt_characters: Count | None = Field(
-        None, description="characters of all messages or prompts, or their tokens where given as such; 400 above it"
+        None,
+        description="characters of all messages or prompts, with those of tools and documents, or tokens where given "
+        "as such; 400 above it",
     )
     max_tokens: Count | None = Field(
         None, description="tokens of an answer, all choices together: 400 for more; given to who names none"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.batch_inference import Completion, Prompt, complete, refuse_seed
+from pipelines.batch_inference import Completion, Prompt, complete
 from pipelines.errors import StageError
 from pipelines.evaluate.asking import Answer, Request, kept_answers, unanswered
 from pipelines.evaluate.datasets import Dataset
@@ -56,8 +56,6 @@ def answer_offline(recipe: Recipe, place: Place, requests: Sequence[Request], fi
 
     Answers are filed block by block. StageError where an engine dies or refuses a question; the others are kept.
     """
-    for request in requests:
-        refuse_seed(recipe.serve, f"{place.stage}: a seed (a sweep sets one)", request.generation.seed)
     pending = unanswered(requests, file)
     file.parent.mkdir(parents=True, exist_ok=True)
     refused: list[str] = []

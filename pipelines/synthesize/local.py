@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.batch_inference import Completion, Prompt, complete, refuse_seed, require_room
+from pipelines.batch_inference import Completion, Prompt, complete, require_room
 from pipelines.errors import InputError
 from pipelines.progress import progress
 from pipelines.recipe import Recipe, load_recipe, shipped_recipes
@@ -32,7 +32,6 @@ def generate(recipe: Recipe, workspace: Workspace, grid: Grid, choose: Callable[
     from pipelines.train.models import resolve
 
     named, serve = model_of(grid.section.model, recipe.serve)
-    refuse_seed(serve, "synthesize.generation.seed", grid.section.generation.seed)
     require_room(serve)  # before gigabytes of a model are fetched
     model = ServedModel("model", str(resolve(named, workspace.local("models"))))
     writer = Writer(workspace)

@@ -8,15 +8,18 @@ import threading
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
 
+from tests.serve.fake_engine import Serving, start
+
+__all__ = ["start"]
+
 App = Callable[[Any, Any, Any], Awaitable[None]]
-Serving = Callable[..., AbstractContextManager[str]]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Publishing adapters: versions, aliases, and what is refused."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def test_a_removed_version_is_gone_and_its_number_is_not_given_again(adapter: Pa
     set_alias(registry, "a", "a@1")
     remove(registry, "a@2")
     assert (versions(registry), aliases(registry)) == (["a@1"], {"a": "a@1"})
+    with pytest.raises(InputError, match="cannot point 'a' at 'a@2'; published: a@1"):
+        set_alias(registry, "a", "a@2")
     assert publish(adapter, registry, "a") == "a@3"
     with pytest.raises(InputError, match="no version 'a@2'; published: a@1, a@3"):
         remove(registry, "a@2")
@@ -66,6 +69,29 @@ def test_the_same_weights_are_not_published_twice(adapter: Path, tmp_path: Path)
     set_alias(registry, "a", "a@1")
     assert publish_if_new(adapter, registry, "a") == "a@2"
     assert aliases(registry) == {"a": "a@1"}  # it was set back on purpose
+
+
+def test_the_folder_of_a_removed_version_stays_for_the_requests_that_need_it(adapter: Path, tmp_path: Path) -> None:
+    registry = tmp_path / "r"
+    publish(adapter, registry, "a")
+    publish(adapter, registry, "b")
+    (adapter / "adapter_model.safetensors").write_bytes(b"trained on")
+    publish(adapter, registry, "a")
+    remove(registry, "a@1")
+    assert (registry / "a@1" / "adapter_model.safetensors").read_bytes() == b"weights"
+    os.utime(registry / ".removed" / "a@1", (0, 0))
+    assert publish(adapter, registry, "a") == "a@3"
+    assert sorted(path.name for path in registry.glob("*@*")) == ["a@2", "a@3", "b@1"]
+
+
+def test_weights_that_were_removed_are_published_anew(adapter: Path, tmp_path: Path) -> None:
+    registry = tmp_path / "r"
+    assert [publish_if_new(adapter, registry, name) for name in ("a", "ab", "a")] == ["a@1", "ab@1", "a@1"]
+    (adapter / "adapter_model.safetensors").write_bytes(b"trained on")
+    assert publish_if_new(adapter, registry, "a") == "a@2"
+    remove(registry, "a@1")
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    assert publish_if_new(adapter, registry, "a") == "a@3"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "a..b", ".hidden", "a@1", "a:b", "ä"])

@@ -122,7 +122,7 @@ def test_what_is_killed_comes_back_and_only_requests_there_fail(started: tuple[s
     load = Load(url)
     with load.from_clients(CLIENTS):
         time.sleep(3)
-        process = find(victim)
+        process, scratch = find(victim), Path(find("server").environ()["TMPDIR"])
         killed = time.monotonic()
         process.kill()
         recovered = killed + 2 * cold_start
@@ -142,6 +142,7 @@ def test_what_is_killed_comes_back_and_only_requests_there_fail(started: tuple[s
     assert max((ended - began for began, ended, _ in later), default=0) < 1
     assert max((ended for _, ended, _ in failures), default=killed) < recovered
     assert load.answers[-1][2] == "ok"
+    assert scratch.exists() == (victim == "gateway")  # that of an engine goes with it, or when the next one starts
 
 
 def test_an_engine_deployed_anew_under_load_loses_no_request(

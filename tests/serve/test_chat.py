@@ -1,35 +1,26 @@
 """Terminal chat against a server that answers with what it was asked."""
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 
 from pipelines.errors import InputError, StageError
 from serve.chat import chat, open_page, page_command
-
-Serving = Callable[..., AbstractContextManager[str]]
+from tests.serve.fake_engine import Serving, begin_stream, body_of, end_stream, list_models, send_piece
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
     """Two models; an answer repeats model, temperature and the contents of all messages, in two pieces."""
     if scope["path"] == "/v1/models":
-        listed = {"object": "list", "data": [{"id": n, "object": "model"} for n in ("base", "wishes")]}
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
-        await send({"type": "http.response.body", "body": json.dumps(listed).encode()})
+        await list_models(send, "base", "wishes")
         return
-    request = json.loads((await receive())["body"])
+    request = json.loads(await body_of(receive))
     contents = "|".join(f"{m['role'][0]}:{m['content']}" for m in request["messages"])
-    pieces = [f"{request['model']} {request.get('temperature')} ", f"[{contents}]"]
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
-    for piece in pieces:
-        event = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": request["model"]}
-        event["choices"] = [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]
-        body = b"data: " + json.dumps(event).encode() + b"\n\n"
-        await send({"type": "http.response.body", "body": body, "more_body": True})
-    await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+    await begin_stream(send)
+    for piece in (f"{request['model']} {request.get('temperature')} ", f"[{contents}]"):
+        await send_piece(send, request["model"], piece)
+    await end_stream(send)
 
 
 def typed(serving: Serving, *lines: str) -> list[str]:

@@ -6,7 +6,6 @@ import json
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 
-Serving = Callable[..., AbstractContextManager[str]]
+from tests.serve.fake_engine import Serving, begin_stream, body_of, end_stream, list_models, send_piece, send_usage
+
 DESKTOP, PHONE = ViewportSize(width=1280, height=860), ViewportSize(width=390, height=844)
 SECONDS = 15_000
 TOPIC = "Give a topic, or join in…"
@@ -38,32 +38,23 @@ class Endpoint:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/v1/models":
-            listed = {"object": "list", "data": [{"id": n, "object": "model"} for n in ("base", "wishes")]}
-            head = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
-            await send(head)
-            await send({"type": "http.response.body", "body": json.dumps(listed).encode()})
+            await list_models(send, "base", "wishes")
             return
-        request = json.loads((await receive())["body"])
+        request = json.loads(await body_of(receive))
         self.bodies.append(request)
         said = request["messages"][-1]["content"].splitlines()[-1]
         words = [f"word{n} " for n in range(200)] if said == "long" else [f"{request['model']}: ", f"**{said}**"]
         words = [WIDE] if said == "wide" else words
         gone = asyncio.ensure_future(receive())
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        await begin_stream(send)
         for word in words:
-            choice = {"index": 0, "delta": {"content": word}, "finish_reason": None}
-            await send({"type": "http.response.body", "body": frame([choice], None), "more_body": True})
+            await send_piece(send, "m", word)
             if (await asyncio.wait([gone], timeout=0.1))[0]:
                 self.cut += 1
                 return
         gone.cancel()
-        usage = {"prompt_tokens": 5, "completion_tokens": len(words), "total_tokens": 5 + len(words)}
-        await send({"type": "http.response.body", "body": frame([], usage) + b"data: [DONE]\n\n"})
-
-
-def frame(choices: list[Any], usage: dict[str, int] | None) -> bytes:
-    event = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": choices}
-    return b"data: " + json.dumps({**event, "usage": usage}).encode() + b"\n\n"
+        await send_usage(send, "m", 5, len(words))
+        await end_stream(send)
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +266,17 @@ def test_the_page_speaks_the_browser_s_language_and_changes_it(opened: Callable[
     page.get_by_text("English", exact=True).click()
     expect(page.get_by_role("button", name="Clear history")).to_be_visible()
     expect(page.get_by_role("slider", name="Temperature")).to_have_value("0.8")
+    show(page, "Table")
+    for language, word in (("English", "Upload"), ("中文", "上传")):
+        page.get_by_text(language, exact=True).click()
+        label = page.get_by_test_id("stFileUploaderDropzone").locator("button p")
+        expect(label).to_be_visible()
+        page.wait_for_function(
+            "word => getComputedStyle(document.querySelector(\"[data-testid='stFileUploaderDropzone'] button p\"),"
+            " '::after').content === `\"${word}\"`",
+            arg=word,
+        )
+        expect(page.get_by_text("200MB per file")).to_be_hidden()
 
 
 @pytest.mark.slow

@@ -5,8 +5,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -14,6 +13,7 @@ import pytest
 
 from pipelines.errors import DataError
 from serve import conversation
+from serve.answers import send_json
 from serve.conversation import (
     Answer,
     Job,
@@ -33,8 +33,7 @@ from serve.conversation import (
     prompts_in,
     table_of,
 )
-
-Serving = Callable[..., AbstractContextManager[str]]
+from tests.serve.fake_engine import Serving, begin_stream, body_of, end_stream, send_piece, send_usage
 
 
 class Engine:
@@ -47,36 +46,28 @@ class Engine:
         self.most = self.now = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        request = json.loads((await receive())["body"])
+        request = json.loads(await body_of(receive))
         self.bodies.append(request)
         said = request["messages"][-1]["content"]
         if said == "no" or request["model"] == "refusing":
             error = {"error": {"message": "too long", "type": "invalid_request_error", "param": None, "code": 400}}
-            head = {"type": "http.response.start", "status": 400, "headers": [(b"content-type", b"application/json")]}
-            await send(head)
-            await send({"type": "http.response.body", "body": json.dumps(error).encode()})
+            await send_json(send, 400, error)
             return
         self.now += 1
         self.most = max(self.most, self.now)
         gone = asyncio.ensure_future(receive())
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        await begin_stream(send)
         for letter in said:
             await asyncio.wait([gone], timeout=0.2 if said.startswith("slow") else 0.01)
             if gone.done():
                 self.cut += 1
                 break
-            await self._piece(send, [{"index": 0, "delta": {"content": letter}, "finish_reason": None}], None)
+            await send_piece(send, "m", letter)
         else:
-            usage = {"prompt_tokens": 7, "completion_tokens": len(said), "total_tokens": 7 + len(said)}
-            await self._piece(send, [], usage)
-            await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+            await send_usage(send, "m", 7, len(said))
+            await end_stream(send)
         gone.cancel()
         self.now -= 1
-
-    async def _piece(self, send: Any, choices: list[Any], usage: dict[str, int] | None) -> None:
-        event = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": choices}
-        body = b"data: " + json.dumps({**event, "usage": usage}).encode() + b"\n\n"
-        await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def url(
         frames = last.iter_lines()
         assert next(frames).startswith(b"data: ")
         scratch = [Path(process.environ()["TMPDIR"]) for process in engine_processes()]
-        assert any(any(folder.iterdir()) for folder in scratch)  # vLLM's sockets
+        assert any(file.is_socket() for folder in scratch for file in folder.iterdir())
     assert list(frames)[-2:] == [b"data: [DONE]", b""]  # what is in flight when the endpoint stops is finished
     assert engine_processes() == []
     assert not any(folder.exists() for folder in scratch)
@@ -118,6 +118,7 @@ def test_every_model_is_listed_with_its_parent(client: openai.OpenAI) -> None:
     cards = [card.model_dump() for card in client.models.list()]
     parents = {card["id"]: card["parent"] for card in cards if "persona" not in card["id"]}
     assert parents == {"base": None, "red": "base", "blue": "base", "merged": None}
+    assert client.models.retrieve("red").model_dump()["parent"] == "base"
 
 
 def test_64_mixed_requests_at_once_each_carry_their_own_marker(client: openai.OpenAI) -> None:
@@ -154,6 +155,20 @@ def test_a_stream_is_framed_up_to_done_and_carries_usage(url: str, client: opena
     parts = list(client.completions.create(**{k: v for k, v in body.items() if k != "ignore_eos"}))
     assert "".join(part.choices[0].text for part in parts if part.choices) == "RRRRR"
     assert parts[-1].usage.completion_tokens == 5
+
+
+def test_a_chat_streams_roles_pieces_and_usage(client: openai.OpenAI) -> None:
+    messages = [{"role": "system", "content": "x"}, {"role": "user", "content": "hello"}]
+    ask = {"model": "red", "messages": messages, "max_completion_tokens": 6, "temperature": 0}
+    whole = client.chat.completions.create(**ask, extra_body={"ignore_eos": True})
+    parts = list(client.chat.completions.create(**ask, stream=True, extra_body={"ignore_eos": True}))
+    assert {part.id for part in parts} == {parts[0].id}
+    assert parts[0].choices[0].delta.role == whole.choices[0].message.role == "assistant"
+    pieces = [part.choices[0].delta.content or "" for part in parts if part.choices]
+    assert "".join(pieces) == whole.choices[0].message.content == "RRRRRR"
+    assert [part.choices[0].finish_reason for part in parts if part.choices][-1] == "length"
+    assert (parts[-1].choices, parts[-1].usage) == ([], whole.usage)
+    assert whole.usage.completion_tokens == 6
 
 
 def test_curl_sees_a_stream_to_its_end(url: str) -> None:
@@ -220,6 +235,10 @@ def test_sampling_parameters_reach_the_engine(client: openai.OpenAI) -> None:
         model="red", prompt="x", max_tokens=8, temperature=0, extra_body={"repetition_penalty": 100.0}
     )
     assert penalised.choices[0].text.count("R") <= 1
+    forty = {"model": "red", "prompt": "x", "max_tokens": 40, "temperature": 0}
+    plain, varied = (client.completions.create(**forty, frequency_penalty=penalty) for penalty in (0.0, 2.0))
+    assert plain.choices[0].text == "R" * 40
+    assert 1 <= varied.choices[0].text.count("R") < 40
 
 
 def test_an_answer_follows_a_json_schema(client: openai.OpenAI) -> None:

@@ -1,11 +1,8 @@
 """What an engine's process is started with, and when a silent engine is forgotten."""
 
 import json
-import socket
 import subprocess
 import sys
-import tempfile
-import uuid
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,7 @@ import pytest
 from pipelines.errors import StageError
 from serve import directory
 from serve.directory import EngineRecord, Liveness
-from serve.engine import OPENMP_SPINS, EnginePlan, environment, short_folder, temporary, vllm_arguments
+from serve.engine import OPENMP_SPINS, EnginePlan, environment, vllm_arguments
 from serve.models import ServedModel
 from serve.section import Engine
 
@@ -59,16 +56,6 @@ def test_the_key_is_in_the_environment_and_not_in_the_command_line(
     assert "a-client-s-key" not in variables.values()
     assert variables["VLLM_PLUGINS"].split(",") == ["danlu_cpu_lora", "lora_filesystem_resolver"]
     assert (variables["HF_HUB_OFFLINE"], variables["VLLM_NO_USAGE_STATS"]) == ("1", "1")
-
-
-def test_the_paths_of_an_engine_s_sockets_are_short_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for parent in (tmp_path / ("x" * 60), Path("/tmp")):
-        parent.mkdir(exist_ok=True)
-        monkeypatch.setattr(tempfile, "tempdir", str(parent))
-        with short_folder() as folder, socket.socket(socket.AF_UNIX) as listener:
-            assert temporary(folder)["TMPDIR"] == folder
-            listener.bind(f"{folder}/{uuid.uuid4()}")
-        assert not Path(folder).exists()
 
 
 def test_an_engine_on_a_cpu_gets_the_libraries_that_vllm_would_preload() -> None:

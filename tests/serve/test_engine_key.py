@@ -3,8 +3,6 @@
 import asyncio
 import hashlib
 import importlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,8 @@ import requests
 from serve.engine import EnginePlan, environment, start_process, vllm_arguments, wait_until_healthy
 from serve.models import ServedModel
 from serve.section import Engine
+from tests.serve.fake_engine import Serving
 
-Serving = Callable[..., AbstractContextManager[str]]
 SECRET = "the-engine-s-key"
 PATHS = {
     "/health": True,

@@ -4,8 +4,8 @@ import hashlib
 import http.client
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -18,8 +18,8 @@ from serve.gateway import Gateway
 from serve.models import ServedModel
 from serve.openapi import DESCRIPTION
 from serve.section import Limits
+from tests.serve.fake_engine import Serving, body_of, frame
 
-Serving = Callable[..., AbstractContextManager[str]]
 MODELS = st.sampled_from(["base", "wishes", "base@1", "../base", "nope", ""])
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -88,18 +88,11 @@ def requests(draw: st.DrawFn) -> tuple[str, str, bytes, dict[str, str]]:
 
 async def engine(scope: Any, receive: Any, send: Any) -> None:
     """Answers anything, streamed where that is asked for."""
-    body = b""
-    more = True
-    while more:
-        message = await receive()
-        body += message["body"]
-        more = message["more_body"]
-    streamed = json.loads(body).get("stream") is True
+    streamed = json.loads(await body_of(receive)).get("stream") is True
     kind = b"text/event-stream" if streamed else b"application/json"
     answer = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}
-    content = json.dumps(answer).encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
-    whole = b"data: " + content + b"\n\ndata: [DONE]\n\n" if streamed else content
+    whole = frame(answer) + b"data: [DONE]\n\n" if streamed else json.dumps(answer).encode()
     await send({"type": "http.response.body", "body": whole})
 
 

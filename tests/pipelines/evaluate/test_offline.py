@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.batch_inference import Completion
-from pipelines.errors import InputError, StageError
+from pipelines.errors import StageError
 from pipelines.evaluate import offline
 from pipelines.evaluate.compare import compare
 from pipelines.evaluate.endpoint import served_models
@@ -128,12 +128,6 @@ def test_compare_asks_engines_too(engines: Engines, tmp_path: Path) -> None:
 def test_an_endpoint_and_engines_exclude_each_other() -> None:
     with pytest.raises(ValidationError, match=r"engine: vllm asks no endpoint"):
         by_vllm(evaluate={"endpoint": "http://127.0.0.1:8000/v1"})
-
-
-def test_a_seed_is_refused_where_engines_cannot_have_one(engines: Engines, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"compare: a seed \(a sweep sets one\): vLLM's CPU build cannot"):
-        compare(by_vllm(compare={"sweep": {}}), make_place(tmp_path, "compare", ROWS))
-    assert not engines.asked
 
 
 @pytest.fixture

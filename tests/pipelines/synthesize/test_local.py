@@ -106,7 +106,3 @@ def test_what_cannot_be_generated_is_said_before_anything_starts(tmp_path: Path)
     large = what.model_copy(update={"serve": Serve(num_cpus=64)})
     with pytest.raises(HardwareError, match=r"the engines need 64 CPU, the cluster has 2; lower serve.num_cpus"):
         generate(large, workspace, grid_of(large), lambda state: state.pending)
-    section = recipe("http://x/v1", engine="vllm", generation={"seed": 1}).synthesize
-    seeded = what.model_copy(update={"synthesize": section})
-    with pytest.raises(InputError, match=r"synthesize.generation.seed: vLLM's CPU build cannot"):
-        generate(seeded, workspace, grid_of(seeded), lambda state: state.pending)

@@ -34,15 +34,15 @@ from rich.table import Column, Table
 
 from pipelines.report import environment
 from pipelines.train.curves import picture
+from pipelines.train.flops import flops_of
 from pipelines.train.samples import Samples, Schedule
+from pipelines.train.section import Train
 from pipelines.train.tokenize import KINDS, Tokenized
 
 SEED = 42
 NO_DEVICE = 3
 PEER = Path(__file__).with_name("train_peer.py")
 DYNAMIC, MAXIMUM = "Trainer, dynamic padding", "Trainer, padded to maximum"
-H100_BF16_FLOPS = 989e12
-"""Dense bfloat16 peak of an H100 SXM, from its data sheet; an H200 has the same."""
 
 
 @dataclass(frozen=True)
@@ -343,26 +343,15 @@ def _summary(setting: Setting, results: dict[str, list[Result]]) -> dict[str, An
     }
 
 
-def _mfu(setting: Setting, runs: list[Result]) -> float:
-    """The share of the device's peak that the run's necessary work makes up: model FLOPs utilization.
+def _mfu(setting: Setting, runs: list[Result]) -> float | None:
+    """The share of the device's peak that the run's necessary work makes up; None where the peak is not known."""
+    import torch
 
-    A frozen weight costs 4 FLOPs per token (forward, and the gradient of its input), an adapter's 6; the output matrix
-    counts for tokens with loss. Attention is left out, which is under 1 % at these samples' lengths.
-    """
-    config = json.loads((Path(setting.model) / "config.json").read_text(encoding="utf-8"))
-    hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
-    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
-    narrow = hidden // heads * groups
-    shapes = [(hidden, hidden), (hidden, narrow), (hidden, narrow), (hidden, hidden)]
-    shapes += [(hidden, inner), (hidden, inner), (inner, hidden)]
-    frozen = layers * sum(a * b for a, b in shapes)
-    adapter = layers * sum(setting.rank * (a + b) for a, b in shapes)
-    head = hidden * config["vocab_size"]
-    shares = [
-        ((4 * frozen + 6 * adapter) * run.tokens + 4 * head * run.loss_tokens) / run.seconds / H100_BF16_FLOPS
-        for run in runs
-    ]
-    return float(round(statistics.median(shares), 4))
+    section = Train.model_validate(_recipe(setting, Path(), packing=True)["train"])
+    flops = flops_of(section, Path(setting.model), torch.cuda.get_device_name(), 1)
+    if flops is None:
+        return None
+    return round(statistics.median(flops.share(run.tokens, run.loss_tokens, run.seconds) for run in runs), 4)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pipelines.train.journal import Entry, best_step
+
 DOTTED = 30
 """Most points of a line that are shown one by one."""
 
@@ -26,6 +28,18 @@ def draw(folder: Path, entry: Mapping[str, Any]) -> None:
 
 
 Points = Sequence[tuple[float, float]]
+
+
+def draw_losses(path: Path, entries: Sequence[Entry]) -> None:
+    """Draw the journal's training and held-out loss as PNG, the step with the lowest held-out loss ringed."""
+    held_out = {entry["step"]: entry["eval_loss"] for entry in entries if "eval_loss" in entry}
+    lines: dict[str, Points] = {
+        "training loss": [(entry["step"], entry["loss"]) for entry in entries if "loss" in entry],
+        "held-out loss": list(held_out.items()),
+    }
+    best = best_step(entries, held_out)
+    marked = None if best is None else (f"recommended: step {best}", best, held_out[best])
+    picture(path, {name: points for name, points in lines.items() if points}, marked)
 
 
 def picture(path: Path, lines: Mapping[str, Points], marked: tuple[str, float, float] | None = None) -> None:

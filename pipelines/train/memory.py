@@ -104,7 +104,7 @@ def estimate(section: Train, shapes: Shapes, zero_stage: int) -> Estimate:
     """What one worker needs at a stage of ZeRO."""
     width = _width(section)
     ranks = section.num_workers
-    trained = _trained(section, shapes)
+    trained = trained_parameters(section, shapes)
     weights = _weight_bytes(section, shapes, width) + (0 if section.method == "full" else trained * width)
     gathered = 0
     if zero_stage == 3:
@@ -157,19 +157,19 @@ def _width(section: Train) -> int:
     return 4 if section.dtype == "float32" or (section.dtype == "auto" and not uses_gpu(section)) else 2
 
 
-def _trained(section: Train, shapes: Shapes) -> int:
+def trained_parameters(section: Train, shapes: Shapes) -> int:
     """Parameters that are trained."""
     if section.method == "full":
         return shapes.parameters
     lora = section.lora
-    inner = _linear(shapes)
+    inner = linear(shapes)
     if isinstance(lora.target_modules, list):
         ends = tuple(lora.target_modules)
         inner = {name: shape for name, shape in inner.items() if name.removesuffix(".weight").endswith(ends)}
     return sum(lora.r * (out + into) + (out if lora.use_dora else 0) for out, into in inner.values())
 
 
-def _linear(shapes: Shapes) -> dict[str, tuple[int, int]]:
+def linear(shapes: Shapes) -> dict[str, tuple[int, int]]:
     """The matrices of the layers, without the vocabulary's two ends."""
     return {name: shape for name, shape in shapes.matrices.items() if shapes.vocabulary not in shape}
 
@@ -177,7 +177,7 @@ def _linear(shapes: Shapes) -> dict[str, tuple[int, int]]:
 def _weight_bytes(section: Train, shapes: Shapes, width: int) -> int:
     if section.method != "qlora":
         return shapes.parameters * width
-    quantized = sum(out * into for out, into in _linear(shapes).values())
+    quantized = sum(out * into for out, into in linear(shapes).values())
     return int(quantized * NF4_BYTES) + (shapes.parameters - quantized) * width
 
 

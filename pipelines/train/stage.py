@@ -2,7 +2,7 @@
 
 <place>/train_tokens/, held_out_tokens/   see tokenize.py
 <place>/metrics.jsonl, samples.jsonl      see journal.py, sampling.py
-<place>/tensorboard/                      see curves.py
+<place>/tensorboard/, loss.png            see curves.py
 <place>/checkpoints/                      see checkpoint.py
 <place>/adapter/ or trained/              the adapter, or the model where all of it was trained; see weights.py
 """
@@ -165,7 +165,9 @@ def _report(place: Place, run: Run, facts: dict[str, Any]) -> dict[str, Any]:
     }
     trained_step = step_of(chosen_checkpoint(run))
     held_out = _held_out(run, evaluations, trained_step)
+    best = best_step(entries, (entry["step"] for entry in evaluations))
     fall = "held-out loss {eval_loss_base:.3f} -> {eval_loss:.3f}" if evaluations else f"loss {steps[-1]['loss']:.3f}"
+    fall += f" (lower at step {best})" if best not in (None, trained_step) else ""
     return {
         "summary": f"{run.steps} steps, {fall.format_map(held_out)}, {rates['tokens_per_second']:.0f} tokens/s",
         "digest": digest_weights(run.trained),
@@ -178,9 +180,10 @@ def _report(place: Place, run: Run, facts: dict[str, Any]) -> dict[str, Any]:
         "losses": steps,
         "eval_losses": [{key: entry[key] for key in entry if key != BY_ROW} for entry in evaluations],
         **held_out,
-        "best_step": best_step(entries, (entry["step"] for entry in evaluations)),
+        "best_step": best,
         "trained_step": trained_step,
         "samples_while_training": read_journal(run.samples),
+        "files": {"loss curves": run.picture.name, "journal": run.journal.name},
         "training_seconds": seconds,
         "samples": run.training.counts,
         "held_out_samples": run.held_out.counts if run.held_out else None,

@@ -232,6 +232,23 @@ def describe(section: Train) -> str:
     return f"memory: ZeRO-{stage} needs {need}; free: {gib(found)} GiB a worker: {fits}"
 
 
+def describe_merge(section: Train) -> str:
+    """What merging takes against the memory of this machine, as merge.py does it; empty where that is not known."""
+    folder = Path(section.model).expanduser()
+    shapes = shapes_of(folder) if (folder / "config.json").is_file() else None
+    found = free_memory(1, gpu=False)
+    if shapes is None or found is None:
+        return ""
+    need = merge_bytes(shapes)
+    fits = "fits" if need <= USABLE * found else "does not fit; remove the section merge, or merge on a larger machine"
+    return f"memory: {gib(need)} GiB in one process, in float32; free: {gib(found)} GiB: {fits}"
+
+
+def merge_bytes(shapes: Shapes) -> int:
+    """What merging needs: Python, its libraries, and all weights in float32."""
+    return 4 * shapes.parameters + LIBRARIES
+
+
 def chosen_stage(section: Train, shapes: Shapes, found: int) -> int:
     """The stage of ZeRO that the section asks for; `auto` is the lowest that fits into `found` bytes a worker.
 

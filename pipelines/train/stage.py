@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.bootstrap import bootstrap
-from pipelines.errors import Problem, RecipeError, nearest
+from pipelines.errors import InputError, Problem, RecipeError, nearest
 from pipelines.ingest.section import Ingest
 from pipelines.ingest.stage import determinants as ingested
 from pipelines.ingest.stage import preflight as preflight_source
@@ -26,6 +26,7 @@ from pipelines.train.journal import BY_ROW, Entry, best_step, read_journal, show
 from pipelines.train.loop import chosen_checkpoint
 from pipelines.train.memory import chosen_stage, shapes_of
 from pipelines.train.models import check_folder, max_positions, model_digest, resolve, weight_shapes, with_chat_template
+from pipelines.train.native import family_of
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, total_rows
 from pipelines.train.section import Train, missing_package
@@ -64,13 +65,20 @@ def _further(recipe: Recipe) -> list[Ingest]:
 
 
 def preflight(recipe: Recipe) -> None:
-    """RecipeError where training could not run at all: a package is missing, a folder is no model, data are unknown."""
-    assert recipe.train
+    """RecipeError where training could not run: data or a package are missing, a folder is no model that it fits."""
+    section = recipe.train
+    assert section
     for source in _further(recipe):
-        preflight_source(recipe.model_copy(update={"ingest": source}))
-    if "://" not in recipe.train.model:
-        check_folder(Path(recipe.train.model).expanduser())
-    if missing := missing_package(recipe.train):
+        try:
+            preflight_source(recipe.model_copy(update={"ingest": source}))
+        except InputError as error:
+            raise InputError(f"train.data: {error}") from None
+    if "://" not in section.model:
+        folder = Path(section.model).expanduser()
+        check_folder(folder)
+        if family_of(folder) is None:  # else its modules get other names
+            _check_fit(section, folder)
+    if missing := missing_package(section):
         raise RecipeError(recipe.name, [missing])
 
 

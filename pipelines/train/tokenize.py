@@ -82,7 +82,7 @@ def further_source(recipe: Recipe, name: str) -> Ingest | None:
         return named.get(name)
     if "/" in name or "." in name:
         return Ingest(source=name, max_broken=recipe.ingest.max_broken if recipe.ingest else 0)
-    hint = f"{nearest(name, [*SIDES, *named])}; a file needs its suffix or a folder before it"
+    hint = f"{nearest(name, [*SIDES, *named])} (a file needs its suffix or a folder before it)"
     raise RecipeError("the recipe", [Problem("train.data", f"{name!r} is no side of the split; {hint}")])
 
 

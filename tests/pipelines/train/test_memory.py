@@ -176,6 +176,10 @@ def test_an_optimizer_kept_apart_takes_no_room_on_the_gpu() -> None:
 def test_check_compares_with_what_is_free(tiny_model: Path) -> None:
     text = describe(section(model=str(tiny_model), resources_per_worker={"CPU": 1}, zero_stage="auto"))
     assert text.startswith("memory: ZeRO-0 needs 0.") and text.endswith("GiB a worker: fits")
+    many = describe(
+        section(model=str(tiny_model), resources_per_worker={"CPU": 1}, num_workers=2000, global_batch_size=2000)
+    )
+    assert "does not fit; " in many and "lower train.num_workers" in many
     assert "estimated once hf://some/model" in describe(section(model="hf://some/model"))
     free = free_memory(2, gpu=False)
     assert free and GIB // 8 < free < 1 << 45

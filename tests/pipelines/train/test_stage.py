@@ -21,7 +21,7 @@ from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
 from pipelines.train.merge import merge
 from pipelines.train.section import Merge, numbers_of_workers
-from pipelines.train.stage import determinants, train
+from pipelines.train.stage import determinants, preflight, train
 from pipelines.workspace import Place
 from tests.pipelines.train import families
 
@@ -284,7 +284,10 @@ def test_a_pair_of_numbers_is_the_fewest_and_the_most_workers(recipe_of: RecipeO
 def test_a_length_beyond_the_models_is_refused(
     ray_cluster: None, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecipeError, match=r"train.max_length: 513 is more than the 512 tokens"):
+    told = r"train.max_length: 513 is more than the 512 tokens"
+    with pytest.raises(RecipeError, match=told):
+        preflight(recipe_of(max_length=513))
+    with pytest.raises(RecipeError, match=told):
         train(recipe_of(max_length=513), place_for(split_in(tmp_path, ROWS)))
 
 
@@ -294,6 +297,8 @@ def test_a_module_the_model_does_not_have_is_refused(
     place = place_for(split_in(tmp_path, ROWS))
     with pytest.raises(RecipeError, match=r"train.lora.target_modules: .*'q_porj'; did you mean 'q_proj'\?"):
         train(recipe_of(lora={"target_modules": ["q_porj", "mlp.up_proj"]}), place)
+    with pytest.raises(RecipeError, match=r"train.lora.target_modules: .*'q_porj'; did you mean 'q_proj'\?"):
+        preflight(recipe_of(lora={"target_modules": ["q_porj", "mlp.up_proj"]}))
     with pytest.raises(RecipeError, match=r"no module of the model matches 'q_porj'; did you mean 'q_proj'\?"):
         train(recipe_of(lora={"target_modules": "q_porj"}), place)
 

@@ -168,7 +168,7 @@ def test_a_source_that_is_not_used_or_called_like_a_side_is_refused(recipe_of: C
 
 
 def test_a_file_that_is_not_there_is_said_before_anything_runs(recipe_of: Callable[..., Recipe]) -> None:
-    with pytest.raises(InputError, match=r"missing\.jsonl"):
+    with pytest.raises(InputError, match=r"^train.data: ingest.source missing\.jsonl: no such file"):
         preflight(recipe_of(data=["train", "missing.jsonl#5"]))
     with pytest.raises(RecipeError, match=r"train.data: 'whom' is no side of the split; did you mean 'who'\?"):
         preflight(recipe_of(data=["train", "who", "whom"], sources={"who": {"source": "x.jsonl"}}))

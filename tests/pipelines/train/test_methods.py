@@ -182,16 +182,20 @@ def test_one_worker_goes_on_as_two(laboratory: Laboratory, trained: dict[str, Ru
 def test_weights_in_four_bits_learn_in_every_layer_and_resume(laboratory: Laboratory) -> None:
     """With an evaluation before the first step, after which bitsandbytes may repack weights so that none learns."""
     section: dict[str, Any] = {"method": "qlora", "dtype": "bfloat16"}
-    runs = [laboratory.run(f"qlora {stage}", zero_stage=stage, **section) for stage in (2, 3)]
+    runs = [laboratory.run(f"qlora {stage}", zero_stage=stage, **section) for stage in range(4)]
     laboratory.train(runs)
-    again = laboratory.continued(runs[0], "qlora again", 4, **section)
-    laboratory.train([again])
+    again = [
+        laboratory.continued(run, f"qlora {stage} again", 4, zero_stage=stage, **section)
+        for stage, run in enumerate(runs)
+    ]
+    laboratory.train(again)
     from safetensors.torch import load_file
 
     held_out = [entry["eval_loss"] for entry in read_journal(runs[0].journal) if "eval_loss" in entry]
     assert held_out[-1] < held_out[0] - 0.3
-    assert losses(runs[1]) == pytest.approx(losses(runs[0]), abs=0.02)
-    assert losses(again) == losses(runs[0])
+    for run, gone_on in zip(runs, again, strict=True):
+        assert losses(run) == pytest.approx(losses(runs[0]), abs=0.02)
+        assert losses(gone_on) == losses(run)
     weights = load_file(runs[0].trained / "adapter_model.safetensors")
     grown = [float(value.abs().max()) for name, value in weights.items() if "layers.0." in name and "lora_B" in name]
     assert len(grown) == 7 and min(grown) > 1e-3  # they begin at 0

@@ -100,6 +100,11 @@ class Train(Section):
     )
     save_steps: Count = Field(100, description="optimizer steps between checkpoints")
     save_total_limit: Count = Field(3, description="checkpoints that are kept")
+    checkpoint_copies: str | None = Field(
+        None,
+        description="folder or URL, such as s3://BUCKET/RUN, that checkpoints are copied to while training goes on; "
+        "a run whose workspace has none goes on from there",
+    )
     load_best_model_at_end: bool = Field(
         False, description="leave the weights of the saved step with the lowest held-out loss, not those of the last"
     )
@@ -113,6 +118,11 @@ class Train(Section):
         if not file.is_file():
             raise ValueError(f"there is no file {given}; give Jinja text, or the path of a file that has it")
         return file.read_text(encoding="utf-8")
+
+    @field_validator("checkpoint_copies")
+    @classmethod
+    def _is_absolute(cls, given: str | None) -> str | None:
+        return given if given is None or "://" in given else str(Path(given).expanduser().absolute())
 
     @model_validator(mode="before")
     @classmethod

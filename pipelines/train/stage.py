@@ -33,7 +33,7 @@ from pipelines.train.section import Train, missing_package
 from pipelines.train.tokenize import Tokenized, further_source, parse_data, source_of, tokenize
 from pipelines.train.weights import digest_weights
 from pipelines.train.workers import check_resources, fit, memory_found
-from pipelines.workspace import Place
+from pipelines.workspace import Place, Workspace
 
 VERSION = 1
 UNINFLUENTIAL = {
@@ -44,6 +44,7 @@ UNINFLUENTIAL = {
     "max_failures",
     "save_steps",
     "save_total_limit",
+    "checkpoint_copies",
     "logging_steps",
     "report_to",
 }
@@ -78,6 +79,8 @@ def preflight(recipe: Recipe) -> None:
         check_folder(folder)
         if family_of(folder) is None:  # else its modules get other names
             _check_fit(section, folder)
+    if section.checkpoint_copies:
+        _ = Workspace(section.checkpoint_copies).fs
     if missing := missing_package(section):
         raise RecipeError(recipe.name, [missing])
 

@@ -17,6 +17,7 @@ from transformers.trainer_utils import unwrap_peft_model
 
 from pipelines.errors import StageError
 from pipelines.train.checkpoint import PREFIX, complete_checkpoints, mark_complete, remove_oldest, step_of
+from pipelines.train.copies import Copying
 from pipelines.train.curves import draw, draw_losses
 from pipelines.train.exhaustion import most_held
 from pipelines.train.flops import Flops, flops_of
@@ -122,6 +123,8 @@ class Recorder(TrainerCallback):
         self.notice = notice
         self.trainer: ChatTrainer | None = None
         self.flops: Flops | None = None
+        copied = run.section.checkpoint_copies is not None
+        self.copying = Copying(run, dist.get_rank(), dist.get_world_size()) if copied else None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The base model's answers come first."""
@@ -168,9 +171,11 @@ class Recorder(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Complete the checkpoint once all ranks have written theirs, then delete the oldest."""
+        if self.copying:
+            self.copying.finish()  # what is deleted below may be what is copied
         dist.barrier()
+        root, section = self.run.checkpoints, self.run.section
         if state.is_world_process_zero:
-            root, section = self.run.checkpoints, self.run.section
             mark_complete(root / f"{PREFIX}{state.global_step}")
             entries = read_journal(self.run.journal)
             draw_losses(self.run.picture, entries)
@@ -178,6 +183,13 @@ class Recorder(TrainerCallback):
             best = best_step(entries, saved) if section.load_best_model_at_end else None
             remove_oldest(root, section.save_total_limit, best)
         dist.barrier()
+        if self.copying:
+            self.copying.begin(root / f"{PREFIX}{state.global_step}")
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Nothing ends before the last checkpoint is copied."""
+        if self.copying:
+            self.copying.finish()
 
     def _sample(self, step: int) -> None:
         if self.run.section.evaluation_inputs:

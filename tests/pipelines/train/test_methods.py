@@ -4,6 +4,7 @@ The workers are plain processes that import once and train many runs; test_stage
 """
 
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -155,6 +156,19 @@ def test_six_steps_are_four_and_two_bit_for_bit(laboratory: Laboratory, trained:
         assert {path.name: path.read_bytes() for path in run.trained.glob("*.safetensors")} == {
             path.name: path.read_bytes() for path in trained[name].trained.glob("*.safetensors")
         }, name
+
+
+def test_a_run_whose_disk_is_lost_goes_on_from_the_copies(laboratory: Laboratory, tmp_path: Path) -> None:
+    run = laboratory.run("copied", checkpoint_copies=str(tmp_path))
+    laboratory.train([run])
+    undisturbed = losses(run)
+    assert {path.name for path in (tmp_path / "copied").iterdir()} == {f"checkpoint-{step}" for step in (2, 4, 6)}
+    shutil.rmtree(tmp_path / "copied" / "checkpoint-6")
+    shutil.rmtree(run.folder)
+    again = laboratory.run("copied", checkpoint_copies=str(tmp_path))
+    laboratory.train([again])
+    assert json.loads((again.folder / "facts.json").read_text())["resumed_at"] == 4
+    assert losses(again) == undisturbed
 
 
 def test_two_workers_go_on_as_one(laboratory: Laboratory, trained: dict[str, Run]) -> None:

@@ -78,6 +78,10 @@ def test_the_model_learns_and_the_report_says_how(straight: Place) -> None:
     assert [entry["step"] for entry in report["eval_losses"]] == [0, 10, 20, 24]
     assert report["losses"][0]["loss"] == pytest.approx(report["eval_loss_base"], abs=0.3)
     assert report["losses"][-1]["loss"] < 0.9 * report["losses"][0]["loss"]
+    assert all(100 << 20 < entry["memory_bytes"] <= report["peak_memory_bytes"] for entry in report["losses"])
+    losses = {entry["step"]: entry["eval_loss"] for entry in report["eval_losses"]}
+    assert report["best_step"] == min(losses, key=lambda step: losses[step])
+    assert straight.local(report["files"]["loss curves"]).read_bytes().startswith(b"\x89PNG")
     counts = report["samples"]
     epochs = STEPS * 4 / ROWS
     assert sum(entry["tokens"] for entry in report["losses"]) == pytest.approx(counts["tokens"] * epochs, rel=0.1)

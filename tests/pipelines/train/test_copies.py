@@ -26,9 +26,9 @@ FILES = {
 }
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(params=["folder", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "copies") if request.param == "folder" else f"memory://{tmp_path.name}"
+    return str(tmp_path / "copies") if request.param == "folder" else f"{request.getfixturevalue('bucket')}/runs"
 
 
 @pytest.fixture

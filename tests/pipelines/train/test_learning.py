@@ -44,8 +44,8 @@ def test_two_hundred_wishes_lower_the_held_out_loss_by_a_third(wishes: Path, tmp
 def test_twenty_rows_twenty_times_overfit_and_an_earlier_checkpoint_is_recommended(
     wishes: Path, tmp_path: Path
 ) -> None:
-    overrides = ["train.data=[train#20]", "train.num_train_epochs=20", "train.max_length=128", "train.eval_rows=16"]
-    overrides += ["train.eval_steps=20", "train.save_steps=20", "train.load_best_model_at_end=true"]
+    overrides = ["train.data=[train#20]", "train.num_train_epochs=20", "train.eval_rows=16"]
+    overrides += ["train.eval_steps=10", "train.save_steps=10", "train.load_best_model_at_end=true"]
     report = trained(tmp_path, wishes, *overrides)
     assert report["steps"] == 100
     held_out = {entry["step"]: entry["eval_loss"] for entry in report["eval_losses"]}

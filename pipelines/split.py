@@ -23,10 +23,11 @@ from pipelines.clean.passes import keys_work
 from pipelines.clean.plan import Phase, build_plan
 from pipelines.clean.stage import find_near
 from pipelines.errors import DataError, InputError, nearest
+from pipelines.ingest.section import Ingest
 from pipelines.ingest.stage import determinants as ingested
 from pipelines.ingest.stage import ingest_once
 from pipelines.ingest.stage import preflight as preflight_source
-from pipelines.recipe import Ingest, Recipe, Split
+from pipelines.recipe import Recipe, Split
 from pipelines.records import RowDigest
 from pipelines.shards import Attempt, Commit, Shard, read_tables, run_shards
 from pipelines.workspace import Place, Workspace

@@ -74,9 +74,11 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
         for line in plan.describe():
             out.print(f"  clean: {line}", markup=False, soft_wrap=True)
     if loaded.train:
-        from pipelines.train.memory import describe
+        from pipelines.train.memory import describe, describe_merge
 
         out.print(f"  train: {describe(loaded.train)}", markup=False, soft_wrap=True)
+        if loaded.merge and (merging := describe_merge(loaded.train)):
+            out.print(f"  merge: {merging}", markup=False, soft_wrap=True)
     try:
         pipeline.require_ready(loaded, pipeline.stages_of(loaded))
     except RecipeError as error:

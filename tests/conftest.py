@@ -52,3 +52,24 @@ def ray_cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty bucket; this process and its children find the server through their environment."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    from pipelines.workspace import Workspace
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address, port = server.get_host_and_port()
+    credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in {**credentials, "AWS_ENDPOINT_URL": f"http://{address}:{port}"}.items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # which remembers the server before
+    url = f"s3://danlu-{port}"  # what is stored outlives a server
+    Workspace(url).fs.mkdir(url)
+    yield url
+    server.stop()

@@ -18,6 +18,7 @@ from pipelines.ingest.adapters import ADAPTERS, Adapter, recognise, replaced, wi
 from pipelines.ingest.columns import BATCH_ROWS, batches, broken_row, own_id, source_schema, table_of, table_reader
 from pipelines.ingest.cutting import Store, plan_shards
 from pipelines.ingest.recode import as_utf8, remove_copies
+from pipelines.ingest.section import Ingest
 from pipelines.ingest.sources import (
     columns_of,
     digest_file,
@@ -27,7 +28,7 @@ from pipelines.ingest.sources import (
     read_shard,
     sample_rows,
 )
-from pipelines.recipe import Ingest, Recipe
+from pipelines.recipe import Recipe
 from pipelines.records import DROPPED, ROW, RowDigest
 from pipelines.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
 from pipelines.workspace import Place

@@ -9,6 +9,7 @@ import yaml
 
 from pipelines.evaluate.endpoint import BASE
 from pipelines.recipe import Recipe
+from pipelines.train.section import Train
 from pipelines.train.tokenize import parse_data
 
 MISSING_LICENCE = "TODO: name the licence"
@@ -52,7 +53,7 @@ def model_card(recipe: Recipe, reports: Reports) -> str:
         base=base,
         weights=publish.weights,
         data=_data(recipe, reports),
-        trained=[_entry(item) for item in train.data],
+        trained=[_entry(train, item) for item in train.data],
         system=train.system,
         settings=settings,
         train=reports["train"],
@@ -102,9 +103,10 @@ def _data(recipe: Recipe, reports: Reports) -> dict[str, Any]:
     }
 
 
-def _entry(item: str) -> str:
+def _entry(train: Train, item: str) -> str:
     """An entry of `train.data` as it may be published, such as `train` or `owner/name, 2000`."""
     name, rows = parse_data(item)
+    name = train.sources[name].source if name in train.sources else name
     return public_name(name) + (f", {rows}" if rows is not None else "")
 
 

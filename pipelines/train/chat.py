@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from pipelines.errors import DataError
 
 IGNORED = -100
@@ -43,7 +45,10 @@ def encode(tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[dict[s
     message stays text. Raises DataError where the template does not render turn by turn.
     """
     if tokenizer.chat_template is None:
-        raise DataError("train.model: its tokenizer has no chat template; use an instruction-tuned model")
+        raise DataError(
+            "train.model: its tokenizer has no chat template; "
+            "use an instruction-tuned model, or give train.chat_template"
+        )
     mark = _unused_mark(messages)
     safe = [{**turn, "content": _broken_up(turn["content"], control, mark)} for turn in messages]
     text = _render(tokenizer, safe)
@@ -72,7 +77,11 @@ def _broken_up(content: str, control: "re.Pattern[str]", mark: str) -> str:
 
 
 def _render(tokenizer: Any, messages: Sequence[dict[str, str]], prompt: bool = False) -> str:
-    text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
+    try:
+        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
+    except TemplateError as error:
+        roles = ", ".join(turn["role"] for turn in messages)
+        raise DataError(f"the chat template does not render its turns ({roles}): {error}") from None
     return text
 
 

@@ -4,6 +4,7 @@ Imported in training workers only.
 """
 
 import re
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,6 +39,13 @@ def held() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.memory_allocated())
     return int(psutil.Process().memory_info().rss)
+
+
+def most_held() -> int:
+    """The most bytes that this process ever held: on its GPU, or else in main memory."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @contextmanager

@@ -1,9 +1,12 @@
 """The run's journal, `metrics.jsonl`: one JSON object per logged step and per evaluation.
 
-    {"step": 10, "loss": 2.1, "grad_norm": 0.8, "lr": 0.001, "tokens": 1400, "loss_tokens": 600, "seconds": 3.5}
+    {"step": 10, "loss": 2.1, "grad_norm": 0.8, "lr": 0.001, "tokens": 1400, "loss_tokens": 600, "seconds": 3.5,
+     "memory_bytes": 2147483648, "mfu": 0.41}
     {"step": 10, "eval_loss": 2.3, "eval_loss_by_row": [2.1, 2.6]}
 
 `tokens` and `loss_tokens` are those of all ranks since the entry before, and `seconds` the time they took.
+`memory_bytes`: the most that rank 0 held so far, on its GPU or else in main memory. `mfu`: the share of the devices'
+peak that the model's own work makes up, where that peak is known; see flops.py.
 """
 
 import json
@@ -42,7 +45,7 @@ def append(path: Path, entry: Entry) -> None:
         stream.write(json.dumps(entry) + "\n")
 
 
-def best_step(entries: list[Entry], steps: Iterable[int]) -> int | None:
+def best_step(entries: Iterable[Entry], steps: Iterable[int]) -> int | None:
     """Which of `steps` has the lowest held-out loss, the earliest of equals; None where none was evaluated."""
     wanted = set(steps)
     losses = [(entry["eval_loss"], entry["step"]) for entry in entries if "eval_loss" in entry]
@@ -75,7 +78,7 @@ def _watch(path: Path, total: int, stop: threading.Event) -> None:
                 if "eval_loss" in entry:
                     say(f"  training: step {entry['step']}/{total}  held-out loss {entry['eval_loss']:.4f}")
                     continue
-                line = _line(entries, entry, total)
+                line = progress_line(entries, entry, total)
                 status.update(line)
                 if time.monotonic() - told >= LOG_INTERVAL and not console.is_terminal:
                     told = time.monotonic()
@@ -83,13 +86,17 @@ def _watch(path: Path, total: int, stop: threading.Event) -> None:
             seen = len(entries)
 
 
-def _line(entries: list[Entry], entry: Entry, total: int) -> str:
+def progress_line(entries: list[Entry], entry: Entry, total: int) -> str:
+    """What an entry says of the run, for people; speeds and time left are those of the last twenty entries."""
     recent = [other for other in entries if "loss" in other][-20:]
     seconds = sum(other["seconds"] for other in recent)
     steps = recent[-1]["step"] - recent[0]["step"] + 1
     left = (total - entry["step"]) * seconds / steps
-    speed = sum(other["tokens"] for other in recent) / seconds
-    return (
-        f"step {entry['step']}/{total}  loss {entry['loss']:.4f}  lr {entry['lr']:.2e}  "
-        f"{speed:.0f} tokens/s  {left / 60:.1f} min left"
-    )
+    speed, useful = (sum(other[name] for other in recent) / seconds for name in ("tokens", "loss_tokens"))
+    parts = [f"step {entry['step']}/{total}", f"loss {entry['loss']:.4f}", f"lr {entry['lr']:.2e}"]
+    if entry["grad_norm"] is not None:
+        parts.append(f"grad norm {entry['grad_norm']:.2f}")
+    parts.append(f"{speed:.0f} tokens/s, {useful:.0f} with loss")
+    if "mfu" in entry:
+        parts.append(f"{entry['mfu']:.0%} of the peak")
+    return "  ".join([*parts, f"{entry['memory_bytes'] / 2**30:.1f} GiB", f"{left / 60:.1f} min left"])

@@ -15,6 +15,7 @@ from pipelines.parent_death import arm
 from pipelines.train.arguments import dtype_of, training_arguments
 from pipelines.train.attention import register as register_attention
 from pipelines.train.checkpoint import complete_checkpoints, remove_incomplete, step_of
+from pipelines.train.copies import restore
 from pipelines.train.journal import best_step, read_journal, rewind
 from pipelines.train.models import quiet_transformers
 from pipelines.train.preemption import Notice
@@ -85,6 +86,8 @@ def _last_checkpoint(run: Run) -> tuple[Path | None, Path | None]:
 
     if dist.get_rank() == 0:
         remove_incomplete(run.checkpoints)
+        if run.section.checkpoint_copies:
+            restore(run)
     dist.barrier()
     complete = complete_checkpoints(run.checkpoints)
     last = complete[-1] if complete else None

@@ -104,7 +104,7 @@ def estimate(section: Train, shapes: Shapes, zero_stage: int) -> Estimate:
     """What one worker needs at a stage of ZeRO."""
     width = _width(section)
     ranks = section.num_workers
-    trained = _trained(section, shapes)
+    trained = trained_parameters(section, shapes)
     weights = _weight_bytes(section, shapes, width) + (0 if section.method == "full" else trained * width)
     gathered = 0
     if zero_stage == 3:
@@ -157,19 +157,19 @@ def _width(section: Train) -> int:
     return 4 if section.dtype == "float32" or (section.dtype == "auto" and not uses_gpu(section)) else 2
 
 
-def _trained(section: Train, shapes: Shapes) -> int:
+def trained_parameters(section: Train, shapes: Shapes) -> int:
     """Parameters that are trained."""
     if section.method == "full":
         return shapes.parameters
     lora = section.lora
-    inner = _linear(shapes)
+    inner = linear(shapes)
     if isinstance(lora.target_modules, list):
         ends = tuple(lora.target_modules)
         inner = {name: shape for name, shape in inner.items() if name.removesuffix(".weight").endswith(ends)}
     return sum(lora.r * (out + into) + (out if lora.use_dora else 0) for out, into in inner.values())
 
 
-def _linear(shapes: Shapes) -> dict[str, tuple[int, int]]:
+def linear(shapes: Shapes) -> dict[str, tuple[int, int]]:
     """The matrices of the layers, without the vocabulary's two ends."""
     return {name: shape for name, shape in shapes.matrices.items() if shapes.vocabulary not in shape}
 
@@ -177,7 +177,7 @@ def _linear(shapes: Shapes) -> dict[str, tuple[int, int]]:
 def _weight_bytes(section: Train, shapes: Shapes, width: int) -> int:
     if section.method != "qlora":
         return shapes.parameters * width
-    quantized = sum(out * into for out, into in _linear(shapes).values())
+    quantized = sum(out * into for out, into in linear(shapes).values())
     return int(quantized * NF4_BYTES) + (shapes.parameters - quantized) * width
 
 
@@ -232,6 +232,23 @@ def describe(section: Train) -> str:
     return f"memory: ZeRO-{stage} needs {need}; free: {gib(found)} GiB a worker: {fits}"
 
 
+def describe_merge(section: Train) -> str:
+    """What merging takes against the memory of this machine, as merge.py does it; empty where that is not known."""
+    folder = Path(section.model).expanduser()
+    shapes = shapes_of(folder) if (folder / "config.json").is_file() else None
+    found = free_memory(1, gpu=False)
+    if shapes is None or found is None:
+        return ""
+    need = merge_bytes(shapes)
+    fits = "fits" if need <= USABLE * found else "does not fit; remove the section merge, or merge on a larger machine"
+    return f"memory: {gib(need)} GiB in one process, in float32; free: {gib(found)} GiB: {fits}"
+
+
+def merge_bytes(shapes: Shapes) -> int:
+    """What merging needs: Python, its libraries, and all weights in float32."""
+    return 4 * shapes.parameters + LIBRARIES
+
+
 def chosen_stage(section: Train, shapes: Shapes, found: int) -> int:
     """The stage of ZeRO that the section asks for; `auto` is the lowest that fits into `found` bytes a worker.
 
@@ -257,6 +274,8 @@ def advice(section: Train) -> str:
     if not section.gradient_checkpointing:
         ways.append("set train.gradient_checkpointing: true")
     ways.append("lower train.max_length")
+    if not uses_gpu(section) and section.num_workers > 1:
+        ways.append("lower train.num_workers")
     if section.method == "full":
         ways.append("use train.method: lora")
     elif section.method == "lora":

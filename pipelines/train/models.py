@@ -18,6 +18,8 @@ from pipelines.train import native
 from pipelines.train.own_process import in_own_process
 
 PYPI, HUGGINGFACE, MODELSCOPE = "pypi://", "hf://", "modelscope://"
+TEMPLATE = "chat_template.jinja"
+"""The file that transformers takes before what tokenizer_config.json says."""
 SAMPLED_BLOCKS, BLOCK_BYTES = 16, 1 << 16
 """How much of a weight file its digest reads: evenly spaced blocks, so that a 15 GB folder costs milliseconds."""
 
@@ -35,6 +37,20 @@ def resolve(model: str, cache: Path) -> Path:
     folder = Path(model).expanduser().resolve()
     check_folder(folder)
     return _native(folder, cache)
+
+
+def with_chat_template(folder: Path, template: str, cache: Path) -> Path:
+    """A folder in `cache` that is the same model with another chat template: links to its files, and the template."""
+    digest = hashlib.sha256(f"{folder.resolve()}\0{template}".encode()).hexdigest()
+    target = cache / f"{folder.name}-template-{digest[:8]}"
+
+    def write(scratch: Path) -> None:
+        for path in folder.resolve().iterdir():
+            if path.name != TEMPLATE:
+                (scratch / path.name).symlink_to(path)
+        (scratch / TEMPLATE).write_text(template, encoding="utf-8")
+
+    return _converted(target, f"linking {folder.name} with the recipe's chat template", write)
 
 
 def model_digest(model: str) -> str:

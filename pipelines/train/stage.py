@@ -2,7 +2,7 @@
 
 <place>/train_tokens/, held_out_tokens/   see tokenize.py
 <place>/metrics.jsonl, samples.jsonl      see journal.py, sampling.py
-<place>/tensorboard/                      see curves.py
+<place>/tensorboard/, loss.png            see curves.py
 <place>/checkpoints/                      see checkpoint.py
 <place>/adapter/ or trained/              the adapter, or the model where all of it was trained; see weights.py
 """
@@ -15,22 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.bootstrap import bootstrap
-from pipelines.errors import Problem, RecipeError, nearest
+from pipelines.errors import InputError, Problem, RecipeError, nearest
+from pipelines.ingest.section import Ingest
 from pipelines.ingest.stage import determinants as ingested
-from pipelines.recipe import Ingest, Recipe
+from pipelines.ingest.stage import preflight as preflight_source
+from pipelines.recipe import Recipe
 from pipelines.train.chat import IGNORED
 from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_of
 from pipelines.train.journal import BY_ROW, Entry, best_step, read_journal, shown
 from pipelines.train.loop import chosen_checkpoint
 from pipelines.train.memory import chosen_stage, shapes_of
-from pipelines.train.models import check_folder, max_positions, model_digest, resolve, weight_shapes
+from pipelines.train.models import check_folder, max_positions, model_digest, resolve, weight_shapes, with_chat_template
+from pipelines.train.native import family_of
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, total_rows
 from pipelines.train.section import Train, missing_package
-from pipelines.train.tokenize import Tokenized, names_a_source, parse_data, source_of, tokenize
+from pipelines.train.tokenize import Tokenized, further_source, parse_data, source_of, tokenize
 from pipelines.train.weights import digest_weights
 from pipelines.train.workers import check_resources, fit, memory_found
-from pipelines.workspace import Place
+from pipelines.workspace import Place, Workspace
 
 VERSION = 1
 UNINFLUENTIAL = {
@@ -41,6 +44,7 @@ UNINFLUENTIAL = {
     "max_failures",
     "save_steps",
     "save_total_limit",
+    "checkpoint_copies",
     "logging_steps",
     "report_to",
 }
@@ -50,18 +54,34 @@ UNINFLUENTIAL = {
 def determinants(recipe: Recipe) -> dict[str, Any]:
     """The section without what does not change the result, the seed, and the base model's content."""
     assert recipe.train
-    section = recipe.train.model_dump(exclude=UNINFLUENTIAL)
-    named = [parse_data(item)[0] for item in recipe.train.data]
-    files = [ingested(recipe.model_copy(update={"ingest": Ingest(source=n)})) for n in named if names_a_source(n)]
+    section = recipe.train.model_dump(exclude={*UNINFLUENTIAL, "sources"})
+    files = [ingested(recipe.model_copy(update={"ingest": source})) for source in _further(recipe)]
     return {"section": section, "seed": recipe.seed, "model": model_digest(recipe.train.model), "files": files}
 
 
-def preflight(recipe: Recipe) -> None:
-    """RecipeError where training could not run at all: a package is missing, or a folder is no model."""
+def _further(recipe: Recipe) -> list[Ingest]:
+    """How the data are read that are no side of the split."""
     assert recipe.train
-    if "://" not in recipe.train.model:
-        check_folder(Path(recipe.train.model).expanduser())
-    if missing := missing_package(recipe.train):
+    return [source for item in recipe.train.data if (source := further_source(recipe, parse_data(item)[0]))]
+
+
+def preflight(recipe: Recipe) -> None:
+    """RecipeError where training could not run: data or a package are missing, a folder is no model that it fits."""
+    section = recipe.train
+    assert section
+    for source in _further(recipe):
+        try:
+            preflight_source(recipe.model_copy(update={"ingest": source}))
+        except InputError as error:
+            raise InputError(f"train.data: {error}") from None
+    if "://" not in section.model:
+        folder = Path(section.model).expanduser()
+        check_folder(folder)
+        if family_of(folder) is None:  # else its modules get other names
+            _check_fit(section, folder)
+    if section.checkpoint_copies:
+        _ = Workspace(section.checkpoint_copies).fs
+    if missing := missing_package(section):
         raise RecipeError(recipe.name, [missing])
 
 
@@ -74,7 +94,10 @@ def train(recipe: Recipe, place: Place) -> dict[str, Any]:
     section = recipe.train
     assert section
     check_resources(section)
-    model = resolve(section.model, place.workspace.local("models"))
+    cache = place.workspace.local("models")
+    model = resolve(section.model, cache)
+    if section.chat_template is not None:
+        model = with_chat_template(model, section.chat_template, cache)
     _check_fit(section, model)
     section = _with_zero_stage(section, model, place)
     training = _tokens(recipe, place, model, "train_tokens", section.data)
@@ -165,7 +188,9 @@ def _report(place: Place, run: Run, facts: dict[str, Any]) -> dict[str, Any]:
     }
     trained_step = step_of(chosen_checkpoint(run))
     held_out = _held_out(run, evaluations, trained_step)
+    best = best_step(entries, (entry["step"] for entry in evaluations))
     fall = "held-out loss {eval_loss_base:.3f} -> {eval_loss:.3f}" if evaluations else f"loss {steps[-1]['loss']:.3f}"
+    fall += f" (lower at step {best})" if best not in (None, trained_step) else ""
     return {
         "summary": f"{run.steps} steps, {fall.format_map(held_out)}, {rates['tokens_per_second']:.0f} tokens/s",
         "digest": digest_weights(run.trained),
@@ -178,9 +203,10 @@ def _report(place: Place, run: Run, facts: dict[str, Any]) -> dict[str, Any]:
         "losses": steps,
         "eval_losses": [{key: entry[key] for key in entry if key != BY_ROW} for entry in evaluations],
         **held_out,
-        "best_step": best_step(entries, (entry["step"] for entry in evaluations)),
+        "best_step": best,
         "trained_step": trained_step,
         "samples_while_training": read_journal(run.samples),
+        "files": {"loss curves": run.picture.name, "journal": run.journal.name},
         "training_seconds": seconds,
         "samples": run.training.counts,
         "held_out_samples": run.held_out.counts if run.held_out else None,

@@ -18,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import DataError, Problem, RecipeError, nearest
+from pipelines.ingest.section import Ingest
 from pipelines.ingest.stage import ingest_once
-from pipelines.recipe import Ingest, Recipe
+from pipelines.recipe import Recipe
 from pipelines.records import messages_of
 from pipelines.shards import Attempt, Commit, Shard, run_shards
 from pipelines.train.chat import Encoded, control_tokens, encode, with_system
 from pipelines.train.limits import Fitted, Limits, fit, loss_tokens
+from pipelines.train.section import SIDES
 from pipelines.workspace import Place, Workspace
 
 SHARD_ROWS = 4096
@@ -60,23 +62,28 @@ def parse_data(item: str) -> tuple[str, int | None]:
 def source_of(recipe: Recipe, place: Place, item: str) -> Source:
     """The rows of one entry of `train.data`: a side of the split, or a file or hub data set, ingested once."""
     name, take = parse_data(item)
-    split = place.inputs["split"]
-    sides = split.report()["outputs"]
-    if name in sides:
-        return Source(split.outputs(name), take)
-    if not names_a_source(name):
-        hint = f"{nearest(name, sides)} A file needs its suffix or a folder before it"
-        raise RecipeError("the recipe", [Problem("train.data", f"{name!r} is no side of the split; {hint}")])
+    section = further_source(recipe, name)
+    if section is None:
+        return Source(place.inputs["split"].outputs(name), take)
     folder = Place(
         place.workspace, f"{place.stage}/{place.fingerprint}/data", hashlib.sha256(name.encode()).hexdigest()[:16]
     )
-    section = Ingest(source=name, max_broken=recipe.ingest.max_broken if recipe.ingest else 0)
     return Source(ingest_once(recipe.model_copy(update={"ingest": section}), folder).outputs("rows"), take)
 
 
-def names_a_source(name: str) -> bool:
-    """Whether an entry of `train.data` is a path or a URL, not a side of the split."""
-    return "/" in name or "." in name
+def further_source(recipe: Recipe, name: str) -> Ingest | None:
+    """How to read an entry of `train.data`: as `train.sources` says, or a path or URL plainly; None: it is a side.
+
+    RecipeError where it is none of these.
+    """
+    assert recipe.train
+    named = recipe.train.sources
+    if name in SIDES or name in named:
+        return named.get(name)
+    if "/" in name or "." in name:
+        return Ingest(source=name, max_broken=recipe.ingest.max_broken if recipe.ingest else 0)
+    hint = f"{nearest(name, [*SIDES, *named])} (a file needs its suffix or a folder before it)"
+    raise RecipeError("the recipe", [Problem("train.data", f"{name!r} is no side of the split; {hint}")])
 
 
 def tokenize(

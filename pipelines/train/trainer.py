@@ -17,7 +17,10 @@ from transformers.trainer_utils import unwrap_peft_model
 
 from pipelines.errors import StageError
 from pipelines.train.checkpoint import PREFIX, complete_checkpoints, mark_complete, remove_oldest, step_of
-from pipelines.train.curves import draw
+from pipelines.train.copies import Copying
+from pipelines.train.curves import draw, draw_losses
+from pipelines.train.exhaustion import most_held
+from pipelines.train.flops import Flops, flops_of
 from pipelines.train.journal import BY_ROW, append, best_step, read_journal
 from pipelines.train.preemption import Notice
 from pipelines.train.run import Run
@@ -119,10 +122,16 @@ class Recorder(TrainerCallback):
         self.begun = begun  # called when model and optimizer are there
         self.notice = notice
         self.trainer: ChatTrainer | None = None
+        self.flops: Flops | None = None
+        copied = run.section.checkpoint_copies is not None
+        self.copying = Copying(run, dist.get_rank(), dist.get_world_size()) if copied else None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The base model's answers come first."""
         self.begun()
+        if torch.cuda.is_available():
+            section, name = self.run.section, torch.cuda.get_device_name()
+            self.flops = flops_of(section, self.run.model, name, dist.get_world_size())
         if state.global_step == 0:
             self._sample(0)
 
@@ -150,7 +159,10 @@ class Recorder(TrainerCallback):
             tokens, loss_tokens = self.trainer.tokens_seen.tolist()
             self.trainer.tokens_seen.zero_()
             entry |= {"loss": logs["loss"], "grad_norm": logs.get("grad_norm"), "lr": logs["learning_rate"]}
-            entry |= {"tokens": tokens, "loss_tokens": loss_tokens, "seconds": time.monotonic() - self.trainer.since}
+            seconds = time.monotonic() - self.trainer.since
+            entry |= {"tokens": tokens, "loss_tokens": loss_tokens, "seconds": seconds, "memory_bytes": most_held()}
+            if self.flops is not None:
+                entry["mfu"] = self.flops.share(tokens, loss_tokens, seconds)
         else:
             return
         if state.is_world_process_zero:
@@ -159,14 +171,25 @@ class Recorder(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Complete the checkpoint once all ranks have written theirs, then delete the oldest."""
+        if self.copying:
+            self.copying.finish()  # what is deleted below may be what is copied
         dist.barrier()
+        root, section = self.run.checkpoints, self.run.section
         if state.is_world_process_zero:
-            root, section = self.run.checkpoints, self.run.section
             mark_complete(root / f"{PREFIX}{state.global_step}")
+            entries = read_journal(self.run.journal)
+            draw_losses(self.run.picture, entries)
             saved = map(step_of, complete_checkpoints(root))
-            best = best_step(read_journal(self.run.journal), saved) if section.load_best_model_at_end else None
+            best = best_step(entries, saved) if section.load_best_model_at_end else None
             remove_oldest(root, section.save_total_limit, best)
         dist.barrier()
+        if self.copying:
+            self.copying.begin(root / f"{PREFIX}{state.global_step}")
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Nothing ends before the last checkpoint is copied."""
+        if self.copying:
+            self.copying.finish()
 
     def _sample(self, step: int) -> None:
         if self.run.section.evaluation_inputs:

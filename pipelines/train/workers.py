@@ -30,17 +30,14 @@ def check_resources(section: Train) -> None:
 
     library: Any = ray
     fewest, each = numbers_of_workers(section)[-1], section.resources_per_worker
-    wanted = f"training needs {fewest} workers of {dict(each)}"
+    wanted = f"training needs {fewest} worker{'s' if fewest > 1 else ''} of {dict(each)}"
+    lower = (
+        "lower train.num_workers or train.resources_per_worker" if fewest > 1 else "lower train.resources_per_worker"
+    )
     if lacking := _lacking(fewest, each, library.cluster_resources()):
-        raise HardwareError(
-            f"{wanted}; the cluster lacks {lacking}; "
-            "lower train.num_workers or train.resources_per_worker, or add nodes"
-        )
+        raise HardwareError(f"{wanted}; the cluster lacks {lacking}; {lower}, or add nodes")
     if lacking := _lacking_after_a_wait(fewest, each):
-        raise HardwareError(
-            f"{wanted}; something else on the cluster holds {lacking}; "
-            "stop it, or lower train.num_workers or train.resources_per_worker"
-        )
+        raise HardwareError(f"{wanted}; something else on the cluster holds {lacking}; stop it, or {lower}")
 
 
 def room_for(section: Train) -> int:

@@ -3,31 +3,15 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipelines.errors import InputError
 from pipelines.workspace import Workspace
 
 PROJECT = Path(__file__).parents[2]
 PROCESS = "import sys; from pipelines.workspace import Workspace; Workspace(sys.argv[1]).write(sys.argv[2], b'two')"
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of an empty bucket; this process and its children find the server through their environment."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    address, port = server.get_host_and_port()
-    credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in {**credentials, "AWS_ENDPOINT_URL": f"http://{address}:{port}"}.items():
-        monkeypatch.setenv(name, value)
-    Workspace("s3://danlu").fs.mkdir("danlu")
-    yield "s3://danlu"
-    server.stop()
 
 
 def test_what_another_process_wrote_is_listed(bucket: str) -> None:

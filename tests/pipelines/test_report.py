@@ -14,6 +14,7 @@ from selectolax.lexbor import LexborHTMLParser
 from pipelines.charts import line_chart, ticks
 from pipelines.recipe import Recipe
 from pipelines.report import closing, environment, verdict, write_report
+from pipelines.train.training_page import training
 from pipelines.workspace import Place, Workspace
 
 NASTY = '<script>alert(1)</script> & "quoted" 中文'
@@ -76,7 +77,18 @@ REPORTS: dict[str, dict[str, Any]] = {
         "summary": "60 steps",
         "digest": "d",
         "losses": [{"step": step, "loss": 4.0 - step / 20} for step in range(1, 61)],
-        "eval_losses": [{"step": 0, "eval_loss": 4.1}, {"step": 60, "eval_loss": 1.25}],
+        "eval_losses": [
+            {"step": 0, "eval_loss": 4.1, "eval_rouge-l-f": 0.0},
+            {"step": 40, "eval_loss": 1.125, "eval_rouge-l-f": 0.25},
+            {"step": 60, "eval_loss": 1.25, "eval_rouge-l-f": 0.2},
+        ],
+        "best_step": 40,
+        "trained_step": 60,
+        "checkpoints": ["checkpoints/checkpoint-40", "checkpoints/checkpoint-60"],
+        "samples_while_training": [
+            {"step": step, "input": asked, "output": f"{asked} {step}"} for step in (0, 60) for asked in ("a?", "b?")
+        ],
+        "files": {"loss curves": "loss.png"},
         "eval_loss_base": 4.1,
         "eval_loss": 1.25,
         "eval_loss_delta": {"value": -2.85, "low": -3.0, "high": -2.7},
@@ -227,7 +239,7 @@ def test_page_of_a_complete_run_shows_every_stage(tmp_path: Path, recipe: Recipe
     ]
     assert rows["accuracy"] == ["accuracy", "0.250", "0.250", "0.250", *["+0.000 [-0.100, +0.100]"] * 2]
     assert rows["answers without a choice"][1] == "3"
-    assert texts(tree, "h3") == ["test, 16 rows", "ceval, 40 rows", "Probes by group"]
+    assert texts(tree, "h3") == ["Held out, by step", "test, 16 rows", "ceval, 40 rows", "Probes by group"]
     assert rows["你是谁？"][3] == "谢邀。\n以上。"
     assert rows["torch"][1] == environment()["packages"]["torch"]
     assert "unfinished" not in tree.css_first("p").text()
@@ -250,7 +262,7 @@ def test_recommendations_and_the_judge_are_told(tmp_path: Path, recipe: Recipe) 
     assert "Recommended: step 40." in said
     assert "Recommended: temperature 0, repetition penalty 1.1." in said
     assert "gpt prefers tiny to base at a rate of 0.800, 95 % interval 0.600 to 1.000: 7 wins, 2 ties, 1 losses" in said
-    assert texts(tree, "tr.good td")[0] == "40"
+    assert [row.css_first("td").text() for row in tree.css("tr.good")][:2] == ["40", "40"]
 
 
 @pytest.fixture(scope="module")
@@ -297,9 +309,40 @@ def test_data_cannot_write_html(tmp_path: Path, recipe: Recipe) -> None:
 def test_loss_curves_are_drawn(tmp_path: Path, recipe: Recipe) -> None:
     tree = page(tmp_path, recipe, *REPORTS)
     lines = tree.css("svg polyline")
-    assert [len(line.attributes["points"].split()) for line in lines] == [60, 2, 2, 2]
-    assert len(tree.css("svg circle")) == 2 + 4
+    assert [len(line.attributes["points"].split()) for line in lines] == [60, 3, 2, 2]
+    assert len(tree.css("svg circle.dot")) == 3 + 4
     assert {"training loss", "held-out loss", "optimizer step"} <= set(texts(tree, "svg text"))
+
+
+def test_the_recommended_checkpoint_is_ringed_and_explained(tmp_path: Path, recipe: Recipe) -> None:
+    tree = page(tmp_path, recipe, "train")
+    (ring,) = tree.css("svg circle.ring")
+    place = [ring.attributes[key] for key in ("cx", "cy")]
+    dots = [[dot.attributes[key] for key in ("cx", "cy")] for dot in tree.css("svg circle.dot")]
+    assert dots.index(place) == 1 and "step 40" in texts(tree, "svg text")
+    told = next(text for text in texts(tree, "p") if text.startswith("Recommended"))
+    assert told == (
+        "Recommended: step 40: the held-out loss is lowest there, 1.125, and 1.250 at the end, step 60. "
+        "It is kept as checkpoints/checkpoint-40; what was left are the weights of the last step."
+    )
+    rows = [texts(row, "td") for row in tree.css("tr")]
+    assert ["40", "1.125", "0.250"] in rows and ["60", "a? 60"] in rows and ["0", "b? 0"] in rows
+    assert "train/0000000000000000/loss.png" in {node.attributes["href"] for node in tree.css("a")}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"trained_step": 40}, "at the end, step 60. Its weights are those that were left."),
+        ({"checkpoints": ["checkpoints/checkpoint-60"]}, "It was not kept: let train.save_steps and eval_steps agree"),
+        ({"best_step": 0}, "No step is recommended but the base model: the held-out loss is lowest there, 4.100"),
+        ({"best_step": 60}, "Recommended: the last step, 60, which has the lowest held-out loss, 1.250."),
+        ({"best_step": None, "eval_losses": []}, ""),
+    ],
+)
+def test_what_is_recommended_follows_from_the_evaluations(changed: dict[str, Any], told: str) -> None:
+    shown = training({**REPORTS["train"], **changed})["recommendation"]
+    assert told in shown and bool(told) == bool(shown)
 
 
 def test_page_is_drawn_after_the_first_stage_too(tmp_path: Path, recipe: Recipe) -> None:

@@ -2,10 +2,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from pipelines.errors import DataError
 from pipelines.train.chat import IGNORED, Encoded, control_tokens, encode, with_system
 from pipelines.train.tokenize import load_tokenizer
+from tests.pipelines.train.conftest import train_recipe
 
 
 def text_with_loss(tokenizer: Any, encoded: Encoded) -> list[str]:
@@ -92,6 +94,34 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tiny_model: Path) -> 
             encode(tokenizer, control, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}])
     finally:
         tokenizer.chat_template = before
+
+
+def test_what_a_template_refuses_is_said_with_its_own_words(tiny_model: Path) -> None:
+    tokenizer, control = load_tokenizer(tiny_model)
+    turns = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "r"},
+    ]
+    before = tokenizer.chat_template
+    try:
+        tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+        with pytest.raises(DataError, match=r"turns \(system, user, assistant\): System role not supported"):
+            encode(tokenizer, control, turns)
+        tokenizer.chat_template = "{% for m in messages %}"
+        with pytest.raises(DataError, match="the chat template does not render its turns"):
+            encode(tokenizer, control, turns)
+    finally:
+        tokenizer.chat_template = before
+
+
+def test_a_template_is_text_or_a_file_that_has_it(tmp_path: Path) -> None:
+    file = tmp_path / "模板.jinja"
+    file.write_text("{{ messages[0]['content'] }}", encoding="utf-8")
+    given = [train_recipe(tmp_path, chat_template=text).train for text in (str(file), "{{ 1 }}")]
+    assert [train.chat_template for train in given if train] == ["{{ messages[0]['content'] }}", "{{ 1 }}"]
+    with pytest.raises(ValidationError, match=r"there is no file no\.jinja; give Jinja text"):
+        train_recipe(tmp_path, chat_template="no.jinja")
 
 
 def test_the_rows_own_system_prompt_comes_before_the_recipes() -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.train.curves import draw
+from pipelines.train.curves import draw, picture
 
 
 def test_every_number_of_the_journal_stands_in_the_event_file_at_its_step(tmp_path: Path) -> None:
@@ -26,3 +26,15 @@ def test_every_number_of_the_journal_stands_in_the_event_file_at_its_step(tmp_pa
         (2, "train/loss"),
     ]
     assert [value for _, _, value in read] == pytest.approx([2.5, 0.001, 3.5, 0.25, 1.5])
+
+
+def test_losses_are_drawn_over_each_other_with_the_recommended_step_marked(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    lines = {"training loss": [(1, 3.0), (2, 2.0), (3, 1.0)], "held-out loss": [(1, 3.0), (3, 2.5)]}
+    picture(tmp_path / "one.png", lines)
+    picture(tmp_path / "other.png", lines, ("recommended: step 3", 3, 2.5))
+    one, other = imread(tmp_path / "one.png"), imread(tmp_path / "other.png")
+    assert one.shape == other.shape == (600, 1080, 4)
+    black = [int((image[:, :, :3].max(axis=2) < 0.1).sum()) for image in (one, other)]
+    assert 100 < black[0] < black[1]

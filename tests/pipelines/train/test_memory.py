@@ -14,7 +14,17 @@ from pydantic import ValidationError
 from pipelines.errors import HardwareError, StageError
 from pipelines.recipe import Recipe
 from pipelines.train.journal import read_journal
-from pipelines.train.memory import GIB, Shapes, chosen_stage, describe, estimate, free_memory, shapes_of
+from pipelines.train.memory import (
+    GIB,
+    Shapes,
+    chosen_stage,
+    describe,
+    describe_merge,
+    estimate,
+    free_memory,
+    merge_bytes,
+    shapes_of,
+)
 from pipelines.train.run import Run
 from pipelines.train.section import Train
 from pipelines.train.tokenize import Tokenized
@@ -166,9 +176,60 @@ def test_an_optimizer_kept_apart_takes_no_room_on_the_gpu() -> None:
 def test_check_compares_with_what_is_free(tiny_model: Path) -> None:
     text = describe(section(model=str(tiny_model), resources_per_worker={"CPU": 1}, zero_stage="auto"))
     assert text.startswith("memory: ZeRO-0 needs 0.") and text.endswith("GiB a worker: fits")
+    many = describe(
+        section(model=str(tiny_model), resources_per_worker={"CPU": 1}, num_workers=2000, global_batch_size=2000)
+    )
+    assert "does not fit; " in many and "lower train.num_workers" in many
     assert "estimated once hf://some/model" in describe(section(model="hf://some/model"))
     free = free_memory(2, gpu=False)
     assert free and GIB // 8 < free < 1 << 45
+
+
+def test_check_says_what_merging_takes(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 7B model takes 28.4 GiB in float32 and the libraries 0.875."""
+    from pipelines.train import memory
+
+    assert describe_merge(section(model="hf://some/model")) == ""
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(memory, "shapes_of", lambda folder: QWEN2_7B)
+    for free, told in ((16, "free: 16.0 GiB: does not fit; remove the section merge"), (40, "free: 40.0 GiB: fits")):
+        monkeypatch.setattr(memory, "free_memory", lambda workers, gpu, free=free: free * GIB)
+        text = describe_merge(section(model=str(tmp_path)))
+        assert text.startswith("memory: 29.2 GiB in one process, in float32; ") and told in text
+
+
+@pytest.mark.slow
+def test_merging_takes_what_is_said(small_model: Path, tmp_path: Path) -> None:
+    """The peak of a process of its own that merges an adapter on all linear layers into 135M parameters.
+
+    Memory is given back at once there, as that of matrices above 32 MiB, which large models have, always is.
+    """
+    import os
+    import subprocess
+    import sys
+
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(small_model)
+    lora = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
+    code = """
+import resource, sys
+from pathlib import Path
+from pipelines.train.merge import write_merged
+from pipelines.train.section import Merge
+write_merged(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), Merge())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+    folders = [str(small_model), str(tmp_path / "adapter"), str(tmp_path / "merged")]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", code, *folders]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    shapes = shapes_of(small_model)
+    assert shapes
+    seen = int(done.stdout.split()[-1])
+    assert 0.8 < merge_bytes(shapes) / seen < 1.25, seen / GIB
 
 
 def run_of(model: Path, folder: Path, **changes: Any) -> Run:

@@ -4,6 +4,7 @@ The workers are plain processes that import once and train many runs; test_stage
 """
 
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -157,6 +158,19 @@ def test_six_steps_are_four_and_two_bit_for_bit(laboratory: Laboratory, trained:
         }, name
 
 
+def test_a_run_whose_disk_is_lost_goes_on_from_the_copies(laboratory: Laboratory, tmp_path: Path) -> None:
+    run = laboratory.run("copied", checkpoint_copies=str(tmp_path))
+    laboratory.train([run])
+    undisturbed = losses(run)
+    assert {path.name for path in (tmp_path / "copied").iterdir()} == {f"checkpoint-{step}" for step in (2, 4, 6)}
+    shutil.rmtree(tmp_path / "copied" / "checkpoint-6")
+    shutil.rmtree(run.folder)
+    again = laboratory.run("copied", checkpoint_copies=str(tmp_path))
+    laboratory.train([again])
+    assert json.loads((again.folder / "facts.json").read_text())["resumed_at"] == 4
+    assert losses(again) == undisturbed
+
+
 def test_two_workers_go_on_as_one(laboratory: Laboratory, trained: dict[str, Run]) -> None:
     runs = {
         name: laboratory.continued(trained[name], f"{name} to one", 4, num_workers=1, **METHODS[name])
@@ -182,16 +196,20 @@ def test_one_worker_goes_on_as_two(laboratory: Laboratory, trained: dict[str, Ru
 def test_weights_in_four_bits_learn_in_every_layer_and_resume(laboratory: Laboratory) -> None:
     """With an evaluation before the first step, after which bitsandbytes may repack weights so that none learns."""
     section: dict[str, Any] = {"method": "qlora", "dtype": "bfloat16"}
-    runs = [laboratory.run(f"qlora {stage}", zero_stage=stage, **section) for stage in (2, 3)]
+    runs = [laboratory.run(f"qlora {stage}", zero_stage=stage, **section) for stage in range(4)]
     laboratory.train(runs)
-    again = laboratory.continued(runs[0], "qlora again", 4, **section)
-    laboratory.train([again])
+    again = [
+        laboratory.continued(run, f"qlora {stage} again", 4, zero_stage=stage, **section)
+        for stage, run in enumerate(runs)
+    ]
+    laboratory.train(again)
     from safetensors.torch import load_file
 
     held_out = [entry["eval_loss"] for entry in read_journal(runs[0].journal) if "eval_loss" in entry]
     assert held_out[-1] < held_out[0] - 0.3
-    assert losses(runs[1]) == pytest.approx(losses(runs[0]), abs=0.02)
-    assert losses(again) == losses(runs[0])
+    for run, gone_on in zip(runs, again, strict=True):
+        assert losses(run) == pytest.approx(losses(runs[0]), abs=0.02)
+        assert losses(gone_on) == losses(run)
     weights = load_file(runs[0].trained / "adapter_model.safetensors")
     grown = [float(value.abs().max()) for name, value in weights.items() if "layers.0." in name and "lora_B" in name]
     assert len(grown) == 7 and min(grown) > 1e-3  # they begin at 0

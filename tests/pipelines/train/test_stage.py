@@ -21,8 +21,9 @@ from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
 from pipelines.train.merge import merge
 from pipelines.train.section import Merge, numbers_of_workers
-from pipelines.train.stage import determinants, train
+from pipelines.train.stage import determinants, preflight, train
 from pipelines.workspace import Place
+from tests.pipelines.train import families
 
 RecipeOf = Callable[..., Recipe]
 SplitIn = Callable[[Path, int], Place]
@@ -77,6 +78,10 @@ def test_the_model_learns_and_the_report_says_how(straight: Place) -> None:
     assert [entry["step"] for entry in report["eval_losses"]] == [0, 10, 20, 24]
     assert report["losses"][0]["loss"] == pytest.approx(report["eval_loss_base"], abs=0.3)
     assert report["losses"][-1]["loss"] < 0.9 * report["losses"][0]["loss"]
+    assert all(100 << 20 < entry["memory_bytes"] <= report["peak_memory_bytes"] for entry in report["losses"])
+    losses = {entry["step"]: entry["eval_loss"] for entry in report["eval_losses"]}
+    assert report["best_step"] == min(losses, key=lambda step: losses[step])
+    assert straight.local(report["files"]["loss curves"]).read_bytes().startswith(b"\x89PNG")
     counts = report["samples"]
     epochs = STEPS * 4 / ROWS
     assert sum(entry["tokens"] for entry in report["losses"]) == pytest.approx(counts["tokens"] * epochs, rel=0.1)
@@ -228,12 +233,14 @@ def test_a_full_fine_tune_leaves_a_model_that_is_merged_and_served(
     ray_cluster: None, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
 ) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from pipelines.evaluate.endpoint import served_models
 
     place = place_for(split_in(tmp_path, ROWS))
-    recipe = recipe_of(method="full", learning_rate=1e-3, num_workers=[1, 4], max_steps=3)
+    template = families.CHATML.replace("<|im_end|>\n", "<|im_end|>")
+    more = {"chat_template": template, "max_steps": 3}
+    recipe = recipe_of(method="full", learning_rate=1e-3, num_workers=[1, 4], **more)
     report = run(recipe, place)
     assert report["workers"] == 2  # as many as find room on two processors
     assert report["adapter"] is None and report["trainable_parameters"] == report["parameters"]
@@ -243,6 +250,8 @@ def test_a_full_fine_tune_leaves_a_model_that_is_merged_and_served(
     stages = Place(place.workspace, "compare", "c", {"train": place, "merge": merged})
     base, tuned = served_models(recipe, stages)
     assert (base.path, tuned.path) == (report["model"], str(merged.local("model")))
+    for folder in (base.path, tuned.path):
+        assert AutoTokenizer.from_pretrained(folder).chat_template == template
     models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (base.path, tuned.path)]
     ids = torch.arange(3, 60)[None]
     with torch.no_grad():
@@ -279,7 +288,10 @@ def test_a_pair_of_numbers_is_the_fewest_and_the_most_workers(recipe_of: RecipeO
 def test_a_length_beyond_the_models_is_refused(
     ray_cluster: None, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecipeError, match=r"train.max_length: 513 is more than the 512 tokens"):
+    told = r"train.max_length: 513 is more than the 512 tokens"
+    with pytest.raises(RecipeError, match=told):
+        preflight(recipe_of(max_length=513))
+    with pytest.raises(RecipeError, match=told):
         train(recipe_of(max_length=513), place_for(split_in(tmp_path, ROWS)))
 
 
@@ -289,6 +301,8 @@ def test_a_module_the_model_does_not_have_is_refused(
     place = place_for(split_in(tmp_path, ROWS))
     with pytest.raises(RecipeError, match=r"train.lora.target_modules: .*'q_porj'; did you mean 'q_proj'\?"):
         train(recipe_of(lora={"target_modules": ["q_porj", "mlp.up_proj"]}), place)
+    with pytest.raises(RecipeError, match=r"train.lora.target_modules: .*'q_porj'; did you mean 'q_proj'\?"):
+        preflight(recipe_of(lora={"target_modules": ["q_porj", "mlp.up_proj"]}))
     with pytest.raises(RecipeError, match=r"no module of the model matches 'q_porj'; did you mean 'q_proj'\?"):
         train(recipe_of(lora={"target_modules": "q_porj"}), place)
 

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
-from pipelines.errors import DataError, RecipeError
+from pipelines.errors import DataError, InputError, RecipeError
 from pipelines.recipe import Recipe
 from pipelines.train.samples import Samples
-from pipelines.train.stage import determinants
+from pipelines.train.stage import determinants, preflight
 from pipelines.train.tokenize import Source, Tokenized, parse_data, source_of, tokenize
 from pipelines.workspace import Place
 
@@ -139,6 +140,38 @@ def test_a_file_is_ingested_once_and_mixed_in(
     before = determinants(recipe)
     file.write_text(file.read_text().replace("it is 3", "it is three"))
     assert determinants(recipe) != before
+
+
+def test_a_source_of_its_own_settings_is_mixed_in(
+    ray_cluster: None, split_of: SplitOf, tiny_model: Path, recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    place = stage(split_of(6))
+    file = tmp_path / "自我认知.csv"
+    file.write_bytes("query,response\n你是谁？,我是{{NAME}}。\n".encode("gb18030"))
+    settings = {"source": str(file), "encoding": "gb18030", "replace": {"{{NAME}}": "爱莉"}}
+    recipe = recipe_of(data=["train", "who#2"], sources={"who": settings})
+    sources = [source_of(recipe, place, item) for item in ("train", "who#2")]
+    (row,) = pq.read_table(sources[1].files[0]).to_pylist()
+    assert (row["query"], row["response"], sources[1].take) == ("你是谁？", "我是爱莉。", 2)
+    data = tokenize(place, "t", tiny_model, sources, max_length=256, seed=1)
+    assert len(numbers(data)) == 6 + 2
+    other = recipe_of(data=["train", "who#2"], sources={"who": {**settings, "replace": {"{{NAME}}": "小炉"}}})
+    assert determinants(other) != determinants(recipe)
+
+
+def test_a_source_that_is_not_used_or_called_like_a_side_is_refused(recipe_of: Callable[..., Recipe]) -> None:
+    settings = {"source": "x.jsonl"}
+    with pytest.raises(ValidationError, match=r"sources.who is not in data; add who or who#ROWS"):
+        recipe_of(sources={"who": settings})
+    with pytest.raises(ValidationError, match=r"sources.test: a name has none of"):
+        recipe_of(data=["train", "test"], sources={"test": settings})
+
+
+def test_a_file_that_is_not_there_is_said_before_anything_runs(recipe_of: Callable[..., Recipe]) -> None:
+    with pytest.raises(InputError, match=r"^train.data: ingest.source missing\.jsonl: no such file"):
+        preflight(recipe_of(data=["train", "missing.jsonl#5"]))
+    with pytest.raises(RecipeError, match=r"train.data: 'whom' is no side of the split; did you mean 'who'\?"):
+        preflight(recipe_of(data=["train", "who", "whom"], sources={"who": {"source": "x.jsonl"}}))
 
 
 def test_data_entries_name_a_side_and_a_number(split_of: SplitOf, recipe_of: Callable[..., Recipe]) -> None:

@@ -44,4 +44,5 @@ def test_a_worker_that_ray_ended_to_save_its_node_is_explained(
     cause = workers._own(lost, run)
     assert isinstance(cause, StageError)
     told = "training: a node's main memory ran out; set train.gradient_checkpointing: true, lower train.max_length, "
-    assert str(cause) == told + "use train.method: lora, or raise train.zero_stage, or add memory"
+    told += "lower train.num_workers, use train.method: lora, or raise train.zero_stage, or add memory"
+    assert str(cause) == told

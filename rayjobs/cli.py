@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.errors import DanluError, InputError, Problem, RecipeError
+from pipelines.export import require_new
 from pipelines.progress import say
 from pipelines.recipe import RECIPE_NAME, Recipe, load_recipe, shipped_recipes
 from pipelines.workspace import Place, Workspace, open_workspace
@@ -51,8 +52,7 @@ def init(name: str, file: Annotated[Path | None, typer.Argument()] = None) -> No
     if name not in shipped:
         raise RecipeError(name, [Problem("", f"no such recipe; shipped: {', '.join(shipped)}")])
     target = file or Path(f"{name}.yaml")
-    if target.exists():
-        raise InputError(f"{target}: exists already; name another file")
+    require_new(target)
     if not RECIPE_NAME.fullmatch(target.stem):
         raise InputError(f"{target}: the recipe is named after its file; use ASCII letters, digits, '.', '_' and '-'")
     text = shipped[name].read_text(encoding="utf-8")
@@ -243,10 +243,12 @@ def refine(
     ] = None,
 ) -> None:
     """Run the recipe up to refine, skipping what is up to date."""
+    from pipelines.synthesize.export import export_conversations
+
+    if export is not None:
+        require_new(export)
     done = _run(recipe, overrides, workspace, address, None, "refine")
     if export is not None:
-        from pipelines.synthesize.export import export_conversations
-
         say(f"{export}: {export_conversations(done['refine'], export)} conversations")
 
 
@@ -262,10 +264,10 @@ def clean(
     ] = None,
 ) -> None:
     """Run the recipe up to clean, skipping what is up to date."""
-    from pipelines.clean.by_hand import export_rows, require_new
+    from pipelines.clean.by_hand import export_rows, require_exportable
 
     if export is not None:
-        require_new(export)
+        require_exportable(export)
     done = _run(recipe, overrides, workspace, address, None, "clean")
     if export is not None:
         say(f"{export}: {export_rows(done['clean'], export)} rows; edit them, then danlu clean … clean.edited={export}")

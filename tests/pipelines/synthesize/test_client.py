@@ -1,11 +1,15 @@
 """The client against a real server that misbehaves in every way we know a name for."""
 
 import asyncio
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from email.utils import formatdate
 from typing import Any
 
 import pytest
+import uvloop
 from pydantic import SecretStr
 
 from benchmarks.answering_server import Behaviour, answer_to, listen
@@ -81,6 +85,41 @@ def test_a_key_that_the_endpoint_repeats_is_not_shown() -> None:
     assert outcome.text == '401: {"error":{"message":"wrong key ***"}}'
     assert ask(Behaviour(delay=0, key=key), key=key).verdict is Verdict.ANSWER
     assert ask(Behaviour(delay=0, key=key), key="sk-other").verdict is Verdict.FATAL
+
+
+@contextmanager
+def listening_beside(behaviour: Behaviour) -> Iterator[str]:
+    """A server in a thread of its own, which goes on while this one stands still."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        server = asyncio.run_coroutine_threadsafe(listen(behaviour), loop).result()
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        loop.call_soon_threadsafe(server.close)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_an_answer_that_came_while_the_process_stood_still_is_read(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def run(url: str) -> Outcome:
+        client = Client(Endpoint(base_url=url), Asking(model="m", timeout=2), None)
+        asked = asyncio.create_task(client.ask(PROMPT))
+        while not behaviour.log:
+            await asyncio.sleep(0.01)
+        time.sleep(2.5)
+        try:
+            return await asked
+        finally:
+            await client.close()
+
+    behaviour = Behaviour(delay=0.3)
+    with listening_beside(behaviour) as url, asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(run(url)).verdict is Verdict.ANSWER
 
 
 def test_nobody_listens() -> None:

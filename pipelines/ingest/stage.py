@@ -7,17 +7,18 @@ more of them than `ingest.max_broken` stop the run.
 import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from difflib import get_close_matches
 from itertools import count
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.errors import DataError, InputError, nearest
+from pipelines.errors import DataError, InputError
 from pipelines.ingest.adapters import ADAPTERS, Adapter, recognise, replaced, with_system
 from pipelines.ingest.columns import BATCH_ROWS, batches, broken_row, own_id, source_schema, table_of, table_reader
 from pipelines.ingest.cutting import Store, plan_shards
-from pipelines.ingest.recode import as_utf8, remove_copies
+from pipelines.ingest.recode import as_utf8, is_utf8, remove_copies
 from pipelines.ingest.sources import (
     columns_of,
     digest_file,
@@ -50,10 +51,16 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
 
 
 def preflight(recipe: Recipe) -> None:
-    """InputError where the source's files are not there; hubs and object storage are not asked."""
-    assert recipe.ingest
-    if "://" not in recipe.ingest.source:
-        list_files(recipe.ingest.source)
+    """InputError where the source's files are not there, or no adapter reads the first of them.
+
+    Hubs and object storage are not asked, and what is in another encoding is not looked into.
+    """
+    section = recipe.ingest
+    assert section
+    if "://" not in section.source:
+        files = list_files(section.source)
+        if section.adapter != "columns" and is_utf8(section.encoding):
+            _adapter_for(section, files)
 
 
 def ingest(recipe: Recipe, place: Place) -> dict[str, Any]:
@@ -121,10 +128,21 @@ def _adapter_for(section: Ingest, files: list[str]) -> tuple[str, list[str]]:
         raise DataError(first_broken(files))
     name = recognise(columns)
     if name is None:
-        raise InputError(
-            f"{files[0]}: no adapter reads columns {', '.join(columns)}; set ingest.adapter ({nearest('', ADAPTERS)})"
-        )
+        raise _unread(files[0], columns)
     return name, columns
+
+
+def _unread(file: str, columns: list[str]) -> InputError:
+    """How to rename columns that no adapter reads: for the adapter they are nearest to, or else for any."""
+    told = f"{file}: no adapter reads columns {', '.join(columns)}"
+    given = {name.lower(): name for name in columns}
+    for name, adapter in ADAPTERS.items():
+        close = {wanted: get_close_matches(wanted.lower(), given, n=1, cutoff=0.75) for wanted in sorted(adapter.needs)}
+        if all(close.values()):
+            renamed = [f"{given[found]} to {wanted}" for wanted, (found,) in close.items() if given[found] != wanted]
+            return InputError(f"{told}; rename {' and '.join(renamed)} for adapter {name}")
+    usual = [f"{', '.join(sorted(adapter.needs))} ({name})" for name, adapter in ADAPTERS.items()]
+    return InputError(f"{told}; rename them to one of these sets: {'; '.join(usual)}")
 
 
 def _extra_types(adapter: Adapter, files: list[str], columns: list[str]) -> dict[str, str]:

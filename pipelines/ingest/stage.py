@@ -16,7 +16,16 @@ import pyarrow as pa
 
 from pipelines.errors import DataError, InputError
 from pipelines.ingest.adapters import ADAPTERS, Adapter, recognise, replaced, with_system
-from pipelines.ingest.columns import BATCH_ROWS, batches, broken_row, own_id, source_schema, table_of, table_reader
+from pipelines.ingest.columns import (
+    BATCH_ROWS,
+    batches,
+    broken_row,
+    own_id,
+    source_schema,
+    table_of,
+    table_reader,
+    write_shard,
+)
 from pipelines.ingest.cutting import Store, plan_shards
 from pipelines.ingest.recode import as_utf8, is_utf8, remove_copies
 from pipelines.ingest.sources import (
@@ -29,7 +38,7 @@ from pipelines.ingest.sources import (
     sample_rows,
 )
 from pipelines.recipe import Ingest, Recipe
-from pipelines.records import DROPPED, ROW, RowDigest
+from pipelines.records import ROW, RowDigest
 from pipelines.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
 from pipelines.workspace import Place
 
@@ -204,16 +213,9 @@ def _reader(adapter_name: str, system: str | None, replace: dict[str, str], extr
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         schema = _schema(extra)
         broken: list[dict[str, Any]] = []
-        digest = RowDigest()
-        with attempt.writer("rows", schema) as writer:
-            rows = (replaced(row, replace) for row in _adapted(shard, adapter_name, system, extra, broken))
-            for batch in batches(rows, BATCH_ROWS):
-                table = table_of(batch, schema, adapter_name, broken)
-                writer.write_table(table)
-                digest.update(table)
-        with attempt.writer("dropped", DROPPED) as writer:
-            writer.write_table(pa.Table.from_pylist(sorted(broken, key=lambda row: row["pos"]), schema=DROPPED))
-        return {"rows": digest.rows, "digest": digest.hexdigest(), "broken": len(broken)}
+        rows = (replaced(row, replace) for row in _adapted(shard, adapter_name, system, extra, broken))
+        tables = (table_of(batch, schema, adapter_name, broken) for batch in batches(rows, BATCH_ROWS))
+        return write_shard(attempt, schema, tables, broken)
 
     return work
 

@@ -245,7 +245,7 @@ def _report(
 ) -> dict[str, Any]:
     broken = sum(commit["result"]["broken"] for commit in commits)
     if broken > section.max_broken:
-        raise _too_many_broken(place, section, broken, commits)
+        raise _too_many_broken(place, section, adapter, broken, commits)
     digest = RowDigest()
     for commit in commits:
         digest.add(commit["result"]["digest"], commit["result"]["rows"])
@@ -266,11 +266,14 @@ def _report(
     }
 
 
-def _too_many_broken(place: Place, section: Ingest, broken: int, commits: list[Commit]) -> DataError:
+def _too_many_broken(place: Place, section: Ingest, adapter: str, broken: int, commits: list[Commit]) -> DataError:
     lines: list[str] = []
     for table in read_tables(place.workspace, [commit["files"]["dropped"] for commit in commits]):
         for row in table.slice(0, SHOWN - len(lines)).to_pylist():
             lines.append(f"  {row['row_id']}: {row['reason']}")
     more = [f"  … and {broken - len(lines)} more"] if broken > len(lines) else []
-    head = f"{section.source}: {broken} broken rows, ingest.max_broken allows {section.max_broken}"
+    head = (
+        f"{section.source}: {broken} broken row{'s' * (broken > 1)}, read as {adapter}; ingest.max_broken allows "
+        f"{section.max_broken}. Mend them, or raise it to set them aside"
+    )
     return DataError("\n".join([head, *lines, *more]))

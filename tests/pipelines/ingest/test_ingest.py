@@ -246,10 +246,10 @@ def test_broken_lines_are_set_aside_and_counted(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         run(tmp_path, source)
     message = str(caught.value)
-    assert "4 broken rows, ingest.max_broken allows 0" in message
+    assert "4 broken rows, read as query_response; ingest.max_broken allows 0. Mend them, or raise it" in message
     for number, reason in (
         (7, "not valid JSON"),
-        (18, "column response is missing"),
+        (18, "column response is missing; the row has query"),
         (31, "not valid JSON"),
         (36, "not a JSON object"),
     ):

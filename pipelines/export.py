@@ -135,6 +135,12 @@ def _encoder(column: pa.ChunkedArray) -> Callable[[Any], str]:
     return json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
+def require_new(path: Path) -> None:
+    """InputError where a file lies at `path`: it may be somebody's work."""
+    if path.exists():
+        raise InputError(f"{path}: exists already; name another file")
+
+
 @contextmanager
 def created(path: str, told: str) -> Iterator[IO[bytes]]:
     """A file that appears under its name only when it is complete; on object storage every file does.
@@ -155,4 +161,5 @@ def created(path: str, told: str) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise InputError(f"{told}: cannot be written ({error})") from None
     finally:
-        beside.unlink(missing_ok=True)
+        if beside.exists():
+            beside.unlink()

@@ -5,6 +5,7 @@ A section that is absent means that its stage does not run.
 """
 
 import re
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -61,11 +62,13 @@ class Split(Section):
     """Which rows are held out: by a seeded hash of a group, the first ones, or those of a source of their own."""
 
     test_ratio: Ratio | None = Field(None, description="share of groups held out, 0 to 1")
-    first: Count | None = Field(None, description="hold out the first rows instead, in data-set order")
+    first: Count | None = Field(
+        None, description="hold out the first rows instead, in data-set order, and the rest of their groups"
+    )
     group: str | None = Field(
         None,
-        description="with test_ratio: column whose equal values stay on one side; near_duplicates: rows of nearly the "
-        "same text, clean.text_keys or else response; null: each row by itself",
+        description="column whose equal values stay on one side; near_duplicates: rows of nearly the same text, "
+        "clean.text_keys or else response; null: each row by itself",
     )
     test_source: str | None = Field(
         None, description="the rows held out lie here, as in ingest.source; all others are to train"
@@ -76,13 +79,15 @@ class Split(Section):
     def _one_rule(self) -> "Split":
         if [self.test_ratio, self.first, self.test_source].count(None) != 2:
             raise ValueError("give one of test_ratio, first and test_source")
+        if self.test_source is not None and self.group is not None:
+            raise ValueError("test_source says which rows are held out; remove group, which goes with the other two")
         return self
 
 
 class Recipe(Section):
     """One experiment, from rows to scores."""
 
-    name: Annotated[str, Field(pattern=f"^{RECIPE_NAME.pattern}$")]
+    name: str
     seed: int = Field(42, description="every random choice follows from it")
     synthesize: Synthesize | None = None
     ingest: Annotated[Ingest | None, Field(validate_default=True)] = None
@@ -97,6 +102,13 @@ class Recipe(Section):
     evaluate: Evaluate | None = None
     compare: Compare | None = None
     publish: Publish | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not RECIPE_NAME.fullmatch(name):
+            raise ValueError(f"use ASCII letters, digits, '.', '_' and '-', not {name!r}")
+        return name
 
     @field_validator("ingest")
     @classmethod
@@ -171,12 +183,13 @@ def _validated(tree: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        problems = [_problem(detail) for detail in error.errors()]
+        problems = [_problem(key, list(details)) for key, details in groupby(error.errors(), key=_key)]
         section = tree.get("clean")
         process = section.get("process") if isinstance(section, dict) else None
-        if isinstance(process, list) and not any(p.key.startswith("clean.process") for p in problems):
+        if isinstance(process, list):
             files = section.get("custom_operators") if isinstance(section, dict) else None
             custom = [file for file in files if isinstance(file, str)] if isinstance(files, list) else []
+            problems = [p for p in problems if not p.key.startswith("clean.process[")]  # the next line says it better
             problems += _check_process(Clean.model_construct(process=process, custom_operators=custom))
         return None, problems
     return recipe, _check_process(recipe.clean) if recipe.clean else []
@@ -228,8 +241,11 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 def _parse(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(str(path), [Problem("", f"not valid YAML: {error}")]) from None
+    except UnicodeDecodeError:
+        raise RecipeError(str(path), [Problem("", "not UTF-8; save it as UTF-8")]) from None
+    except yaml.YAMLError as error:
+        said = str(error).replace('in "<unicode string>", ', "in ")
+        raise RecipeError(str(path), [Problem("", f"not valid YAML: {said}")]) from None
     if not isinstance(tree, dict):
         raise RecipeError(str(path), [Problem("", "a recipe is a mapping of sections; this file is not")])
     return tree
@@ -256,19 +272,42 @@ def _override(tree: dict[str, Any], item: str) -> Problem | None:
     return None
 
 
-def _problem(detail: Any) -> Problem:
-    location = [part for part in detail["loc"] if not (isinstance(part, str) and part.startswith(("dict[", "str")))]
+_BRANCH = re.compile(r"(str|int|float|bool|(list|dict|tuple|function|constrained|lax)[-\[].*)")
+"""How pydantic calls one of several types that a value may have, in the place where it is wrong."""
+
+_TYPES = {
+    "string_type": "text",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing", "decimal_type", "decimal_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("dict_type", "model_type"), "keys with values"),
+}
+
+
+def _location(detail: Any) -> list[Any]:
+    return [part for part in detail["loc"] if not (isinstance(part, str) and _BRANCH.fullmatch(part))]
+
+
+def _key(detail: Any) -> str:
     key = ""
-    for part in location:
+    for part in _location(detail):
         key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else str(part)
-    kind = detail["type"]
+    return key
+
+
+def _problem(key: str, details: list[Any]) -> Problem:
+    """What is wrong at one key; where it may have several types, with each of them."""
+    kind, given = details[0]["type"], details[0]["input"]
     if kind == "extra_forbidden":
-        return Problem(key, f"unknown key; {nearest(str(location[-1]), _fields(location[:-1]))}")
+        *section, name = _location(details[0])
+        return Problem(key, f"unknown key; {nearest(str(name), _fields(section))}")
     if kind == "missing":
         return Problem(key, "missing; it must be given")
-    message = detail["msg"].removeprefix("Value error, ")
-    given = detail["input"]
     shown = "" if kind == "value_error" else f", not {given!r}" if not isinstance(given, dict) else ""
+    if types := dict.fromkeys(_TYPES[detail["type"]] for detail in details if detail["type"] in _TYPES):
+        return Problem(key, f"must be {' or '.join(types)}{shown}")
+    message = details[0]["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
     return Problem(key, message[0].lower() + message[1:] + shown)
 
 

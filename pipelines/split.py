@@ -1,7 +1,8 @@
 """Split: which rows are held out for testing.
 
 A row's side follows from a seeded hash of its group, so that the answers to one question, or copies of one answer,
-never stand on both sides, and from nothing else: not from the number of rows, shards or workers.
+never stand on both sides, and from nothing else: not from the number of rows, shards or workers. Where the first rows
+are held out, the rest of their groups goes with them.
 
 signatures   only where near-duplicates are the groups: a signature for each row, by which they are found
 groups/      and for each shard the group of each of its rows
@@ -32,7 +33,7 @@ from pipelines.records import RowDigest
 from pipelines.shards import Attempt, Commit, Shard, read_tables, run_shards
 from pipelines.workspace import Place, Workspace
 
-VERSION = 2
+VERSION = 3
 SIDES = ("train", "test")
 NEAR_DUPLICATES = "near_duplicates"
 """The value of split.group that stands for no column."""
@@ -71,10 +72,9 @@ def split(recipe: Recipe, place: Place) -> dict[str, Any]:
     section = recipe.split
     assert section
     (source,) = place.inputs.values()
-    files = source.outputs("rows")
-    end = _end_of_first(place.workspace, files, section.first) if section.first else None
-    shards = _shards(recipe, place, files)
-    work = _divider(place.workspace, section, recipe.seed, end)
+    shards = _shards(recipe, place, source.outputs("rows"))
+    first = _groups_of_first(place.workspace, section, shards) if section.first else None
+    work = _divider(place.workspace, section, recipe.seed, first)
     commits = run_shards(place, "rows", lambda: shards, work, concurrency=section.concurrency, title="split")
     return _report(place, commits)
 
@@ -109,7 +109,7 @@ def _shards(recipe: Recipe, place: Place, files: list[str]) -> list[Shard]:
         parts = [(side, path) for side, paths in sides.items() for path in paths]
         return [{"index": index, "path": path, "side": side} for index, (side, path) in enumerate(parts)]
     shards = [{"index": index, "path": path} for index, path in enumerate(files)]
-    if section.test_ratio is None or section.group is None:
+    if section.group is None:
         return shards
     if section.group == NEAR_DUPLICATES:
         _check_column(place.workspace, files, _text_key(recipe).split(".")[0])
@@ -125,8 +125,11 @@ def _text_key(recipe: Recipe) -> str:
 def _check_column(workspace: Workspace, files: list[str], column: str) -> None:
     with workspace.parquet_file(files[0]) as file:
         names = file.schema_arrow.names
+        nested = column in names and pa.types.is_nested(file.schema_arrow.field(column).type)
     if column not in names:
         raise DataError(f"split.group {column}: the rows have no such column; {nearest(column, names)}")
+    if nested:
+        raise DataError(f"split.group {column}: holds lists; name a column of texts or numbers")
 
 
 def _near_duplicates(place: Place, shards: list[Shard], text_key: str, concurrency: int | None) -> list[Shard]:
@@ -166,18 +169,22 @@ def _clusters(keys: pa.Table, phase: Phase) -> pa.Array:
     return pc.replace_with_mask(pa.nulls(len(key), pa.uint64()), present, pa.array(lowest[first]))
 
 
-def _end_of_first(workspace: Workspace, files: list[str], first: int) -> int:
-    """The position behind the first `first` rows."""
-    seen = 0
-    for table in read_tables(workspace, files, ["pos"]):
-        if seen + table.num_rows >= first:
-            return int(table["pos"][first - seen - 1].as_py()) + 1
-        seen += table.num_rows
-    raise DataError(f"split.first {first}: there are only {seen} rows")
+def _groups_of_first(workspace: Workspace, section: Split, shards: list[Shard]) -> pa.Array:
+    """The groups of the first rows, all of whose rows are held out; DataError where there are not as many rows."""
+    assert section.first
+    left, found = section.first, list[pa.Array]()
+    kind, column = ("groups", "group") if section.group == NEAR_DUPLICATES else ("path", section.group or "pos")
+    for table in read_tables(workspace, [shard[kind] for shard in shards], [column]):
+        values = table[column].slice(0, left)
+        found += values.chunks
+        left -= len(values)
+        if not left:
+            return pc.unique(pa.chunked_array(found))
+    raise DataError(f"split.first {section.first}: there are only {section.first - left} rows")
 
 
 def _divider(
-    workspace: Workspace, section: Split, seed: int, end: int | None
+    workspace: Workspace, section: Split, seed: int, first: pa.Array | None
 ) -> Callable[[Shard, Attempt], dict[str, Any]]:
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         with workspace.parquet_file(shard["path"]) as file:
@@ -190,7 +197,7 @@ def _divider(
                 if "side" in shard:
                     parts = {shard["side"]: table}
                 else:
-                    mask = _mask(table, groups, section, seed, end)
+                    mask = _mask(table, groups, section, seed, first)
                     parts = {"train": table.filter(pc.invert(mask)), "test": table.filter(mask)}
                 for side, rows in parts.items():
                     writers[side].write_table(rows)
@@ -200,14 +207,14 @@ def _divider(
     return work
 
 
-def _mask(table: pa.Table, groups: pa.Table | None, section: Split, seed: int, end: int | None) -> pa.Array:
-    if end is not None:
-        return pc.less(table["pos"], end)
-    assert section.test_ratio is not None
+def _mask(table: pa.Table, groups: pa.Table | None, section: Split, seed: int, first: pa.Array | None) -> pa.Array:
     if groups is not None:
         column = groups["group"].take(pc.index_in(table["pos"], groups["pos"]))
     else:
         column = table[section.group or "pos"]
+    if first is not None:
+        return pc.is_in(column, value_set=first)
+    assert section.test_ratio is not None
     return pa.array(held_out(column.combine_chunks(), seed, section.test_ratio))
 
 
@@ -219,7 +226,7 @@ def _report(place: Place, commits: list[Commit]) -> dict[str, Any]:
     counts = {side: digest.rows for side, digest in digests.items()}
     for side, count in counts.items():
         if not count:
-            raise DataError(f"split: no row on the {side} side ({counts}); change split.test_ratio or bring more rows")
+            raise DataError(f"split: no row on the {side} side ({counts}); change split or bring more rows")
     return {
         "summary": f"{counts['train']} rows to train, {counts['test']} to test",
         "digest": "-".join(digest.hexdigest() for digest in digests.values()),

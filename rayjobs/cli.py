@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.errors import DanluError, InputError, Problem, RecipeError
+from pipelines.errors import DanluError, InputError, Problem, RecipeError, nearest
+from pipelines.export import require_new
 from pipelines.progress import say
 from pipelines.recipe import RECIPE_NAME, Recipe, load_recipe, shipped_recipes
 from pipelines.workspace import Place, Workspace, open_workspace
@@ -49,14 +50,14 @@ def init(name: str, file: Annotated[Path | None, typer.Argument()] = None) -> No
     """Copy a shipped recipe to a file of your own."""
     shipped = shipped_recipes()
     if name not in shipped:
-        raise RecipeError(name, [Problem("", f"no such recipe; shipped: {', '.join(shipped)}")])
+        raise RecipeError(name, [Problem("", f"no such recipe; {nearest(name, shipped)}")])
     target = file or Path(f"{name}.yaml")
-    if target.exists():
-        raise InputError(f"{target}: exists already; name another file")
+    require_new(target)
     if not RECIPE_NAME.fullmatch(target.stem):
         raise InputError(f"{target}: the recipe is named after its file; use ASCII letters, digits, '.', '_' and '-'")
     text = shipped[name].read_text(encoding="utf-8")
     # A name of its own, lest it share the folder `runs/<name>` with the shipped recipe.
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(re.sub(r"(?m)^name: .*$", f"name: {target.stem}", text, count=1), encoding="utf-8")
     say(f"{target}: written; danlu check {target}")
 
@@ -199,7 +200,6 @@ def _stage_command(name: str) -> Callable[..., None]:
     return command
 
 
-@app.command()
 def synthesize(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -233,7 +233,6 @@ def synthesize(
     _run(recipe, overrides, workspace, address, again, "synthesize")
 
 
-@app.command()
 def refine(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -245,14 +244,15 @@ def refine(
     ] = None,
 ) -> None:
     """Run the recipe up to refine, skipping what is up to date."""
+    from pipelines.synthesize.export import export_conversations
+
+    if export is not None:
+        require_new(export)
     done = _run(recipe, overrides, workspace, address, None, "refine")
     if export is not None:
-        from pipelines.synthesize.export import export_conversations
-
         say(f"{export}: {export_conversations(done['refine'], export)} conversations")
 
 
-@app.command()
 def clean(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -264,16 +264,15 @@ def clean(
     ] = None,
 ) -> None:
     """Run the recipe up to clean, skipping what is up to date."""
-    from pipelines.clean.by_hand import export_rows, require_new
+    from pipelines.clean.by_hand import export_rows, require_exportable
 
     if export is not None:
-        require_new(export)
+        require_exportable(export)
     done = _run(recipe, overrides, workspace, address, None, "clean")
     if export is not None:
         say(f"{export}: {export_rows(done['clean'], export)} rows; edit them, then danlu clean … clean.edited={export}")
 
 
-@app.command()
 def compare(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -281,27 +280,13 @@ def compare(
     address: AddressOption = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also try a grid of sampling settings.")] = False,
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Also ask every kept checkpoint.")] = False,
-    accept: Annotated[
-        bool, typer.Option("--accept", help="Make the setting that the sweep recommends the merged model's own.")
-    ] = False,
 ) -> None:
     """Run the recipe up to compare, skipping what is up to date."""
     given = load_recipe(recipe, overrides)
-    wanted = {"sweep": sweep or accept, "checkpoints": checkpoints}
+    wanted = {"sweep": sweep, "checkpoints": checkpoints}
     missing = [part for part in wanted if wanted[part] and getattr(given.compare, part, None) is None]
     asked = [*(overrides or []), *(f"compare.{part}={{}}" for part in missing)]
-    if accept and given.merge is None:
-        raise RecipeError(
-            given.name, [Problem("merge", "--accept writes to the merged model, and the recipe has none")]
-        )
-    done = _run(recipe, asked, workspace, address, None, "compare")
-    if accept:
-        from pipelines.evaluate.sweep import accept as accept_setting
-
-        model = done["merge"].local(done["merge"].report()["model"])
-        setting = done["compare"].report()["sweep"]["recommended"]
-        accept_setting(model, setting)
-        say(f"{model}: temperature {setting['temperature']:g}, repetition_penalty {setting['repetition_penalty']:g}")
+    _run(recipe, asked, workspace, address, None, "compare")
 
 
 def _try_cells(name: str, overrides: list[str] | None, workspace: str | None, address: str | None, count: int) -> None:
@@ -336,10 +321,14 @@ def _needs_synthesize(recipe: Recipe) -> None:
         raise RecipeError(recipe.name, [Problem("synthesize", "the recipe has no such section")])
 
 
+_OWN_OPTIONS: dict[str, Callable[..., None]] = {
+    "synthesize": synthesize,
+    "refine": refine,
+    "clean": clean,
+    "compare": compare,
+}
 for _stage in pipeline.STAGES:
-    if _stage.name in ("synthesize", "refine", "clean", "compare"):
-        continue  # they have options of their own
-    app.command(_stage.name)(_stage_command(_stage.name))
+    app.command(_stage.name)(_OWN_OPTIONS.get(_stage.name) or _stage_command(_stage.name))
 
 
 def _run(
@@ -351,9 +340,13 @@ def _run(
     last: str | None,
 ) -> dict[str, Place]:
     recipe = load_recipe(name, overrides)
-    with Cluster(address) as cluster:
-        place = open_workspace(workspace, recipe.name, on_cluster=cluster.is_shared)
-        done = pipeline.run(recipe, place, cluster, first, last)
+    try:
+        with Cluster(address) as cluster:
+            place = open_workspace(workspace, recipe.name, on_cluster=cluster.is_shared)
+            done = pipeline.run(recipe, place, cluster, first, last)
+    except KeyboardInterrupt:
+        say("stopped; what is finished is kept, and the same command goes on from there")
+        raise
     _close(recipe, place, done)
     return done
 

@@ -99,9 +99,17 @@ def test_a_sweeps_recommendation_becomes_the_merged_models_own(finished: Path) -
             "早睡" * 20 if server.requests[-1]["repetition_penalty"] < 1.2 else "早睡。"
         )
         asked = [f"compare.endpoint={server.url}", "compare.concurrency=1"]
-        result = danlu("compare", "tiny", "--accept", *asked, folder=finished)
+        result = danlu("compare", "tiny", "--sweep", *asked, folder=finished)
     assert result.returncode == 0, result.stderr[-4000:]
     assert len(server.requests) == 3 * 2 + 3 * 3 * 10
-    (file,) = finished.glob("merge/*/model/generation_config.json")
-    assert json.loads(file.read_text(encoding="utf-8"))["repetition_penalty"] == 1.2
-    assert str(file.parent) in result.stderr.replace("\n", "")
+    (before,) = finished.glob("merge/*/model/generation_config.json")
+    unaccepted = before.read_bytes()
+    (accepted,) = re.findall("recommends '(merge.generation={.*})'", result.stderr.replace("\n", ""))
+    result = danlu("merge", "tiny", accepted, folder=finished)
+    assert result.returncode == 0, result.stderr[-4000:]
+    (after,) = set(finished.glob("merge/*/model/generation_config.json")) - {before}
+    own = json.loads(after.read_text(encoding="utf-8"))
+    assert (own["temperature"], own["do_sample"], own["repetition_penalty"]) == (0, False, 1.2)
+    assert before.read_bytes() == unaccepted
+    digests = {json.loads(path.read_bytes())["report"]["digest"] for path in finished.glob("merge/*/manifest.json")}
+    assert len(digests) == 2  # evaluating and publishing notice

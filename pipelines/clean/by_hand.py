@@ -21,7 +21,7 @@ from pipelines.by_hand import Line, cell_of, with_edits
 from pipelines.clean.column import Mask
 from pipelines.clean.passes import row_batches, shard_writer
 from pipelines.errors import DataError, InputError
-from pipelines.export import created
+from pipelines.export import created, require_new
 from pipelines.records import DROPPED, RowDigest
 from pipelines.shards import Attempt, Shard, Work, read_tables
 from pipelines.workspace import Place, Workspace
@@ -36,7 +36,7 @@ def export_rows(place: Place, path: Path) -> int:
 
     The file appears when it is whole; InputError where there is one already.
     """
-    require_new(path)
+    require_exportable(path)
     (source,) = place.inputs.values()
     names, statistics = _statistics(place)
     dropped = _dropped(place)
@@ -89,12 +89,11 @@ def _dropped(place: Place) -> dict[str, Line]:
     return found
 
 
-def require_new(path: Path) -> None:
-    """InputError where rows cannot be exported to `path`: by its suffix, or since it may be somebody's work."""
+def require_exportable(path: Path) -> None:
+    """InputError where rows cannot be exported to `path`: by its suffix, or since a file lies there."""
     if path.suffix not in (".jsonl", ".csv"):
         raise InputError(f"{path}: hand cleaning writes .jsonl or .csv")
-    if path.exists():
-        raise InputError(f"{path}: exists already; name another file")
+    require_new(path)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from openai import APIStatusError, AsyncOpenAI, OpenAIError
+from openai import AsyncOpenAI, OpenAIError
 
 from pipelines.errors import StageError
 from pipelines.evaluate.scoring import drop_torn_line
@@ -61,41 +61,31 @@ def unanswered(requests: Sequence[Request], file: Path) -> list[Request]:
     return [request for request in requests if request.key not in kept]
 
 
-def ask(
-    manner: Manner, requests: Sequence[Request], file: Path, title: str, *, may_refuse: bool = False
-) -> dict[str, Answer]:
+def ask(manner: Manner, requests: Sequence[Request], file: Path, title: str) -> dict[str, Answer]:
     """Ask what `file` does not answer yet and return all its answers by key.
 
-    Three attempts each. A request that fails then stops everything with a StageError; with `may_refuse` one that the
-    server refuses (an HTTP status) is only missing from the result, and asked again another time.
+    Three attempts each. A request that fails then stops everything with a StageError.
     """
     pending = unanswered(requests, file)
     if pending:
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "a", encoding="utf-8") as sink:
             try:
-                asyncio.run(_ask_all(manner, pending, len(requests), sink, title, may_refuse))
+                asyncio.run(_ask_all(manner, pending, len(requests), sink, title))
             except OpenAIError as error:
                 message = f"{manner.url}: {error}; run again to go on with what is not answered"
                 raise StageError(message) from None
     return kept_answers(file)
 
 
-async def _ask_all(
-    manner: Manner, pending: list[Request], total: int, sink: IO[str], title: str, may_refuse: bool
-) -> None:
+async def _ask_all(manner: Manner, pending: list[Request], total: int, sink: IO[str], title: str) -> None:
     gate = asyncio.Semaphore(manner.concurrency)
     client = AsyncOpenAI(base_url=manner.url, api_key=manner.api_key, timeout=manner.timeout, max_retries=2)
     with progress(title, total, "answers", done=total - len(pending)) as advance:
 
         async def one(request: Request) -> None:
             async with gate:
-                try:
-                    answer = await _ask(client, request)
-                except APIStatusError:
-                    if may_refuse:
-                        return
-                    raise
+                answer = await _ask(client, request)
             sink.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
             sink.flush()
             advance(1)

@@ -11,14 +11,16 @@ from typing import Any
 from pipelines.evaluate.asking import Answer, Manner, Request, ask, kept_answers, unanswered
 from pipelines.evaluate.checkpoints import checkpoint_requests, checkpoint_result
 from pipelines.evaluate.endpoint import BASE, api_key, checkpoint_adapters, model_names, models_endpoint
-from pipelines.evaluate.judge import judge_answers
+from pipelines.evaluate.judge import SECTION_KEY, judge_answers
 from pipelines.evaluate.offline import answer_offline
 from pipelines.evaluate.questions import Question, held_out_questions, probe_questions
 from pipelines.evaluate.rouge import rouge_l_f
 from pipelines.evaluate.section import Compare
 from pipelines.evaluate.style import loops
-from pipelines.evaluate.sweep import sweep_requests, sweep_result
+from pipelines.evaluate.sweep import recommendation, sweep_requests, sweep_result
 from pipelines.recipe import Recipe
+from pipelines.synthesize.asking import read_keys
+from pipelines.synthesize.section import UNPAID
 from pipelines.workspace import Place
 
 VERSION = 1
@@ -28,11 +30,20 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
     """The section, and what the answers further follow from; not what only changes speed."""
     assert recipe.compare and recipe.train
     return {
-        "section": recipe.compare.model_dump(exclude={"concurrency", "timeout"}),
+        "section": recipe.compare.model_dump(
+            mode="json", exclude={"concurrency": True, "timeout": True, "judge": set(UNPAID)}
+        ),
         "system": recipe.train.system,
         "engine": recipe.serve.engine.model_dump(include={"dtype", "max_model_len"}),
         "models": model_names(recipe),
     }
+
+
+def preflight(recipe: Recipe) -> None:
+    """RecipeError naming the keys of the judge's endpoints that are not set."""
+    assert recipe.compare
+    if recipe.compare.judge:
+        read_keys(recipe.compare.judge, SECTION_KEY)
 
 
 def compare(recipe: Recipe, place: Place) -> dict[str, Any]:
@@ -51,11 +62,11 @@ def compare(recipe: Recipe, place: Place) -> dict[str, Any]:
     place.workspace.write(place.path("compare.md"), _markdown(rows, models).encode())
     judged = None
     if section.judge:
-        file = place.local("judgements.jsonl")
-        judged = judge_answers(section.judge, rows, BASE, recipe.name, file, recipe.seed)
-    return _report(section, models, rows) | {
+        judged = judge_answers(place.workspace, section.judge, rows, BASE, recipe.name, recipe.seed)
+    swept = sweep_result(section, plan.swept, answers) if section.sweep else None
+    return _report(section, models, rows, swept) | {
         "groups": {name: _group(questions, models, answers) for name, questions in plan.probes.items()},
-        "sweep": sweep_result(section, plan.swept, answers) if section.sweep else None,
+        "sweep": swept,
         "checkpoints": checkpoint_result(section, plan.steps, plan.rated, answers) if plan.steps else None,
         "judge": judged,
     }
@@ -149,11 +160,14 @@ def _cell(text: str) -> str:
     return re.sub(r"\s*\n\s*", "<br>", escaped)
 
 
-def _report(section: Compare, models: list[str], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _report(
+    section: Compare, models: list[str], rows: list[dict[str, Any]], swept: dict[str, Any] | None
+) -> dict[str, Any]:
     empty = {model: sum(not row["answers"][model].strip() for row in rows) for model in models}
     silent = [f"{model} gave {count} empty answers" for model, count in empty.items() if count]
+    advice = [f"the sweep recommends {recommendation(swept['recommended'])}"] if swept else []
     return {
-        "summary": "; ".join([f"{len(rows)} questions to {', '.join(models)}", *silent]),
+        "summary": "; ".join([f"{len(rows)} questions to {', '.join(models)}", *silent, *advice]),
         "digest": hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest(),
         "models": models,
         "rows": rows,

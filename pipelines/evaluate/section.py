@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from pipelines.errors import nearest
 from pipelines.section import Count, Generation, Positive, Ratio, Section
+from pipelines.synthesize.section import Asking
 
 
 def _belongs_to_api(endpoint: str | None, known: ValidationInfo) -> str | None:
@@ -114,13 +115,8 @@ class Checkpoints(Section):
     rows: Count = Field(10, description="test questions asked of each checkpoint")
 
 
-class Judge(Section):
-    """A model that says which of two answers is better, at any OpenAI-compatible address."""
-
-    endpoint: str = Field(description="a /v1 address; its key comes from JUDGE_API_KEY, else OPENAI_API_KEY")
-    model: str = Field(description="the judge's name there")
-    concurrency: Count = Field(4, description="requests in flight")
-    timeout: Positive = Field(120, description="seconds one judgement may take")
+class Judge(Asking):
+    """A model that says which of two answers is better."""
 
 
 class Compare(Section):

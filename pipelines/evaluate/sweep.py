@@ -1,12 +1,9 @@
 """Sweep: the fine-tuned model at a grid of sampling settings, since loops are how a small fine-tune fails."""
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from pipelines.errors import DataError
 from pipelines.evaluate.asking import Answer, Request
 from pipelines.evaluate.questions import Question
 from pipelines.evaluate.rouge import rouge_l_f
@@ -63,15 +60,10 @@ def recommended(rows: Sequence[dict[str, Any]], max_loop_share: float) -> dict[s
     return min(rows, key=lambda row: (row["loop"], -row["rouge-l-f"]))
 
 
-def accept(model: Path, setting: Mapping[str, float]) -> None:
-    """Make a sweep's recommendation the model's own default, in its generation_config.json, which vLLM reads."""
-    path = model / "generation_config.json"
-    if not (model / "config.json").exists():
-        raise DataError(f"{model}: not a model folder; merge first")
-    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def recommendation(setting: Mapping[str, float]) -> str:
+    """A sweep's recommendation as a command takes it: the sampling that the merged model gets for its own."""
     temperature, penalty = setting["temperature"], setting["repetition_penalty"]
-    config |= {"do_sample": temperature > 0, "temperature": temperature, "repetition_penalty": penalty}
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return f"'merge.generation={{temperature: {temperature:g}, repetition_penalty: {penalty:g}}}'"
 
 
 def _generation(section: Compare, setting: Setting, seed: int) -> Generation:

@@ -158,7 +158,8 @@ def _turns(row: Row, column: str) -> list[Mapping[str, Any]]:
 
 def _text(row: Row, column: str) -> str:
     if row.get(column) is None:
-        raise ValueError(f"column {column} is missing")
+        there = f"; the row has {', '.join(map(str, row))}" if column not in row else ""
+        raise ValueError(f"column {column} is missing{there}")
     if not isinstance(row[column], str):
         raise ValueError(f"column {column} holds {type(row[column]).__name__}, not text")
     text: str = row[column]

@@ -1,7 +1,7 @@
 """Any table: the source's columns with their names and types, and a `row_id` and `pos` beside them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -55,16 +55,23 @@ def table_reader(schema: pa.Schema) -> Work:
         own = [field for field in schema if field.name != "row_id"]
         written = pa.schema([pa.field("row_id", pa.string(), False), pa.field("pos", pa.int64(), False), *own])
         broken: list[dict[str, Any]] = []
-        digest = RowDigest()
-        with attempt.writer("rows", written) as writer:
-            for table in _tables(shard, schema, written, broken):
-                writer.write_table(table)
-                digest.update(table)
-        with attempt.writer("dropped", DROPPED) as writer:
-            writer.write_table(pa.Table.from_pylist(sorted(broken, key=lambda row: row["pos"]), schema=DROPPED))
-        return {"rows": digest.rows, "digest": digest.hexdigest(), "broken": len(broken)}
+        return write_shard(attempt, written, _tables(shard, schema, written, broken), broken)
 
     return work
+
+
+def write_shard(
+    attempt: Attempt, schema: pa.Schema, tables: Iterable[pa.Table], broken: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Write a shard's rows, and what reading them has added to `broken`; returns the counts and the rows' digest."""
+    digest = RowDigest()
+    with attempt.writer("rows", schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+            digest.update(table)
+    with attempt.writer("dropped", DROPPED) as writer:
+        writer.write_table(pa.Table.from_pylist(sorted(broken, key=lambda row: row["pos"]), schema=DROPPED))
+    return {"rows": digest.rows, "digest": digest.hexdigest(), "broken": len(broken)}
 
 
 def _tables(shard: Shard, schema: pa.Schema, written: pa.Schema, broken: list[dict[str, Any]]) -> Iterator[pa.Table]:

@@ -11,12 +11,17 @@ from pipelines.workspace import Place
 FOLDER = "utf-8"
 
 
+def is_utf8(encoding: str) -> bool:
+    """Whether files in that encoding are read as they are."""
+    return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+
+
 def as_utf8(files: list[str], encoding: str, place: Place) -> list[str]:
     """The files, or copies of them in UTF-8 under the same names; Parquet needs none.
 
     DataError naming the line that is not in that encoding.
     """
-    if codecs.lookup(encoding).name in ("utf-8", "utf-8-sig"):
+    if is_utf8(encoding):
         return files
     return [
         path if format_of(path) == ".parquet" else _copied(path, encoding, place.path(FOLDER, f"{number:05d}"), place)

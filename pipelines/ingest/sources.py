@@ -59,7 +59,8 @@ def list_files(source: str) -> list[str]:
     for name in found:
         if format_of(name) is None:
             raise InputError(
-                f"ingest.source {name}: not one of {'/'.join(SUFFIXES)}, plain or {'/'.join(COMPRESSIONS)}"
+                f"ingest.source {name}: not one of {'/'.join(SUFFIXES)}, plain or {'/'.join(COMPRESSIONS)}; "
+                "save a spreadsheet as CSV UTF-8"
             )
     return [name if "://" not in source else fs.unstrip_protocol(name) for name in sorted(found)]
 

@@ -7,17 +7,27 @@ more of them than `ingest.max_broken` stop the run.
 import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from difflib import get_close_matches
 from itertools import count
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.errors import DataError, InputError, nearest
+from pipelines.errors import DataError, InputError
 from pipelines.ingest.adapters import ADAPTERS, Adapter, recognise, replaced, with_system
-from pipelines.ingest.columns import BATCH_ROWS, batches, broken_row, own_id, source_schema, table_of, table_reader
+from pipelines.ingest.columns import (
+    BATCH_ROWS,
+    batches,
+    broken_row,
+    own_id,
+    source_schema,
+    table_of,
+    table_reader,
+    write_shard,
+)
 from pipelines.ingest.cutting import Store, plan_shards
-from pipelines.ingest.recode import as_utf8, remove_copies
+from pipelines.ingest.recode import as_utf8, is_utf8, remove_copies
 from pipelines.ingest.section import Ingest
 from pipelines.ingest.sources import (
     columns_of,
@@ -29,7 +39,7 @@ from pipelines.ingest.sources import (
     sample_rows,
 )
 from pipelines.recipe import Recipe
-from pipelines.records import DROPPED, ROW, RowDigest
+from pipelines.records import ROW, RowDigest
 from pipelines.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
 from pipelines.workspace import Place
 
@@ -51,10 +61,16 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
 
 
 def preflight(recipe: Recipe) -> None:
-    """InputError where the source's files are not there; hubs and object storage are not asked."""
-    assert recipe.ingest
-    if "://" not in recipe.ingest.source:
-        list_files(recipe.ingest.source)
+    """InputError where the source's files are not there, or no adapter reads the first of them.
+
+    Hubs and object storage are not asked, and what is in another encoding is not looked into.
+    """
+    section = recipe.ingest
+    assert section
+    if "://" not in section.source:
+        files = list_files(section.source)
+        if section.adapter != "columns" and is_utf8(section.encoding):
+            _adapter_for(section, files)
 
 
 def ingest(recipe: Recipe, place: Place) -> dict[str, Any]:
@@ -122,10 +138,21 @@ def _adapter_for(section: Ingest, files: list[str]) -> tuple[str, list[str]]:
         raise DataError(first_broken(files))
     name = recognise(columns)
     if name is None:
-        raise InputError(
-            f"{files[0]}: no adapter reads columns {', '.join(columns)}; set ingest.adapter ({nearest('', ADAPTERS)})"
-        )
+        raise _unread(files[0], columns)
     return name, columns
+
+
+def _unread(file: str, columns: list[str]) -> InputError:
+    """How to rename columns that no adapter reads: for the adapter they are nearest to, or else for any."""
+    told = f"{file}: no adapter reads columns {', '.join(columns)}"
+    given = {name.lower(): name for name in columns}
+    for name, adapter in ADAPTERS.items():
+        close = {wanted: get_close_matches(wanted.lower(), given, n=1, cutoff=0.75) for wanted in sorted(adapter.needs)}
+        if all(close.values()):
+            renamed = [f"{given[found]} to {wanted}" for wanted, (found,) in close.items() if given[found] != wanted]
+            return InputError(f"{told}; rename {' and '.join(renamed)} for adapter {name}")
+    usual = [f"{', '.join(sorted(adapter.needs))} ({name})" for name, adapter in ADAPTERS.items()]
+    return InputError(f"{told}; rename them to one of these sets: {'; '.join(usual)}")
 
 
 def _extra_types(adapter: Adapter, files: list[str], columns: list[str]) -> dict[str, str]:
@@ -187,16 +214,9 @@ def _reader(adapter_name: str, system: str | None, replace: dict[str, str], extr
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         schema = _schema(extra)
         broken: list[dict[str, Any]] = []
-        digest = RowDigest()
-        with attempt.writer("rows", schema) as writer:
-            rows = (replaced(row, replace) for row in _adapted(shard, adapter_name, system, extra, broken))
-            for batch in batches(rows, BATCH_ROWS):
-                table = table_of(batch, schema, adapter_name, broken)
-                writer.write_table(table)
-                digest.update(table)
-        with attempt.writer("dropped", DROPPED) as writer:
-            writer.write_table(pa.Table.from_pylist(sorted(broken, key=lambda row: row["pos"]), schema=DROPPED))
-        return {"rows": digest.rows, "digest": digest.hexdigest(), "broken": len(broken)}
+        rows = (replaced(row, replace) for row in _adapted(shard, adapter_name, system, extra, broken))
+        tables = (table_of(batch, schema, adapter_name, broken) for batch in batches(rows, BATCH_ROWS))
+        return write_shard(attempt, schema, tables, broken)
 
     return work
 
@@ -226,7 +246,7 @@ def _report(
 ) -> dict[str, Any]:
     broken = sum(commit["result"]["broken"] for commit in commits)
     if broken > section.max_broken:
-        raise _too_many_broken(place, section, broken, commits)
+        raise _too_many_broken(place, section, adapter, broken, commits)
     digest = RowDigest()
     for commit in commits:
         digest.add(commit["result"]["digest"], commit["result"]["rows"])
@@ -247,11 +267,14 @@ def _report(
     }
 
 
-def _too_many_broken(place: Place, section: Ingest, broken: int, commits: list[Commit]) -> DataError:
+def _too_many_broken(place: Place, section: Ingest, adapter: str, broken: int, commits: list[Commit]) -> DataError:
     lines: list[str] = []
     for table in read_tables(place.workspace, [commit["files"]["dropped"] for commit in commits]):
         for row in table.slice(0, SHOWN - len(lines)).to_pylist():
             lines.append(f"  {row['row_id']}: {row['reason']}")
     more = [f"  … and {broken - len(lines)} more"] if broken > len(lines) else []
-    head = f"{section.source}: {broken} broken rows, ingest.max_broken allows {section.max_broken}"
+    head = (
+        f"{section.source}: {broken} broken row{'s' * (broken > 1)}, read as {adapter}; ingest.max_broken allows "
+        f"{section.max_broken}. Mend them, or raise it to set them aside"
+    )
     return DataError("\n".join([head, *lines, *more]))

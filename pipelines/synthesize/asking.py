@@ -67,10 +67,10 @@ def _keys(questions: Questions) -> Iterator[tuple[Positions, list[bytes]]]:
         yield np.array(positions, np.int64), [questions.request(pos).key for pos in positions]
 
 
-def read_keys(section: Asking) -> list[SecretStr | None]:
+def read_keys(section: Asking, section_key: str) -> list[SecretStr | None]:
     """Each endpoint's key from its environment variable; RecipeError naming all that are not set."""
     problems = [
-        Problem(f"synthesize.endpoints[{number}].api_key_env", f"the environment variable {name} is not set")
+        Problem(f"{section_key}.endpoints[{number}].api_key_env", f"the environment variable {name} is not set")
         for number, name in enumerate(endpoint.api_key_env for endpoint in section.endpoints)
         if name and not os.environ.get(name)
     ]
@@ -89,7 +89,7 @@ def ask(workspace: Workspace, questions: Questions, choose: Callable[[State], Po
     import ray
 
     section = questions.section
-    keys = read_keys(section)
+    keys = read_keys(section, questions.section_key)
     actor: Any = ray.remote(Desk)
     desk = actor.options(num_cpus=0, max_concurrency=1000).remote(section)
     pool = _Pool(desk, questions, keys)
@@ -101,7 +101,7 @@ def ask(workspace: Workspace, questions: Questions, choose: Callable[[State], Po
         pool.start()
         with steady_line() as show:
             while pool.is_working():
-                show(line(ray.get(desk.progress.remote()), section))
+                show(line(ray.get(desk.progress.remote()), questions))
         progress: Progress = ray.get(desk.progress.remote())
         ray.get(desk.close.remote())
     except ray.exceptions.RayTaskError as error:
@@ -115,8 +115,16 @@ def ask(workspace: Workspace, questions: Questions, choose: Callable[[State], Po
         pool.stop()
         ray.kill(desk)
     if progress.stop:
-        raise _stopped(progress, section)
+        raise _stopped(progress, questions)
     return chosen
+
+
+def answers_to(workspace: Workspace, questions: Questions) -> Iterator[tuple[Request, dict[str, Any]]]:
+    """Each request with what the ledger keeps of it, after asking what it does not have yet."""
+    if not is_complete(workspace, questions):
+        ask(workspace, questions, lambda state: state.pending)
+    requests = list(map(questions.request, questions.positions()))
+    return read_answers(workspace, read_index(workspace), requests)
 
 
 def read_answers(
@@ -172,16 +180,15 @@ class _Pool:
 
         done, _ = ray.wait(list(self._runs), num_returns=len(self._runs), timeout=POLL_SECONDS)
         for run in done:
+            key = self._questions.section_key
             name, worker = self._runs.pop(run)
             try:
                 ray.get(run)
             except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError):
                 self._restarts += 1
                 if self._restarts > RESTARTS:
-                    raise StageError(
-                        f"synthesize: {self._restarts} workers died; answers are kept, run again"
-                    ) from None
-                say(f"synthesize: {name} died; another takes its place")
+                    raise StageError(f"{key}: {self._restarts} workers died; answers are kept, run again") from None
+                say(f"{key}: {name} died; another takes its place")
                 ray.get(self._desk.forget.remote(name))
                 self._start(f"{name}'")
             else:
@@ -196,28 +203,30 @@ class _Pool:
             ray.kill(worker)
 
 
-def line(progress: Progress, section: Asking) -> str:
+def line(progress: Progress, questions: Questions) -> str:
     """Progress as one line for people."""
+    price = questions.section.price
     parts = [f"{progress.done}/{progress.total} answered"]
     if progress.failed:
         parts.append(f"{progress.failed} failed")
     parts.append(f"{progress.in_flight} in flight")
     parts.append(f"{progress.requests:.0f} requests/min, {progress.tokens:.0f} tokens/min")
-    if section.price is not None:
-        parts.append(f"{progress.cost:.4f} of about {progress.projected:.4f} {section.price.currency}")
+    if price is not None:
+        parts.append(f"{progress.cost:.4f} of about {progress.projected:.4f} {price.currency}")
     if progress.seconds_left is not None:
         parts.append(f"{progress.seconds_left // 60:.0f}:{progress.seconds_left % 60:02.0f} left")
-    return "  synthesize: " + ", ".join(parts)
+    return f"  {questions.section_key}: {', '.join(parts)}"
 
 
-def _stopped(progress: Progress, section: Asking) -> StageError:
+def _stopped(progress: Progress, questions: Questions) -> StageError:
+    section, key = questions.section, questions.section_key
     settled = progress.done + progress.failed
     kept = f"{settled} of {progress.total} requests are settled and kept; run again to go on"
     if progress.stop == "budget":
         assert section.price
         spent = f"{progress.cost:.4f} of {section.budget} {section.price.currency}"
-        return StageError(f"synthesize: the budget is used up, {spent}; {kept} with a larger synthesize.budget")
-    return StageError(f"synthesize: {progress.stop}; {kept}")
+        return StageError(f"{key}: the budget is used up, {spent}; {kept} with a larger {key}.budget")
+    return StageError(f"{key}: {progress.stop}; {kept}")
 
 
 def forget_failures(workspace: Workspace, questions: Questions) -> int:

@@ -6,6 +6,7 @@ The client's own retries are off: whether a request is sent again is decided whe
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import Any
@@ -21,6 +22,8 @@ MAX_BYTES = 4 << 20
 """An answer above this is not read to its end."""
 SHOWN = 300
 """Characters of an endpoint's error that a message shows."""
+LAST_SECONDS = 1.0
+"""The part of a time limit that begins only when this process comes to it, see `_time_limit`."""
 
 _FILTER_SIGNS = ("content_filter", "content_policy", "data_inspection_failed", "content exists risk", '"1301"')
 """What an error says where a prompt was refused for its content: OpenAI, Azure, Qwen, DeepSeek, GLM."""
@@ -41,7 +44,7 @@ class Client:
         response_format: dict[str, Any] | None = None,
     ) -> None:
         self._key = key.get_secret_value() if key else ""
-        self._timeout = timeout = section.timeout
+        self._timeout = section.timeout
         parameters = section.generation.model_dump(exclude_none=True)
         self._body: dict[str, Any] = {"model": endpoint.model or section.model, **parameters}
         if response_format is not None:
@@ -52,7 +55,7 @@ class Client:
             max_retries=0,
             default_headers={"Accept-Encoding": "identity"},  # so that the bound on bytes is one on the body
             http_client=openai.DefaultAioHttpClient(
-                timeout=timeout,
+                timeout=httpx2.Timeout(None, connect=self._timeout),  # the whole has a limit, in `ask`
                 limits=httpx2.Limits(max_connections=endpoint.max_in_flight * 2, max_keepalive_connections=None),
                 event_hooks={"response": [_bound]},
             ),
@@ -61,7 +64,7 @@ class Client:
     async def ask(self, messages: list[dict[str, str]]) -> Outcome:
         """Send one request; never raises for what an endpoint may do."""
         try:
-            async with asyncio.timeout(self._timeout):
+            async with _time_limit(self._timeout):
                 # not chat.completions.create: checking types that are right takes it a third of a request's time
                 response = await self._client.post(
                     "/chat/completions",
@@ -109,6 +112,23 @@ class Client:
     def _shown(self, text: str) -> str:
         """An endpoint's words, short, and without the key, which some endpoints repeat."""
         return (text.replace(self._key, "***") if self._key else text)[:SHOWN]
+
+
+@asynccontextmanager
+async def _time_limit(seconds: float) -> AsyncIterator[None]:
+    """`asyncio.timeout`, whose last part begins only when this process comes to it.
+
+    Where the process stood still for longer than the limit, an answer that has arrived meanwhile, and is paid for, is
+    read in that part.
+    """
+    loop = asyncio.get_running_loop()
+    last = min(LAST_SECONDS, seconds / 2)
+    async with asyncio.timeout(None) as limit:
+        begins = loop.call_later(seconds - last, lambda: limit.reschedule(loop.time() + last))
+        try:
+            yield
+        finally:
+            begins.cancel()
 
 
 def read_answer(body: bytes, content_type: str) -> Outcome:

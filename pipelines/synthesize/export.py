@@ -1,12 +1,11 @@
 """Export to `{"conversation": [{system, input, output}]}`, which xtuner and ingest's adapter `conversation` read."""
 
+import io
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import InputError
+from pipelines.export import created, require_new
 from pipelines.records import messages_of
 from pipelines.shards import read_tables
 from pipelines.workspace import Place
@@ -15,23 +14,17 @@ from pipelines.workspace import Place
 def export_conversations(place: Place, path: Path) -> int:
     """Write a finished stage's rows to one JSON file, in their order; returns how many.
 
-    The file appears when it is whole. InputError where it cannot be written.
+    The file appears when it is whole. InputError where there is one already, or where it cannot be written.
     """
+    require_new(path)
     count = 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            for table in read_tables(place.workspace, place.outputs("rows")):
-                for row in table.to_pylist():
-                    stream.write("[\n" if count == 0 else ",\n")
-                    stream.write(json.dumps({"conversation": _turns(row)}, ensure_ascii=False))
-                    count += 1
-            stream.write("\n]\n" if count else "[]\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; export to a file that can be written") from None
+    with created(str(path), str(path)) as sink, io.TextIOWrapper(sink, encoding="utf-8") as stream:
+        for table in read_tables(place.workspace, place.outputs("rows")):
+            for row in table.to_pylist():
+                stream.write("[\n" if count == 0 else ",\n")
+                stream.write(json.dumps({"conversation": _turns(row)}, ensure_ascii=False))
+                count += 1
+        stream.write("\n]\n" if count else "[]\n")
     return count
 
 

@@ -26,6 +26,8 @@ DRAWN = ("style", "injection", "examples", "max_length")
 class Grid:
     """The requests of a recipe, made one by one when they are needed."""
 
+    section_key = "synthesize"
+
     def __init__(self, section: Synthesize, seed: int) -> None:
         self.section = section
         self.seed = seed

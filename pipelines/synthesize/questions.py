@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Protocol
@@ -72,6 +72,10 @@ class Questions(Protocol):
         """What is asked, where, and what that may take."""
 
     @property
+    def section_key(self) -> str:
+        """Where that stands in the recipe, such as `refine.judge`."""
+
+    @property
     def size(self) -> int:
         """Positions run from 0 to `size` - 1; some may be left out."""
 
@@ -87,6 +91,45 @@ class Questions(Protocol):
 
     def check(self, request: Request, text: str) -> None:
         """Raise MalformedError where an answer cannot be used."""
+
+
+class Listed:
+    """Questions that are known from the beginning: each has a cell, and what fills the template.
+
+    `check(request, text)` raises MalformedError where an answer cannot be used.
+    """
+
+    response_format = None
+
+    def __init__(
+        self,
+        section: Asking,
+        section_key: str,
+        template: str,
+        asked: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]],
+        check: Callable[[Request, str], object],
+    ) -> None:
+        self.section, self.section_key = section, section_key
+        self._template, self._asked, self._check = template, asked, check
+
+    @property
+    def size(self) -> int:
+        """As many as are listed."""
+        return len(self._asked)
+
+    def positions(self, start: int = 0, stop: int | None = None) -> Iterator[int]:
+        """All of them."""
+        yield from range(start, self.size if stop is None else stop)
+
+    def request(self, pos: int) -> Request:
+        """One question, as one message."""
+        cell, fields = self._asked[pos]
+        messages = [{"role": "user", "content": self._template.format(**fields)}]
+        return Request(pos, cell, 0, messages, "", key_of(self.section, messages, cell, 0))
+
+    def check(self, request: Request, text: str) -> None:
+        """Raise MalformedError where an answer cannot be used."""
+        self._check(request, text)
 
 
 def key_of(section: Asking, messages: list[dict[str, str]], cell: Mapping[str, str], sample: int, **more: Any) -> bytes:

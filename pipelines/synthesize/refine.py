@@ -41,6 +41,16 @@ def determinants(recipe: Recipe) -> dict[str, Any]:
     return {"section": told, "styles": styles, "dimensions": _dimensions(recipe)}
 
 
+def preflight(recipe: Recipe) -> None:
+    """RecipeError naming the keys of the judge's endpoints that are not set."""
+    assert recipe.refine
+    if recipe.refine.judge:
+        from pipelines.synthesize.asking import read_keys  # asking is an extra
+        from pipelines.synthesize.judge import SECTION_KEY
+
+        read_keys(recipe.refine.judge, SECTION_KEY)
+
+
 def refine(recipe: Recipe, place: Place) -> dict[str, Any]:
     """Hold every answer of the stage before to the rules, then drop repetitions, and what judge and person leave out.
 

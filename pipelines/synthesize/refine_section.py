@@ -27,12 +27,6 @@ class Judge(Asking):
     rubric: str = Field(description="what a good answer is, in words")
     min_score: float = Field(6, ge=1, le=10, description="answers below it are dropped; 1 is worst, 10 best")
 
-    @model_validator(mode="after")
-    def _answers_somewhere(self) -> "Judge":
-        if not self.endpoints:
-            raise ValueError("endpoints: at least one is needed")
-        return self
-
 
 class Refine(Section):
     """The second cleaning: what models get wrong when they synthesize, dropped or mended by name."""

@@ -44,7 +44,7 @@ class Endpoint(Section):
 
     base_url: Annotated[str, Field(pattern=r"^https?://")] = Field(description="address that ends in /v1 or the like")
     api_key_env: str | None = Field(None, description="environment variable that holds the key; null: no key is sent")
-    model: str | None = Field(None, description="the model's name there; null: synthesize.model")
+    model: str | None = Field(None, description="the model's name there; null: what `model` beside endpoints says")
     weight: Positive = Field(1, description="share of the requests, relative to the other endpoints")
     requests_per_minute: Count | None = Field(None, description="null: no limit")
     input_tokens_per_minute: Count | None = Field(None, description="null: no limit")
@@ -117,7 +117,7 @@ class Asking(Section):
     """A model, where it answers, and what asking it may take."""
 
     model: str = Field(description="the model asked")
-    endpoints: list[Endpoint] = Field([], description="where it answers; the requests are shared by weight")
+    endpoints: list[Endpoint] = Field(min_length=1, description="where it answers; the requests are shared by weight")
     generation: Sampling = Sampling()
     timeout: Positive = Field(120, description="seconds one answer may take")
     max_attempts: Count = Field(6, description="tries at one answer; waiting for a rate limit is not one")
@@ -141,6 +141,7 @@ class Synthesize(Asking):
         description="api: endpoints; vllm: the model, a folder, hf://, modelscope://, pypi:// or a shipped recipe's "
         "name, is loaded in the cluster, as serve says (that recipe's serve, with its name)",
     )
+    endpoints: list[Endpoint] = Field([], description="where it answers; needed unless engine is vllm")
     system: str | None = Field(None, description="system prompt of the requests")
     dimensions: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Annotated[list[str], Field(min_length=1)]] = (
         Field({}, description="values by name; every combination with a style is a cell")

@@ -39,7 +39,7 @@ def preflight(recipe: Recipe) -> None:
     """RecipeError naming the keys of endpoints that are not set."""
     assert recipe.synthesize
     if recipe.synthesize.engine == "api":
-        read_keys(recipe.synthesize)
+        read_keys(recipe.synthesize, Grid.section_key)
 
 
 def grid_of(recipe: Recipe) -> Grid:

@@ -3,6 +3,7 @@
 <place>/model/       weights, configuration, generation configuration, tokenizer, chat template
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pipelines.progress import waiting
 from pipelines.recipe import Recipe
 from pipelines.train.models import quiet_transformers
 from pipelines.train.own_process import in_own_process
-from pipelines.train.section import Merge
+from pipelines.train.section import Merge, OwnSampling
 from pipelines.train.tokenize import load_tokenizer
 from pipelines.train.weights import check_base, digest_weights, is_adapter
 from pipelines.workspace import Place
@@ -58,7 +59,7 @@ def merge(recipe: Recipe, place: Place) -> dict[str, Any]:
     same = "base + adapter" if report["adapter"] else "what was trained"
     return {
         "summary": f"{facts['dtype']}, logits within {facts['merge_difference']:.1e} of {same}",
-        "digest": digest_weights(target),
+        "digest": "-".join([digest_weights(target), *_told(section.generation)]),
         "model": MODEL,
         "bytes": sum(path.stat().st_size for path in target.iterdir()),
         **facts,
@@ -88,7 +89,7 @@ def write_merged(
     model = model.merge_and_unload() if is_adapter(trained) else model
     merged = _largest_difference(_logits(model, prompts), expected)
     _cast_parameters(model, dtype)
-    scratch = _save(model, base, target, section.max_shard_size)
+    scratch = _save(model, base, target, section)
     _cast_parameters(model, torch.float32)
     saved = _logits(model, prompts)
     del model
@@ -170,13 +171,27 @@ def _largest_difference(one: list[Any], other: list[Any]) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
 
 
-def _save(model: Any, base: Path, target: Path, max_shard_size: str) -> Path:
+def _save(model: Any, base: Path, target: Path, section: Merge) -> Path:
     """Write the model beside `target`, under a name that no later stage reads."""
     scratch = target.with_name(target.name + ".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
-    model.save_pretrained(scratch, max_shard_size=max_shard_size)
+    model.save_pretrained(scratch, max_shard_size=section.max_shard_size)
     load_tokenizer(base)[0].save_pretrained(scratch)
+    if section.generation:
+        _write_sampling(scratch / "generation_config.json", section.generation)
     return scratch
+
+
+def _write_sampling(path: Path, sampling: OwnSampling) -> None:
+    """What transformers and vLLM take where a request is silent; transformers itself refuses to write temperature 0."""
+    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    config |= {"do_sample": sampling.temperature > 0, **sampling.model_dump()}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _told(sampling: OwnSampling | None) -> list[str]:
+    """What a model answers follows from its own sampling too."""
+    return [f"{name}={value:g}" for name, value in sampling.model_dump().items()] if sampling else []
 
 
 def _check(facts: dict[str, Any]) -> None:

@@ -213,6 +213,13 @@ def missing_package(section: Train) -> Problem | None:
     return None
 
 
+class OwnSampling(Section):
+    """Sampling that a model brings along, in its generation_config.json, for requests that name none."""
+
+    temperature: float = Field(ge=0, le=2, description="0: the likeliest token")
+    repetition_penalty: Positive = Field(1, description="1: none")
+
+
 class Merge(Section):
     """The adapter's weights added to the base model's."""
 
@@ -220,6 +227,9 @@ class Merge(Section):
     base: Literal["original", "dequantized"] = Field(
         "original",
         description="what an adapter on 4 bits is added to: the weights as published, or what the 4 bits say",
+    )
+    generation: OwnSampling | None = Field(
+        None, description="the merged model's own sampling, such as compare's sweep recommends; null: as the base's"
     )
     max_shard_size: str = Field("2GB", description="size of one weight file")
     num_cpus: Positive = Field(1, description="CPUs reserved for merging")

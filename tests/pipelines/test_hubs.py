@@ -1,19 +1,18 @@
 """The hubs' real clients against a server on this machine that answers what they were recorded to ask."""
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+
+from tests.local_server import Handler, listening
 
 FILES = {
     "README.md": "# 数据集\n".encode(),
@@ -46,13 +45,8 @@ class Hub:
     asked: list[str] = field(default_factory=list)
 
 
-def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Keep test output clean."""
-
+def _handler(hub: Hub) -> type[Handler]:
+    class HubHandler(Handler):
         def do_HEAD(self) -> None:
             self.do_GET()
 
@@ -62,20 +56,19 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             hub.asked.append(f"{self.command} {asked.path} {query.get('FilePath', '')}".strip())
             if asked.path == "/api/v1/datasets/owner/name/repo/tree":
                 entries = [_entry(path, data) for path, data in FILES.items()]
-                self._json({"Code": 200, "Success": True, "Data": {"Files": entries}})
+                self.send_json(200, {"Code": 200, "Success": True, "Data": {"Files": entries}})
             elif asked.path in ("/api/v1/datasets/owner/name/repo", "/api/v1/models/owner/model/repo"):
                 self._file(FILES[query["FilePath"]])
             elif asked.path == "/api/datasets/owner/name/revision/main":
-                self._json({"id": "owner/name", "sha": "c0ffee", "siblings": [{"rfilename": path} for path in FILES]})
+                self.send_json(
+                    200, {"id": "owner/name", "sha": "c0ffee", "siblings": [{"rfilename": path} for path in FILES]}
+                )
             elif asked.path == "/api/datasets/owner/name/tree/c0ffee":
-                self._json([_entry(path, data) for path, data in FILES.items()])
+                self.send_json(200, [_entry(path, data) for path, data in FILES.items()])
             elif asked.path.startswith("/datasets/owner/name/resolve/c0ffee/"):
                 self._file(FILES[asked.path.removeprefix("/datasets/owner/name/resolve/c0ffee/")])
             else:
-                self._send(404, b"{}", {})
-
-        def _json(self, body: Any) -> None:
-            self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+                self.send(404, b"{}")
 
         def _file(self, data: bytes) -> None:
             """The file, or the range of it that is asked for."""
@@ -83,21 +76,13 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             head = {"ETag": f'"{digest}"', "X-Repo-Commit": "c0ffee", "Accept-Ranges": "bytes"}
             asked = self.headers.get("Range")
             if not asked:
-                self._send(200, data, head)
+                self.send(200, data, head)
                 return
             low, _, high = asked.removeprefix("bytes=").partition("-")
             first, last = int(low), min(int(high), len(data) - 1) if high else len(data) - 1
-            self._send(206, data[first : last + 1], {**head, "Content-Range": f"bytes {first}-{last}/{len(data)}"})
+            self.send(206, data[first : last + 1], {**head, "Content-Range": f"bytes {first}-{last}/{len(data)}"})
 
-        def _send(self, status: int, data: bytes, head: dict[str, str]) -> None:
-            self.send_response(status)
-            for name, value in {**head, "Content-Length": str(len(data))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(data)
-
-    return Handler
+    return HubHandler
 
 
 def _entry(path: str, data: bytes) -> dict[str, Any]:
@@ -110,12 +95,8 @@ def _entry(path: str, data: bytes) -> dict[str, Any]:
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     found = Hub()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(found))
-    found.url = f"http://127.0.0.1:{http.server_port}"
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    yield found
-    http.shutdown()
-    http.server_close()
+    with listening(_handler(found)) as found.url:
+        yield found
 
 
 def said_by(code: str, hub: Hub, source: str, home: Path) -> list[str]:

@@ -85,6 +85,39 @@ def test_all_problems_come_at_once_with_the_nearest_name(tmp_path: Path) -> None
     assert len(found) == 6
 
 
+def test_wrong_types_are_told_in_words_and_hide_no_other_problem(tmp_path: Path) -> None:
+    text = """
+name: my recipe
+ingest: rows.jsonl
+clean: {process: [text_lenght_filter, 12, {a: {}, b: {}}, {text_length_filter: {max_len: -3}}], text_keys: [response]}
+split: {first: some}
+synthesize: {model: m, endpoints: 5, styles: {a: {template: x}}, compatibility: [{where: {strict: 5}}]}
+analyze: {concurrency: -1}
+"""
+    assert problems_of(tmp_path, text) == {
+        "name": "use ASCII letters, digits, '.', '_' and '-', not 'my recipe'",
+        "ingest": "must be keys with values, not 'rows.jsonl'",
+        "clean.text_keys": "must be text, not ['response']",
+        "clean.process[0].text_lenght_filter": "unknown operator; did you mean 'text_length_filter'?",
+        "clean.process[1]": "an operator is a name, or one name with its parameters, not 12",
+        "clean.process[2]": "an operator is a name, or one name with its parameters, not {'a': {}, 'b': {}}",
+        "clean.process[3].text_length_filter.max_len": "it should be greater than or equal to 0, not -3",
+        "split.first": "must be a whole number, not 'some'",
+        "synthesize.endpoints": "must be a list, not 5",
+        "synthesize.compatibility[0].where.strict": "must be text or a list, not 5",
+        "analyze.concurrency": "must be greater than or equal to 1, not -1",
+    }
+
+
+def test_a_recipe_in_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes("name: mine # 祝福".encode("gb18030"))
+    with pytest.raises(RecipeError, match="not UTF-8; save it as UTF-8"):
+        load_recipe(str(path))
+    path.write_text("\ufeff" + GOOD.replace("\n", "\r\n"), encoding="utf-8")  # as Windows' editors save it
+    assert load_recipe(str(path)).name == "mine"
+
+
 def test_missing_section_is_named(tmp_path: Path) -> None:
     assert problems_of(tmp_path, "name: mine\n") == {"ingest": "missing; it must be given"}
 

@@ -132,6 +132,28 @@ def test_copies_of_an_answer_stay_together(tmp_path: Path, answers: tuple[pa.Tab
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_the_first_rows_take_their_groups_along(
+    tmp_path: Path, answers: tuple[pa.Table, list[tuple[int, int]]]
+) -> None:
+    questions = [None, "甲", "乙", "甲", "丙", None, "乙", "丁"]
+    table = rows(8, groups=8).set_column(2, "query", pa.array(questions))
+    for files in (1, 3):
+        _, sides = run(finished(tmp_path, table, files), first=3, group="query")
+        assert sides["test"]["row_id"].to_pylist() == ["r0", "r1", "r2", "r3", "r5", "r6"]
+        assert sides["train"]["row_id"].to_pylist() == ["r4", "r7"]
+    with pytest.raises(DataError, match=r"no row on the train side .*change split"):
+        run(finished(tmp_path, table.slice(0, 4), files=1), first=3, group="query")
+    with pytest.raises(DataError, match=r"split.group messages: holds lists; name a column of texts or numbers"):
+        lists = pa.array([["a"]] * 8)
+        run(finished(tmp_path, table.append_column("messages", lists), files=4), first=3, group="messages")
+    table, copies = answers
+    _, sides = run(finished(tmp_path, table, files=5), first=100, group="near_duplicates")
+    held = set(sides["test"]["pos"].to_pylist())
+    assert held >= set(range(100)) and len(held) > 100
+    assert [pair for pair in copies if (pair[0] in held) != (pair[1] in held)] == []
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_near_duplicates_are_those_of_the_text_that_is_cleaned(tmp_path: Path) -> None:
     texts = ["同一个回答，抄来抄去也还是同一个回答。"] * 40
     table = rows(80, groups=80).append_column("text", pa.array([*texts, *(f"第{i}句" * 9 for i in range(40))]))
@@ -191,3 +213,8 @@ def test_a_source_of_its_own_is_held_out(tmp_path: Path, shared_data: Path) -> N
 def test_one_rule_says_what_is_held_out(section: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="give one of test_ratio, first and test_source"):
         Split.model_validate(section)
+
+
+def test_a_source_of_its_own_has_no_groups() -> None:
+    with pytest.raises(ValidationError, match="test_source says which rows are held out; remove group"):
+        Split.model_validate({"test_source": "a", "group": "query"})

@@ -1,11 +1,8 @@
 """Model files: found, fetched once from a server of the test's own, and refused where they are not what was said."""
 
 import hashlib
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,6 +10,7 @@ from pipelines.clean.assets import assets_of, locate_asset
 from pipelines.clean.operators import OPERATORS
 from pipelines.clean.plan import check_process
 from pipelines.errors import DataError
+from tests.local_server import Handler, listening
 
 WORDS = '{"zh": ["坏话"]}'.encode()
 CHECKSUM = hashlib.sha256(WORDS).hexdigest()
@@ -29,9 +27,8 @@ def asked() -> list[str]:
 def server(asked: list[str]) -> Iterator[str]:
     """A server that has the word list; under /short it hangs up in the middle."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, format: str, *args: Any) -> None:
-            """Keep test output clean."""
+    class WordsHandler(Handler):
+        protocol_version = "HTTP/1.0"  # so that an answer that is cut off ends
 
         def do_HEAD(self) -> None:
             self.do_GET()
@@ -45,11 +42,8 @@ def server(asked: list[str]) -> Iterator[str]:
             if found and self.command == "GET":
                 self.wfile.write(WORDS[: 5 if "short" in self.path else None])
 
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{running.server_port}"
-    running.shutdown()
-    running.server_close()
+    with listening(WordsHandler) as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)

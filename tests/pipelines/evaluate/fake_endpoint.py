@@ -1,12 +1,10 @@
 """A chat server that answers as a function of the prompt, and finished stages to evaluate."""
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pyarrow as pa
 from pipelines.recipe import Recipe
 from pipelines.records import ROW
 from pipelines.workspace import Place, Workspace
+from tests.local_server import Handler, listening
 
 Answer = Callable[[str, str], str]
 
@@ -37,15 +36,10 @@ class ChatServer:
         return [(request["model"], request["messages"][-1]["content"]) for request in self.requests]
 
 
-def _handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Keep test output clean."""
-
+def _handler(server: ChatServer) -> type[Handler]:
+    class ChatHandler(Handler):
         def do_GET(self) -> None:
-            self._send(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in server.models]})
+            self.send_json(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in server.models]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -53,37 +47,25 @@ def _handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
             server.keys.add(self.headers.get("Authorization", ""))
             time.sleep(server.delay)
             if server.status != 200:
-                self._send(server.status, {"error": {"message": server.error, "type": "x", "code": server.status}})
+                self.send_json(server.status, {"error": {"message": server.error, "type": "x", "code": server.status}})
                 return
             text = server.answer(body["model"], body["messages"][-1]["content"])
             message = {"role": "assistant", "content": text}
             usage = {"prompt_tokens": 3, "completion_tokens": len(text), "total_tokens": 3 + len(text)}
             choice = {"index": 0, "message": message, "finish_reason": "length" if text.endswith("…") else "stop"}
             completion = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"]}
-            self._send(200, {**completion, "choices": [choice], "usage": usage})
+            self.send_json(200, {**completion, "choices": [choice], "usage": usage})
 
-        def _send(self, status: int, body: dict[str, Any]) -> None:
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-    return Handler
+    return ChatHandler
 
 
 @contextmanager
 def chat_server_running() -> Iterator[ChatServer]:
     """A server of base, tiny and tiny-merged on a free port of this machine."""
     state = ChatServer(["base", "tiny", "tiny-merged"], lambda model, query: f"{model}：{query}")
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(state))
-    state.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    yield state
-    http.shutdown()
-    http.server_close()
+    with listening(_handler(state)) as url:
+        state.url = f"{url}/v1"
+        yield state
 
 
 def make_recipe(url: str, **sections: Any) -> Recipe:

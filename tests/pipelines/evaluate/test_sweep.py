@@ -1,13 +1,11 @@
 """What a sweep recommends and how it is accepted; ROUGE-L as evalscope has it."""
 
-import json
-from pathlib import Path
-
 import pytest
+import yaml
 
-from pipelines.errors import DataError
 from pipelines.evaluate.rouge import rouge_l_f
-from pipelines.evaluate.sweep import accept, recommended
+from pipelines.evaluate.sweep import recommendation, recommended
+from pipelines.train.section import Merge, OwnSampling
 
 
 def row(f1: float, loop: float) -> dict[str, float]:
@@ -24,14 +22,12 @@ def test_where_everything_loops_the_fewest_loops_are_recommended() -> None:
     assert recommended(rows, 0.02) == row(0.4, 0.2)
 
 
-def test_accepting_changes_the_models_own_defaults(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "temperature": 1.0}))
-    accept(tmp_path, {"temperature": 0.7, "repetition_penalty": 1.1, "loop": 0.0})
-    config = json.loads((tmp_path / "generation_config.json").read_text())
-    assert config == {"eos_token_id": 2, "temperature": 0.7, "repetition_penalty": 1.1, "do_sample": True}
-    with pytest.raises(DataError, match="not a model folder"):
-        accept(tmp_path / "nothing", {"temperature": 0.0, "repetition_penalty": 1.0})
+def test_a_recommendation_is_what_the_recipe_takes() -> None:
+    key, value = recommendation({"temperature": 0.7, "repetition_penalty": 1.1, "loop": 0.0}).strip("'").split("=", 1)
+    assert key == "merge.generation"
+    assert Merge.model_validate({"generation": yaml.safe_load(value)}).generation == OwnSampling(
+        temperature=0.7, repetition_penalty=1.1
+    )
 
 
 @pytest.mark.parametrize(

@@ -246,10 +246,10 @@ def test_broken_lines_are_set_aside_and_counted(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         run(tmp_path, source)
     message = str(caught.value)
-    assert "4 broken rows, ingest.max_broken allows 0" in message
+    assert "4 broken rows, read as query_response; ingest.max_broken allows 0. Mend them, or raise it" in message
     for number, reason in (
         (7, "not valid JSON"),
-        (18, "column response is missing"),
+        (18, "column response is missing; the row has query"),
         (31, "not valid JSON"),
         (36, "not a JSON object"),
     ):
@@ -288,7 +288,10 @@ def test_wrong_adapter_names_the_one_that_fits(tmp_path: Path) -> None:
         run(tmp_path, source, adapter="zhihu_kol")
     assert caught.value.exit_code == 2
     other = write_lines(tmp_path / "b.jsonl", [{"a": 1}])
-    with pytest.raises(InputError, match="no adapter reads columns a"):
+    with pytest.raises(InputError, match=r"no adapter reads columns a; .*: query, response \(query_response\); "):
+        run(tmp_path, other)
+    other = write_lines(tmp_path / "c.jsonl", [{"Query": "问", "respnse": "答"}])
+    with pytest.raises(InputError, match=r"; rename Query to query and respnse to response for adapter query_response"):
         run(tmp_path, other)
 
 

@@ -9,13 +9,13 @@ POST /api/v1/repos/<kind>s/<owner>/<name>/commit/<revision>          files: cont
 import base64
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email import message_from_bytes
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.local_server import Handler, listening
 
 
 @dataclass
@@ -32,20 +32,15 @@ class Hub:
     """How many more blob uploads are cut off half-way."""
 
 
-def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Keep test output clean."""
-
+def _handler(hub: Hub) -> type[Handler]:
+    class HubHandler(Handler):
         def do_POST(self) -> None:
             body = self._body()
             hub.calls.append(f"POST {self.path}")
             if self.headers.get("Authorization") != f"Bearer {hub.token}":
-                self._send(401, {"Code": 10010103009, "Message": "AccessToken is invalid", "Success": False})
+                self.send_json(401, {"Code": 10010103009, "Message": "AccessToken is invalid", "Success": False})
             elif self.path.endswith("/objects/batch"):
-                self._send(200, {"Code": 200, "Success": True, "Data": {"objects": self._missing(body["objects"])}})
+                self.send_json(200, {"Code": 200, "Success": True, "Data": {"objects": self._missing(body["objects"])}})
             elif "/commit/" in self.path:
                 kind_and_name = self.path.removeprefix("/api/v1/repos/").split("/commit/")[0]
                 self._commit(hub.repositories[kind_and_name], body["actions"])
@@ -64,7 +59,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             digest = self.path.rsplit("/", 1)[1]
             assert hashlib.sha256(data).hexdigest() == digest
             hub.blobs[digest] = data
-            self._send(200, {"Code": 200, "Success": True})
+            self.send_json(200, {"Code": 200, "Success": True})
 
         def _body(self) -> dict[str, Any]:
             """The JSON document, or the form, with which data sets are created."""
@@ -83,11 +78,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             kind = self.path.rsplit("/", 1)[1]
             name = f"{kind}/{body.get('Path') or body['Owner']}/{body['Name']}"
             if name in hub.repositories:
-                self._send(400, {"Code": 10010101001, "Message": "model already exists", "Success": False})
+                self.send_json(400, {"Code": 10010101001, "Message": "model already exists", "Success": False})
                 return
             hub.repositories[name] = {}
             hub.created.append({"name": name, **body})
-            self._send(200, {"Code": 200, "Success": True, "Data": body})
+            self.send_json(200, {"Code": 200, "Success": True, "Data": body})
 
         def _missing(self, objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
             return [
@@ -101,26 +96,14 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 inline = action["type"] == "normal"
                 content = base64.b64decode(action["content"]) if inline else hub.blobs[action["sha256"]]
                 files[action["path"]] = content
-            self._send(200, {"Code": 200, "Success": True, "Data": {}})
+            self.send_json(200, {"Code": 200, "Success": True, "Data": {}})
 
-        def _send(self, status: int, body: dict[str, Any]) -> None:
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-    return Handler
+    return HubHandler
 
 
 @contextmanager
 def running_hub(token: str) -> Iterator[Hub]:
     """A hub on a free port that knows one token."""
     hub = Hub(token)
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    hub.url = f"http://127.0.0.1:{http.server_address[1]}"
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    yield hub
-    http.shutdown()
-    http.server_close()
+    with listening(_handler(hub)) as hub.url:
+        yield hub

@@ -86,3 +86,13 @@ def in_thread(behaviour: Behaviour) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
+
+
+def most_in_a_minute(times: list[float]) -> int:
+    """The most of these moments, in order, that any sliding minute holds."""
+    first = most = 0
+    for last, at in enumerate(times):
+        while times[first] < at - 60:
+            first += 1
+        most = max(most, last - first + 1)
+    return most

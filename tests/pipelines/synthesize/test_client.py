@@ -2,26 +2,34 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 from typing import Any
 
 import pytest
+import uvloop
 from pydantic import SecretStr
 
 from benchmarks.answering_server import Behaviour, answer_to, listen
 from pipelines.synthesize.client import Client, parse_retry_after
 from pipelines.synthesize.questions import Outcome, Verdict
 from pipelines.synthesize.section import Asking, Endpoint, Sampling
+from tests.pipelines.synthesize.serving import in_thread
 
 PROMPT = [{"role": "user", "content": "祝姐姐生日"}]
+
+
+def client_of(url: str, timeout: float, key: SecretStr | None = None, **more: Any) -> Client:
+    endpoint = Endpoint(base_url=url)
+    return Client(endpoint, Asking(model="m", endpoints=[endpoint], timeout=timeout, **more), key)
 
 
 def ask(behaviour: Behaviour, key: str | None = None, timeout: float = 5.0, path: str = "/v1") -> Outcome:
     async def run() -> Outcome:
         server = await listen(behaviour)
-        endpoint = Endpoint(base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}{path}")
-        section = Asking(model="m", generation=Sampling(temperature=1.0, top_k=20), timeout=timeout)
-        client = Client(endpoint, section, SecretStr(key) if key else None)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}{path}"
+        sampling = Sampling(temperature=1.0, top_k=20)
+        client = client_of(url, timeout, SecretStr(key) if key else None, generation=sampling)
         try:
             return await client.ask(PROMPT)
         finally:
@@ -83,9 +91,29 @@ def test_a_key_that_the_endpoint_repeats_is_not_shown() -> None:
     assert ask(Behaviour(delay=0, key=key), key="sk-other").verdict is Verdict.FATAL
 
 
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_an_answer_that_came_while_the_process_stood_still_is_read(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def run(url: str) -> Outcome:
+        client = client_of(url, timeout=2)
+        asked = asyncio.create_task(client.ask(PROMPT))
+        while not behaviour.log:
+            await asyncio.sleep(0.01)
+        time.sleep(2.5)
+        try:
+            return await asked
+        finally:
+            await client.close()
+
+    behaviour = Behaviour(delay=0.3)
+    with in_thread(behaviour) as url, asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(run(url)).verdict is Verdict.ANSWER
+
+
 def test_nobody_listens() -> None:
     async def run() -> Outcome:
-        client = Client(Endpoint(base_url="http://127.0.0.1:9/v1"), Asking(model="m", timeout=5), None)
+        client = client_of("http://127.0.0.1:9/v1", timeout=5)
         try:
             return await client.ask(PROMPT)
         finally:

@@ -53,5 +53,7 @@ def test_nothing_and_nowhere(tmp_path: Path) -> None:
     assert export_conversations(empty, tmp_path / "none.json") == 0
     assert json.loads((tmp_path / "none.json").read_text()) == []
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="export to a file that can be written"):
+    with pytest.raises(InputError, match=r"none\.json: exists already; name another file"):
+        export_conversations(empty, tmp_path / "none.json")
+    with pytest.raises(InputError, match=r"x\.json: cannot be written"):
         export_conversations(empty, tmp_path / "file" / "x.json")

@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.synthesize.limiter import Limiter, Usage
 from pipelines.synthesize.section import Endpoint
+from tests.pipelines.synthesize.serving import most_in_a_minute
 
 
 def limiter(input_tokens: float = 100, output_tokens: float = 50, **limits: Any) -> Limiter:
@@ -64,15 +65,6 @@ def simulate(
         now, number = heapq.heappop(turns)
         heapq.heappush(turns, (pool[number].renew(shared, now, tokens), number))
     return sorted(start for worker in pool for start in worker.starts)
-
-
-def most_in_a_minute(starts: list[float]) -> int:
-    first = most = 0
-    for last, at in enumerate(starts):
-        while starts[first] < at - 60:
-            first += 1
-        most = max(most, last - first + 1)
-    return most
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])

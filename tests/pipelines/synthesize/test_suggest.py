@@ -13,7 +13,7 @@ from pipelines.recipe import load_recipe
 from pipelines.synthesize.grid import Grid
 from pipelines.synthesize.heat_map import heat_map
 from pipelines.synthesize.questions import MalformedError
-from pipelines.synthesize.suggest import Suggestion, suggest_map
+from pipelines.synthesize.suggest import misfits, questions_about, suggest_map, values_of
 from pipelines.workspace import Workspace
 from tests.pipelines.synthesize.serving import in_thread, recipe
 
@@ -27,14 +27,15 @@ def grid(url: str = "http://x/v1", **more: Any) -> Grid:
 
 
 def test_each_value_is_asked_about_against_the_dimensions_behind_it() -> None:
-    questions = Suggestion(grid())
+    values = values_of(grid())
+    questions = questions_about(grid(), values)
     requests = list(map(questions.request, questions.positions()))
-    assert [questions.about(request.pos)[1] for request in requests] == [*AXES["name"], *AXES["scene"]]
+    assert [values[request.pos].value for request in requests] == [*AXES["name"], *AXES["scene"]]
     first, last = requests[0].messages[0]["content"], requests[-1].messages[0]["content"]
     assert "“祝爷爷”" in first and "- scene：生日、新婚快乐、重阳节\n- style：正常、严肃" in first
     assert "取值“重阳节”" in last and "- style：正常、严肃" in last and "- scene" not in last
     assert len({request.key for request in requests}) == 6
-    found = questions.misfits(0, '```json\n{"scene": ["新婚快乐", "婚礼"], "style": []}\n```')
+    found = misfits(values[0], '```json\n{"scene": ["新婚快乐", "婚礼"], "style": []}\n```')
     assert found == {"scene": ("新婚快乐",), "style": ()}
     with pytest.raises(MalformedError):
         questions.check(requests[0], '{"scene": "新婚快乐"}')

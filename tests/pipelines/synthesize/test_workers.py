@@ -11,7 +11,7 @@ import pytest
 from pipelines.synthesize.ledger import Kind, read_index
 from pipelines.synthesize.stage import synthesize
 from pipelines.workspace import Workspace
-from tests.pipelines.synthesize.serving import Server, place, recipe
+from tests.pipelines.synthesize.serving import Server, most_in_a_minute, place, recipe
 
 
 def worker_processes() -> list[psutil.Process]:
@@ -56,15 +56,6 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path, start_server: Callable[.
     assert report["rows"] == 400
     assert report["failed"] == {}
     assert len(server.outcomes()) <= 400 + 2 * 32  # what it had asked and not filed is asked again
-
-
-def most_in_a_minute(times: list[float]) -> int:
-    first = most = 0
-    for last, at in enumerate(times):
-        while times[first] < at - 60:
-            first += 1
-        most = max(most, last - first + 1)
-    return most
 
 
 @pytest.mark.slow

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,8 @@ import pytest
 from pipelines.errors import DataError, RecipeError
 from pipelines.recipe import Recipe
 from pipelines.train.merge import preflight, write_merged
-from pipelines.train.section import Merge
-from pipelines.train.weights import check_base
+from pipelines.train.section import Merge, OwnSampling
+from pipelines.train.weights import check_base, digest_weights
 from tests.pipelines.train import families
 
 
@@ -48,6 +49,23 @@ def test_an_adapter_for_another_base_is_refused_by_name_or_by_shape(adapter: Pat
     short = base_of(tmp_path / "short", num_hidden_layers=1)
     with pytest.raises(DataError, match=r"another base model .* which has no such module: model.layers.1"):
         check_base(adapter, short)
+
+
+@pytest.mark.parametrize(("temperature", "do_sample"), [(0.0, False), (0.4, True)])
+def test_what_a_person_accepts_is_the_merged_models_own_sampling(
+    adapter: Path, tiny_model: Path, tmp_path: Path, temperature: float, do_sample: bool
+) -> None:
+    from transformers import GenerationConfig
+
+    accepted = OwnSampling(temperature=temperature, repetition_penalty=1.2)
+    write_merged(tiny_model, adapter, tmp_path / "as-it-was", Merge())
+    write_merged(tiny_model, adapter, tmp_path / "accepted", Merge(generation=accepted))
+    before, after = (
+        json.loads((tmp_path / name / "generation_config.json").read_text()) for name in ("as-it-was", "accepted")
+    )
+    assert after == {**before, "temperature": temperature, "repetition_penalty": 1.2, "do_sample": do_sample}
+    assert GenerationConfig.from_pretrained(tmp_path / "accepted").temperature == temperature
+    assert digest_weights(tmp_path / "accepted") == digest_weights(tmp_path / "as-it-was")
 
 
 def test_going_back_from_four_bits_is_refused_where_there_were_none(recipe_of: Callable[..., Recipe]) -> None:

@@ -48,11 +48,6 @@ STYLE = """<style>
 [data-testid="stStatusWidget"] {display: none} /* it has a stop button of its own, which stops only the drawing */
 @media (max-width: 640px) {[data-testid="stMainBlockContainer"] {padding-left: .8rem; padding-right: .8rem}}
 </style>"""
-UPLOAD_STYLE = """<style>
-[data-testid="stFileUploaderDropzone"] button p {font-size: 0} /* Streamlit says it in English alone */
-[data-testid="stFileUploaderDropzone"] button p::after {content: "WORD"; font-size: 1rem}
-[data-testid="stFileUploaderDropzoneInstructions"] {display: none}
-</style>"""
 
 
 @dataclass(frozen=True)
@@ -267,7 +262,6 @@ def table_mode(page: Page) -> None:
     """A list of prompts, each answered by every chosen model, to be downloaded."""
     say = page.words
     text = st.text_area(say["prompts"], height=160, key="table_prompts")
-    st.html(UPLOAD_STYLE.replace("WORD", say["upload"]))
     file = st.file_uploader(say["file"], type=["txt", "csv", "jsonl"])
     chosen = st.multiselect(say["models"], page.models, default=page.models[:1], key="table_models")
     try:

@@ -25,7 +25,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "seconds": ("共 {:.1f} 秒", "{:.1f} s in all"),
     "prompts": ("提示词，每行一条", "Prompts, one per line"),
     "file": ("或上传 txt、csv、jsonl", "Or a txt, csv or jsonl file"),
-    "upload": ("上传", "Upload"),
     "models": ("模型", "Models"),
     "run": ("运行", "Run"),
     "done_of": ("已完成 {} / {}", "{} of {} answered"),

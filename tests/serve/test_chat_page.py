@@ -266,17 +266,6 @@ def test_the_page_speaks_the_browser_s_language_and_changes_it(opened: Callable[
     page.get_by_text("English", exact=True).click()
     expect(page.get_by_role("button", name="Clear history")).to_be_visible()
     expect(page.get_by_role("slider", name="Temperature")).to_have_value("0.8")
-    show(page, "Table")
-    for language, word in (("English", "Upload"), ("中文", "上传")):
-        page.get_by_text(language, exact=True).click()
-        label = page.get_by_test_id("stFileUploaderDropzone").locator("button p")
-        expect(label).to_be_visible()
-        page.wait_for_function(
-            "word => getComputedStyle(document.querySelector(\"[data-testid='stFileUploaderDropzone'] button p\"),"
-            " '::after').content === `\"${word}\"`",
-            arg=word,
-        )
-        expect(page.get_by_text("200MB per file")).to_be_hidden()
 
 
 @pytest.mark.slow

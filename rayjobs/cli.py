@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the work failed, 2 the recipe or the arguments are wrong, 
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.errors import DanluError, InputError, Problem, RecipeError, nearest
 from pipelines.export import require_new
@@ -26,6 +28,8 @@ app = typer.Typer(
     help="From raw rows to a chat model that answers over HTTP.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 out = Console(highlight=False)
+UNCUT = 10_000
+"""Columns of a table whose lines are longer than a terminal's rather than cut, so that a path can be copied."""
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Recipe keys to change.")]
@@ -171,8 +175,8 @@ def status(recipe: RecipeName, overrides: Overrides = None, workspace: Workspace
         manifest = found.manifest() if found else None
         seconds = f"{manifest['seconds']:.1f}" if manifest else ""
         summary = manifest["report"].get("summary", "") if manifest else ""
-        table.add_row(name, state, seconds, summary, found.path() if found else "")
-    out.print(table)
+        table.add_row(name, state, seconds, Text(summary), Text(found.path() if found else ""))
+    Console(highlight=False, width=UNCUT).print(table)
 
 
 @app.command()
@@ -270,7 +274,8 @@ def clean(
         require_exportable(export)
     done = _run(recipe, overrides, workspace, address, None, "clean")
     if export is not None:
-        say(f"{export}: {export_rows(done['clean'], export)} rows; edit them, then danlu clean … clean.edited={export}")
+        rows, edited = export_rows(done["clean"], export), shlex.quote(f"clean.edited={export}")
+        say(f"{export}: {rows} rows; edit them, then danlu clean … {edited}")
 
 
 def compare(

@@ -58,16 +58,21 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def kill_when(process: subprocess.Popen[str], folder: Path, pattern: str, count: int) -> list[Path]:
-    """Kill the whole process group once `count` files match; returns them."""
+def kill_when(
+    process: subprocess.Popen[str], folder: Path, pattern: str, count: int, how: signal.Signals = signal.SIGKILL
+) -> list[Path]:
+    """Signal the whole process group, as a terminal does, once `count` files match; returns them."""
     deadline = time.monotonic() + 300
     while len(found := sorted(folder.glob(pattern))) < count:
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             raise AssertionError(f"ended with {process.returncode} before {pattern}: {process.communicate()[0]}")
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    os.killpg(process.pid, how)
+    said, _ = process.communicate(timeout=60)
+    if how == signal.SIGINT:
+        assert process.returncode == 130 and "Traceback" not in said, said
+        assert said.endswith("stopped; what is finished is kept, and the same command goes on from there\n"), said
     return found
 
 
@@ -109,6 +114,8 @@ def test_clean_goes_on_from_the_last_shard(short_tmp: Path) -> None:
     straight = short_tmp / "straight"
     finish(straight, "clean", *CLEAN)
     killed = short_tmp / "killed"
+    kill_when(start(killed, "clean", *CLEAN), killed, "w/clean/*/*/commits/*.json", 3, signal.SIGINT)
+    assert_nothing_survives(killed)
     commits = kill_when(start(killed, "clean", *CLEAN), killed, "w/clean/*/*/commits/*.json", 7)
     assert_nothing_survives(killed)
     stamps = {path: path.stat().st_mtime_ns for path in commits}

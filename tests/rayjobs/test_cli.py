@@ -135,12 +135,15 @@ def test_bad_rows_stop_with_their_lines(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join([*rows[:3], '{"query": "问', *rows[3:]]), encoding="utf-8")
     result = danlu("ingest", "tiny", "ingest.source=rows.jsonl", cwd=tmp_path)
     assert result.returncode == 2, result.stderr
-    assert "rows.jsonl: 1 broken rows, ingest.max_broken allows 0" in result.stderr
+    assert "rows.jsonl: 1 broken row, read as query_response; ingest.max_broken allows 0" in result.stderr
     assert "rows.jsonl:4: not valid JSON" in result.stderr
     assert "Traceback" not in result.stderr
     result = danlu("ingest", "tiny", "ingest.source=rows.jsonl", "ingest.max_broken=1", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "5 rows from 1 file as query_response, 1 broken" in result.stderr
+    status = danlu("status", "tiny", "ingest.source=rows.jsonl", "ingest.max_broken=1", cwd=tmp_path, COLUMNS="40")
+    (folder,) = tmp_path.glob("runs/tiny/ingest/*/manifest.json")
+    assert str(folder.parent) in status.stdout  # whole, however narrow the terminal
     found = danlu("why", "tiny", "rows.jsonl:4", "ingest.source=rows.jsonl", "ingest.max_broken=1", cwd=tmp_path)
     assert "ingest: dropped by query_response: not valid JSON" in found.stdout
     unknown = danlu("why", "tiny", "rows.jsonl:99", "ingest.source=rows.jsonl", cwd=tmp_path)

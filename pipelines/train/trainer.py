@@ -27,6 +27,7 @@ from pipelines.train.run import Run
 from pipelines.train.samples import Samples, collate
 from pipelines.train.sampling import sample
 from pipelines.train.sequence import own_part, sharing
+from pipelines.train.without_zero import forget_trial_step, keep_norm
 
 Batch = dict[str, Any]
 
@@ -127,12 +128,15 @@ class Recorder(TrainerCallback):
         self.copying = Copying(run, dist.get_rank(), dist.get_world_size()) if copied else None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The base model's answers come first."""
+        """The engine is there now; the base model's answers come first."""
         self.begun()
         if torch.cuda.is_available():
             section, name = self.run.section, torch.cuda.get_device_name()
             self.flops = flops_of(section, self.run.model, name, dist.get_world_size())
+        assert self.trainer is not None
+        keep_norm(self.trainer.deepspeed)
         if state.global_step == 0:
+            forget_trial_step(self.trainer.deepspeed)
             self._sample(0)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -89,7 +89,17 @@ def test_the_stage_of_zero_changes_no_loss(trained: dict[str, Run], method: str)
         assert losses(trained[f"optimizer apart, ZeRO-{stage}"]) == pytest.approx(
             losses(trained["lora, ZeRO-2"]), abs=1e-4
         )
-    assert losses(trained["bfloat16, ZeRO-2"]) == pytest.approx(losses(trained["lora, ZeRO-2"]), abs=0.05)
+    for stage in range(4):
+        assert losses(trained[f"bfloat16, ZeRO-{stage}"]) == pytest.approx(losses(trained["lora, ZeRO-2"]), abs=0.05)
+
+
+def test_every_stage_tells_the_same_gradient_norm(trained: dict[str, Run]) -> None:
+    norms = {
+        name: [entry["grad_norm"] for entry in read_journal(trained[name].journal) if "loss" in entry]
+        for name in ("lora, ZeRO-2", "lora, ZeRO-0", "lora, ZeRO-1", "lora, ZeRO-3")
+    }
+    for name, found in norms.items():
+        assert found == pytest.approx(norms["lora, ZeRO-2"], rel=1e-3), name
 
 
 @pytest.mark.parametrize("stage", [2, 3])

@@ -168,7 +168,9 @@ def _files(storage: Workspace, name: str) -> dict[str, int]:
 
 def _fetch(storage: Workspace, source: str, path: Path, size: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with storage.fs.open(source, "rb") as stream, path.open("wb") as sink:
+    scratch = path.with_name(f"{path.name}.part")  # a journal that is there is taken for a whole one
+    with storage.fs.open(source, "rb") as stream, scratch.open("wb") as sink:
         shutil.copyfileobj(stream, sink, CHUNK)
-    if path.stat().st_size != size:
-        raise StageError(f"{source}: {path.stat().st_size} bytes, and {size} were copied; delete its folder there")
+    if scratch.stat().st_size != size:
+        raise StageError(f"{source}: {scratch.stat().st_size} bytes, and {size} were copied; delete its folder there")
+    scratch.replace(path)

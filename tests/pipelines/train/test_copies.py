@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -154,3 +154,20 @@ def test_a_damaged_copy_is_told(run: Run) -> None:
     with pytest.raises(StageError, match=r"rng_state_1.pth: 18 bytes, and 2 were copied"):
         restore(run)
     assert not complete_checkpoints(run.checkpoints)
+
+
+def test_a_journal_of_which_half_arrived_is_fetched_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied(run, saved(run, 4), 0, 1)
+    shutil.rmtree(run.folder)
+
+    def break_off(source: BinaryIO, sink: BinaryIO, length: int) -> None:
+        sink.write(source.read(5))
+        if sink.name.startswith(str(run.journal)):
+            raise OSError("the line is cut")
+        sink.write(source.read())
+
+    with monkeypatch.context() as patch, pytest.raises(StageError, match="the line is cut"):
+        patch.setattr(copies.shutil, "copyfileobj", break_off)
+        restore(run)
+    restore(run)
+    assert read_journal(run.journal) == [{"step": 4, "loss": 1.0}]

@@ -161,5 +161,5 @@ def created(path: str, told: str) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise InputError(f"{told}: cannot be written ({error})") from None
     finally:
-        if beside.exists():
+        if beside.exists():  # missing_ok does not cover a parent that is a file
             beside.unlink()

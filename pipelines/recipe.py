@@ -304,7 +304,7 @@ def _problem(key: str, details: list[Any]) -> Problem:
         return Problem(key, f"unknown key; {nearest(str(name), _fields(section))}")
     if kind == "missing":
         return Problem(key, "missing; it must be given")
-    shown = "" if kind == "value_error" else f", not {given!r}" if not isinstance(given, dict) else ""
+    shown = "" if kind in ("value_error", "too_short") else f", not {given!r}" if not isinstance(given, dict) else ""
     if types := dict.fromkeys(_TYPES[detail["type"]] for detail in details if detail["type"] in _TYPES):
         return Problem(key, f"must be {' or '.join(types)}{shown}")
     message = details[0]["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)

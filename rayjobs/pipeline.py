@@ -179,10 +179,13 @@ def _is_up_to_date(place: Place) -> bool:
 
 def _do(recipe: Recipe, stage: Stage, place: Place, again: bool) -> None:
     """Do a stage's work at its place, from the beginning or from where a killed run left it; mark it complete."""
+    module = importlib.import_module(stage.module)
+    if again and hasattr(module, "forget"):
+        module.forget(recipe, place)
     if again or place.manifest() is not None:
         place.clear()
     say(f"{stage.name} …")
-    work: Callable[[Recipe, Place], dict[str, Any]] = getattr(importlib.import_module(stage.module), stage.name)
+    work: Callable[[Recipe, Place], dict[str, Any]] = getattr(module, stage.name)
     began = time.time()
     report = work(recipe, place)
     seconds = time.time() - began

@@ -42,7 +42,7 @@ class Copying:
     def finish(self) -> None:
         """Wait until the last one is copied; StageError where that failed."""
         if self.last is not None:
-            with _reaching(self.run):
+            with _reaching(_storage(self.run), self.run.checkpoints):
                 self.last.result()
             self.last = None
 
@@ -50,7 +50,7 @@ class Copying:
 def restore(run: Run) -> None:
     """Fetch the newest whole copy where it is newer than what lies here; the journals too where there are none."""
     storage = _storage(run)
-    with _reaching(run):
+    with _reaching(storage, run.checkpoints):
         last = max(map(step_of, complete_checkpoints(run.checkpoints)), default=0)
         newer = sorted((name for name in _names(storage) if _step(name) > last), key=_step, reverse=True)
         whole = next(((name, files) for name in newer if (files := _files(storage, name))), None)
@@ -68,8 +68,16 @@ def restore(run: Run) -> None:
     say(f"  training: {name} fetched from {storage.root}")
 
 
+def discard(copies: str, folder: Path) -> None:
+    """Delete the copies of the run in `folder`, which is to be done again; StageError where they stay."""
+    storage = _storage_of(copies, folder)
+    with _reaching(storage, folder):
+        for name in _names(storage):
+            _remove(storage, name)
+
+
 @contextmanager
-def _reaching(run: Run) -> Iterator[None]:
+def _reaching(storage: Workspace, kept: Path) -> Iterator[None]:
     """What goes wrong with the storage as a StageError; each kind of storage has its own family of errors."""
     try:
         yield
@@ -77,14 +85,18 @@ def _reaching(run: Run) -> Iterator[None]:
         raise
     except Exception as error:
         raise StageError(
-            f"train.checkpoint_copies {_storage(run).root}: {type(error).__name__}: {error}; what is in "
-            f"{run.checkpoints} is kept. Look after the storage or leave the key out, then run again"
+            f"train.checkpoint_copies {storage.root}: {type(error).__name__}: {error}; what is in {kept} is kept. "
+            "Look after the storage or leave the key out, then run again"
         ) from error
 
 
 def _storage(run: Run) -> Workspace:
     assert run.section.checkpoint_copies
-    return Workspace(f"{run.section.checkpoint_copies.rstrip('/')}/{run.folder.name}")
+    return _storage_of(run.section.checkpoint_copies, run.folder)
+
+
+def _storage_of(copies: str, folder: Path) -> Workspace:
+    return Workspace(f"{copies.rstrip('/')}/{folder.name}")
 
 
 def _copy(run: Run, checkpoint: Path, rank: int, ranks: int) -> None:
@@ -104,7 +116,7 @@ def _copy(run: Run, checkpoint: Path, rank: int, ranks: int) -> None:
     part = {"ranks": ranks, "completed": (checkpoint / MANIFEST).stat().st_mtime_ns, "files": sizes}
     storage.write(manifest, json.dumps(part).encode())
     if rank == 0:
-        _remove_old(run, storage, step_of(checkpoint))
+        _remove_old(run, storage)
 
 
 def _owner(name: str) -> int:
@@ -113,15 +125,23 @@ def _owner(name: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _remove_old(run: Run, storage: Workspace, step: int) -> None:
-    """Delete copies of earlier checkpoints that are no longer here, their manifests first."""
+def _remove_old(run: Run, storage: Workspace) -> None:
+    """Delete copies of checkpoints that are no longer here, but none as long as no newer one is whole."""
     kept = {folder.name for folder in complete_checkpoints(run.checkpoints)}
-    for name in _names(storage):
-        if name not in kept and _step(name) < step:
-            for path in storage.list(storage.path(name)):
-                if path.rpartition("/")[2].startswith("complete-"):
-                    storage.remove(path)
-            storage.fs.rm(storage.path(name), recursive=True)
+    newest_first = sorted(_names(storage), key=_step, reverse=True)
+    whole = next((_step(name) for name in newest_first if _files(storage, name)), 0)
+    for name in newest_first:
+        if name not in kept and _step(name) < whole:
+            _remove(storage, name)
+
+
+def _remove(storage: Workspace, name: str) -> None:
+    """Delete a copy, its manifests first, so that what a crash leaves of it does not count."""
+    for path in storage.list(storage.path(name)):
+        if path.rpartition("/")[2].startswith("complete-"):
+            storage.remove(path)
+    if storage.exists(storage.path(name)):
+        storage.fs.rm(storage.path(name), recursive=True)
 
 
 def _names(storage: Workspace) -> list[str]:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pipelines.charts import Points
 from pipelines.train.journal import Entry, best_step
 
 DOTTED = 30
@@ -25,9 +26,6 @@ def draw(folder: Path, entry: Mapping[str, Any]) -> None:
     writer = _writer(folder)
     writer.write_event(Event(wall_time=time.time(), step=entry["step"], summary=Summary(value=values)))
     writer.flush()
-
-
-Points = Sequence[tuple[float, float]]
 
 
 def draw_losses(path: Path, entries: Sequence[Entry]) -> None:

@@ -22,6 +22,8 @@ from pipelines.ingest.stage import preflight as preflight_source
 from pipelines.recipe import Recipe
 from pipelines.train.chat import IGNORED
 from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_of
+from pipelines.train.copies import discard
+from pipelines.train.curves import draw_losses
 from pipelines.train.journal import BY_ROW, Entry, best_step, read_journal, shown
 from pipelines.train.loop import chosen_checkpoint
 from pipelines.train.memory import chosen_stage, shapes_of
@@ -83,6 +85,13 @@ def preflight(recipe: Recipe) -> None:
         _ = Workspace(section.checkpoint_copies).fs
     if missing := missing_package(section):
         raise RecipeError(recipe.name, [missing])
+
+
+def forget(recipe: Recipe, place: Place) -> None:
+    """Delete what lies elsewhere and a run would go on from; StageError where it stays."""
+    assert recipe.train
+    if recipe.train.checkpoint_copies:
+        discard(recipe.train.checkpoint_copies, place.local())
 
 
 def train(recipe: Recipe, place: Place) -> dict[str, Any]:
@@ -179,6 +188,8 @@ def _unknown_targets(targets: str | list[str], names: list[str]) -> list[Problem
 def _report(place: Place, run: Run, facts: dict[str, Any]) -> dict[str, Any]:
     full = run.section.method == "full"
     entries = read_journal(run.journal)
+    if not run.picture.exists():  # drawn with each checkpoint, and the last one may have been fetched
+        draw_losses(run.picture, entries)
     steps = [entry for entry in entries if "loss" in entry]
     evaluations = [entry for entry in entries if "eval_loss" in entry]
     seconds = sum(entry["seconds"] for entry in steps)

@@ -93,6 +93,7 @@ clean: {process: [text_lenght_filter, 12, {a: {}, b: {}}, {text_length_filter: {
 split: {first: some}
 synthesize: {model: m, endpoints: 5, styles: {a: {template: x}}, compatibility: [{where: {strict: 5}}]}
 analyze: {concurrency: -1}
+train: {model: m, data: []}
 """
     assert problems_of(tmp_path, text) == {
         "name": "use ASCII letters, digits, '.', '_' and '-', not 'my recipe'",
@@ -106,6 +107,7 @@ analyze: {concurrency: -1}
         "synthesize.endpoints": "must be a list, not 5",
         "synthesize.compatibility[0].where.strict": "must be text or a list, not 5",
         "analyze.concurrency": "must be greater than or equal to 1, not -1",
+        "train.data": "list should have at least 1 item after validation, not 0",
     }
 
 

@@ -22,6 +22,17 @@ __all__ = ["start"]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
+def running_app() -> str:
+    """The name of the one application that has engines."""
+    from ray.experimental import internal_kv
+
+    from serve.directory import NAMESPACE
+
+    names = [key.decode() for key in internal_kv._internal_kv_list("danlu-", namespace=NAMESPACE)]
+    (app,) = {name.partition("/")[0] for name in names if "/engine/" in name}
+    return app
+
+
 @pytest.fixture(scope="session")
 def serving() -> Serving:
     """A function that runs an ASGI application on a port of its own, in a thread, for the length of a block.

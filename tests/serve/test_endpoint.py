@@ -24,6 +24,7 @@ from serve.adapters import publish, set_alias
 from serve.app import ServedModel, endpoint
 from serve.engine import requests_at
 from serve.section import Engine, Limits, Serve
+from tests.serve.conftest import running_app
 
 SECTION = Serve(engine=Engine(max_model_len=512, max_num_seqs=32, kv_cache_memory_bytes=64 << 20, max_lora_rank=8))
 MARKER_OF = {"red": "R", "blue": "B", "merged": "R"}
@@ -207,8 +208,8 @@ def test_the_running_endpoint_refuses_in_openai_s_form(url: str) -> None:
 
 def test_a_client_that_leaves_stops_the_engine(url: str) -> None:
     body = {"model": "base", "prompt": "x", "max_tokens": 480, "ignore_eos": True, "stream": True}
-    records = [json.loads(value) for name, value in directory._entries("danlu-").items() if "/engine/" in name]
-    (engine,) = (record["url"] for record in records if record["model"] == "base")
+    records, _ = directory.look(running_app())
+    (engine,) = (record.url for record in records if record.model == "base")
     with requests.post(f"{url}/completions", json=body, headers=KEY, stream=True, timeout=60) as answer:
         next(answer.iter_lines())
         _wait_for(engine, 1)  # its figures follow a moment behind

@@ -20,6 +20,7 @@ from serve import directory
 from serve.adapters import publish, remove
 from serve.app import ServedModel, endpoint
 from serve.section import Engine, Serve
+from tests.serve.conftest import running_app
 
 pytestmark = pytest.mark.slow
 
@@ -47,11 +48,10 @@ def url(ray_cluster: None, tiny_model: Path, registry: Path, tmp_path_factory: p
 
 def engines_with(version: str) -> int:
     """How many engines have loaded a version, by their own lists."""
-    entries = directory._entries("danlu-")
-    records = {name: json.loads(value) for name, value in entries.items() if "/engine/" in name}
-    (app,) = {name.partition("/")[0] for name in records}
-    headers = {"authorization": f"Bearer {entries[f'{app}/key'].decode()}"}
-    lists = (requests.get(f"{r['url']}/v1/models", headers=headers, timeout=30).json() for r in records.values())
+    app = running_app()
+    headers = {"authorization": f"Bearer {directory.shared_key(app)}"}
+    records, _ = directory.look(app)
+    lists = (requests.get(f"{record.url}/v1/models", headers=headers, timeout=30).json() for record in records)
     return sum(version in [card["id"] for card in listed["data"]] for listed in lists)
 
 

@@ -18,8 +18,6 @@ from pipelines.clean.operators.words import pieces, runs
 
 Hashes = npt.NDArray[np.uint64]
 MERSENNE_PRIME = (1 << 61) - 1
-NO_SHINGLE = (1 << 32) - 1
-"""The hash of a text without shingles, in every permutation."""
 
 
 def _optimal_bands(threshold: float, permutations: int) -> tuple[int, int]:

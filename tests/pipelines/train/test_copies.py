@@ -3,19 +3,21 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
 from pipelines.errors import StageError
 from pipelines.recipe import Recipe
 from pipelines.train import copies
+from pipelines.train import stage as train_stage
 from pipelines.train.checkpoint import complete_checkpoints, mark_complete, step_of
 from pipelines.train.copies import Copying, restore
 from pipelines.train.journal import append, read_journal
 from pipelines.train.run import Run
 from pipelines.train.tokenize import Tokenized
-from pipelines.workspace import Workspace
+from pipelines.workspace import Place, Workspace
+from rayjobs import pipeline
 
 FILES = {
     "global_step4/zero_pp_rank_0_mp_rank_00_optim_states.pt": b"zero",
@@ -103,9 +105,30 @@ def test_what_lies_here_is_not_fetched_over(run: Run) -> None:
 def test_copies_of_checkpoints_that_were_deleted_here_are_deleted_there(run: Run) -> None:
     copied(run, saved(run, 2), 0, 1)
     shutil.rmtree(run.checkpoints / "checkpoint-2")
-    copied(run, saved(run, 4), 0, 1)
     storage = Workspace(f"{run.section.checkpoint_copies}/f1")
+    copied(run, saved(run, 4), 0)
+    assert copies._names(storage) == ["checkpoint-2", "checkpoint-4"]  # the later one is not whole yet
+    copied(run, run.checkpoints / "checkpoint-4", 1, 0)
     assert copies._names(storage) == ["checkpoint-4"]
+
+
+def test_a_run_that_is_done_again_finds_no_copies(
+    run: Run, recipe_of: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(Workspace(str(tmp_path / "work")), "train", run.folder.name)
+    copied(run, saved(run, 2), 0, 1)
+    storage = Workspace(f"{run.section.checkpoint_copies}/f1")
+    found: list[list[str]] = []
+
+    def work(recipe: Recipe, place: Place) -> dict[str, Any]:
+        found.append(copies._names(storage))
+        return {}
+
+    monkeypatch.setattr(train_stage, "train", work)
+    stage = next(stage for stage in pipeline.STAGES if stage.name == "train")
+    for again in (False, True):
+        pipeline._do(recipe_of(checkpoint_copies=run.section.checkpoint_copies), stage, place, again=again)
+    assert found == [["checkpoint-2"], []]
 
 
 def test_storage_that_cannot_be_written_is_told_and_nothing_here_is_lost(

@@ -36,9 +36,11 @@ CPU_KV_CACHE_BYTES = 1 << 30
 """Key-value cache of a CPU engine where the recipe names none: vLLM would ask for nine tenths of the machine."""
 
 OPENMP_SPINS = "10000"
-"""How often OpenMP's threads of a CPU engine look for work before they sleep: longer than from one operator to the
-next, shorter than the engine plans a step, when others need the core (vLLM's server, the gateway, Ray). OpenMP's own
-300,000 are never reached."""
+"""How often OpenMP's threads of a CPU engine look for work before they sleep (OpenMP's own: 300,000).
+
+Meant to last from one operator to the next, and to leave the core to others (vLLM's server, the gateway, Ray) while
+the engine plans a step.
+"""
 
 DRAIN_SECONDS = 60
 """How long an engine that is told to stop may finish the requests it has."""

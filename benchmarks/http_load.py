@@ -3,6 +3,7 @@
 import asyncio
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 
@@ -60,6 +61,15 @@ async def ask_for(port: int, one: bytes, connections: int, seconds: float) -> Lo
     load.seconds = time.perf_counter() - began
     load.bodies = load.bodies[:1]
     return load
+
+
+async def ask_until(stop: asyncio.Event, port: int, requests: Iterator[bytes], load: Load) -> None:
+    """Ask one request after the other over one connection, until told to stop; bodies are not kept."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    while not stop.is_set():
+        await _exchange(reader, writer, next(requests), load)
+        load.bodies.clear()
+    writer.close()
 
 
 async def _ask_on_one(port: int, waiting: list[bytes], load: Load) -> None:

@@ -3,8 +3,8 @@
     python -m benchmarks.serving [--quick] [--part all|engine|gateway] [--rounds 7] [--peer vllm|none]
 
 Part `engine`: the same model and engine arguments behind vLLM's own server and behind Danlu's endpoint, prefix cache
-off, asked in turn, the other one with all its processes held meanwhile: requests per second with as many connections
-as the engine computes together, half of the answers streamed, all of different lengths; and the median time to the
+off, running in turn, the other one with all its processes held meanwhile: requests per second with as many connections
+as the engine computes together, half of the answers streamed, all of different lengths; then the median time to the
 first token of a stream, one request at a time. Ray's workers run at normal priority, as vLLM's own server does.
 Part `gateway`: requests per second of a bare uvicorn application, of a minimal proxy before it in the same framework,
 and of the gateway before it; the client shares the machine. The last line is one JSON object.
@@ -12,6 +12,7 @@ and of the gateway before it; the client shares the machine. The last line is on
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import statistics
@@ -22,7 +23,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.gateway_roles import KEY, role
-from benchmarks.http_load import Load, ask_all, ask_for, request
+from benchmarks.http_load import Load, ask_all, ask_for, ask_until, request
 from pipelines.report import environment
 
 CONNECTIONS = 32
@@ -39,6 +40,12 @@ ANSWER_TOKENS, SHORT = range(16, 49), range(8, 9)
 MIXED = (False, True)
 SETTLE_SECONDS = 2.0
 """Between two servers' turns: those that were held look around first."""
+
+SLICE_SECONDS, SLICES = 2.0, 10
+"""How long a server runs before it is the other's turn, and how often in a round."""
+
+SINGLE_TURNS = 3
+"""How often each server is asked by one client at a time."""
 
 
 def main() -> int:
@@ -81,9 +88,8 @@ def summary(runs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ratio(ours: dict[str, Any], peer: dict[str, Any]) -> float:
-    """Median over the rounds: a machine that others share is not as fast in one round as in the next."""
-    pairs = zip(ours["each"], peer["each"], strict=True)
-    return round(statistics.median(float(mine / theirs) for mine, theirs in pairs), 3)
+    """Of what both answered in all rounds."""
+    return round(float(sum(ours["each"]) / sum(peer["each"])), 3)
 
 
 def gateway_alone(rounds: int, seconds: float) -> dict[str, Any]:
@@ -102,16 +108,22 @@ def gateway_alone(rounds: int, seconds: float) -> dict[str, Any]:
             for name, port in ports.items():
                 loads[name].append(asyncio.run(ask_for(port, one, CONNECTIONS, seconds)))
     expected = loads["bare"][0].bodies
-    return {name: _figures(found, all(load.bodies == expected for load in found)) for name, found in loads.items()}
-
-
-def _figures(loads: list[Load], equal: bool) -> dict[str, Any]:
-    rates = [load.per_second for load in loads]
     return {
-        "requests_per_second": round(statistics.median(rates), 2),
+        name: _figures(
+            [load.per_second for load in found],
+            statistics.median(load.median_to_first_ms for load in found),
+            all(load.bodies == expected and set(load.statuses) == {200} for load in found),
+        )
+        for name, found in loads.items()
+    }
+
+
+def _figures(rates: list[float], to_first_ms: float, equal: bool) -> dict[str, Any]:
+    return {
+        "requests_per_second": round(statistics.mean(rates), 2),
         "each": [round(rate, 2) for rate in rates],
-        "to_first_ms": round(statistics.median(load.median_to_first_ms for load in loads), 2),
-        "equal": equal and all(set(load.statuses) == {200} for load in loads),
+        "to_first_ms": round(to_first_ms, 2),
+        "equal": equal,
     }
 
 
@@ -127,46 +139,69 @@ def beside_vllm(model: str, rounds: int, quick: bool) -> dict[str, Any]:
         families = {"danlu": psutil.Process().children(recursive=True)}
         ports["vllm"], peer = stack.enter_context(_vllm(path))
         families["vllm"] = [peer, *peer.children(recursive=True)]
-        turns = [sorted(ports, reverse=turn % 2 == 0) for turn in range(rounds)]
-        measured: dict[str, list[Turn]] = {name: [] for name in ports}
-        for name in (name for turn in turns for name in turn):
-            (other,) = ports.keys() - {name}
-            with _held(families[other]):
-                measured[name].append(_one_turn(ports[name], families[name], quick))
+        measured = asyncio.run(_in_turn(ports, families, rounds, quick))
+        for name in ("danlu", "vllm") * (1 if quick else SINGLE_TURNS):
+            with _held(families["danlu" if name == "vllm" else "vllm"]):
+                single = asyncio.run(ask_all(ports[name], _questions(5 if quick else 20, (True,), SHORT), 1))
+                measured[name].to_first += single.to_first
         answers = {name: _texts(asyncio.run(ask_all(port, _questions(8, (False,)), 1))) for name, port in ports.items()}
-    return {name: _turn_figures(found, answers["vllm"] == answers["danlu"]) for name, found in measured.items()}
+    return {name: found.figures(answers["vllm"] == answers["danlu"]) for name, found in measured.items()}
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One server asked to saturation, with the CPU seconds of all its processes, and by one client at a time."""
+@dataclass
+class Measured:
+    """One server: answers per second at saturation in each round, CPU seconds meanwhile, and times to first bytes."""
 
-    saturated: Load
-    cpu_seconds: float
-    single: Load
+    load: Load = field(default_factory=Load)
+    rates: list[float] = field(default_factory=list)
+    answered: int = 0
+    cpu_seconds: float = 0.0
+    to_first: list[float] = field(default_factory=list)
+
+    def figures(self, equal: bool) -> dict[str, Any]:
+        """As `_figures`, with the time to the first byte of streams asked one at a time, and CPU time per request."""
+        to_first_ms = statistics.median(self.to_first) * 1000
+        return _figures(self.rates, to_first_ms, equal and set(self.load.statuses) == {200}) | {
+            "cpu_ms_per_request": round(self.cpu_seconds / self.answered * 1000, 1)
+        }
 
 
-def _one_turn(port: int, family: list[psutil.Process], quick: bool) -> Turn:
-    asyncio.run(ask_all(port, _questions(CONNECTIONS, MIXED, SHORT), CONNECTIONS))
-    before = _cpu_seconds(family)
-    saturated = asyncio.run(ask_all(port, _questions(CONNECTIONS * (1 if quick else 4), MIXED), CONNECTIONS))
-    cpu_seconds = _cpu_seconds(family) - before
-    single = asyncio.run(ask_all(port, _questions(5 if quick else 30, (True,), SHORT), 1))
-    return Turn(saturated, cpu_seconds, single)
+async def _in_turn(
+    ports: dict[str, int], families: dict[str, list[psutil.Process]], rounds: int, quick: bool
+) -> dict[str, Measured]:
+    """Keep all connections of all servers busy, and let the servers run in turn, the others held, for a moment each.
 
-
-def _turn_figures(turns: list[Turn], equal: bool) -> dict[str, Any]:
-    """As `_figures`, with the time to the first byte of streams asked one at a time, and CPU time per request."""
-    to_first = [seconds for turn in turns for seconds in turn.single.to_first]
-    cpu = [turn.cpu_seconds / len(turn.saturated.to_end) for turn in turns]
-    return _figures([turn.saturated for turn in turns], equal) | {
-        "to_first_ms": round(statistics.median(to_first) * 1000, 2),
-        "cpu_ms_per_request": round(statistics.median(cpu) * 1000, 1),
-    }
+    What else happens on the machine slows both alike then: turns of ten seconds differed by a tenth.
+    """
+    measured = {name: Measured() for name in ports}
+    stop = asyncio.Event()
+    clients = [
+        asyncio.create_task(ask_until(stop, port, questions, measured[name].load))
+        for name, port in ports.items()
+        for questions in [itertools.cycle(_questions(512, MIXED))]
+        for _ in range(CONNECTIONS)
+    ]
+    for _ in range(rounds):
+        seconds, answered = dict.fromkeys(ports, 0.0), dict.fromkeys(ports, 0)
+        for name in sorted(ports) * (1 if quick else SLICES):
+            with ExitStack() as others:
+                for other in ports.keys() - {name}:
+                    others.enter_context(_held(families[other], settle=0.0))
+                began, before, cpu = time.perf_counter(), len(measured[name].load.to_end), _cpu_seconds(families[name])
+                await asyncio.sleep(SLICE_SECONDS)
+                measured[name].cpu_seconds += _cpu_seconds(families[name]) - cpu
+                answered[name] += len(measured[name].load.to_end) - before
+                seconds[name] += time.perf_counter() - began
+        for name, found in measured.items():
+            found.answered += answered[name]
+            found.rates.append(answered[name] / seconds[name])
+    stop.set()
+    await asyncio.gather(*clients)
+    return measured
 
 
 @contextmanager
-def _held(processes: list[psutil.Process]) -> Iterator[None]:
+def _held(processes: list[psutil.Process], settle: float = SETTLE_SECONDS) -> Iterator[None]:
     """Stop processes meanwhile, so that nothing they do while they wait takes time from the server that is asked."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
@@ -177,7 +212,7 @@ def _held(processes: list[psutil.Process]) -> Iterator[None]:
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(settle)
 
 
 def _cpu_seconds(family: list[psutil.Process]) -> float:
@@ -222,7 +257,7 @@ def _section() -> Any:
 
 @contextmanager
 def _vllm(model: Path) -> Iterator[tuple[int, psutil.Process]]:
-    """vLLM's own server, by its own command, with the arguments and environment that our engines get."""
+    """vLLM's own server, by its own command, with the arguments that our engines get, and vLLM's own variables."""
     from serve.app import claim_port
     from serve.engine import EnginePlan, vllm_arguments
     from serve.engine import environment as engine_environment

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from types import TracebackType
+from typing import Any
 
 from pipelines.progress import waiting
 
@@ -19,19 +20,16 @@ QUIET = {
 """Environment of every process we start: nothing is reported anywhere, and progress is shown once, by us."""
 
 SELDOM = {
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
-    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
-    "LOG_NAME_UPDATE_INTERVAL_S": "60",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_event_stats": "0",
 }
 """Environment of a Ray of our own, which otherwise looks after itself so often that an engine on two cores feels it.
 
-The log monitor, whose lines nobody is shown, looks ten times a second for new files unless there are many. Events of
-tasks, statistics of event loops and metrics are for a dashboard, which a Ray of our own does not have.
+Events of tasks, statistics of event loops and metrics are for a dashboard, which a Ray of our own does not have.
 """
 
 
@@ -78,6 +76,7 @@ class Cluster:
             object_store_memory=512 << 20,
             _temp_dir=self._folder,
         )
+        end_onlookers()
 
     def __enter__(self) -> "Cluster":
         return self
@@ -92,3 +91,17 @@ class Cluster:
             ray.shutdown()
         if self._folder and error is None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def end_onlookers() -> None:
+    """End what a head node runs for a dashboard, for an autoscaler and for drivers that are shown their workers' logs.
+
+    A Ray of our own has none of them, and Ray has no argument that leaves them out. They take 300 MB, the time in which
+    they start, and a little of every second.
+    """
+    from ray._private.worker import _global_node
+
+    node: Any = _global_node
+    node.kill_dashboard(check_alive=False)
+    node.kill_monitor(check_alive=False)
+    node.kill_log_monitor(check_alive=False)

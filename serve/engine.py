@@ -35,13 +35,6 @@ logger = logging.getLogger("ray.serve")
 CPU_KV_CACHE_BYTES = 1 << 30
 """Key-value cache of a CPU engine where the recipe names none: vLLM would ask for nine tenths of the machine."""
 
-OPENMP_SPINS = "10000"
-"""How often OpenMP's threads of a CPU engine look for work before they sleep (OpenMP's own: 300,000).
-
-Meant to last from one operator to the next, and to leave the core to others (vLLM's server, the gateway, Ray) while
-the engine plans a step.
-"""
-
 DRAIN_SECONDS = 60
 """How long an engine that is told to stop may finish the requests it has."""
 
@@ -331,8 +324,6 @@ def cpu_environment(tensor_parallel_size: int) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
     }
-    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
-        variables["GOMP_SPINCOUNT"] = OPENMP_SPINS
     if tensor_parallel_size == 1:
         variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the computing worker lives in the engine core's process
     return variables

@@ -10,7 +10,7 @@ import pytest
 from pipelines.errors import StageError
 from serve import directory
 from serve.directory import EngineRecord, Liveness
-from serve.engine import OPENMP_SPINS, EnginePlan, environment, vllm_arguments
+from serve.engine import EnginePlan, environment, vllm_arguments
 from serve.models import ServedModel
 from serve.section import Engine
 
@@ -63,18 +63,6 @@ def test_an_engine_on_a_cpu_gets_the_libraries_that_vllm_would_preload() -> None
     libraries = environment(plan(model))["LD_PRELOAD"].split(":")
     assert [Path(library).name[:7] for library in libraries if Path(library).is_file()] == ["libgomp"] * len(libraries)
     assert "LD_PRELOAD" not in environment(plan(model, num_gpus=1))
-
-
-def test_openmp_waits_briefly_unless_the_user_said_how(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = plan(ServedModel("base", "/m"))
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        monkeypatch.delenv(name, raising=False)
-    assert environment(engine)["GOMP_SPINCOUNT"] == OPENMP_SPINS
-    assert "GOMP_SPINCOUNT" not in environment(plan(ServedModel("base", "/m"), num_gpus=1))
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    assert "GOMP_SPINCOUNT" not in environment(engine)
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    assert environment(engine)["GOMP_SPINCOUNT"] == "7"
 
 
 GROUPS = """

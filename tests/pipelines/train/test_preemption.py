@@ -28,7 +28,14 @@ RecipeOf = Callable[..., Recipe]
 SplitIn = Callable[[Path, int], Place]
 
 ROWS, STEPS = 30, 150
-SECTION = {"max_steps": STEPS, "num_train_epochs": 100, "save_steps": 1000, "eval_rows": 3, "eval_steps": 60}
+SECTION = {
+    "max_steps": STEPS,
+    "num_train_epochs": 100,
+    "save_steps": 1000,
+    "eval_rows": 3,
+    "eval_steps": 60,
+    "learning_rate": 1e-3,  # at 1e-2 two sums in another order are 0.018 apart after 70 steps, undisturbed; here 5e-7
+}
 
 TWO_NODES = """
 import os, subprocess, sys, threading, time
@@ -143,7 +150,7 @@ def test_a_node_that_is_drained_is_left_and_training_goes_on_with_one_worker(
     report = place.report()
     assert report["workers"] == 1 and 10 <= report["resumed_at"] < STEPS
     assert [entry["loss"] for entry in report["losses"]] == pytest.approx(
-        [entry["loss"] for entry in straight["losses"]], abs=1e-3
+        [entry["loss"] for entry in straight["losses"]], abs=1e-4
     )
 
 

@@ -5,7 +5,9 @@
 Part `engine`: the same model and engine arguments behind vLLM's own server and behind Danlu's endpoint, prefix cache
 off, running in turn, the other one with all its processes held meanwhile: requests per second with as many connections
 as the engine computes together, half of the answers streamed, all of different lengths; then the median time to the
-first token of a stream, one request at a time. Ray's workers run at normal priority, as vLLM's own server does.
+first token of a stream, one request at a time. Ray's workers run at normal priority, as vLLM's own server does, and
+that one gets the same variables but for the allocator's: what Danlu's engines change in vLLM (huge pages, one network
+thread for all process groups) is theirs. GLIBC_TUNABLES=glibc.malloc.hugetlb=1 gives huge pages to both.
 Part `gateway`: requests per second of a bare uvicorn application, of a minimal proxy before it in the same framework,
 and of the gateway before it; the client shares the machine. The last line is one JSON object.
 """
@@ -266,9 +268,12 @@ def _vllm(model: Path) -> Iterator[tuple[int, psutil.Process]]:
     port = claim_port("127.0.0.1", None)
     plan = EnginePlan("peer", ServedModel("base", str(model)), _section().engine, 0, "127.0.0.1", KEY, "")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
+    variables = engine_environment(plan)
+    if "GLIBC_TUNABLES" not in os.environ:
+        del variables["GLIBC_TUNABLES"]
     with tempfile.TemporaryFile() as log:
         command += vllm_arguments(plan)
-        with subprocess.Popen(command, env=engine_environment(plan), stdout=log, stderr=log) as process:
+        with subprocess.Popen(command, env=variables, stdout=log, stderr=log) as process:
             try:
                 _wait(process, f"http://127.0.0.1:{port}/health", log)
                 yield port, psutil.Process(process.pid)

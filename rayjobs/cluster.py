@@ -26,6 +26,9 @@ SELDOM = {
     "RAY_task_events_report_interval_ms": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_event_stats": "0",
+    "RAY_raylet_check_gc_period_milliseconds": "1000",
+    "RAY_object_manager_timer_freq_ms": "1000",
+    "RAY_local_fs_monitor_interval_ms": "1000",
 }
 """Environment of a Ray of our own, which otherwise looks after itself so often that an engine on two cores feels it.
 

@@ -35,6 +35,10 @@ logger = logging.getLogger("ray.serve")
 CPU_KV_CACHE_BYTES = 1 << 30
 """Key-value cache of a CPU engine where the recipe names none: vLLM would ask for nine tenths of the machine."""
 
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""What `GLIBC_TUNABLES` tells the allocator of a CPU engine: ask for huge pages, where the system grants them to those
+who ask. The products of matrices then look fewer addresses up."""
+
 DRAIN_SECONDS = 60
 """How long an engine that is told to stop may finish the requests it has."""
 
@@ -318,11 +322,12 @@ def preloaded() -> str:
 
 
 def cpu_environment(tensor_parallel_size: int) -> dict[str, str]:
-    """OpenMP's environment; Ray's own value, one thread for a fraction of a CPU, would make an engine crawl."""
+    """OpenMP's and the allocator's environment; Ray's own, one thread for a fraction of a CPU, would make it crawl."""
     variables = {
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", HUGE_PAGES),
     }
     if tensor_parallel_size == 1:
         variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the computing worker lives in the engine core's process

@@ -10,7 +10,7 @@ import pytest
 from pipelines.errors import StageError
 from serve import directory
 from serve.directory import EngineRecord, Liveness
-from serve.engine import EnginePlan, environment, vllm_arguments
+from serve.engine import HUGE_PAGES, EnginePlan, environment, vllm_arguments
 from serve.models import ServedModel
 from serve.section import Engine
 
@@ -63,6 +63,15 @@ def test_an_engine_on_a_cpu_gets_the_libraries_that_vllm_would_preload() -> None
     libraries = environment(plan(model))["LD_PRELOAD"].split(":")
     assert [Path(library).name[:7] for library in libraries if Path(library).is_file()] == ["libgomp"] * len(libraries)
     assert "LD_PRELOAD" not in environment(plan(model, num_gpus=1))
+
+
+def test_an_engine_on_a_cpu_asks_for_huge_pages_unless_the_user_said_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = plan(ServedModel("base", "/m"))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert environment(engine)["GLIBC_TUNABLES"] == HUGE_PAGES
+    assert "GLIBC_TUNABLES" not in environment(plan(ServedModel("base", "/m"), num_gpus=1))
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.perturb=7")
+    assert environment(engine)["GLIBC_TUNABLES"] == "glibc.malloc.perturb=7"
 
 
 GROUPS = """

@@ -99,7 +99,7 @@ class Cluster:
 def end_onlookers() -> None:
     """End what a head node runs for a dashboard, for an autoscaler and for drivers that are shown their workers' logs.
 
-    A Ray of our own has none of them, and Ray has no argument that leaves them out. They take 300 MB, the time in which
+    A Ray of our own has none of them, and Ray has no argument that leaves them out. They take 280 MB, the time in which
     they start, and a little of every second.
     """
     from ray._private.worker import _global_node

@@ -27,7 +27,7 @@ from benchmarks.made_rows import write_rows
 from benchmarks.million import QUICK_ROWS, recipe_of, stage
 from benchmarks.ours import Run, run_warm, told
 from benchmarks.peer_data_juicer import PeerRun, check_peer, model_home, options_of, run_peer, write_config
-from pipelines.report import environment
+from pipelines.report.page import environment
 
 ENTRIES = ("count", "mean", "std", "min", "25%", "50%", "75%", "max", "unique", "top", "freq")
 TOLERANCE = 1e-6

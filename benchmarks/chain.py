@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import Measured, measure
-from pipelines.recipe import load_recipe
-from pipelines.report import environment
+from pipelines.recipe.load import load_recipe
+from pipelines.report.page import environment
 from rayjobs.pipeline import stages_of
 
 QUICK = ["train.max_steps=4", "train.eval_rows=8", "evaluate.limit=4", "compare.queries=2"]

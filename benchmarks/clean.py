@@ -34,7 +34,7 @@ from benchmarks.peer_data_juicer import (
     run_peer,
     write_config,
 )
-from pipelines.report import environment
+from pipelines.report.page import environment
 
 QUICK_ROWS = 2000
 

@@ -36,10 +36,10 @@ from benchmarks.peer_data_juicer import (
     write_config,
 )
 from pipelines.clean.column import Column
-from pipelines.clean.near_duplicates import Indices, Signatures, near_duplicates
 from pipelines.clean.operators.simhash import document_simhash_deduplicator
 from pipelines.clean.stage import find_near
-from pipelines.report import environment
+from pipelines.report.page import environment
+from pipelines.similarity.hamming import Indices, Signatures, near_duplicates
 from rayjobs.cluster import Cluster
 
 DISTANCE = 6

@@ -54,7 +54,7 @@ def main(name: str, upstream: str) -> None:
 async def _serve(name: str, upstream: str, listener: socket.socket) -> None:
     import uvicorn
 
-    from serve.listener import KEEP_ALIVE_SECONDS
+    from serve.gateway.gateway_replica import KEEP_ALIVE_SECONDS
 
     async with _session(name) as session:
         app = {
@@ -79,7 +79,7 @@ async def _serve(name: str, upstream: str, listener: socket.socket) -> None:
 async def _session(name: str) -> AsyncIterator[Any]:
     import aiohttp
 
-    from serve.listener import engine_session
+    from serve.gateway.gateway_replica import engine_session
 
     plain = aiohttp.TCPConnector(limit=0)
     async with engine_session() if name in ("gateway", "held") else aiohttp.ClientSession(connector=plain) as session:
@@ -115,10 +115,10 @@ def proxy(session: Any, upstream: str) -> Callable[..., Any]:
 
 def gateway(session: Any, upstream: str) -> Any:
     """Danlu's gateway, with a key to check and limits to keep."""
-    from serve.directory import EngineRecord
-    from serve.gateway import Gateway
-    from serve.models import ServedModel
-    from serve.section import Limits
+    from pipelines.models.served import ServedModel
+    from pipelines.recipe.serve import Limits
+    from serve.discovery import EngineRecord
+    from serve.gateway.app import Gateway
 
     limits = Limits(requests_per_minute=10**9, tokens_per_minute=10**12, max_prompt_characters=10**6, max_tokens=10**6)
     made = Gateway([ServedModel(MODEL, "/models/base")], "engine", (hashlib.sha256(KEY.encode()).digest(),), limits)
@@ -132,7 +132,7 @@ def held(made: Any, upstream: str) -> Callable[..., Any]:
     successor, and `/rss` says how many bytes of memory the process has."""
     import psutil
 
-    from serve.directory import EngineRecord
+    from serve.discovery import EngineRecord
 
     process, retired = psutil.Process(), {"r1": MODEL}
 

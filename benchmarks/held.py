@@ -23,7 +23,7 @@ from rich.table import Table
 
 from benchmarks.gateway_roles import ANSWER, KEY, MODEL, role
 from benchmarks.http_load import Load, ask_all, request
-from pipelines.report import environment
+from pipelines.report.page import environment
 
 KIB, MIB = 1 << 10, 1 << 20
 BODY_BYTES = (KIB, 4 * KIB, 64 * KIB)
@@ -37,7 +37,7 @@ HELD = re.compile(r"^danlu_requests_(?:in_flight|queued)\{[^}]*\} ([0-9.]+)$", r
 
 def main() -> int:
     """Measure and print the table."""
-    from serve.section import Limits
+    from pipelines.recipe.serve import Limits
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few requests: checks the benchmark, not the memory")

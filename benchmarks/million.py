@@ -14,9 +14,9 @@ from rich.table import Table
 from benchmarks.made_rows import write_rows
 from benchmarks.measure import Measured
 from benchmarks.ours import run_command, told
-from pipelines.recipe import SHIPPED, load_recipe
-from pipelines.report import environment
-from pipelines.workspace import Workspace
+from pipelines.artifacts.workspace import Workspace
+from pipelines.recipe.load import SHIPPED, load_recipe
+from pipelines.report.page import environment
 from rayjobs import pipeline
 
 START_UP_ROWS = 1000

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Measured, measure
-from pipelines.recipe import load_recipe
-from pipelines.workspace import Workspace
+from pipelines.artifacts.workspace import Workspace
+from pipelines.recipe.load import load_recipe
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
 

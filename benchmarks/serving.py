@@ -35,7 +35,7 @@ from rich.table import Table
 
 from benchmarks.gateway_roles import KEY, role
 from benchmarks.http_load import Load, ask_all, ask_for, ask_until, request
-from pipelines.report import environment
+from pipelines.report.page import environment
 
 CONNECTIONS = 32
 ANSWER_TOKENS, SHORT = range(16, 49), range(8, 9)
@@ -131,7 +131,7 @@ def _figures(rates: list[float], to_first_ms: float, equal: bool) -> dict[str, A
 
 def beside_vllm(model: str, rounds: int, quick: bool) -> dict[str, Any]:
     """vLLM's own server and Danlu's endpoint, asked in turn."""
-    from pipelines.train.models import resolve
+    from pipelines.models.resolve import resolve
     from rayjobs.cluster import Cluster
 
     with ExitStack() as stack:
@@ -246,7 +246,7 @@ def _texts(load: Load) -> list[str]:
 
 
 def _section() -> Any:
-    from serve.section import Engine, Serve
+    from pipelines.recipe.serve import Engine, Serve
 
     engine = Engine(
         max_model_len=512,
@@ -260,10 +260,10 @@ def _section() -> Any:
 @contextmanager
 def _vllm(model: Path) -> Iterator[tuple[int, psutil.Process]]:
     """vLLM's own server, by its own command, with the arguments that our engines get, and vLLM's own variables."""
+    from pipelines.models.served import ServedModel
     from serve.app import claim_port
-    from serve.engine import EnginePlan, vllm_arguments
-    from serve.engine import environment as engine_environment
-    from serve.models import ServedModel
+    from serve.engine.replica import EnginePlan, vllm_arguments
+    from serve.engine.replica import environment as engine_environment
 
     port = claim_port("127.0.0.1", None)
     plan = EnginePlan("peer", ServedModel("base", str(model)), _section().engine, 0, "127.0.0.1", KEY, "")
@@ -297,8 +297,8 @@ def _danlu(model: Path) -> Iterator[int]:
     """Danlu's endpoint with a key."""
     import hashlib
 
+    from pipelines.models.served import ServedModel
     from serve.app import endpoint
-    from serve.models import ServedModel
 
     keys = (hashlib.sha256(KEY.encode()).digest(),)
     with (

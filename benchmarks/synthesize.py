@@ -30,12 +30,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import measure
-from pipelines.recipe import Recipe
-from pipelines.report import environment
-from pipelines.synthesize.ledger import Record, Writer
-from pipelines.synthesize.questions import Outcome, Verdict, record_of
+from pipelines.artifacts.workspace import Workspace
+from pipelines.llm.ledger import Record, Writer
+from pipelines.llm.requests import Outcome, Verdict, record_of
+from pipelines.recipe.schema import Recipe
+from pipelines.report.page import environment
 from pipelines.synthesize.stage import grid_of
-from pipelines.workspace import Workspace
 
 PROJECT = Path(__file__).parents[1]
 IN_FLIGHT = 256

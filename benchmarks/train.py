@@ -32,11 +32,11 @@ import yaml
 from rich.console import Console
 from rich.table import Column, Table
 
-from pipelines.report import environment
+from pipelines.recipe.train import Train
+from pipelines.report.page import environment
 from pipelines.train.curves import picture
 from pipelines.train.flops import flops_of
 from pipelines.train.samples import Samples, Schedule
-from pipelines.train.section import Train
 from pipelines.train.tokenize import KINDS, Tokenized
 
 SEED = 42

@@ -7,7 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipelines.recipe import Recipe
+from pipelines.recipe.schema import Recipe
 
 HEAD = """# Recipes
 
@@ -19,7 +19,7 @@ the command line:
 
 Paths are relative to the current directory; `recipes://data/tiny.jsonl` names data that come with the project.
 
-This page follows from `pipelines/recipe.py` (`python docs/make_recipes.py > docs/recipes.md`).
+This page follows from `pipelines/recipe/schema.py` (`python docs/make_recipes.py > docs/recipes.md`).
 """
 
 

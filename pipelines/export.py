@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 
+from pipelines.artifacts.shards import read_tables
+from pipelines.artifacts.workspace import Place
 from pipelines.errors import InputError, Problem, RecipeError
-from pipelines.recipe import Export, Recipe
-from pipelines.shards import read_tables
-from pipelines.workspace import Place
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.split import Export
 
 VERSION = 1
 
@@ -82,12 +83,6 @@ def export(recipe: Recipe, place: Place) -> dict[str, Any]:
     }
 
 
-def size_of(path: str) -> int | None:
-    """The size of a file outside the workspace in bytes, None where there is none."""
-    fs, inner = fsspec.core.url_to_fs(path)
-    return int(fs.size(inner)) if fs.exists(inner) else None
-
-
 def _columns(source: Place) -> list[str] | None:
     """The columns of the source the rows came from, without `pos`; None where they have none."""
     while source.inputs:
@@ -133,33 +128,3 @@ def _encoder(column: pa.ChunkedArray) -> Callable[[Any], str]:
     if pa.types.is_integer(column.type) and not column.null_count:
         return str
     return json.JSONEncoder(ensure_ascii=False, default=str).encode
-
-
-def require_new(path: Path) -> None:
-    """InputError where a file lies at `path`: it may be somebody's work."""
-    if path.exists():
-        raise InputError(f"{path}: exists already; name another file")
-
-
-@contextmanager
-def created(path: str, told: str) -> Iterator[IO[bytes]]:
-    """A file that appears under its name only when it is complete; on object storage every file does.
-
-    InputError, which begins with what the person is `told`, where it cannot be written.
-    """
-    if "://" in path:
-        with fsspec.open(path, "wb") as stream:
-            yield stream
-        return
-    target = Path(path).absolute()
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as stream:
-            yield stream
-        os.replace(beside, target)
-    except OSError as error:
-        raise InputError(f"{told}: cannot be written ({error})") from None
-    finally:
-        if beside.exists():  # missing_ok does not cover a parent that is a file
-            beside.unlink()

@@ -19,19 +19,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from pipelines.artifacts.rows import RowDigest
+from pipelines.artifacts.shards import Attempt, Commit, Shard, read_tables, run_shards
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.clean.fused import key_names
 from pipelines.clean.passes import keys_work
 from pipelines.clean.plan import Phase, build_plan
 from pipelines.clean.stage import find_near
 from pipelines.errors import DataError, InputError, nearest
-from pipelines.ingest.section import Ingest
 from pipelines.ingest.stage import determinants as ingested
 from pipelines.ingest.stage import ingest_once
 from pipelines.ingest.stage import preflight as preflight_source
-from pipelines.recipe import Recipe, Split
-from pipelines.records import RowDigest
-from pipelines.shards import Attempt, Commit, Shard, read_tables, run_shards
-from pipelines.workspace import Place, Workspace
+from pipelines.recipe.ingest import Ingest
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.split import Split
 
 VERSION = 3
 SIDES = ("train", "test")

@@ -16,11 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.artifacts.workspace import Place, Workspace, open_workspace
 from pipelines.errors import DanluError, InputError, Problem, RecipeError, nearest
 from pipelines.export import require_new
 from pipelines.progress import say
-from pipelines.recipe import RECIPE_NAME, Recipe, load_recipe, shipped_recipes
-from pipelines.workspace import Place, Workspace, open_workspace
+from pipelines.recipe.load import load_recipe, shipped_recipes
+from pipelines.recipe.schema import RECIPE_NAME, Recipe
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
 
@@ -140,7 +141,7 @@ def chat(
     model: Annotated[str | None, typer.Option(help="Model to begin with. [default: the first that is listed]")] = None,
 ) -> None:
     """Talk to a served model in the terminal; the key, if one is needed, comes from OPENAI_API_KEY."""
-    from serve import chat as terminal
+    from serve.ui import chat as terminal
 
     terminal.chat(_endpoint_of(target), model, os.environ.get("OPENAI_API_KEY", "none"))
 
@@ -154,7 +155,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port the page listens on.")] = 8501,
 ) -> None:
     """Talk to served models in the browser; the key, if one is needed, comes from OPENAI_API_KEY."""
-    from serve.chat import open_page
+    from serve.ui.chat import open_page
 
     url = _endpoint_of(target)
     say(f"http://{host}:{port}: asks {url}; Ctrl-C stops")
@@ -182,7 +183,7 @@ def status(recipe: RecipeName, overrides: Overrides = None, workspace: Workspace
 @app.command()
 def why(recipe: RecipeName, row_id: str, overrides: Overrides = None, workspace: WorkspaceOption = None) -> None:
     """Say what became of one row: which operator dropped it and why, or where it is now."""
-    from pipelines.why import trace
+    from pipelines.report.trace import trace
 
     loaded = load_recipe(recipe, overrides)
     place = open_workspace(workspace, loaded.name, on_cluster=False)
@@ -226,7 +227,7 @@ def synthesize(
         return
     again = None
     if retry_failed:
-        from pipelines.synthesize.asking import forget_failures
+        from pipelines.llm.dispatch import forget_failures
         from pipelines.synthesize.stage import grid_of
 
         loaded = load_recipe(recipe, overrides)
@@ -248,7 +249,7 @@ def refine(
     ] = None,
 ) -> None:
     """Run the recipe up to refine, skipping what is up to date."""
-    from pipelines.synthesize.export import export_conversations
+    from pipelines.refine.xtuner_export import export_conversations
 
     if export is not None:
         require_new(export)
@@ -268,7 +269,7 @@ def clean(
     ] = None,
 ) -> None:
     """Run the recipe up to clean, skipping what is up to date."""
-    from pipelines.clean.by_hand import export_rows, require_exportable
+    from pipelines.clean.manual_edits import export_rows, require_exportable
 
     if export is not None:
         require_exportable(export)
@@ -357,7 +358,7 @@ def _run(
 
 
 def _close(recipe: Recipe, workspace: Workspace, done: dict[str, Place]) -> None:
-    from pipelines.report import closing
+    from pipelines.report.page import closing
 
     out.print(closing(recipe, workspace, done), markup=False)
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import yaml
 
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import Problem, RecipeError
 from pipelines.evaluate.endpoint import serves_adapter, trained_whole
 from pipelines.progress import say, waiting
-from pipelines.recipe import Recipe
-from pipelines.train.section import not_servable
-from pipelines.workspace import Place, Workspace
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.serve import MAX_LORA_RANK, Serve
+from pipelines.recipe.train import not_servable
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
-from serve import adapters
+from serve import adapter_registry as adapters
 from serve.app import ServedModel, endpoint
-from serve.guard import KEYS, KEYS_FILE, LOCAL, environment_keys
-from serve.section import MAX_LORA_RANK, Serve
+from serve.gateway.auth import KEYS, KEYS_FILE, LOCAL, environment_keys
 
 
 def serve_forever(
@@ -52,7 +52,7 @@ def write_config(
     recipe: Recipe, workspace: Workspace, cluster: Cluster, serve_file: Path | None, kuberay_file: Path | None
 ) -> None:
     """Train and merge what is missing, and write configuration for `serve deploy` or for KubeRay instead of serving."""
-    from serve.cluster import configuration, ray_service
+    from serve.kuberay import configuration, ray_service
 
     models = finished_models(recipe, workspace, cluster)
     section = served_section(recipe)

@@ -6,73 +6,134 @@
 A stage runs when its section is in the recipe and its output is missing or was made from something else.
 """
 
-import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+from pipelines.artifacts.reports.rows import IngestReport, RowsReport
+from pipelines.artifacts.reports.train import TrainReport
+from pipelines.artifacts.stage import Inputs, Manifest, Output, Report, Stage, read_manifest
+from pipelines.artifacts.workspace import Place, Workspace, fingerprint
+from pipelines.clean.analyze import AnalyzeCleanInputs, AnalyzeCleanStage, AnalyzeInputs, AnalyzeStage
+from pipelines.clean.stage import CleanInputs, CleanStage, check_clean
 from pipelines.errors import InputError, Problem, RecipeError, nearest
-from pipelines.evaluate.endpoint import serves_adapter, shared_endpoints
-from pipelines.export import size_of
+from pipelines.evaluate.compare import CompareStage
+from pipelines.evaluate.endpoint import ModelInputs, shared_endpoints
+from pipelines.evaluate.stage import EvaluateStage
+from pipelines.export import ExportInputs, ExportStage
+from pipelines.ingest.stage import IngestStage
+from pipelines.models.served import lineup_of
 from pipelines.progress import say
-from pipelines.recipe import Recipe
-from pipelines.report import environment, write_report
-from pipelines.workspace import Place, Workspace, fingerprint
+from pipelines.publish.stage import PublishInputs, PublishStage
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.paths import paths_read
+from pipelines.recipe.schema import Recipe
+from pipelines.refine.stage import RefineInputs, RefineStage, check_refine, demands_of
+from pipelines.report.page import environment, write_report
+from pipelines.split import SplitInputs, SplitStage
+from pipelines.synthesize.stage import SynthesizeStage
+from pipelines.train.merge import MergeInputs, MergeStage
+from pipelines.train.stage import TrainInputs, TrainStage
 from rayjobs.cluster import Cluster
-from serve.adapters import aliases, publish_if_new
+from serve.adapter_registry import aliases, publish_if_new
+
+I = TypeVar("I", bound=Inputs)  # noqa: E741
+R = TypeVar("R", bound=Report)
+AnyStage = Stage[Any, Any]
+Outputs = dict[str, Output[Any]]
+"""What stages left, by name, in their order."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage: its name, the module that does it, and the stages whose output it reads.
+class Do(Protocol):
+    """What is done about a stage: it is run, or only looked up."""
 
-    Of the stages in `rows_of` it reads the first that is present.
-    """
-
-    name: str
-    module: str
-    reads: tuple[str, ...] = ()
-    rows_of: tuple[str, ...] = ()
-    section: str | None = None
-    """The section of the recipe that asks for it, where that has another name."""
+    def __call__(self, stage: Stage[I, R], inputs: I) -> Output[R]: ...
 
 
-STAGES = (
-    Stage("ingest", "pipelines.ingest.stage"),
-    Stage("synthesize", "pipelines.synthesize.stage"),
-    Stage("refine", "pipelines.synthesize.refine", rows_of=("synthesize", "ingest")),
-    Stage("analyze", "pipelines.clean.analyze", rows_of=("refine", "synthesize", "ingest")),
-    Stage("clean", "pipelines.clean.stage", rows_of=("refine", "synthesize", "ingest")),
-    Stage("analyze_clean", "pipelines.clean.analyze_clean", reads=("analyze", "clean"), section="analyze"),
-    Stage("export", "pipelines.export", rows_of=("clean", "refine", "synthesize", "ingest")),
-    Stage("split", "pipelines.split", rows_of=("clean", "refine", "synthesize", "ingest")),
-    Stage("train", "pipelines.train.stage", reads=("split",)),
-    Stage("merge", "pipelines.train.merge", reads=("train",)),
-    Stage("evaluate", "pipelines.evaluate.stage", reads=("split", "train", "merge")),
-    Stage("compare", "pipelines.evaluate.compare", reads=("split", "train", "merge")),
-    Stage("publish", "pipelines.publish.stage", reads=("ingest", "clean", "split", "train", "merge", "evaluate")),
-)
+def walk(recipe: Recipe, do: Do) -> None:
+    """Every stage that the recipe has a section for, in order, with what it reads: the nearest stages before it."""
+    ingested = synthesized = cleaned = sides = trained = merged = evaluated = None
+    rows: Output[RowsReport] | None = None
+    models = lineup_of(recipe)
+    if recipe.ingest:
+        rows = ingested = do(IngestStage(recipe.ingest), Inputs())
+    if recipe.synthesize:
+        rows = synthesized = do(SynthesizeStage(recipe.synthesize, recipe.serve, recipe.seed), Inputs())
+    if recipe.refine and rows:
+        rows = do(RefineStage(recipe.refine, demands_of(recipe.refine, recipe.synthesize)), RefineInputs(rows))
+    if recipe.analyze and recipe.clean and rows:
+        analyzed = do(AnalyzeStage(recipe.analyze, recipe.clean), AnalyzeInputs(rows))
+    if recipe.clean and rows:
+        rows = cleaned = do(CleanStage(recipe.clean), CleanInputs(rows))
+    if recipe.analyze and recipe.clean and cleaned:
+        do(AnalyzeCleanStage(recipe.analyze, recipe.clean), AnalyzeCleanInputs(analyzed, cleaned))
+    if recipe.export and rows:
+        do(ExportStage(recipe.export, paths_read(recipe)), ExportInputs(rows, ingested))
+    if recipe.split and rows:
+        sides = do(SplitStage(recipe.split, recipe.ingest, text_key_of(recipe), recipe.seed), SplitInputs(rows))
+    if recipe.train and sides:
+        trained = do(TrainStage(recipe.train, recipe.ingest, recipe.seed), TrainInputs(sides))
+    if recipe.merge and recipe.train and trained:
+        merged = do(MergeStage(recipe.merge, recipe.train.method), MergeInputs(trained))
+    if recipe.evaluate and recipe.train and models and sides and trained:
+        asked = ModelInputs(sides, trained, merged)
+        system = recipe.train.system
+        evaluated = do(EvaluateStage(recipe.evaluate, models, recipe.serve, system, recipe.seed), asked)
+    if recipe.compare and recipe.train and models and sides and trained:
+        asked = ModelInputs(sides, trained, merged)
+        do(CompareStage(recipe.compare, models, recipe.serve, recipe.train.system, recipe.seed), asked)
+    if recipe.publish and recipe.train and sides and trained:
+        read = PublishInputs(ingested, synthesized, cleaned, sides, trained, merged, evaluated)
+        do(PublishStage(recipe.publish, recipe.name, recipe.train, recipe.merge, recipe.ingest), read)
 
 
-def stages_of(recipe: Recipe) -> list[Stage]:
-    """The stages that a recipe has sections for, in order, each reading the nearest stage that is present."""
-    present: dict[str, Stage] = {}
-    for stage in STAGES:
-        if getattr(recipe, stage.section or stage.name) is not None:
-            rows = [name for name in stage.rows_of if name in present][:1]
-            reads = (*rows, *(name for name in stage.reads if name in present))
-            present[stage.name] = Stage(stage.name, stage.module, reads)
-    return list(present.values())
+CHECKS = {"clean": check_clean, "refine": check_refine}
+"""What stages say of their sections beyond the schema."""
+
+
+def load(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
+    """The recipe, with all that is wrong with it in one message; see load.py."""
+    return load_recipe(name_or_path, overrides, CHECKS)
+
+
+def text_key_of(recipe: Recipe) -> str:
+    """The column whose text counts: the one that is cleaned."""
+    return recipe.clean.text_keys if recipe.clean else "response"
+
+
+def stages_of(recipe: Recipe) -> list[AnyStage]:
+    """The stages that a recipe has sections for, in order."""
+    found: list[AnyStage] = []
+
+    def note(stage: Stage[I, R], inputs: I) -> Output[R]:
+        found.append(stage)
+        return Output(stage.name)
+
+    walk(recipe, note)
+    return found
+
+
+def status(recipe: Recipe, workspace: Workspace) -> Outputs:
+    """What the workspace has of each stage of the recipe."""
+    found: Outputs = {}
+
+    def look_up(stage: Stage[I, R], inputs: I) -> Output[R]:
+        place = place_of(workspace, stage, inputs)
+        output = Output(stage.name, place, read_manifest(place, stage.reports) if place else None)
+        found[stage.name] = output
+        return output
+
+    walk(recipe, look_up)
+    return found
 
 
 def run(
     recipe: Recipe, workspace: Workspace, cluster: Cluster, first: str | None = None, last: str | None = None
-) -> dict[str, Place]:
+) -> Outputs:
     """Bring every stage up to `last` up to date; `first` is done again, with all after it, even if it is complete.
 
-    The cluster is connected to when the first stage has work to do. Returns the finished stages' places.
+    The cluster is connected to when the first stage has work to do. Returns the outputs of the finished stages.
     """
     stages = stages_of(recipe)
     names = [stage.name for stage in stages]
@@ -81,12 +142,18 @@ def run(
             raise RecipeError(recipe.name, [Problem(name, f"the recipe has no such stage; {nearest(name, names)}")])
     end = names.index(last) + 1 if last else len(names)
     redo = names.index(first) if first else end
-    done: dict[str, Place] = {}
+    done: Outputs = {}
     with ExitStack() as held, shared_endpoints():
         is_ready = False
-        for number, stage in enumerate(stages[:end]):
-            place = place_of(recipe, workspace, stage, done)
-            if number < redo and _is_up_to_date(place):
+
+        def bring_up_to_date(stage: Stage[I, R], inputs: I) -> Output[R]:
+            nonlocal is_ready
+            number = names.index(stage.name)
+            place = place_of(workspace, stage, inputs) if number < end else None
+            if place is None:
+                return Output(stage.name)
+            manifest = read_manifest(place, stage.reports)
+            if number < redo and manifest is not None and stage.is_current(manifest.report):
                 say(f"{stage.name}: up to date")
             else:
                 if not is_ready:
@@ -94,15 +161,18 @@ def run(
                     held.enter_context(workspace.held())
                     cluster.connect()
                     is_ready = True
-                _do(recipe, stage, place, again=number >= redo)
-            done[stage.name] = place
-            if stage.name == "train":
-                _publish(recipe, place)
-            write_report(recipe, workspace, done)
+                manifest = _do(stage, place, inputs, again=number >= redo)
+            done[stage.name] = output = Output(stage.name, place, manifest)
+            if isinstance(manifest.report, TrainReport):
+                _publish(recipe, place, manifest.report)
+            write_report(recipe.name, workspace, done, is_complete=len(done) == len(names))
+            return output
+
+        walk(recipe, bring_up_to_date)
     return done
 
 
-def require_ready(recipe: Recipe, stages: Sequence[Stage]) -> None:
+def require_ready(recipe: Recipe, stages: Sequence[AnyStage]) -> None:
     """RecipeError with everything that would stop one of the stages, perhaps after hours of those before it.
 
     That is what a recipe cannot know by itself: files that are not there, keys that are not set, packages.
@@ -110,7 +180,7 @@ def require_ready(recipe: Recipe, stages: Sequence[Stage]) -> None:
     problems: list[Problem] = []
     for stage in stages:
         try:
-            getattr(importlib.import_module(stage.module), "preflight", _nothing_to_check)(recipe)
+            problems += stage.preflight()
         except RecipeError as error:
             problems += error.problems
         except InputError as error:
@@ -119,85 +189,53 @@ def require_ready(recipe: Recipe, stages: Sequence[Stage]) -> None:
         raise RecipeError(recipe.name, problems)
 
 
-def _nothing_to_check(recipe: Recipe) -> None:
-    """The preflight of a stage that needs nothing from outside."""
-
-
-def publish_adapter(recipe: Recipe, trained: Place) -> str | None:
+def publish_adapter(recipe: Recipe, place: Place, report: TrainReport) -> str | None:
     """Publish what was trained in the workspace's folder `adapters`, where a running endpoint finds it at once.
 
     Returns the version, such as `wishes@2`; None where the whole model was trained, or an adapter vLLM cannot load.
     """
-    report = trained.report()
-    if report["adapter"] is None or not serves_adapter(recipe):
+    models = lineup_of(recipe)
+    if report.adapter is None or models is None or not models.serves_adapter:
         return None
-    registry = trained.workspace.local("adapters")
-    return publish_if_new(trained.local(report["adapter"]), registry, recipe.name, report["model"])
+    registry = place.workspace.local("adapters")
+    return publish_if_new(place.local(report.adapter), registry, recipe.name, report.model)
 
 
-def _publish(recipe: Recipe, trained: Place) -> None:
+def _publish(recipe: Recipe, place: Place, report: TrainReport) -> None:
     """Publish what was trained, and say so where its name stays with another version."""
-    version = publish_adapter(recipe, trained)
-    serving = version and aliases(trained.workspace.local("adapters")).get(recipe.name)
+    version = publish_adapter(recipe, place, report)
+    serving = version and aliases(place.workspace.local("adapters")).get(recipe.name)
     if serving != version:
         say(f"train: this adapter is {version}; requests for {recipe.name} go to {serving}, where its alias points")
 
 
-def status(recipe: Recipe, workspace: Workspace) -> list[tuple[str, str, Place | None]]:
-    """Each stage of the recipe with `complete`, `partial` or `missing`, and its place as far as it is known."""
-    rows: list[tuple[str, str, Place | None]] = []
-    done: dict[str, Place] = {}
-    for stage in stages_of(recipe):
-        if any(name not in done for name in stage.reads):
-            rows.append((stage.name, "missing", None))
-            continue
-        place = place_of(recipe, workspace, stage, done)
-        if place.manifest() is not None:
-            done[stage.name] = place
-            rows.append((stage.name, "complete", place))
-        else:
-            rows.append((stage.name, "partial" if workspace.list(place.path()) else "missing", place))
-    return rows
+def place_of(workspace: Workspace, stage: Stage[I, R], inputs: I) -> Place | None:
+    """Where a stage's output belongs; None while one of the stages that it reads is not complete."""
+    if not all(output.is_complete for output in inputs.outputs()):
+        return None
+    made_of = fingerprint(stage.name, stage.version, stage.fingerprint_inputs(), inputs.digests())
+    return Place(workspace, stage.name, made_of)
 
 
-def place_of(recipe: Recipe, workspace: Workspace, stage: Stage, done: dict[str, Place]) -> Place:
-    """Where a stage's output belongs, given the finished stages before it."""
-    module = importlib.import_module(stage.module)
-    inputs = {name: done[name] for name in stage.reads}
-    digests = {name: place.report()["digest"] for name, place in inputs.items()}
-    determinants: dict[str, Any] = module.determinants(recipe)
-    return Place(workspace, stage.name, fingerprint(stage.name, module.VERSION, determinants, digests), inputs)
-
-
-def _is_up_to_date(place: Place) -> bool:
-    """Whether the stage is complete, and what it wrote outside the workspace still lies there, at its size."""
-    manifest = place.manifest()
-    if manifest is None:
-        return False
-    return all(size_of(path) == size for path, size in manifest["report"].get("written", {}).items())
-
-
-def _do(recipe: Recipe, stage: Stage, place: Place, again: bool) -> None:
+def _do(stage: Stage[I, R], place: Place, inputs: I, again: bool) -> Manifest[R]:
     """Do a stage's work at its place, from the beginning or from where a killed run left it; mark it complete."""
-    module = importlib.import_module(stage.module)
-    if again and hasattr(module, "forget"):
-        module.forget(recipe, place)
-    if again or place.manifest() is not None:
+    if again:
+        stage.forget(place)
+    if again or place.workspace.exists(place.path("manifest.json")):
         place.clear()
     say(f"{stage.name} …")
-    work: Callable[[Recipe, Place], dict[str, Any]] = getattr(module, stage.name)
     began = time.time()
-    report = work(recipe, place)
+    report = stage.run(place, inputs)
     seconds = time.time() - began
-    place.finish(
-        {
-            "stage": stage.name,
-            "fingerprint": place.fingerprint,
-            "inputs": {name: source.fingerprint for name, source in place.inputs.items()},
-            "began": began,
-            "seconds": seconds,
-            "environment": environment(),
-            "report": report,
-        }
+    manifest: Manifest[R] = Manifest[stage.reports](  # type: ignore[name-defined]
+        stage=stage.name,
+        fingerprint=place.fingerprint,
+        inputs={output.stage: output.folder.fingerprint for output in inputs.outputs()},
+        began=began,
+        seconds=seconds,
+        environment=environment(),
+        report=report,
     )
-    say(f"{stage.name}: done in {seconds:.1f} s" + (f", {report['summary']}" if "summary" in report else ""))
+    manifest.write(place)
+    say(f"{stage.name}: done in {seconds:.1f} s, {report.summary}")
+    return manifest

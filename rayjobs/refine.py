@@ -1,4 +1,4 @@
-"""Drop or mend what a model got wrong, by name; the work is in pipelines/synthesize/refine.py.
+"""Drop or mend what a model got wrong, by name; the work is in pipelines/refine/stage.py.
 
 python -m rayjobs.refine RECIPE [--export FILE] [--workspace FOLDER|URL] [key=value ...]
 """

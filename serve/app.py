@@ -16,13 +16,13 @@ import ray
 from ray import serve as ray_serve
 
 from pipelines.errors import HardwareError, StageError
-from serve import directory
-from serve.engine import DRAIN_SECONDS, EnginePlan, EngineReplica, node_address
-from serve.listener import GatewayPlan, GatewayReplica
-from serve.models import ServedModel, check_models
-from serve.scratch import sweep
-from serve.section import Limits
-from serve.section import Serve as ServeSection
+from pipelines.models.served import ServedModel, check_models
+from pipelines.recipe.serve import Limits
+from pipelines.recipe.serve import Serve as ServeSection
+from serve import discovery as directory
+from serve.engine.replica import DRAIN_SECONDS, EnginePlan, EngineReplica, node_address
+from serve.engine.scratch import sweep
+from serve.gateway.gateway_replica import GatewayPlan, GatewayReplica
 
 __all__ = ["ServedModel", "endpoint"]
 
@@ -93,7 +93,7 @@ def engine_application(plan: EnginePlan, section: ServeSection) -> ray_serve.App
     """The Ray Serve application of one engine with its replicas."""
     replicas: dict[str, Any] = {"num_replicas": section.num_replicas}
     if section.autoscaling is not None:
-        policy = {"policy_function": "serve.scaling:by_requests_at_the_engines"}
+        policy = {"policy_function": "serve.engine.scaling:by_requests_at_the_engines"}
         bounds = section.autoscaling.model_dump()
         replicas = {"autoscaling_config": {**bounds, "policy": policy}}
     engine = ray_serve.deployment(

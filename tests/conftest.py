@@ -60,7 +60,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     import fsspec
     from moto.server import ThreadedMotoServer
 
-    from pipelines.workspace import Workspace
+    from pipelines.artifacts.workspace import Workspace
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

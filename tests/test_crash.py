@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.recipe import load_recipe
-from pipelines.workspace import Place, Workspace
+from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.recipe.load import load_recipe
 from rayjobs import pipeline
 from tests.pipelines.train.conftest import make_model
 

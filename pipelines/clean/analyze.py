@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
+from pipelines.artifacts.workspace import Place, Workspace, to_json
 from pipelines.clean.assets import checksum
 from pipelines.clean.fused import measure
 from pipelines.clean.passes import row_batches
 from pipelines.clean.plan import Step
 from pipelines.clean.stage import plan_of
 from pipelines.clean.statistics import Floats, describe_numbers, describe_strings
-from pipelines.recipe import Recipe
-from pipelines.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
-from pipelines.workspace import Place, Workspace, to_json
+from pipelines.recipe.schema import Recipe
 
 VERSION = 2
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from pipelines.artifacts.workspace import Place
 from pipelines.clean.analyze import VERSION as VERSION
 from pipelines.clean.analyze import describe
 from pipelines.clean.analyze import determinants as determinants
-from pipelines.recipe import Recipe
-from pipelines.workspace import Place
+from pipelines.recipe.schema import Recipe
 
 
 def analyze_clean(recipe: Recipe, place: Place) -> dict[str, Any]:

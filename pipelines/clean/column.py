@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.clean.characters import CLASSES, class_table
+from pipelines.clean.kernels.characters import CLASSES, class_table
 
 Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
@@ -86,7 +86,7 @@ class Column:
         return np.asarray(_count(*self.utf8, class_table()))
 
     def count(self, character_class: int) -> Indices:
-        """Code points per row of one class of `pipelines.clean.characters`; one scan counts all classes."""
+        """Code points per row of one class of `pipelines.clean.kernels.characters`; one scan counts all classes."""
         return np.asarray(self._counts[1 + CLASSES.index(character_class)])
 
     def share(self, character_class: int) -> npt.NDArray[np.float64]:

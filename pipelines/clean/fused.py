@@ -14,12 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.artifacts.rows import DROPPED
 from pipelines.clean.column import Column, Indices, Mask
 from pipelines.clean.operators.registry import Verdict, verdict
 from pipelines.clean.plan import Step
 from pipelines.clean.texts import Texts, field_of, has_turns, read_texts, write_texts
 from pipelines.errors import DanluError, DataError, nearest
-from pipelines.records import DROPPED
 
 SAMPLES = 5
 """Rows per mapper that are kept before and after, for people to look at."""

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.artifacts.rows import DROPPED, RowDigest
+from pipelines.artifacts.shards import Attempt, Shard, Work, read_tables
+from pipelines.artifacts.workspace import Workspace
+from pipelines.clean.dataset_ops import settle
 from pipelines.clean.fused import SAMPLES, Tally, apply
 from pipelines.clean.plan import Phase
 from pipelines.clean.texts import field_of
-from pipelines.clean.whole import settle
-from pipelines.records import DROPPED, RowDigest
-from pipelines.shards import Attempt, Shard, Work, read_tables
-from pipelines.workspace import Workspace
 
 BATCH_BYTES = 8 << 20
 """Rows are worked on in batches of about this size."""

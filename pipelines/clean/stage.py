@@ -21,19 +21,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.by_hand import read_edited
+from pipelines.artifacts.rows import RowDigest
+from pipelines.artifacts.shards import Commit, Shard, Work, read_tables, run_shards
+from pipelines.artifacts.workspace import Place, to_json
 from pipelines.clean.assets import checksum
-from pipelines.clean.by_hand import edit_shards, edit_work
+from pipelines.clean.dataset_ops import decide
 from pipelines.clean.fused import SAMPLES, Tally
-from pipelines.clean.near_duplicates import Indices, Signatures, forest, units
+from pipelines.clean.manual_edits import edit_shards, edit_work
 from pipelines.clean.passes import SORTED_ROWS, bucket_work, keys_work, rows_work, sort_work
 from pipelines.clean.plan import Phase, Plan, build_plan
-from pipelines.clean.whole import decide
 from pipelines.errors import InputError
-from pipelines.recipe import Clean, Recipe
-from pipelines.records import RowDigest
-from pipelines.shards import Commit, Shard, Work, read_tables, run_shards
-from pipelines.workspace import Place, to_json
+from pipelines.recipe.clean import Clean
+from pipelines.recipe.schema import Recipe
+from pipelines.similarity.hamming import Indices, Signatures, forest, units
+from pipelines.sources.manual_edits import read_edited
 
 VERSION = 3
 ALONE = 2_000_000

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.evaluate.asking import Answer, Request
+from pipelines.evaluate.ask import Answer, Request
 from pipelines.evaluate.questions import Question
-from pipelines.evaluate.section import Compare
 from pipelines.evaluate.sweep import quality, recommended
+from pipelines.recipe.evaluate import Compare
 
 
 def checkpoint_requests(section: Compare, names: Sequence[str], questions: Sequence[Question]) -> list[Request]:

@@ -8,20 +8,20 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.evaluate.asking import Answer, Manner, Request, ask, kept_answers, unanswered
+from pipelines.artifacts.workspace import Place
+from pipelines.evaluate.ask import Answer, Manner, Request, ask, kept_answers, unanswered
+from pipelines.evaluate.batch import answer_offline
 from pipelines.evaluate.checkpoints import checkpoint_requests, checkpoint_result
 from pipelines.evaluate.endpoint import BASE, api_key, checkpoint_adapters, model_names, models_endpoint
-from pipelines.evaluate.judge import SECTION_KEY, judge_answers
-from pipelines.evaluate.offline import answer_offline
+from pipelines.evaluate.pairwise_judge import SECTION_KEY, judge_answers
 from pipelines.evaluate.questions import Question, held_out_questions, probe_questions
-from pipelines.evaluate.rouge import rouge_l_f
-from pipelines.evaluate.section import Compare
-from pipelines.evaluate.style import loops
 from pipelines.evaluate.sweep import recommendation, sweep_requests, sweep_result
-from pipelines.recipe import Recipe
-from pipelines.synthesize.asking import read_keys
-from pipelines.synthesize.section import UNPAID
-from pipelines.workspace import Place
+from pipelines.llm.dispatch import read_keys
+from pipelines.metrics.rouge import rouge_l_f
+from pipelines.metrics.style import loops
+from pipelines.recipe.evaluate import Compare
+from pipelines.recipe.llm import UNPAID
+from pipelines.recipe.schema import Recipe
 
 VERSION = 1
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.artifacts.workspace import Place
 from pipelines.errors import StageError
-from pipelines.recipe import Recipe
-from pipelines.train.section import not_servable
-from pipelines.workspace import Place
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.train import not_servable
 
 if TYPE_CHECKING:  # serving is an extra: a named endpoint does not need it
     from serve.app import ServedModel

@@ -7,11 +7,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pipelines.artifacts.rows import messages_of
+from pipelines.artifacts.shards import read_tables
+from pipelines.artifacts.workspace import Place
 from pipelines.errors import DataError
-from pipelines.recipe import Recipe
-from pipelines.records import messages_of
-from pipelines.shards import read_tables
-from pipelines.workspace import Place
+from pipelines.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)

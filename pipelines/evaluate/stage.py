@@ -8,14 +8,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.bootstrap import bootstrap
-from pipelines.evaluate import style
-from pipelines.evaluate.datasets import Dataset, prepare
+from pipelines.artifacts.workspace import Place, to_json
+from pipelines.evaluate.batch import answer_jobs
 from pipelines.evaluate.endpoint import BASE, model_names, models_endpoint
-from pipelines.evaluate.evalscope_process import score
-from pipelines.evaluate.offline import answer_jobs
-from pipelines.evaluate.questions import Question
-from pipelines.evaluate.scores import (
+from pipelines.evaluate.evalscope.child import Job
+from pipelines.evaluate.evalscope.datasets import Dataset, prepare
+from pipelines.evaluate.evalscope.parent import score
+from pipelines.evaluate.evalscope.results import (
     HEADLINE,
     HOW,
     METRICS,
@@ -24,10 +23,11 @@ from pipelines.evaluate.scores import (
     read_benchmark,
     read_scored,
 )
-from pipelines.evaluate.scoring import Job
-from pipelines.evaluate.section import Evaluate
-from pipelines.recipe import Recipe
-from pipelines.workspace import Place, to_json
+from pipelines.evaluate.questions import Question
+from pipelines.metrics import style
+from pipelines.metrics.bootstrap import bootstrap
+from pipelines.recipe.evaluate import Evaluate
+from pipelines.recipe.schema import Recipe
 
 VERSION = 1
 SHOWN = 3

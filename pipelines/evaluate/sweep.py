@@ -4,12 +4,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.evaluate.asking import Answer, Request
+from pipelines.evaluate.ask import Answer, Request
 from pipelines.evaluate.questions import Question
-from pipelines.evaluate.rouge import rouge_l_f
-from pipelines.evaluate.section import Compare
-from pipelines.evaluate.style import loops, repetition
-from pipelines.section import Generation
+from pipelines.metrics.rouge import rouge_l_f
+from pipelines.metrics.style import loops, repetition
+from pipelines.recipe.base import Generation
+from pipelines.recipe.evaluate import Compare
 
 Setting = tuple[float, float]
 """Temperature and repetition penalty."""

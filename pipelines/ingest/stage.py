@@ -14,9 +14,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.artifacts.rows import ROW, RowDigest
+from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
+from pipelines.artifacts.workspace import Place
 from pipelines.errors import DataError, InputError
-from pipelines.ingest.adapters import ADAPTERS, Adapter, recognise, replaced, with_system
-from pipelines.ingest.columns import (
+from pipelines.recipe.ingest import Ingest
+from pipelines.recipe.schema import Recipe
+from pipelines.sources.adapters import ADAPTERS, Adapter, recognise, replaced, with_system
+from pipelines.sources.columns import (
     BATCH_ROWS,
     batches,
     broken_row,
@@ -26,10 +31,8 @@ from pipelines.ingest.columns import (
     table_reader,
     write_shard,
 )
-from pipelines.ingest.cutting import Store, plan_shards
-from pipelines.ingest.recode import as_utf8, is_utf8, remove_copies
-from pipelines.ingest.section import Ingest
-from pipelines.ingest.sources import (
+from pipelines.sources.cut import Store, plan_shards
+from pipelines.sources.files import (
     columns_of,
     digest_file,
     first_broken,
@@ -38,10 +41,7 @@ from pipelines.ingest.sources import (
     read_shard,
     sample_rows,
 )
-from pipelines.recipe import Recipe
-from pipelines.records import ROW, RowDigest
-from pipelines.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
-from pipelines.workspace import Place
+from pipelines.sources.recode import as_utf8, is_utf8, remove_copies
 
 VERSION = 3
 STORED = "parts"

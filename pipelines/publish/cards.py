@@ -8,8 +8,8 @@ import jinja2
 import yaml
 
 from pipelines.evaluate.endpoint import BASE
-from pipelines.recipe import Recipe
-from pipelines.train.section import Train
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.train import Train
 from pipelines.train.tokenize import parse_data
 
 MISSING_LICENCE = "TODO: name the licence"

@@ -12,13 +12,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipelines.artifacts.shards import read_tables
+from pipelines.artifacts.workspace import Place, to_json
 from pipelines.errors import Problem, RecipeError
 from pipelines.progress import say
 from pipelines.publish.cards import dataset_card, model_card, public_name
 from pipelines.publish.upload import TOKEN, Kind, upload
-from pipelines.recipe import Recipe
-from pipelines.shards import read_tables
-from pipelines.workspace import Place, to_json
+from pipelines.recipe.schema import Recipe
 
 VERSION = 1
 CONFIGURATION = {"framework": "pytorch", "task": "text-generation"}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pipelines.errors import InputError, StageError
 from pipelines.progress import waiting
-from pipelines.publish.section import Publish
+from pipelines.recipe.publish import Publish
 
 TOKEN = "MODELSCOPE_API_TOKEN"
 Kind = Literal["model", "dataset"]

@@ -5,22 +5,16 @@ its training input) follows from the seed, the cell's values and the sample's nu
 gives the same prompts, and adding a value to a dimension leaves all other prompts as they were.
 """
 
-import itertools
 import random
-import string
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Iterator
 from typing import Any
 
-from pipelines.errors import nearest
-from pipelines.synthesize.questions import Request, key_of
-from pipelines.synthesize.section import Compatibility, Style, Synthesize
+from pipelines.llm.requests import Request, key_of
+from pipelines.recipe.synthesize import Synthesize, fits
 
-PASSAGE = "passage"
-"""The dimension of pieces of documents."""
-DRAWN = ("style", "injection", "examples", "max_length")
-"""Fields of a template besides the dimensions."""
+MOST_VALUES = 60
+"""Values of a dimension that are drawn; a dimension of more, such as passages, is left out."""
 
 
 class Grid:
@@ -105,81 +99,17 @@ def _response_format(section: Synthesize) -> dict[str, Any] | None:
     return response_format(section.answer)
 
 
-def fits(rules: list[Compatibility], cell: Mapping[str, str]) -> bool:
-    """Whether a cell is asked; the last rule that matches it decides, and without one it is."""
-    for rule in reversed(rules):
-        if all(_matches(cell[name], patterns) for name, patterns in rule.where.items()):
-            return rule.fits
-    return True
-
-
-def _matches(value: str, patterns: str | list[str]) -> bool:
-    return any(fnmatchcase(value, pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns))
-
-
-def check_grid(section: Synthesize) -> None:
-    """Raise ValueError, naming them all, for fields, names and values that do not exist and cells that never fit."""
-    passage = {PASSAGE: ["…"]} if section.passages else {}
-    axes = {**passage, **section.dimensions, "style": list(section.styles)}
-    problems = [problem for name, style in section.styles.items() for problem in _template_problems(name, style, axes)]
-    for number, query in enumerate(section.queries):
-        problems += _field_problems(f"queries[{number}]", query, [*axes])
-    templates = {"query_system": section.query_system or "", "answer.user": section.answer.user}
-    for where, template in {**templates, "answer.assistant": section.answer.assistant}.items():
-        problems += _field_problems(where, template, [*axes])
-    if section.answer.shape in ("text", "json") and not section.queries:
-        problems.append("queries: at least one is needed, for answers that are not conversations of their own")
-    if not section.dimensions and section.passages is None:
-        problems.append("dimensions: at least one is needed, or passages")
-    for name in section.dimensions:
-        if name in (*DRAWN, PASSAGE):
-            problems.append(f"dimensions.{name}: the name is taken; templates have {', '.join(DRAWN)}, and {PASSAGE}")
-    for name, values in axes.items():
-        repeated = sorted(value for value, count in Counter(values).items() if count > 1)
-        if repeated:
-            problems.append(f"dimensions.{name}: given twice: {', '.join(repeated)}")
-    for number, rule in enumerate(section.compatibility):
-        problems += _rule_problems(f"compatibility[{number}].where", rule, axes)
-    if not problems and not any(
-        fits(section.compatibility, dict(zip(axes, values, strict=True)))
-        for values in itertools.product(*axes.values())
-    ):
-        problems.append("compatibility: no cell fits")
-    if problems:
-        raise ValueError("; ".join(problems))
-
-
-def _template_problems(name: str, style: Style, axes: Mapping[str, list[str]]) -> list[str]:
-    where = f"styles.{name}.template"
-    problems = _field_problems(where, style.template, [*axes, *DRAWN])
-    if not problems and style.num_examples and "examples" not in _fields(style.template):
-        problems.append(f"{where}: has no {{examples}}, but num_examples is {style.num_examples}")
-    return problems
-
-
-def _field_problems(where: str, template: str, valid: list[str]) -> list[str]:
-    try:
-        fields = _fields(template)
-    except ValueError as error:
-        return [f"{where}: {error}; a literal brace is written twice"]
-    return [f"{where}: unknown field {{{field}}}; {nearest(field, valid)}" for field in fields if field not in valid]
-
-
-def _fields(template: str) -> list[str]:
-    parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
-    for _, field, specification, conversion in parts:
-        if specification or conversion:
-            raise ValueError(f"field {{{field}}} takes no format")
-    return [str(field) for _, field, _, _ in parts]
-
-
-def _rule_problems(where: str, rule: Compatibility, axes: Mapping[str, list[str]]) -> list[str]:
-    problems = []
-    for name, patterns in rule.where.items():
-        if name not in axes:
-            problems.append(f"{where}.{name}: no such dimension; {nearest(name, axes)}")
-            continue
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            if name != PASSAGE and not any(fnmatchcase(value, pattern) for value in axes[name]):
-                problems.append(f"{where}.{name}: {pattern} matches no value; {nearest(pattern, axes[name])}")
-    return problems
+def heat_map(grid: Grid) -> dict[str, Any] | None:
+    """For each pair of values of two dimensions, the share of their cells that fit; None where there are not two."""
+    axes = {name: values for name, values in grid.axes.items() if 1 < len(values) <= MOST_VALUES}
+    if len(axes) < 2:
+        return None
+    down, across = sorted(sorted(axes, key=lambda name: -len(axes[name]))[:2], key=list(axes).index)
+    asked = Counter((cell[down], cell[across]) for cell in grid.cells())
+    each = grid.size // grid.section.samples_per_cell // (len(axes[down]) * len(axes[across]))
+    return {
+        "dimensions": [down, across],
+        "rows": axes[down],
+        "columns": axes[across],
+        "shares": [[asked[row, column] / each for column in axes[across]] for row in axes[down]],
+    }

@@ -9,18 +9,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.batch_inference import Completion, Prompt, complete, require_room
+from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import InputError
+from pipelines.llm.dispatch import Positions, State, look_up
+from pipelines.llm.ledger import Record, Writer
+from pipelines.llm.requests import Outcome, Verdict, checked, record_of
+from pipelines.llm.vllm_batch import Completion, Prompt, complete, require_room
+from pipelines.models.served import ServedModel
 from pipelines.progress import progress
-from pipelines.recipe import Recipe, load_recipe, shipped_recipes
-from pipelines.synthesize.asking import Positions, State, look_up
+from pipelines.recipe.load import load_recipe, shipped_recipes
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.serve import Serve
 from pipelines.synthesize.grid import Grid
-from pipelines.synthesize.ledger import Record, Writer
-from pipelines.synthesize.questions import Outcome, Verdict, checked, record_of
 from pipelines.synthesize.shapes import schema_of
-from pipelines.workspace import Workspace
-from serve.models import ServedModel
-from serve.section import Serve
 
 
 def generate(recipe: Recipe, workspace: Workspace, grid: Grid, choose: Callable[[State], Positions]) -> Positions:
@@ -29,7 +30,7 @@ def generate(recipe: Recipe, workspace: Workspace, grid: Grid, choose: Callable[
     The engines are those that `serve` describes, or a shipped recipe's where the model is one's. InputError where the
     model cannot be had, HardwareError where the cluster has no room for them.
     """
-    from pipelines.train.models import resolve
+    from pipelines.models.resolve import resolve
 
     named, serve = model_of(grid.section.model, recipe.serve)
     require_room(serve)  # before gigabytes of a model are fetched

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 import fsspec
 
 from pipelines.errors import DataError
-from pipelines.synthesize.grid import PASSAGE
-from pipelines.synthesize.section import Passages, Synthesize
+from pipelines.recipe.synthesize import PASSAGE, Passages, Synthesize
 
 _END = re.compile(r"\n\s*\n|(?<=[。！？!?])[”’」』]?\s*|(?<=\.)\s+|\n")
 """Where a passage may end: after a paragraph, a sentence or a line."""

@@ -13,9 +13,9 @@ from typing import Any
 import json_repair
 import jsonschema
 
-from pipelines.records import is_text
-from pipelines.synthesize.questions import MOST, MalformedError
-from pipelines.synthesize.section import Answer
+from pipelines.artifacts.rows import is_text
+from pipelines.llm.requests import MOST, MalformedError
+from pipelines.recipe.synthesize import Answer
 
 Conversation = list[dict[str, str]]
 """Turns of user and assistant in turn, from the first of a user to the last of an assistant."""
@@ -121,11 +121,3 @@ def read_json(text: str, schema: dict[str, Any]) -> Any:
     if not is_text(value):
         raise MalformedError("half a character, a lone surrogate")
     return value
-
-
-def check_schema(schema: dict[str, Any]) -> None:
-    """Raise ValueError where it is not a JSON schema."""
-    try:
-        jsonschema.validators.validator_for(schema).check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise ValueError(f"json_schema{error.json_path.removeprefix('$')}: {error.message}") from None

@@ -10,19 +10,19 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.artifacts.rows import DROPPED, ROW, RowDigest
+from pipelines.artifacts.shards import Attempt, Commit, Shard, run_shards
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import StageError
-from pipelines.recipe import Recipe
-from pipelines.records import DROPPED, ROW, RowDigest
-from pipelines.shards import Attempt, Commit, Shard, run_shards
-from pipelines.synthesize.asking import CHUNK, Positions, State, ask, is_complete, read_answers, read_keys
-from pipelines.synthesize.desk import cost_of
-from pipelines.synthesize.grid import Grid
-from pipelines.synthesize.heat_map import heat_map
-from pipelines.synthesize.ledger import Index, read_index
+from pipelines.llm.coordinator import cost_of
+from pipelines.llm.dispatch import CHUNK, Positions, State, ask, is_complete, read_answers, read_keys
+from pipelines.llm.ledger import Index, read_index
+from pipelines.llm.requests import MOST, Request
+from pipelines.recipe.llm import UNPAID
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.synthesize import Synthesize
+from pipelines.synthesize.grid import Grid, heat_map
 from pipelines.synthesize.passages import with_passages
-from pipelines.synthesize.questions import MOST, Request
-from pipelines.synthesize.section import UNPAID, Synthesize
-from pipelines.workspace import Place, Workspace
 
 VERSION = 2
 

@@ -6,14 +6,13 @@ from typing import Any
 
 import yaml
 
+from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import InputError
-from pipelines.synthesize.asking import answers_to
-from pipelines.synthesize.grid import Grid
-from pipelines.synthesize.heat_map import MOST_VALUES
-from pipelines.synthesize.questions import Listed
-from pipelines.synthesize.section import Sampling
+from pipelines.llm.dispatch import answers_to
+from pipelines.llm.requests import Listed
+from pipelines.recipe.llm import Sampling
+from pipelines.synthesize.grid import MOST_VALUES, Grid
 from pipelines.synthesize.shapes import read_json
-from pipelines.workspace import Workspace
 
 PROMPT = """要用下面这样的提示词批量生成文本：
 “{example}”

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import InputError
-from pipelines.recipe import Recipe
-from pipelines.synthesize.asking import Positions, look_up
-from pipelines.synthesize.desk import cost_of
+from pipelines.llm.coordinator import cost_of
+from pipelines.llm.dispatch import Positions, look_up
+from pipelines.llm.ledger import Kind, read_index, read_payloads
+from pipelines.recipe.llm import Endpoint
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.serve import Serve
+from pipelines.recipe.synthesize import Synthesize
 from pipelines.synthesize.grid import Grid
-from pipelines.synthesize.ledger import Kind, read_index, read_payloads
-from pipelines.synthesize.section import Endpoint, Synthesize
 from pipelines.synthesize.stage import answer, grid_of
-from pipelines.workspace import Workspace
-from serve.section import Serve
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipelines.charts import Points
+from pipelines.report.charts import Points
 from pipelines.train.journal import Entry, best_step
 
 DOTTED = 30

@@ -8,8 +8,8 @@ scores, which are under 1 % at the lengths of chats, and what activation checkpo
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.recipe.train import Train
 from pipelines.train.memory import Shapes, linear, shapes_of, trained_parameters
-from pipelines.train.section import Train
 
 PEAKS = {
     "H100 PCIe": 756e12,

@@ -11,17 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.parent_death import arm
+from pipelines.kill_with_parent import arm
+from pipelines.models.resolve import quiet_transformers
 from pipelines.train.arguments import dtype_of, training_arguments
 from pipelines.train.attention import register as register_attention
 from pipelines.train.checkpoint import complete_checkpoints, remove_incomplete, step_of
-from pipelines.train.copies import restore
+from pipelines.train.checkpoint_universal import shard_count, to_universal
+from pipelines.train.checkpoint_upload import restore
 from pipelines.train.journal import best_step, read_journal, rewind
-from pipelines.train.models import quiet_transformers
 from pipelines.train.preemption import Notice
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, Schedule
-from pipelines.train.universal import shard_count, to_universal
 
 
 def train_loop(run: Run, draining: Callable[[], Any]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def train_loop(run: Run, draining: Callable[[], Any]) -> dict[str, Any]:
     set_seed(run.seed)
     facts: dict[str, Any] = {"resumed_at": step_of(checkpoint) if checkpoint else 0, "workers": dist.get_world_size()}
     if facts["resumed_at"] < run.steps:
-        from pipelines.train.exhaustion import Meter, explained
+        from pipelines.train.oom import Meter, explained
 
         meter, notice = Meter(), Notice(run.leave, draining)
         with explained(run, meter):

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipelines.errors import HardwareError
-from pipelines.train.models import weight_shapes
-from pipelines.train.section import Train
+from pipelines.models.resolve import weight_shapes
+from pipelines.recipe.train import Train
 
 GIB = 1 << 30
 BUCKET = 50_000_000

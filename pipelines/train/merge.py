@@ -8,15 +8,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipelines.artifacts.workspace import Place
 from pipelines.errors import Problem, RecipeError, StageError
+from pipelines.models.resolve import quiet_transformers
+from pipelines.models.subprocess_task import in_own_process
 from pipelines.progress import waiting
-from pipelines.recipe import Recipe
-from pipelines.train.models import quiet_transformers
-from pipelines.train.own_process import in_own_process
-from pipelines.train.section import Merge, OwnSampling
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.train import Merge, OwnSampling
 from pipelines.train.tokenize import load_tokenizer
 from pipelines.train.weights import check_base, digest_weights, is_adapter
-from pipelines.workspace import Place
 
 VERSION = 1
 MODEL = "model"

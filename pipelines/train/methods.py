@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from pipelines.recipe.train import Train
 from pipelines.train.arguments import dtype_of
 from pipelines.train.attention import NAME as PER_SAMPLE
 from pipelines.train.fused_lora import fuse
 from pipelines.train.run import Run
-from pipelines.train.section import Train
 
 
 def load_model(run: Run, arguments: Any) -> Any:

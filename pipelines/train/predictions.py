@@ -8,13 +8,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipelines.evaluate.rouge import rouge_l_f
-from pipelines.train.chat import IGNORED, Encoded
-from pipelines.train.limits import answer_begin
+from pipelines.metrics.rouge import rouge_l_f
+from pipelines.train.loss_mask import IGNORED, Encoded
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples
 from pipelines.train.sampling import generating
 from pipelines.train.tokenize import load_tokenizer
+from pipelines.train.truncation import answer_begin
 
 BATCH = 8
 """Rows answered together."""

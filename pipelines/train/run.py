@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.train.section import Train
+from pipelines.recipe.train import Train
 from pipelines.train.tokenize import Tokenized
 
 

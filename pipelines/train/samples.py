@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.train.chat import IGNORED
+from pipelines.train.loss_mask import IGNORED
 from pipelines.train.pack import pack
 from pipelines.train.tokenize import KINDS, Tokenized
 

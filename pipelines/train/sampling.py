@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines.train.chat import with_system
 from pipelines.train.journal import append
+from pipelines.train.loss_mask import with_system
 from pipelines.train.run import Run
 from pipelines.train.tokenize import load_tokenizer
 

@@ -14,28 +14,35 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines.bootstrap import bootstrap
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import InputError, Problem, RecipeError, nearest
-from pipelines.ingest.section import Ingest
 from pipelines.ingest.stage import determinants as ingested
 from pipelines.ingest.stage import preflight as preflight_source
-from pipelines.recipe import Recipe
-from pipelines.train.chat import IGNORED
+from pipelines.metrics.bootstrap import bootstrap
+from pipelines.models.convert import family_of
+from pipelines.models.resolve import (
+    check_folder,
+    max_positions,
+    model_digest,
+    resolve,
+    weight_shapes,
+    with_chat_template,
+)
+from pipelines.recipe.ingest import Ingest
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.train import Train, missing_package
 from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_of
-from pipelines.train.copies import discard
+from pipelines.train.checkpoint_upload import discard
 from pipelines.train.curves import draw_losses
 from pipelines.train.journal import BY_ROW, Entry, best_step, read_journal, shown
 from pipelines.train.loop import chosen_checkpoint
+from pipelines.train.loss_mask import IGNORED
 from pipelines.train.memory import chosen_stage, shapes_of
-from pipelines.train.models import check_folder, max_positions, model_digest, resolve, weight_shapes, with_chat_template
-from pipelines.train.native import family_of
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, total_rows
-from pipelines.train.section import Train, missing_package
 from pipelines.train.tokenize import Tokenized, further_source, parse_data, source_of, tokenize
 from pipelines.train.weights import digest_weights
-from pipelines.train.workers import check_resources, fit, memory_found
-from pipelines.workspace import Place, Workspace
+from pipelines.train.worker_group import check_resources, fit, memory_found
 
 VERSION = 1
 UNINFLUENTIAL = {

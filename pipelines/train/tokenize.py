@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.artifacts.rows import messages_of
+from pipelines.artifacts.shards import Attempt, Commit, Shard, run_shards
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import DataError, Problem, RecipeError, nearest
-from pipelines.ingest.section import Ingest
 from pipelines.ingest.stage import ingest_once
-from pipelines.recipe import Recipe
-from pipelines.records import messages_of
-from pipelines.shards import Attempt, Commit, Shard, run_shards
-from pipelines.train.chat import Encoded, control_tokens, encode, with_system
-from pipelines.train.limits import Fitted, Limits, fit, loss_tokens
-from pipelines.train.section import SIDES
-from pipelines.workspace import Place, Workspace
+from pipelines.recipe.ingest import Ingest
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.train import SIDES
+from pipelines.train.loss_mask import Encoded, control_tokens, encode, with_system
+from pipelines.train.truncation import Fitted, Limits, fit, loss_tokens
 
 SHARD_ROWS = 4096
 KINDS = ("tokens", "labels", "sample_offsets")

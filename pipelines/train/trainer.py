@@ -17,17 +17,17 @@ from transformers.trainer_utils import unwrap_peft_model
 
 from pipelines.errors import StageError
 from pipelines.train.checkpoint import PREFIX, complete_checkpoints, mark_complete, remove_oldest, step_of
-from pipelines.train.copies import Copying
+from pipelines.train.checkpoint_upload import Copying
 from pipelines.train.curves import draw, draw_losses
-from pipelines.train.exhaustion import most_held
+from pipelines.train.deepspeed_patches import forget_trial_step, keep_norm
 from pipelines.train.flops import Flops, flops_of
 from pipelines.train.journal import BY_ROW, append, best_step, read_journal
+from pipelines.train.oom import most_held
 from pipelines.train.preemption import Notice
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, collate
 from pipelines.train.sampling import sample
 from pipelines.train.sequence import own_part, sharing
-from pipelines.train.without_zero import forget_trial_step, keep_norm
 
 Batch = dict[str, Any]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DataError, StageError
+from pipelines.models.resolve import weight_shapes
 from pipelines.train.checkpoint import replace_text
-from pipelines.train.models import weight_shapes
+from pipelines.train.checkpoint_universal import shard_count
 from pipelines.train.tokenize import load_tokenizer
-from pipelines.train.universal import shard_count
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 

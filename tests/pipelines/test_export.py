@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.errors import RecipeError
 from pipelines.export import preflight
-from pipelines.recipe import Recipe
+from pipelines.recipe.schema import Recipe
 
 
 def recipe(path: str, source: str = "rows.jsonl", edited: str | None = None) -> Recipe:

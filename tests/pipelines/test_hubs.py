@@ -24,7 +24,7 @@ FILES = {
 LIST = """
 import sys
 from pipelines.errors import DanluError
-from pipelines.ingest.sources import list_files
+from pipelines.sources.files import list_files
 try:
     print(*list_files(sys.argv[1]), sep="\\n")
 except DanluError as error:

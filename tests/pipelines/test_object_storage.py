@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import InputError
-from pipelines.workspace import Workspace
 
 PROJECT = Path(__file__).parents[2]
-PROCESS = "import sys; from pipelines.workspace import Workspace; Workspace(sys.argv[1]).write(sys.argv[2], b'two')"
+PROCESS = (
+    "import sys; from pipelines.artifacts.workspace import Workspace; Workspace(sys.argv[1]).write(sys.argv[2], b'two')"
+)
 
 
 def test_what_another_process_wrote_is_listed(bucket: str) -> None:

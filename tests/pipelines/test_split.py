@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from pipelines.artifacts.rows import RowDigest
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import DataError, InputError
 from pipelines.evaluate.questions import held_out_questions
 from pipelines.ingest.stage import ingest
-from pipelines.recipe import Recipe, Split
-from pipelines.records import RowDigest
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.split import Split
 from pipelines.split import SIDES, determinants, held_out, preflight, split
-from pipelines.workspace import Place, Workspace
 
 
 def finished(tmp_path: Path, table: pa.Table, files: int) -> Place:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.workspace import Workspace
+from pipelines.artifacts.workspace import Workspace
 
 PROJECT = Path(__file__).parents[2]
 

@@ -9,14 +9,14 @@ import yaml
 
 pytest.importorskip("ray.serve")
 
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import RecipeError
-from pipelines.recipe import load_recipe
-from pipelines.workspace import Place, Workspace
+from pipelines.models.served import ServedModel
+from pipelines.recipe.load import load_recipe
 from rayjobs import deploy, pipeline
 from rayjobs.cluster import Cluster
-from serve.adapters import aliases, versions
-from serve.engine import adapter_room
-from serve.models import ServedModel
+from serve.adapter_registry import aliases, versions
+from serve.engine.replica import adapter_room
 
 
 def trained_place(folder: Path, **report: Any) -> Place:

@@ -10,7 +10,7 @@ import importlib, sys
 for name in {BLOCKED.split()!r}:
     sys.modules[name] = None  # importing it now raises ImportError
 import rayjobs.cli
-from pipelines.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 recipe = load_recipe("tiny")
 for module in ("ingest.stage", "clean.stage", "split", "why", "report"):
     importlib.import_module("pipelines." + module)

@@ -26,7 +26,7 @@ def running_app() -> str:
     """The name of the one application that has engines."""
     from ray.experimental import internal_kv
 
-    from serve.directory import NAMESPACE
+    from serve.discovery import NAMESPACE
 
     names = [key.decode() for key in internal_kv._internal_kv_list("danlu-", namespace=NAMESPACE)]
     (app,) = {name.partition("/")[0] for name in names if "/engine/" in name}
@@ -72,7 +72,7 @@ def _streamlit(base_url: str) -> Iterator[str]:
     """The page's server; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    from serve.chat import page_command
+    from serve.ui.chat import page_command
 
     project = str(Path(__file__).parents[2])
     command = page_command(base_url, "127.0.0.1", port)

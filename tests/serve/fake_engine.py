@@ -12,11 +12,11 @@ import aiohttp
 import pytest
 import requests
 
-from serve.answers import send_json
-from serve.directory import EngineRecord
-from serve.gateway import Gateway
-from serve.models import ServedModel
-from serve.section import Limits
+from pipelines.models.served import ServedModel
+from pipelines.recipe.serve import Limits
+from serve.discovery import EngineRecord
+from serve.gateway.app import Gateway
+from serve.gateway.responses import send_json
 
 Serving = Callable[..., AbstractContextManager[str]]
 USAGE = {"prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2}

@@ -19,10 +19,10 @@ pytest.importorskip("vllm")
 
 from ray import serve as ray_serve
 
-from serve import directory
+from pipelines.recipe.serve import Engine, Limits, Serve
+from serve import discovery as directory
 from serve.app import ServedModel, applications, claim_port, deploy, endpoint, wait_until_ready
-from serve.listener import GatewayPlan
-from serve.section import Engine, Limits, Serve
+from serve.gateway.gateway_replica import GatewayPlan
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ SECTION = Serve(engine=Engine(max_model_len=512, kv_cache_memory_bytes=64 << 20)
 DRIVER = """
 import sys, time, ray
 from serve.app import ServedModel, endpoint
-from serve.section import Engine, Serve
+from pipelines.recipe.serve import Engine, Serve
 ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=300 << 20, log_to_driver=False)
 with endpoint([ServedModel("base", sys.argv[1])], Serve(engine=Engine(kv_cache_memory_bytes=64 << 20))) as url:
     print("at", url, flush=True)
@@ -111,7 +111,7 @@ def find(role: str) -> psutil.Process:
         (found,) = below(psutil.Process(), f":{role}")
         return found
     parent = find("engine-base") if role == "server" else find("server")
-    names = ("serve.engine_server", "VLLM::EngineCore")
+    names = ("serve.engine.server", "VLLM::EngineCore")
     (found,) = [child for child in parent.children() if any(name in " ".join(child.cmdline()) for name in names)]
     return found
 
@@ -158,13 +158,13 @@ def test_an_engine_deployed_anew_under_load_loses_no_request(
         load = Load(f"http://127.0.0.1:{port}/v1")
         with load.from_clients(2 * CLIENTS):
             time.sleep(3)
-            before = {process.pid for process in below(psutil.Process(), "serve.engine_server")}
+            before = {process.pid for process in below(psutil.Process(), "serve.engine.server")}
             engine = SECTION.engine.model_copy(update={"max_num_seqs": 16})
             changed = applications(plan, SECTION.model_copy(update={"engine": engine}), tmp_path)
             deploy({f"{app}-base": changed[f"{app}-base"]}, app)
             wait_until_ready("127.0.0.1", port)
             time.sleep(3)
-        after = {process.pid for process in below(psutil.Process(), "serve.engine_server")}
+        after = {process.pid for process in below(psutil.Process(), "serve.engine.server")}
     finally:
         for name in reversed(targets):
             ray_serve.delete(name)
@@ -191,7 +191,7 @@ def test_after_the_driver_s_group_is_killed_nothing_stays(tiny_model: Path) -> N
         url = next(line.split()[1] for line in driver.stdout if line.startswith("at "))
         assert requests.get(f"{url}/models", timeout=10).status_code == 200
         family = psutil.Process(driver.pid).children(recursive=True)
-        assert any("serve.engine_server" in " ".join(process.cmdline()) for process in family)
+        assert any("serve.engine.server" in " ".join(process.cmdline()) for process in family)
         os.killpg(driver.pid, signal.SIGKILL)
     _, alive = psutil.wait_procs(family, timeout=30)
     assert [" ".join(process.cmdline())[:80] for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []

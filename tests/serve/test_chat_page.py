@@ -347,8 +347,8 @@ def test_every_mode_before_the_real_endpoint(
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("vllm")
+    from pipelines.recipe.serve import Engine, Serve
     from serve.app import ServedModel, endpoint
-    from serve.section import Engine, Serve
 
     section = Serve(engine=Engine(max_model_len=1024, kv_cache_memory_bytes=64 << 20))
     models = [ServedModel("base", str(tiny_model), {name: str(path) for name, path in marker_adapters.items()})]

@@ -19,11 +19,11 @@ import requests
 pytest.importorskip("vllm")
 
 from pipelines.errors import HardwareError, RecipeError, StageError
-from serve import directory
-from serve.adapters import publish, set_alias
+from pipelines.recipe.serve import Engine, Limits, Serve
+from serve import discovery as directory
+from serve.adapter_registry import publish, set_alias
 from serve.app import ServedModel, endpoint
-from serve.engine import requests_at
-from serve.section import Engine, Limits, Serve
+from serve.engine.replica import requests_at
 from tests.serve.conftest import running_app
 
 SECTION = Serve(engine=Engine(max_model_len=512, max_num_seqs=32, kv_cache_memory_bytes=64 << 20, max_lora_rank=8))
@@ -82,7 +82,7 @@ def engine_processes() -> list[psutil.Process]:
 
 def is_engine(process: psutil.Process) -> bool:
     line = " ".join(process.cmdline())
-    return "serve.engine_server" in line or "VLLM" in line
+    return "serve.engine.server" in line or "VLLM" in line
 
 
 def say(client: openai.OpenAI, model: str, prompt: str = "hello", tokens: int = 8) -> str:

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from serve.directory import EngineRecord
-from serve.gateway import Gateway
-from serve.models import ServedModel
-from serve.openapi import DESCRIPTION
-from serve.section import Limits
+from pipelines.models.served import ServedModel
+from pipelines.recipe.serve import Limits
+from serve.discovery import EngineRecord
+from serve.gateway.app import Gateway
+from serve.gateway.openapi import DESCRIPTION
 from tests.serve.fake_engine import Serving, body_of, frame
 
 MODELS = st.sampled_from(["base", "wishes", "base@1", "../base", "nope", ""])

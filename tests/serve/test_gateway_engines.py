@@ -9,7 +9,7 @@ import openai
 import pytest
 import requests
 
-from serve.adapters import publish, remove, set_alias
+from serve.adapter_registry import publish, remove, set_alias
 from tests.serve.fake_engine import Start, error_of
 
 DEAD = "http://127.0.0.1:9"

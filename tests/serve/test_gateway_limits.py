@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import requests
 
-from serve.metrics import Timing
+from serve.gateway.metrics import Timing
 from tests.serve.fake_engine import Start, error_of
 
 

@@ -16,10 +16,10 @@ import requests
 
 pytest.importorskip("vllm")
 
-from serve import directory
-from serve.adapters import publish, remove
+from pipelines.recipe.serve import Engine, Serve
+from serve import discovery as directory
+from serve.adapter_registry import publish, remove
 from serve.app import ServedModel, endpoint
-from serve.section import Engine, Serve
 from tests.serve.conftest import running_app
 
 pytestmark = pytest.mark.slow

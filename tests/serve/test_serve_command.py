@@ -13,7 +13,7 @@ import requests
 
 pytest.importorskip("vllm")
 
-from serve.adapters import publish
+from serve.adapter_registry import publish
 from serve.app import claim_port
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ PROJECT = Path(__file__).parents[2]
 DRIVER = """
 import sys
 from rayjobs import cli, deploy
-from serve.models import ServedModel
+from pipelines.models.served import ServedModel
 model, registry = sys.argv[1:3]
 deploy.finished_models = lambda *_: [ServedModel("base", model, registry=registry)]
 sys.argv = ["danlu", "serve", "tiny", *sys.argv[3:], "serve.engine.kv_cache_memory_bytes=67108864",

@@ -8,8 +8,8 @@ import pyarrow as pa
 import regex
 
 from pipelines.clean.column import Column, Indices
-from pipelines.clean.near_duplicates import Finder
 from pipelines.clean.operators.registry import Parameters, operator
+from pipelines.similarity.hamming import Finder
 
 _NOT_LETTERS = regex.compile(rf"\s+|\d+|[{regex.escape(string.punctuation)}]")
 

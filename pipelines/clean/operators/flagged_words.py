@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.clean.column import Column
+from pipelines.clean.kernels.trie import build_trie, flagged_characters
 from pipelines.clean.operators.registry import (
     CLOSED,
     Assets,
@@ -23,7 +24,6 @@ from pipelines.clean.operators.registry import (
 )
 from pipelines.clean.operators.words import pieces, refined, runs, sentencepiece_of
 from pipelines.clean.operators.words import words as split_words
-from pipelines.clean.word_search import build_trie, flagged_characters
 from pipelines.errors import DataError
 
 WORDS_FILE = "flagged_words.json"

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.clean.column import Column, Indices
-from pipelines.clean.fasttext_model import Classifier, Floats, load_classifier
-from pipelines.clean.fasttext_predict import predict, predict_labels
+from pipelines.clean.kernels.fasttext_model import Classifier, Floats, load_classifier
+from pipelines.clean.kernels.fasttext_predict import predict, predict_labels
 from pipelines.clean.operators.registry import CLOSED, Assets, Dialect, Interval, Ratio, Verdict, operator, within
 
 MODEL = "lid.176.ftz"

@@ -12,9 +12,9 @@ import pyarrow as pa
 import regex
 
 from pipelines.clean.column import Column, Indices
-from pipelines.clean.near_duplicates import Finder, first_of_equal
 from pipelines.clean.operators.registry import Dialect, Parameters, PositiveCount, Ratio, Regex, operator
 from pipelines.clean.operators.words import pieces, runs
+from pipelines.similarity.hamming import Finder, first_of_equal
 
 Hashes = npt.NDArray[np.uint64]
 MERSENNE_PRIME = (1 << 61) - 1

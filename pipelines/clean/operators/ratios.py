@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from pipelines.clean.characters import ALNUM, SPECIAL, SPECIAL_NOT_LETTER
 from pipelines.clean.column import Column
+from pipelines.clean.kernels.characters import ALNUM, SPECIAL, SPECIAL_NOT_LETTER
 from pipelines.clean.operators.registry import CLOSED, NO_LIMIT, Dialect, Interval, Ratio, Verdict, operator, within
 
 

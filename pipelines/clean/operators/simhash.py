@@ -1,4 +1,4 @@
-"""Near-duplicates by SimHash: signatures here, the pairs in `pipelines.clean.near_duplicates`."""
+"""Near-duplicates by SimHash: signatures here, the pairs in `pipelines.similarity.hamming`."""
 
 import hashlib
 import sys
@@ -13,9 +13,9 @@ import pyarrow as pa
 import regex
 
 from pipelines.clean.column import Column, Indices, decode
-from pipelines.clean.md5 import LANES, compress, head, load, start
-from pipelines.clean.near_duplicates import Finder, near_duplicates
 from pipelines.clean.operators.registry import Dialect, Parameters, PositiveCount, Regex, operator
+from pipelines.similarity.hamming import Finder, near_duplicates
+from pipelines.similarity.md5 import LANES, compress, head, load, start
 
 Tokenization = Literal["space", "punctuation", "character"]
 Bytes = npt.NDArray[np.uint8]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from pipelines.clean.characters import special_characters
+from pipelines.clean.kernels.characters import special_characters
 
 
 def sentencepiece_of(lang: str) -> str:

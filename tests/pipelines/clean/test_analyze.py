@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.clean import statistics
 from pipelines.clean.statistics import ERROR, describe_numbers, sketch, sketched_quantile
-from pipelines.recipe import Recipe
-from pipelines.workspace import Place, Workspace
+from pipelines.recipe.schema import Recipe
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
 

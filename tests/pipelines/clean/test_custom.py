@@ -5,11 +5,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.artifacts.workspace import Workspace
 from pipelines.clean.operators import OPERATORS
 from pipelines.clean.stage import determinants
 from pipelines.errors import RecipeError
-from pipelines.recipe import load_recipe
-from pipelines.workspace import Workspace
+from pipelines.recipe.load import load_recipe
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
 

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.artifacts.shards import read_tables
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.clean.stage import clean
 from pipelines.errors import DataError, StageError
-from pipelines.recipe import Recipe
-from pipelines.shards import read_tables
-from pipelines.workspace import Place, Workspace
+from pipelines.recipe.schema import Recipe
 from tests.test_crash import assert_nothing_survives, finish, place, start
 
 SLOW = """
@@ -199,8 +199,8 @@ import json, sys
 import ray
 from ray.cluster_utils import Cluster
 from pipelines.clean import stage
-from pipelines.recipe import load_recipe
-from pipelines.workspace import Workspace
+from pipelines.recipe.load import load_recipe
+from pipelines.artifacts.workspace import Workspace
 from rayjobs import cluster, pipeline
 
 nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 200 << 20})

@@ -5,12 +5,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipelines.artifacts.rows import DROPPED, MESSAGES
 from pipelines.clean.column import Column
 from pipelines.clean.fused import Outcome, apply
 from pipelines.clean.operators import OPERATORS, operator
 from pipelines.clean.plan import build_plan
 from pipelines.errors import DataError
-from pipelines.records import DROPPED, MESSAGES
 
 
 def rows(responses: list[str | None], **columns: Any) -> pa.Table:

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 
 from pipelines.clean.column import Column
-from pipelines.clean.near_duplicates import find_here
 from pipelines.clean.operators import OPERATORS
 from pipelines.clean.operators.minhash import _optimal_bands
+from pipelines.similarity.hamming import find_here
 
 TEXTS = [
     "好好好好好好好好好好好好",

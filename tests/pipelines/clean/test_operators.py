@@ -13,8 +13,8 @@ import pytest
 import regex
 
 from pipelines.clean.column import Column
-from pipelines.clean.near_duplicates import find_here
 from pipelines.clean.operators import OPERATORS
+from pipelines.similarity.hamming import find_here
 
 MAPPERS = (
     "clean_email_mapper",
@@ -261,7 +261,7 @@ def test_interval_options(options: dict[str, bool], kept: list[bool]) -> None:
 def test_word_search_agrees_with_a_regular_expression_on_real_text(shared_data: Path) -> None:
     import regex
 
-    from pipelines.clean.word_search import build_trie, flagged_characters
+    from pipelines.clean.kernels.trie import build_trie, flagged_characters
 
     words = json.loads((shared_data / "assets" / "flagged_words.json").read_text(encoding="utf-8"))["zh"]
     patterns = []

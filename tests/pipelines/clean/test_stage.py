@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.artifacts.shards import read_tables
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.clean.stage import clean, determinants
 from pipelines.errors import DataError
-from pipelines.recipe import Recipe
-from pipelines.shards import read_tables
-from pipelines.workspace import Place, Workspace
+from pipelines.recipe.schema import Recipe
 
 Stage = Callable[..., tuple[dict[str, Any], Place]]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.recipe import Recipe
-from pipelines.records import ROW
-from pipelines.workspace import Place, Workspace
+from pipelines.artifacts.rows import ROW
+from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.recipe.schema import Recipe
 from tests.local_server import Handler, listening
 
 Answer = Callable[[str, str], str]

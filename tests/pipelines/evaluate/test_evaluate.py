@@ -14,10 +14,10 @@ from typing import Any
 import jieba
 import pytest
 
-from pipelines.bootstrap import bootstrap
+from pipelines.artifacts.workspace import Place
 from pipelines.errors import DataError, StageError
 from pipelines.evaluate.stage import evaluate
-from pipelines.workspace import Place
+from pipelines.metrics.bootstrap import bootstrap
 from tests.pipelines.evaluate.fake_endpoint import ChatServer, chat_server_running, make_place, make_recipe
 
 PROJECT = Path(__file__).parents[3]

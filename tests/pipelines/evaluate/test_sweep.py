@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from pipelines.evaluate.rouge import rouge_l_f
 from pipelines.evaluate.sweep import recommendation, recommended
-from pipelines.train.section import Merge, OwnSampling
+from pipelines.metrics.rouge import rouge_l_f
+from pipelines.recipe.train import Merge, OwnSampling
 
 
 def row(f1: float, loop: float) -> dict[str, float]:

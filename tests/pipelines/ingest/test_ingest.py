@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.artifacts.rows import RowDigest, messages_of
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import DataError, InputError
-from pipelines.ingest.cutting import plan_shards
-from pipelines.ingest.sources import list_files, read_shard
 from pipelines.ingest.stage import determinants, ingest
-from pipelines.recipe import Recipe
-from pipelines.records import RowDigest, messages_of
-from pipelines.workspace import Place, Workspace
+from pipelines.recipe.schema import Recipe
+from pipelines.sources.cut import plan_shards
+from pipelines.sources.files import list_files, read_shard
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import InputError, StageError
 from pipelines.publish.cards import public_name
 from pipelines.publish.stage import publish
-from pipelines.recipe import Recipe
-from pipelines.workspace import Place, Workspace
+from pipelines.recipe.schema import Recipe
 from tests.pipelines.publish.fake_hub import Hub, running_hub
 
 TOKEN = "ms-not-to-be-seen"

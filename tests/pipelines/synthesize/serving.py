@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.answering_server import Behaviour, listen
-from pipelines.recipe import Recipe
-from pipelines.workspace import Place, Workspace
+from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.recipe.schema import Recipe
 
 PROJECT = Path(__file__).parents[3]
 

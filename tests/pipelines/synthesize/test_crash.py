@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.recipe import load_recipe
+from pipelines.artifacts.workspace import Workspace
+from pipelines.llm.ledger import Kind, read_index
+from pipelines.recipe.load import load_recipe
 from pipelines.synthesize.grid import Grid
-from pipelines.synthesize.ledger import Kind, read_index
-from pipelines.workspace import Workspace
 from rayjobs import pipeline
 from tests.pipelines.synthesize.serving import Server, recipe
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from pipelines.recipe.synthesize import Synthesize
 from pipelines.synthesize.grid import Grid
-from pipelines.synthesize.section import Synthesize
 
 SECTION: dict[str, Any] = {
     "model": "m",

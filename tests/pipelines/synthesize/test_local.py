@@ -6,15 +6,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.batch_inference import tokenize
+from pipelines.artifacts.workspace import Place
 from pipelines.errors import HardwareError, InputError
-from pipelines.recipe import Recipe, load_recipe
-from pipelines.synthesize.asking import look_up
+from pipelines.llm.dispatch import look_up
+from pipelines.llm.vllm_batch import tokenize
+from pipelines.models.resolve import resolve
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.serve import Engine, Serve
 from pipelines.synthesize.local import generate, model_of
 from pipelines.synthesize.stage import grid_of, synthesize
-from pipelines.train.models import resolve
-from pipelines.workspace import Place
-from serve.section import Engine, Serve
 from tests.pipelines.synthesize.serving import place, recipe
 
 SERVE = Serve(num_cpus=0.5, engine=Engine(max_model_len=512, max_num_seqs=8, kv_cache_memory_bytes=64 << 20))

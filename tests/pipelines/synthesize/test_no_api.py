@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.recipe import load_recipe
-from pipelines.workspace import Place, Workspace
+from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.recipe.load import load_recipe
 from rayjobs import pipeline
 from serve.app import claim_port
 
@@ -32,7 +32,7 @@ GRID = [
 SERVE = """
 import sys
 from rayjobs import cli, deploy
-from serve.models import ServedModel
+from pipelines.models.served import ServedModel
 model = ServedModel("base", sys.argv[1])
 deploy.finished_models = lambda *_: [model]
 sys.argv = ["danlu", "serve", "tiny", *sys.argv[2:]]

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.answering_server import Behaviour
+from pipelines.artifacts.rows import messages_of
 from pipelines.errors import DataError
-from pipelines.records import messages_of
+from pipelines.recipe.synthesize import Passages
 from pipelines.synthesize.passages import cut, with_passages
-from pipelines.synthesize.section import Passages
 from pipelines.synthesize.stage import determinants, synthesize
 from tests.pipelines.synthesize.serving import in_thread, place, recipe
 

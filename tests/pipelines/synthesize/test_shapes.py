@@ -9,9 +9,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from pipelines.llm.requests import MalformedError
+from pipelines.recipe.synthesize import Answer, Synthesize
 from pipelines.synthesize.grid import Grid
-from pipelines.synthesize.questions import MalformedError
-from pipelines.synthesize.section import Answer, Synthesize
 from pipelines.synthesize.shapes import conversations, response_format
 
 CARD = {

@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.answering_server import Behaviour, answer_to
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import RecipeError, StageError
+from pipelines.llm.dispatch import forget_failures
+from pipelines.llm.ledger import Writer, read_index
+from pipelines.llm.requests import Outcome, Verdict, record_of
 from pipelines.progress import STEADY_INTERVAL
-from pipelines.recipe import Recipe
-from pipelines.synthesize.asking import forget_failures
+from pipelines.recipe.schema import Recipe
 from pipelines.synthesize.grid import Grid
-from pipelines.synthesize.ledger import Writer, read_index
-from pipelines.synthesize.questions import Outcome, Verdict, record_of
 from pipelines.synthesize.stage import determinants, grid_of, synthesize
-from pipelines.workspace import Place, Workspace
 from tests.pipelines.synthesize.serving import Server, in_thread, place, recipe
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -8,13 +8,12 @@ import pytest
 import yaml
 
 from benchmarks.answering_server import Behaviour
-from pipelines.charts import heat_map as drawn
-from pipelines.recipe import load_recipe
-from pipelines.synthesize.grid import Grid
-from pipelines.synthesize.heat_map import heat_map
-from pipelines.synthesize.questions import MalformedError
+from pipelines.artifacts.workspace import Workspace
+from pipelines.llm.requests import MalformedError
+from pipelines.recipe.load import load_recipe
+from pipelines.report.charts import heat_map as drawn
+from pipelines.synthesize.grid import Grid, heat_map
 from pipelines.synthesize.suggest import misfits, questions_about, suggest_map, values_of
-from pipelines.workspace import Workspace
 from tests.pipelines.synthesize.serving import in_thread, recipe
 
 AXES = {"name": ["爷爷", "奶奶", "同学"], "scene": ["生日", "新婚快乐", "重阳节"]}

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.synthesize.grid import Grid
 from tests.pipelines.synthesize.serving import Server
 

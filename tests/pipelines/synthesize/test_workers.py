@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.synthesize.ledger import Kind, read_index
+from pipelines.artifacts.workspace import Workspace
+from pipelines.llm.ledger import Kind, read_index
 from pipelines.synthesize.stage import synthesize
-from pipelines.workspace import Workspace
 from tests.pipelines.synthesize.serving import Server, most_in_a_minute, place, recipe
 
 

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from pipelines.synthesize.rules import Asked
-from pipelines.synthesize.section import Style
+from pipelines.recipe.synthesize import Style
+from pipelines.refine.rules import Asked
 
 NAMES = [
     *("赵老师", "大舅", "大伯", "李总", "邻居赵大妈", "母亲", "姐姐", "妹妹", "哥哥", "弟弟", "爷爷", "奶奶", "外公"),

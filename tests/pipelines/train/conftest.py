@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.recipe import Recipe
-from pipelines.workspace import Place, Workspace
+from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.recipe.schema import Recipe
 from tests.pipelines.train.families import CHATML, byte_level_tokenizer
 
 

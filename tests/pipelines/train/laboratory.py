@@ -11,16 +11,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipelines.recipe import Recipe
-from pipelines.records import messages_of
-from pipelines.shards import Attempt
+from pipelines.artifacts.rows import messages_of
+from pipelines.artifacts.shards import Attempt
+from pipelines.artifacts.workspace import Place
+from pipelines.recipe.schema import Recipe
 from pipelines.train import tokenize as tokenizing
-from pipelines.train.chat import encode
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
+from pipelines.train.loss_mask import encode
 from pipelines.train.run import Run
 from pipelines.train.tokenize import Tokenized, load_tokenizer
-from pipelines.workspace import Place
 
 STEPS = 6
 

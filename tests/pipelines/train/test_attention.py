@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipelines.train.attention import NAME, register
-from pipelines.train.chat import IGNORED
+from pipelines.train.loss_mask import IGNORED
 from pipelines.train.samples import collate
 
 

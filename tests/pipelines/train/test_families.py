@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.recipe import Recipe
+from pipelines.artifacts.workspace import Place
+from pipelines.models.convert import convert
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.train import Merge
 from pipelines.train.merge import write_merged
-from pipelines.train.native import convert
 from pipelines.train.run import Run
-from pipelines.train.section import Merge
-from pipelines.workspace import Place
 from tests.pipelines.train import families
 from tests.pipelines.train.laboratory import Laboratory, losses
 

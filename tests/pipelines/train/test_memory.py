@@ -12,7 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.errors import HardwareError, StageError
-from pipelines.recipe import Recipe
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.train import Train
 from pipelines.train.journal import read_journal
 from pipelines.train.memory import (
     GIB,
@@ -26,7 +27,6 @@ from pipelines.train.memory import (
     shapes_of,
 )
 from pipelines.train.run import Run
-from pipelines.train.section import Train
 from pipelines.train.tokenize import Tokenized
 from tests.pipelines.train import families
 from tests.pipelines.train.conftest import train_recipe
@@ -218,7 +218,7 @@ def test_merging_takes_what_is_said(small_model: Path, tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 from pipelines.train.merge import write_merged
-from pipelines.train.section import Merge
+from pipelines.recipe.train import Merge
 write_merged(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), Merge())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
@@ -239,7 +239,7 @@ def run_of(model: Path, folder: Path, **changes: Any) -> Run:
 def test_an_allocation_that_fails_is_explained(tiny_model: Path, tmp_path: Path) -> None:
     import torch
 
-    from pipelines.train.exhaustion import Meter, explained
+    from pipelines.train.oom import Meter, explained
 
     run = run_of(tiny_model, tmp_path)
     meter = Meter()
@@ -255,7 +255,7 @@ def test_an_allocation_that_fails_is_explained(tiny_model: Path, tmp_path: Path)
 
 
 def test_an_estimate_that_held_is_not_blamed(tiny_model: Path, tmp_path: Path) -> None:
-    from pipelines.train.exhaustion import Meter, explanation
+    from pipelines.train.oom import Meter, explanation
 
     run = run_of(tiny_model, tmp_path, max_length=500, method="full")
     meter = Meter()
@@ -316,8 +316,8 @@ def test_the_estimate_is_the_measured_peak_within_15_percent(
 def test_a_run_keeps_the_stage_that_auto_chose(
     ray_cluster: None, recipe_of: Callable[..., Recipe], split_in: Callable[[Path, int], Any], tmp_path: Path
 ) -> None:
+    from pipelines.artifacts.workspace import Place
     from pipelines.train.stage import train
-    from pipelines.workspace import Place
 
     split = split_in(tmp_path, 8)
     place = Place(split.workspace, "train", "f", {"split": split})

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.recipe import Recipe
+from pipelines.artifacts.workspace import Place
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.train import Merge
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
 from pipelines.train.merge import write_merged
 from pipelines.train.run import Run
-from pipelines.train.section import Merge
-from pipelines.workspace import Place
 from tests.pipelines.train.laboratory import STEPS, Laboratory, losses
 
 pytestmark = pytest.mark.slow
@@ -312,7 +312,7 @@ def test_held_out_rows_are_answered_at_each_evaluation(laboratory: Laboratory) -
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from pipelines.evaluate.rouge import rouge_l_f
+    from pipelines.metrics.rouge import rouge_l_f
 
     section: dict[str, Any] = {"predict_with_generate": True, "evaluation_max_tokens": 12, "eval_steps": 3}
     runs = [laboratory.run(f"predicting {stage}", zero_stage=stage, **section) for stage in (2, 3)]

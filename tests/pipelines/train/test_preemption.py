@@ -16,12 +16,12 @@ from typing import Any
 import psutil
 import pytest
 
-from pipelines.recipe import Recipe
+from pipelines.artifacts.workspace import Place
+from pipelines.recipe.schema import Recipe
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
 from pipelines.train.preemption import sigterm_noted
 from pipelines.train.stage import train
-from pipelines.workspace import Place
 from tests.pipelines.train.test_stage import DRIVER, is_worker, place_for, wait_until
 
 RecipeOf = Callable[..., Recipe]
@@ -42,10 +42,10 @@ import os, subprocess, sys, threading, time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from pipelines.recipe import Recipe
+from pipelines.recipe.schema import Recipe
 from pipelines.train.journal import read_journal
 from pipelines.train.stage import train
-from pipelines.workspace import Place, Workspace
+from pipelines.artifacts.workspace import Place, Workspace
 
 nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
 other = nodes.add_node(num_cpus=1, object_store_memory=100 << 20)

@@ -9,15 +9,15 @@ import pytest
 import sentencepiece
 import yaml
 
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.ingest.stage import ingest
-from pipelines.recipe import load_recipe, shipped_recipes
+from pipelines.models.convert import convert
+from pipelines.recipe.load import load_recipe, shipped_recipes
 from pipelines.split import split
-from pipelines.train.chat import Encoded
-from pipelines.train.limits import answer_begin
-from pipelines.train.native import convert
+from pipelines.train.loss_mask import Encoded
 from pipelines.train.samples import Samples
 from pipelines.train.tokenize import source_of, tokenize
-from pipelines.workspace import Place, Workspace
+from pipelines.train.truncation import answer_begin
 from tests.pipelines.train import families
 
 GLM3 = {"lora.r": 8, "lora.lora_alpha": 32, "lora.lora_dropout": 0.1, "max_input_length": 128, "dtype": "float16"}
@@ -40,7 +40,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_recipe_has_the_numbers_it_was_published_with(name: str) -> None:
     """Read without the stages before, which need model files that are not everywhere."""
-    from pipelines.train.section import Train
+    from pipelines.recipe.train import Train
 
     train = Train.model_validate(yaml.safe_load(shipped_recipes()[name].read_text(encoding="utf-8"))["train"])
     tree = train.model_dump()

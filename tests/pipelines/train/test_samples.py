@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.train.chat import IGNORED
+from pipelines.train.loss_mask import IGNORED
 from pipelines.train.samples import Samples, Schedule, collate, rows_of_epoch, total_rows
 from pipelines.train.tokenize import Tokenized
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from pipelines.errors import RecipeError
-from pipelines.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.train import sequence
-from pipelines.train.chat import IGNORED
+from pipelines.train.loss_mask import IGNORED
 from pipelines.train.samples import Schedule, collate
 from pipelines.train.sequence import Sharing, check_heads, own_part
 

@@ -15,14 +15,14 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
+from pipelines.artifacts.workspace import Place
 from pipelines.errors import HardwareError, RecipeError, StageError
-from pipelines.recipe import Recipe
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.train import Merge, numbers_of_workers
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
 from pipelines.train.merge import merge
-from pipelines.train.section import Merge, numbers_of_workers
 from pipelines.train.stage import determinants, preflight, train
-from pipelines.workspace import Place
 from tests.pipelines.train import families
 
 RecipeOf = Callable[..., Recipe]
@@ -35,9 +35,9 @@ SECTION |= {"eval_rows": 3, "eval_steps": 10}
 DRIVER = """
 import sys, tempfile
 import ray
-from pipelines.recipe import Recipe
+from pipelines.recipe.schema import Recipe
 from pipelines.train.stage import train
-from pipelines.workspace import Place, Workspace
+from pipelines.artifacts.workspace import Place, Workspace
 
 ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False,
          _temp_dir=tempfile.mkdtemp(prefix="danlu-k-"))

@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from pipelines.artifacts.workspace import Place
 from pipelines.errors import DataError, InputError, RecipeError
-from pipelines.recipe import Recipe
+from pipelines.recipe.schema import Recipe
 from pipelines.train.samples import Samples
 from pipelines.train.stage import determinants, preflight
 from pipelines.train.tokenize import Source, Tokenized, parse_data, source_of, tokenize
-from pipelines.workspace import Place
 
 SplitOf = Callable[[int], Place]
 

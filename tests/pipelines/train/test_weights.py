@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from pipelines.errors import DataError, RecipeError
-from pipelines.recipe import Recipe
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.train import Merge, OwnSampling
 from pipelines.train.merge import preflight, write_merged
-from pipelines.train.section import Merge, OwnSampling
 from pipelines.train.weights import check_base, digest_weights
 from tests.pipelines.train import families
 

@@ -1,0 +1,58 @@
+"""Reports of the stages that leave rows."""
+
+from pipelines.artifacts.stage import Record, Report
+
+
+class RowFiles(Record):
+    """Parquet files in `pos` order, relative to the stage's folder."""
+
+    rows: list[str]
+    dropped: list[str] = []
+    """Schema `rows.DROPPED`."""
+
+
+class RowsReport(Report):
+    """What every stage reports that hands on rows."""
+
+    rows: int
+    outputs: RowFiles
+
+
+class IngestReport(RowsReport):
+    """What was read."""
+
+    broken: int
+    """Rows that could not be read and were set aside."""
+    adapter: str
+    source: str
+    columns: list[str]
+    """Columns of the rows, in order."""
+
+
+class ExportReport(Report):
+    """The file that was written."""
+
+    rows: int
+    written: dict[str, int | None]
+    """Size in bytes by path."""
+
+
+class Sides(Record):
+    """Rows on each side of the split."""
+
+    train: int
+    test: int
+
+
+class SideFiles(Record):
+    """Parquet files of each side in `pos` order, relative to the stage's folder."""
+
+    train: list[str]
+    test: list[str]
+
+
+class SplitReport(Report):
+    """What is trained on, and what is held out."""
+
+    rows: Sides
+    outputs: SideFiles

@@ -1,0 +1,271 @@
+"""Where artifacts live: one folder or fsspec URL per run of a recipe.
+
+    <workspace>/<stage>/<fingerprint>/     one stage's output; the folder's name says what it was made from
+        manifest.json                      written last: with it the stage is complete
+        <pass>/plan.json, commits/, data/  work over data, see pipelines/artifacts/shards.py
+    <workspace>/models/                    models converted or fetched once
+    <workspace>/report.html
+
+What a stage is and what its manifest holds: stage.py.
+
+Nothing is ever renamed or changed in place, so a local folder and object storage behave alike.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from pipelines.errors import DataError, InputError, StageError
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+"""What a write fails with where there is no room."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The root of one run's artifacts: an absolute local path or an fsspec URL."""
+
+    root: str
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        """The file system the root lies on; InputError where the package for its scheme is not installed."""
+        try:
+            # A listing that this process remembers would hide what workers wrote since.
+            return fsspec.core.url_to_fs(self.root, use_listings_cache=False)[0]
+        except ImportError as error:
+            raise InputError(f"{self.root}: {error}") from None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether other programs can open its paths directly."""
+        return "://" not in self.root
+
+    def path(self, *parts: str) -> str:
+        """A path below the root, with the scheme where it has one."""
+        return "/".join([self.root, *parts])
+
+    def local(self, *parts: str) -> Path:
+        """A path below the root for engines that need a folder; refused on object storage."""
+        if not self.is_local:
+            raise InputError(f"{self.root}: training and serving need a folder that every node sees, not a URL")
+        return Path(self.root, *parts)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs out while this is open; StageError names the run that is in. On object storage: nothing."""
+        if not self.is_local:
+            yield
+            return
+        os.makedirs(self.root, exist_ok=True)
+        with open(self.path(".running"), "a+", encoding="utf-8") as holder:
+            try:
+                fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder.seek(0)
+                raise StageError(f"{self.root}: {holder.read()} is at work here; wait for it or stop it") from None
+            holder.truncate(0)
+            holder.write(f"process {os.getpid()} on {socket.gethostname()}")
+            holder.flush()
+            yield
+
+    def exists(self, path: str) -> bool:
+        """Whether an object lies at `path`."""
+        return bool(self.fs.exists(path))
+
+    def read(self, path: str) -> bytes:
+        """The bytes at `path`."""
+        data: bytes = self.fs.cat_file(path)
+        return data
+
+    def read_json(self, path: str) -> Any:
+        """The JSON document at `path`; DataError where it is damaged."""
+        try:
+            return json.loads(self.read(path))
+        except ValueError as error:
+            raise DataError(f"{path}: not valid JSON ({error}); delete it and run again") from None
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put `data` at `path`; readers see the old or the new bytes, never a part."""
+        if self.is_local:
+            with _written_beside(path, data) as temporary:
+                os.replace(temporary, path)
+        else:
+            self.fs.pipe_file(path, data)
+
+    def write_if_absent(self, path: str, data: bytes) -> bool:
+        """Put `data` at `path` unless something lies there; returns whether this call wrote it."""
+        if self.is_local:
+            with _written_beside(path, data) as temporary:
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    return False
+                return True
+        try:
+            self.fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def list(self, path: str) -> list[str]:
+        """Objects directly below `path`, sorted; empty where there is nothing."""
+        try:
+            names = self.fs.ls(path, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(self.fs.unstrip_protocol(name) if not self.is_local else str(name) for name in names)
+
+    def remove(self, path: str) -> None:
+        """Delete one object."""
+        self.fs.rm_file(path)
+
+    @contextmanager
+    def create(self, path: str) -> Iterator[IO[bytes]]:
+        """Open a new object for writing."""
+        with _room_for(path):
+            if self.is_local:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with self.fs.open(path, "wb") as stream:
+                yield stream
+
+    @contextmanager
+    def parquet_writer(self, path: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+        """Write one Parquet file, zstd, row group by row group; dictionaries of texts that hardly repeat only cost."""
+        options: dict[str, Any] = {"compression": "zstd", "use_dictionary": False}
+        with self.create(path) as sink, pq.ParquetWriter(sink, schema, **options) as writer:
+            yield writer
+
+    def parquet_file(self, path: str) -> pq.ParquetFile:
+        """Open one Parquet file for reading; DataError where it cannot be read."""
+        with readable(path):
+            if self.is_local:
+                return pq.ParquetFile(path, memory_map=True)
+            return pq.ParquetFile(self.fs.open(path, "rb"))
+
+
+@contextmanager
+def readable(path: str) -> Iterator[None]:
+    """What goes wrong while a file of a finished stage is read, as a DataError that says what to do."""
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: cannot be read ({error}); delete the folder of its stage and run again") from error
+
+
+@contextmanager
+def _room_for(path: str) -> Iterator[None]:
+    """A full disk as a StageError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StageError(
+            f"{path}: no room to write it ({os.strerror(error.errno or 0)}); make room and run again: "
+            f"what is finished is kept"
+        ) from error
+
+
+@contextmanager
+def _written_beside(path: str, data: bytes) -> Iterator[str]:
+    """`data` in a file beside `path`, on disk; removed afterwards if it is still there."""
+    folder = os.path.dirname(path)
+    temporary = ""
+    try:
+        with _room_for(path):
+            os.makedirs(folder, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
+        yield temporary
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One stage's folder in the workspace."""
+
+    workspace: Workspace
+    stage: str
+    fingerprint: str
+
+    def path(self, *parts: str) -> str:
+        """A path in this stage's folder."""
+        return self.workspace.path(self.stage, self.fingerprint, *parts)
+
+    def local(self, *parts: str) -> Path:
+        """A local path in this stage's folder, for engines that need one."""
+        return self.workspace.local(self.stage, self.fingerprint, *parts)
+
+    def within(self, *parts: str) -> "Place":
+        """A folder of this stage that is filled and marked complete by itself."""
+        *folders, last = parts
+        return Place(self.workspace, "/".join([self.stage, self.fingerprint, *folders]), last)
+
+    def relative(self, paths: Iterable[str]) -> list[str]:
+        """Paths below this stage's folder as reports keep them, so that a workspace can be moved."""
+        return [path.removeprefix(self.path() + "/") for path in paths]
+
+    def clear(self) -> None:
+        """Delete the stage's output, the manifest first, so that a crash in between leaves it incomplete."""
+        fs, folder = self.workspace.fs, self.path()
+        if self.workspace.exists(self.path("manifest.json")):
+            fs.rm_file(self.path("manifest.json"))
+        if fs.exists(folder):
+            fs.rm(folder, recursive=True)
+
+    def finish(self, manifest: bytes) -> None:
+        """Write the manifest, which marks the stage complete."""
+        self.workspace.write(self.path("manifest.json"), manifest)
+
+
+def fingerprint(stage: str, version: int, fingerprint_inputs: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """What a stage's output follows from, as 16 hexadecimal digits.
+
+    `inputs` maps each stage it reads to the digest in that stage's report. Neither the commit, the time nor the
+    machine enters.
+    """
+    # The key is the one that workspaces were made with before; another would make every stage stale.
+    parts = {"stage": stage, "version": version, "determinants": fingerprint_inputs, "inputs": dict(inputs)}
+    return hashlib.sha256(to_json(parts)).hexdigest()[:16]
+
+
+def to_json(value: Any) -> bytes:
+    """JSON for files: UTF-8, keys sorted, Chinese readable."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def open_workspace(given: str | None, recipe_name: str, *, on_cluster: bool) -> Workspace:
+    """The workspace named on the command line, or `runs/<recipe name>`.
+
+    On a cluster a relative folder is refused: a job runs in a temporary copy of the project, which other nodes
+    do not see.
+    """
+    root = (given or f"runs/{recipe_name}").removeprefix("file://")
+    if "://" in root:
+        return Workspace(root.rstrip("/"))
+    if on_cluster and not os.path.isabs(root):
+        raise InputError(
+            f"--workspace {root}: on a cluster this must be a URL (s3://…) or an absolute folder that every node sees"
+        )
+    return Workspace(os.path.abspath(root))

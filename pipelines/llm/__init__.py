@@ -1,0 +1,1 @@
+"""Asking models: requests, limits, a ledger of answers, and engines in the cluster."""

@@ -1,0 +1,1 @@
+"""Measures of texts, and how sure a difference of two means is."""

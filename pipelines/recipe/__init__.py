@@ -1,0 +1,1 @@
+"""The recipe: its schema, a file for each section, and how it is read."""

@@ -1,0 +1,44 @@
+"""The recipe's section `ingest`, which also says how further rows to train on are read."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from pipelines.recipe.base import Count, Section
+
+
+class Ingest(Section):
+    """Where the rows come from."""
+
+    source: str = Field(
+        description="path, glob, fsspec URL, hf:// or modelscope:// with OWNER/NAME for a data set or OWNER/NAME/GLOB "
+        "for some of its files, or recipes://FILE for data shipped with the project"
+    )
+    adapter: Literal[
+        "auto",
+        "query_response",
+        "zhihu_kol",
+        "alpaca",
+        "sharegpt",
+        "messages",
+        "conversation",
+        "advertisegen",
+        "counseling",
+        "columns",
+    ] = Field("auto", description="schema of the source; auto recognises it; columns: any table, carried as it is")
+    encoding: str = Field("utf-8-sig", description="how the text of JSON and CSV files is encoded, such as gb18030")
+    system: str | None = Field(None, description="system prompt given to rows that bring none")
+    replace: dict[str, str] = Field({}, description="texts put in the place of others in every row, such as {{NAME}}")
+    limit: Count | None = Field(None, description="take only the first rows of the source")
+    max_broken: int = Field(0, ge=0, description="rows that cannot be read or adapted before the stage fails")
+    shard_bytes: Count = Field(16 << 20, description="size of one unit of work, bytes")
+    concurrency: Count | None = Field(None, description="tasks at a time; null: what the cluster has")
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, encoding: str) -> str:
+        try:
+            "x".encode(encoding)
+        except LookupError:
+            raise ValueError(f"no encoding {encoding!r}; such as gb18030, big5 or utf-16") from None
+        return encoding

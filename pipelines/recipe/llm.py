@@ -1,0 +1,60 @@
+"""What the sections that ask models have in common: endpoints, prices, sampling, and what asking may take."""
+
+from decimal import Decimal
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from pipelines.recipe.base import Count, Generation, Positive, Section
+
+
+class Endpoint(Section):
+    """An OpenAI-compatible API and what its key allows."""
+
+    base_url: Annotated[str, Field(pattern=r"^https?://")] = Field(description="address that ends in /v1 or the like")
+    api_key_env: str | None = Field(None, description="environment variable that holds the key; null: no key is sent")
+    model: str | None = Field(None, description="the model's name there; null: what `model` beside endpoints says")
+    weight: Positive = Field(1, description="share of the requests, relative to the other endpoints")
+    requests_per_minute: Count | None = Field(None, description="null: no limit")
+    input_tokens_per_minute: Count | None = Field(None, description="null: no limit")
+    output_tokens_per_minute: Count | None = Field(None, description="null: no limit")
+    max_in_flight: Count = Field(64, description="requests that wait for an answer at the same time")
+    initial_in_flight: Count | None = Field(None, description="as many at first, then more; null: max_in_flight")
+
+
+class Price(Section):
+    """What tokens cost, as decimal numbers."""
+
+    input: Annotated[Decimal, Field(ge=0)] = Field(description="per million input tokens")
+    output: Annotated[Decimal, Field(ge=0)] = Field(description="per million output tokens")
+    currency: str = Field("CNY", description="for people; nothing is converted")
+
+
+UNPAID = ("endpoints", "timeout", "max_attempts", "circuit_breaker", "price", "budget", "workers")
+"""Keys that do not change what is asked."""
+
+
+class Sampling(Generation):
+    """Sampling parameters, and where an answer ends."""
+
+    stop: list[str] | None = Field(None, description="texts at which an answer ends, such as a line break")
+
+
+class Asking(Section):
+    """A model, where it answers, and what asking it may take."""
+
+    model: str = Field(description="the model asked")
+    endpoints: list[Endpoint] = Field(min_length=1, description="where it answers; the requests are shared by weight")
+    generation: Sampling = Sampling()
+    timeout: Positive = Field(120, description="seconds one answer may take")
+    max_attempts: Count = Field(6, description="tries at one answer; waiting for a rate limit is not one")
+    circuit_breaker: Positive = Field(30, description="seconds without any answer, only errors, that stop the run")
+    price: Price | None = Field(None, description="null: costs are not computed")
+    budget: Annotated[Decimal, Field(gt=0)] | None = Field(None, description="stop before it costs more; with price")
+    workers: Count = Field(1, description="processes that send requests; one sends a few hundred a second")
+
+    @model_validator(mode="after")
+    def _budget_has_a_price(self) -> "Asking":
+        if self.budget is not None and self.price is None:
+            raise ValueError("budget needs price")
+        return self

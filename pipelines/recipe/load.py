@@ -1,0 +1,203 @@
+"""Reading a recipe: a shipped one by name or a file of one's own, with every problem in one message."""
+
+import re
+from collections.abc import Callable, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipelines.errors import Problem, RecipeError, nearest
+from pipelines.progress import say
+from pipelines.recipe import data_juicer
+from pipelines.recipe.base import Section
+from pipelines.recipe.schema import Recipe
+
+SHIPPED = Path(__file__).parent / "shipped"
+"""Where the recipes that come with the project lie."""
+
+Check = Callable[[Any], list[Problem]]
+"""Takes a section, and says what is wrong with it beyond its schema."""
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with the project, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+
+
+def load_recipe(
+    name_or_path: str, overrides: list[str] | None = None, checks: Mapping[str, Check] | None = None
+) -> Recipe:
+    """Read a shipped recipe by name, or a file, apply `key=value` overrides, and check everything.
+
+    `checks` say, by the name of a section, what is wrong with it beyond its schema. A data-juicer YAML is a recipe too;
+    what of it is ignored is said in one line.
+
+    Raises RecipeError with every problem found: file, key, and the nearest valid name.
+    """
+    path = _find(name_or_path)
+    tree = _parse(path)
+    problems: list[Problem] = []
+    theirs = data_juicer.is_data_juicer(tree)
+    if theirs:
+        tree, ignored, problems = data_juicer.as_recipe(tree, path)
+        if ignored:
+            say(f"{path}: a data-juicer recipe; steers only data-juicer itself, ignored: {', '.join(ignored)}")
+    problems += [problem for item in overrides or [] if (problem := _override(tree, item))]
+    recipe, found = _validated(tree, checks or {})
+    problems += found
+    if recipe is None or problems:
+        raise RecipeError(str(path), [data_juicer.in_its_terms(p) for p in problems] if theirs else problems)
+    return recipe
+
+
+def _validated(tree: dict[str, Any], checks: Mapping[str, Check]) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe, where it fits the schema, and everything that is wrong."""
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        problems = [_problem(key, list(details)) for key, details in groupby(error.errors(), key=_key)]
+        for name, check in checks.items():
+            section = _as_far_as_valid(name, tree.get(name))
+            problems += check(section) if section is not None else []
+        return None, problems
+    sections = ((check, getattr(recipe, name)) for name, check in checks.items())
+    return recipe, [problem for check, section in sections if section is not None for problem in check(section)]
+
+
+def _as_far_as_valid(name: str, given: Any) -> Section | None:
+    """A section without those of its keys that are wrong; None where too little is left of it."""
+    (model,) = [kind for kind in get_args(Recipe.model_fields[name].annotation) if issubclass(kind, Section)]
+    if not isinstance(given, dict):
+        return None
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
+    try:
+        return model.model_validate({key: value for key, value in given.items() if key not in wrong})
+    except ValidationError:
+        return None
+
+
+def _find(name_or_path: str) -> Path:
+    shipped = shipped_recipes()
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    hint = nearest(name_or_path, shipped) if path.suffix == "" else "no such file"
+    raise RecipeError(name_or_path, [Problem("", f"neither a shipped recipe nor a file; {hint}")])
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice and reads `1e-4` as a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][-+]?\d+)$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key, _ in node.value:
+        name = loader.construct_object(key, deep=True)  # type: ignore[no-untyped-call]
+        if name in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {name!r} is given twice", key.start_mark)
+        seen.add(name)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except UnicodeDecodeError:
+        raise RecipeError(str(path), [Problem("", "not UTF-8; save it as UTF-8")]) from None
+    except yaml.YAMLError as error:
+        said = str(error).replace('in "<unicode string>", ', "in ")
+        raise RecipeError(str(path), [Problem("", f"not valid YAML: {said}")]) from None
+    if not isinstance(tree, dict):
+        raise RecipeError(str(path), [Problem("", "a recipe is a mapping of sections; this file is not")])
+    return tree
+
+
+def _override(tree: dict[str, Any], item: str) -> Problem | None:
+    key, separator, text = item.partition("=")
+    if not separator or not key:
+        return Problem(item, "an override is written key=value, such as train.max_steps=20")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        value = text
+    node = tree
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            return Problem(key, f"{parent} holds a value, not a section")
+        node = child
+    node[last] = value
+    return None
+
+
+_BRANCH = re.compile(r"(str|int|float|bool|(list|dict|tuple|function|constrained|lax)[-\[].*)")
+"""How pydantic calls one of several types that a value may have, in the place where it is wrong."""
+
+_TYPES = {
+    "string_type": "text",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing", "decimal_type", "decimal_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("dict_type", "model_type"), "keys with values"),
+}
+
+
+def _location(detail: Any) -> list[Any]:
+    return [part for part in detail["loc"] if not (isinstance(part, str) and _BRANCH.fullmatch(part))]
+
+
+def _key(detail: Any) -> str:
+    key = ""
+    for part in _location(detail):
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else str(part)
+    return key
+
+
+def _problem(key: str, details: list[Any]) -> Problem:
+    """What is wrong at one key; where it may have several types, with each of them."""
+    kind, given = details[0]["type"], details[0]["input"]
+    if kind == "extra_forbidden":
+        *section, name = _location(details[0])
+        return Problem(key, f"unknown key; {nearest(str(name), _fields(section))}")
+    if kind == "missing":
+        return Problem(key, "missing; it must be given")
+    shown = "" if kind in ("value_error", "too_short") else f", not {given!r}" if not isinstance(given, dict) else ""
+    if types := dict.fromkeys(_TYPES[detail["type"]] for detail in details if detail["type"] in _TYPES):
+        return Problem(key, f"must be {' or '.join(types)}{shown}")
+    message = details[0]["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
+    return Problem(key, message[0].lower() + message[1:] + shown)
+
+
+def _fields(location: list[Any]) -> list[str]:
+    """The keys valid in the section at `location`."""
+    model: type[BaseModel] = Recipe
+    for part in location:
+        field = model.model_fields.get(str(part))
+        for candidate in [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []:
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+    return list(model.model_fields)

@@ -1,0 +1,92 @@
+"""The recipe: one YAML that is the whole experiment.
+
+Every field carries its meaning and unit. Unknown keys are refused. A section that is absent means that its stage does
+not run. The recipe knows nothing of the stages: what only a stage can judge, such as the names of operators, its own
+`check` judges, which load.py calls where it is given.
+"""
+
+import re
+from typing import Annotated
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from pipelines.recipe.base import Section
+from pipelines.recipe.clean import Analyze, Clean
+from pipelines.recipe.evaluate import Compare, Evaluate
+from pipelines.recipe.ingest import Ingest
+from pipelines.recipe.publish import Publish
+from pipelines.recipe.refine import Refine
+from pipelines.recipe.serve import Serve
+from pipelines.recipe.split import Export, Split
+from pipelines.recipe.synthesize import Synthesize
+from pipelines.recipe.train import Merge, Train, not_servable
+
+RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Names become folders, adapters' names and parts of URLs."""
+
+
+class Recipe(Section):
+    """One experiment, from rows to scores."""
+
+    name: str
+    seed: int = Field(42, description="every random choice follows from it")
+    synthesize: Synthesize | None = None
+    ingest: Annotated[Ingest | None, Field(validate_default=True)] = None
+    refine: Refine | None = None
+    analyze: Analyze | None = None
+    clean: Clean | None = None
+    export: Export | None = None
+    split: Split | None = None
+    train: Train | None = None
+    merge: Merge | None = None
+    serve: Serve = Serve()
+    evaluate: Evaluate | None = None
+    compare: Compare | None = None
+    publish: Publish | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not RECIPE_NAME.fullmatch(name):
+            raise ValueError(f"use ASCII letters, digits, '.', '_' and '-', not {name!r}")
+        return name
+
+    @field_validator("ingest")
+    @classmethod
+    def _rows_come_from_somewhere(cls, ingest: Ingest | None, info: ValidationInfo) -> Ingest | None:
+        if "synthesize" not in info.data:  # given, but wrong
+            return ingest
+        if ingest is None and info.data["synthesize"] is None:
+            raise PydanticCustomError("missing", "neither ingest nor synthesize")
+        if ingest is not None and info.data["synthesize"] is not None:
+            raise ValueError("rows come from ingest or from synthesize, not from both")
+        return ingest
+
+    @model_validator(mode="after")
+    def _stages_have_what_they_read(self) -> "Recipe":
+        needs = {"merge": "train", "evaluate": "train", "compare": "train", "publish": "train", "train": "split"}
+        needs |= {"analyze": "clean"}
+        for stage, needed in needs.items():
+            if getattr(self, stage) is not None and getattr(self, needed) is None:
+                raise ValueError(f"{stage} needs a section {needed}")
+        if self.refine and not self.synthesize and not self.refine.styles:
+            raise ValueError("refine needs a section synthesize, or refine.styles and refine.dimensions")
+        if self.publish and self.publish.weights == "merged" and self.merge is None:
+            raise ValueError("publish.weights merged needs a section merge")
+        if self.train and self.train.method == "full":
+            if self.publish and self.publish.weights == "adapter":
+                raise ValueError("train.method full leaves no adapter; publish.weights: merged, with a section merge")
+            if self.compare and self.compare.checkpoints:
+                raise ValueError("compare.checkpoints asks adapters, and train.method full leaves none; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_asked_can_be_served(self) -> "Recipe":
+        reason = not_servable(self.train) if self.train else None
+        asked = [stage for stage in ("evaluate", "compare") if getattr(self, stage) is not None]
+        if reason and asked and self.merge is None:
+            raise ValueError(f"{reason}; {' and '.join(asked)} can ask the merged model: add a section merge")
+        if reason and self.compare and self.compare.checkpoints:
+            raise ValueError(f"{reason}; remove compare.checkpoints, which asks them")
+        return self

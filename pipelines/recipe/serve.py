@@ -1,0 +1,80 @@
+"""The recipe's section `serve`: engines, and what the gateway before them accepts."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.recipe.base import Count, Positive, Ratio, Section
+
+MAX_LORA_RANK = 512
+"""The largest adapter rank that vLLM makes room for."""
+
+
+class Engine(Section):
+    """vLLM's engine arguments that a recipe may set, by vLLM's names."""
+
+    max_model_len: Count | None = Field(None, description="tokens of prompt and answer; null: the model's own")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="weights and computation")
+    tensor_parallel_size: Count = Field(1, description="GPUs one engine is spread over")
+    gpu_memory_utilization: Ratio = Field(0.9, description="share of GPU memory an engine may take")
+    kv_cache_memory_bytes: Count | None = Field(None, description="key-value cache, bytes; null: vLLM's own choice")
+    max_num_seqs: Count = Field(32, description="requests computed together")
+    enable_prefix_caching: bool = Field(True, description="compute what prompts begin with in common only once")
+    enforce_eager: bool = Field(False, description="skip compilation: faster start, slower tokens on a GPU")
+    max_loras: Count = Field(4, description="adapters in one batch")
+    max_lora_rank: Annotated[int, Field(ge=1, le=MAX_LORA_RANK)] = Field(
+        64, description="largest adapter rank; that of train.lora.r if larger"
+    )
+
+
+class Limits(Section):
+    """What the gateway accepts; the rates hold for each API key by itself (for all callers where there are no keys)."""
+
+    max_body_bytes: Count = Field(4 << 20, description="size of a request, bytes; 413 above it")
+    max_prompt_characters: Count | None = Field(
+        None,
+        description="characters of all messages or prompts, with those of tools and documents, or tokens where given "
+        "as such; 400 above it",
+    )
+    max_tokens: Count | None = Field(
+        None, description="tokens of an answer, all choices together: 400 for more; given to who names none"
+    )
+    max_in_flight: Count = Field(256, description="requests at the engines at a time; more of them wait")
+    max_queued: int = Field(1024, ge=0, description="requests that wait; 429 above it")
+    requests_per_minute: Count | None = Field(None, description="requests of one key per minute; 429 above it")
+    tokens_per_minute: Count | None = Field(None, description="tokens of one key per minute; 429 above it")
+
+
+class Autoscaling(Section):
+    """Replicas of each engine by the requests they have, within bounds."""
+
+    min_replicas: Count = Field(1, description="replicas when there is nothing to do")
+    max_replicas: Count = Field(description="replicas at most")
+    target_ongoing_requests: Positive = Field(16, description="requests per replica that are aimed at")
+    upscale_delay_s: float = Field(10, ge=0, description="seconds that more replicas must be wanted")
+    downscale_delay_s: float = Field(300, ge=0, description="seconds that fewer replicas must be wanted")
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> "Autoscaling":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas is above max_replicas")
+        return self
+
+
+class Serve(Section):
+    """The endpoint: engines and the gateway before them."""
+
+    host: str = Field("127.0.0.1", description="address the gateway listens on")
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="port the gateway listens on")
+    open: bool = Field(False, description="answer anyone who reaches host; false: beyond this machine keys are needed")
+    num_replicas: Count = Field(1, description="replicas of each engine")
+    autoscaling: Autoscaling | None = Field(None, description="instead of num_replicas")
+    num_cpus: Positive = Field(0.25, description="CPUs reserved per engine replica; fractions fit small machines")
+    num_gpus: float = Field(
+        0, ge=0, description="GPUs per engine replica; at 0.5 two engines share one, half its memory each"
+    )
+    allow_origins: list[str] = Field(
+        default_factory=list, description="web origins whose pages may ask (CORS), such as https://chat.example.org"
+    )
+    limits: Limits = Limits()
+    engine: Engine = Engine()

@@ -1,0 +1,39 @@
+"""The recipe's sections `export` and `split`."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from pipelines.recipe.base import Count, Ratio, Section
+
+
+class Export(Section):
+    """The rows as one file for people and other tools, in data-set order."""
+
+    path: Annotated[str, Field(pattern=r"\.(jsonl|parquet)$")] = Field(description="a .jsonl or .parquet file or URL")
+
+
+class Split(Section):
+    """Which rows are held out: by a seeded hash of a group, the first ones, or those of a source of their own."""
+
+    test_ratio: Ratio | None = Field(None, description="share of groups held out, 0 to 1")
+    first: Count | None = Field(
+        None, description="hold out the first rows instead, in data-set order, and the rest of their groups"
+    )
+    group: str | None = Field(
+        None,
+        description="column whose equal values stay on one side; near_duplicates: rows of nearly the same text, "
+        "clean.text_keys or else response; null: each row by itself",
+    )
+    test_source: str | None = Field(
+        None, description="the rows held out lie here, as in ingest.source; all others are to train"
+    )
+    concurrency: Count | None = Field(None, description="tasks at a time; null: what the cluster has")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "Split":
+        if [self.test_ratio, self.first, self.test_source].count(None) != 2:
+            raise ValueError("give one of test_ratio, first and test_source")
+        if self.test_source is not None and self.group is not None:
+            raise ValueError("test_source says which rows are held out; remove group, which goes with the other two")
+        return self

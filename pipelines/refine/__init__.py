@@ -1,0 +1,1 @@
+"""The second cleaning, of what a model answered."""

@@ -1,0 +1,38 @@
+"""Export to `{"conversation": [{system, input, output}]}`, which xtuner and ingest's adapter `conversation` read."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelines.artifacts.rows import messages_of
+from pipelines.artifacts.shards import read_tables
+from pipelines.artifacts.workspace import Place
+from pipelines.export import created, require_new
+
+
+def export_conversations(place: Place, path: Path) -> int:
+    """Write a finished stage's rows to one JSON file, in their order; returns how many.
+
+    The file appears when it is whole. InputError where there is one already, or where it cannot be written.
+    """
+    require_new(path)
+    count = 0
+    with created(str(path), str(path)) as sink, io.TextIOWrapper(sink, encoding="utf-8") as stream:
+        for table in read_tables(place.workspace, place.outputs("rows")):
+            for row in table.to_pylist():
+                stream.write("[\n" if count == 0 else ",\n")
+                stream.write(json.dumps({"conversation": _turns(row)}, ensure_ascii=False))
+                count += 1
+        stream.write("\n]\n" if count else "[]\n")
+    return count
+
+
+def _turns(row: dict[str, Any]) -> list[dict[str, str]]:
+    """One entry per exchange; the system prompt stands in the first."""
+    messages = messages_of(row)
+    system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
+    pairs = zip(messages[::2], messages[1::2], strict=True)
+    turns = [{"system": "", "input": asked["content"], "output": said["content"]} for asked, said in pairs]
+    turns[0]["system"] = system
+    return turns

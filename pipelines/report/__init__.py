@@ -1,0 +1,1 @@
+"""report.html, the closing words of a command, and what became of one row."""

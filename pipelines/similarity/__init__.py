@@ -1,0 +1,1 @@
+"""Near-duplicates: signatures of texts, and which of them are alike."""

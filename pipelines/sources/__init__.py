@@ -1,0 +1,1 @@
+"""Rows from outside: files, their encodings and schemas, and edits by hand."""

@@ -1,0 +1,147 @@
+"""Cutting files into shards: row groups of a Parquet file or some rows of a large one, byte ranges of lines and CSV.
+
+A file that cannot be cut where it lies, because it is compressed or one JSON array, is streamed once into parts of
+plain lines in the stage's folder. Either way rows are counted, so that each has its position before any is read,
+and no more of a file than one shard is in memory.
+"""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import IO, Any
+
+import pyarrow as pa
+
+from pipelines.artifacts.shards import Shard
+from pipelines.sources.files import (
+    csv_reader,
+    format_of,
+    is_compressed,
+    is_lines,
+    json_array,
+    open_bytes,
+    open_parquet,
+)
+
+PARTS = 8
+"""Shards that one row group is cut into at most; each reads it from its beginning."""
+
+Store = Callable[[bytes], str]
+"""Keeps a part for the workers, and returns where it lies."""
+
+
+def plan_shards(files: list[str], shard_bytes: int, limit: int | None, store: Store) -> list[Shard]:
+    """Cut files into shards of about `shard_bytes`, each with the position of its first row."""
+    shards: list[Shard] = []
+    pos = 0
+    for path in files:
+        for part in _parts(path, shard_bytes, store):
+            if limit is not None and pos >= limit:
+                return shards
+            rows = part["rows"] if limit is None else min(part["rows"], limit - pos)
+            if rows:
+                shards.append({**part, "index": len(shards), "path": path, "pos": pos, "rows": rows})
+            pos += part["rows"]
+    return shards
+
+
+def _parts(path: str, shard_bytes: int, store: Store) -> Iterator[Shard]:
+    if format_of(path) == ".parquet":
+        yield from _row_groups(path, shard_bytes)
+    elif format_of(path) == ".csv":
+        yield from _csv_ranges(path, shard_bytes, store)
+    elif is_lines(path):
+        yield from _line_ranges(path, shard_bytes, store)
+    else:
+        yield from _elements(path, shard_bytes, store)
+
+
+def _row_groups(path: str, shard_bytes: int) -> Iterator[Shard]:
+    with open_parquet(path) as file:
+        groups: list[int] = []
+        first = rows = size = 0
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            groups, rows, size = [*groups, number], rows + group.num_rows, size + group.total_byte_size
+            if size >= shard_bytes or number == file.num_row_groups - 1:
+                parts = min(PARTS, rows, -(-size // shard_bytes)) if len(groups) == 1 else 1
+                cuts = [rows * part // parts for part in range(parts + 1)] if rows else []
+                for skip, end in pairwise(cuts):
+                    yield {"groups": groups, "skip": skip, "first": first + skip, "rows": end - skip}
+                groups, first, rows, size = [], first + rows, 0, 0
+
+
+def _line_ranges(path: str, shard_bytes: int, store: Store) -> Iterator[Shard]:
+    """Byte ranges that end at line ends, with their line counts; lines count from 0, blank ones included."""
+    with open_bytes(path) as stream:
+        begin = first = 0
+        while block := stream.read(shard_bytes):
+            block += stream.readline()
+            lines = block.count(b"\n") + (not block.endswith(b"\n"))
+            where = _stored(block, store) if is_compressed(path) else {"begin": begin, "end": begin + len(block)}
+            yield {**where, "first": first, "rows": lines}
+            begin, first = begin + len(block), first + lines
+
+
+def _csv_ranges(path: str, shard_bytes: int, store: Store) -> Iterator[Shard]:
+    """Byte ranges that end where a record does, which may have line ends inside."""
+    kept: list[bytes] | None = [] if is_compressed(path) else None
+    with open_bytes(path) as stream:
+        lines = _Lines(stream, kept)
+        reader = csv_reader(lines)
+        header = next(reader, [])
+        begin, first, rows = lines.take()[0], 0, 0
+        for record in reader:
+            rows += bool(record)  # a blank line is no record
+            if lines.read - begin >= shard_bytes:
+                end, block = lines.take()
+                where = {"begin": begin, "end": end} if kept is None else _stored(block, store)
+                yield {**where, "header": header, "first": first, "rows": rows}
+                begin, first, rows = end, first + rows, 0
+        end, block = lines.take()
+        where = {"begin": begin, "end": end} if kept is None else _stored(block, store)
+        yield {**where, "header": header, "first": first, "rows": rows}
+
+
+class _Lines:
+    """The lines of a text file, as it is read: how many bytes were read, and, with `kept`, the bytes themselves."""
+
+    def __init__(self, stream: IO[bytes], kept: list[bytes] | None) -> None:
+        self.read = 0
+        self._kept = kept
+        self._text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._text:
+            data = line.encode()
+            if self._kept is not None:
+                self._kept.append(data)
+            first, self.read = not self.read, self.read + len(data)
+            yield line.removeprefix("\ufeff") if first else line
+
+    def take(self) -> tuple[int, bytes]:
+        """Where reading has come to, and the bytes kept since the last call."""
+        block = b"".join(self._kept or ())
+        if self._kept is not None:
+            self._kept.clear()
+        return self.read, block
+
+
+def _elements(path: str, shard_bytes: int, store: Store) -> Iterator[Shard]:
+    """The elements of a JSON array as lines; one that is no object as what stands there."""
+    lines: list[bytes] = []
+    first = size = 0
+    with open_bytes(path) as stream:
+        for _, row, raw in json_array(path, stream):
+            lines.append(json.dumps(raw if row is None else row).encode() + b"\n")
+            size += len(lines[-1])
+            if size >= shard_bytes:
+                yield {**_stored(b"".join(lines), store), "elements": True, "first": first, "rows": len(lines)}
+                lines, first, size = [], first + len(lines), 0
+    if lines:
+        yield {**_stored(b"".join(lines), store), "elements": True, "first": first, "rows": len(lines)}
+
+
+def _stored(block: bytes, store: Store) -> dict[str, Any]:
+    return {"stored": store(pa.compress(block, codec="zstd", asbytes=True)), "begin": 0, "end": len(block)}

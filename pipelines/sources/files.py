@@ -1,0 +1,329 @@
+"""Sources: which files there are, and how their rows are read, all of them or those of one shard.
+
+`pipelines.sources.cut` cuts them into shards. Reading is streaming.
+"""
+
+import csv
+import gzip
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from glob import has_magic
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import ijson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from pipelines.artifacts.shards import Shard
+from pipelines.errors import DataError, InputError
+from pipelines.recipe.load import SHIPPED
+
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
+COMPRESSIONS = (".gz", ".zst")
+METADATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "configuration.json")
+"""Files that tell hubs what a data set is, and hold no rows of it."""
+BLOCK = 4 << 20
+
+Numbered = tuple[int, dict[str, Any] | None, str]
+"""Number of the row in its file from 0, the row or None where it cannot be read, and then what stands there."""
+
+
+def is_hub(source: str) -> bool:
+    """Whether a source is a data set on a model hub, which is downloaded before it is read."""
+    return source.startswith(("modelscope://", "hf://"))
+
+
+def list_files(source: str) -> list[str]:
+    """The files of a source, sorted: a path, a folder, a glob, an fsspec URL, or a data set on a hub.
+
+    A hub's files, or those of the glob behind the data set's name, are downloaded into the hub client's own cache
+    first. Raises InputError where nothing is found.
+    """
+    given, source = source, _fetched(source)
+    fs, path = _file_system(source)
+    if fs.isdir(path):
+        found = [name for name in fs.find(path) if format_of(name) and Path(name).name not in METADATA]
+    elif has_magic(path):
+        found = [name for name in fs.glob(path) if fs.isfile(name) and Path(name).name not in METADATA]
+    else:
+        found = [path]
+    found = [name for name in found if fs.exists(name)]
+    if not found:
+        raise InputError(f"ingest.source {given}: no such file, or no {'/'.join(SUFFIXES)} in it")
+    for name in found:
+        if format_of(name) is None:
+            raise InputError(
+                f"ingest.source {name}: not one of {'/'.join(SUFFIXES)}, plain or {'/'.join(COMPRESSIONS)}; "
+                "save a spreadsheet as CSV UTF-8"
+            )
+    return [name if "://" not in source else fs.unstrip_protocol(name) for name in sorted(found)]
+
+
+def _fetched(source: str) -> str:
+    scheme, _, name = source.partition("://")
+    if scheme == "recipes":
+        return str(SHIPPED / name)
+    if not is_hub(source):
+        return source
+    try:
+        data_set, pattern = ("/".join(part) for part in (name.split("/")[:2], name.split("/")[2:]))
+        folder = _downloaded(scheme, data_set, _client_patterns(pattern) if pattern else None)
+        return f"{folder}/{pattern}" if pattern else folder
+    except (OSError, ValueError) as error:
+        raise InputError(f"ingest.source {source}: cannot be downloaded ({error})") from None
+
+
+def _client_patterns(pattern: str) -> list[str]:
+    """What the hubs' clients are to fetch for a folder, a file or a glob: their `**/` is at least one folder."""
+    return [pattern, f"{pattern.rstrip('/')}/*", pattern.replace("**/", "")]
+
+
+def _downloaded(scheme: str, name: str, patterns: list[str] | None) -> str:
+    if scheme == "modelscope":
+        from modelscope import dataset_snapshot_download
+        from modelscope_hub.errors import HubError
+
+        try:
+            return str(dataset_snapshot_download(name, allow_patterns=patterns))
+        except HubError as error:  # not all of them are OSErrors, as Hugging Face's are
+            raise OSError(error) from error
+    from huggingface_hub import snapshot_download
+
+    return str(snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
+
+
+def _file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    try:
+        fs, inner = fsspec.core.url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"ingest.source {path}: {error}") from None
+    return fs, str(inner)
+
+
+def format_of(path: str) -> str | None:
+    """The suffix that tells a file's format, without that of its compression; None for one that is not read."""
+    for compression in COMPRESSIONS:
+        path = path.removesuffix(compression)
+    suffix = Path(path).suffix.lower()
+    return suffix if suffix in SUFFIXES else None
+
+
+def is_compressed(path: str) -> bool:
+    """Whether a file's name says that it is compressed."""
+    return path.endswith(COMPRESSIONS)
+
+
+@contextmanager
+def open_bytes(path: str) -> Iterator[IO[bytes]]:
+    """A file's bytes, decompressed; damage inside is a DataError that names the file."""
+    fs, inner = _file_system(path)
+    try:
+        with fs.open(inner, "rb") as raw:
+            if path.endswith(".gz"):
+                with gzip.GzipFile(fileobj=raw) as plain:
+                    yield plain  # type: ignore[misc]
+            elif path.endswith(".zst"):
+                yield io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"))
+            else:
+                yield raw
+    except UnicodeDecodeError as error:
+        hint = "say what it is, such as ingest.encoding: gb18030"
+        raise DataError(f"{path}:{_first_not_utf8(path)}: not UTF-8 text ({error}); {hint}") from None
+    except (EOFError, gzip.BadGzipFile, csv.Error, pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+def _first_not_utf8(path: str) -> int:
+    """The number of the first line that is not UTF-8."""
+    with open_bytes(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def digest_file(path: str) -> str:
+    """A digest of a local file's bytes; of a remote object, what its store says of it (etag, size)."""
+    fs, inner = _file_system(path)
+    if "://" in path:
+        return str(fs.checksum(inner))
+    digest = xxhash.xxh3_128()
+    with open(inner, "rb") as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file; damage is a DataError that names it."""
+    fs, inner = _file_system(path)
+    try:
+        with fs.open(inner, "rb") as raw, pq.ParquetFile(raw) as file:
+            yield file
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({error})") from None
+
+
+def is_lines(path: str) -> bool:
+    """Whether a file holds one JSON object per line; `.json` files are looked into, since many do."""
+    kind = format_of(path)
+    if kind != ".json":
+        return kind == ".jsonl"
+    with open_bytes(path) as stream:
+        while (byte := stream.read(1)) and (byte.isspace() or byte in b"\xef\xbb\xbf"):
+            pass
+    return byte != b"["
+
+
+def columns_of(files: list[str]) -> list[str]:
+    """The column names of the first readable row of the first file."""
+    for path in files:
+        if format_of(path) == ".parquet":
+            with open_parquet(path) as file:
+                return list(file.schema_arrow.names)
+        for _, row, _ in _rows_of_file(path):
+            if row is not None:
+                return list(row)
+    return []
+
+
+def first_broken(files: list[str]) -> str:
+    """Where the first row that cannot be read stands, and what stands there; the first file's name without any."""
+    for path in files:
+        for number, row, raw in _rows_of_file(path):
+            if row is None:
+                return f"{path}:{number + 1}: {raw}"
+    return f"{files[0]}: no rows"
+
+
+def schema_of(path: str) -> pa.Schema | None:
+    """The schema that a Parquet file states; None for other formats."""
+    if format_of(path) != ".parquet":
+        return None
+    with open_parquet(path) as file:
+        return file.schema_arrow
+
+
+def sample_rows(path: str, count: int) -> list[dict[str, Any]]:
+    """The first readable rows of a file, to infer the types of its columns from."""
+    rows: list[dict[str, Any]] = []
+    first = {"first": 0, "skip": 0, "groups": [0]}
+    reader = _read_parquet(path, first) if format_of(path) == ".parquet" else _rows_of_file(path)
+    for _, row, _ in reader:
+        if row is not None:
+            rows.append(row)
+        if len(rows) == count:
+            break
+    return rows
+
+
+def read_shard(shard: Shard) -> Iterator[Numbered]:
+    """The rows of a shard in order, one at a time."""
+    path: str = shard["path"]
+    if "groups" in shard:
+        rows = _read_parquet(path, shard)
+    elif "header" in shard:
+        text = io.StringIO(_block(shard).decode(), newline="")
+        rows = _records(csv_reader(text), shard["header"], shard["first"])
+    elif "elements" in shard:
+        rows = _stored_elements(_block(shard), shard["first"])
+    else:
+        rows = _json_lines(io.BytesIO(_block(shard)), shard["first"])
+    end = shard["first"] + shard["rows"]
+    for number, row, raw in rows:
+        if number >= end:
+            return
+        yield number, row, raw
+
+
+def _read_parquet(path: str, shard: Shard) -> Iterator[Numbered]:
+    for number, batch in parquet_batches(path, shard, 1024):
+        for i, row in enumerate(batch.to_pylist()):
+            yield number + i, row, ""
+
+
+def parquet_batches(path: str, shard: Shard, size: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The rows of a shard's row groups from its first one on, `size` at a time, with the number of the first."""
+    number, skip = shard["first"], shard["skip"]
+    with open_parquet(path) as file:
+        for batch in file.iter_batches(batch_size=size, row_groups=shard["groups"]):
+            part = batch.slice(min(skip, batch.num_rows))
+            skip = max(0, skip - batch.num_rows)
+            if part.num_rows:
+                yield number, part
+                number += part.num_rows
+
+
+def _block(shard: Shard) -> bytes:
+    """The bytes of a shard: a range of its file, or a part that was stored for it."""
+    begin, end = shard["begin"], shard["end"]
+    fs, inner = _file_system(str(shard.get("stored") or shard["path"]))
+    if "stored" in shard:
+        return bytes(pa.decompress(fs.cat_file(inner), decompressed_size=end, codec="zstd", asbytes=True))
+    return bytes(fs.cat_file(inner, begin, end))
+
+
+def _json_lines(stream: IO[bytes], first: int) -> Iterator[Numbered]:
+    for number, line in enumerate(stream, start=first):
+        if line.isspace() or not line:
+            continue
+        try:
+            text = line.decode("utf-8-sig" if number == 0 else "utf-8")
+            row = json.loads(text)
+        except ValueError as error:  # includes UnicodeDecodeError
+            hint = "; in another encoding? set ingest.encoding" if isinstance(error, UnicodeDecodeError) else ""
+            yield number, None, f"not valid JSON: {error}{hint}: {line[:200].decode('utf-8', 'replace').rstrip()}"
+            continue
+        yield (
+            (number, row, "") if isinstance(row, dict) else (number, None, f"not a JSON object: {text[:200].rstrip()}")
+        )
+
+
+def _rows_of_file(path: str) -> Iterator[Numbered]:
+    with open_bytes(path) as stream:
+        if format_of(path) == ".csv":
+            reader = csv_reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+            yield from _records(reader, next(reader, []), 0)
+        elif is_lines(path):
+            yield from _json_lines(stream, 0)
+        else:
+            yield from json_array(path, stream)
+
+
+def csv_reader(lines: Iterable[str]) -> Iterator[list[str]]:
+    """The records of a CSV file, whatever the length of their fields."""
+    csv.field_size_limit(sys.maxsize)
+    return csv.reader(lines)
+
+
+def _records(records: Iterator[list[str]], header: list[str], first: int) -> Iterator[Numbered]:
+    for number, record in enumerate((record for record in records if record), start=first):
+        if len(record) == len(header):
+            yield number, dict(zip(header, record, strict=True)), ""
+        else:
+            yield number, None, f"not as many fields as the header: {record!r:.200}"
+
+
+def _stored_elements(block: bytes, first: int) -> Iterator[Numbered]:
+    for number, line in enumerate(block.splitlines(), start=first):
+        element = json.loads(line)
+        yield (number, element, "") if isinstance(element, dict) else (number, None, element)
+
+
+def json_array(path: str, stream: IO[bytes]) -> Iterator[Numbered]:
+    """The elements of a JSON array; DataError where it ends too early."""
+    number = -1
+    try:
+        for number, row in enumerate(ijson.items(stream, "item", use_float=True)):
+            yield (number, row, "") if isinstance(row, dict) else (number, None, f"not a JSON object: {row!r:.200}")
+    except ijson.JSONError as error:
+        raise DataError(f"{path}: broken after element {number} ({error})") from None

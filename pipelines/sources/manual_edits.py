@@ -1,0 +1,145 @@
+"""Rows edited by hand: the file that `clean.edited` or `refine.edited` names, and what it changes in a row.
+
+The file is .jsonl or .csv with a row a line, found by its `row_id`. Where lines say `kept`, as those that clean exports
+do, the file lists changes: a row that is kept false goes, and one that is not in the file stays as it is. A file
+without `kept`, as the stage export writes it, is all that is left: a row that is not in it goes.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import xxhash
+
+from pipelines.artifacts.rows import is_text, with_same_messages
+from pipelines.errors import DataError, InputError
+from pipelines.sources.files import csv_reader
+
+Line = dict[str, Any]
+
+
+def digest_of(key: str, path: str) -> str:
+    """What identifies the file's content; InputError where there is none."""
+    return xxhash.xxh3_128_hexdigest(_read(key, path))
+
+
+def read_edited(key: str, path: str, *, needs_kept: bool) -> dict[str, Line]:
+    """The lines of the file that the recipe names under `key`, by row id; `kept` is a bool in all of them or in none.
+
+    InputError where there is no file; DataError naming the line that cannot be used.
+    """
+    lines = list(_lines(key, path))
+    has_kept = needs_kept or any(isinstance(line, dict) and "kept" in line for _, line in lines)
+    found: dict[str, Line] = {}
+    for number, line in lines:
+        where = f"{key} {path}:{number}"
+        row_id = _row_id(where, line)
+        if row_id in found:
+            raise DataError(f"{where}: row {row_id} is there twice, so it cannot be told which of two rows is meant")
+        found[row_id] = {**line, "kept": _flag(where, line.get("kept"))} if has_kept else line
+    return found
+
+
+def _lines(key: str, path: str) -> Iterator[tuple[int, Any]]:
+    """The lines that hold something, with their numbers; in place of one that cannot be parsed its error."""
+    data = _read(key, path)
+    try:
+        text = data.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        number = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{key} {path}:{number}: not UTF-8; save it as UTF-8, which Excel calls CSV UTF-8") from None
+    if path.endswith(".csv"):
+        yield from _records(f"{key} {path}", text)
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, parsed(line)
+
+
+def _records(where: str, text: str) -> Iterator[tuple[int, Line]]:
+    reader = csv_reader(io.StringIO(text, newline=""))
+    try:
+        header = next(reader, [])
+        for number, record in enumerate(reader, start=2):
+            if len(record) > len(header):
+                raise DataError(f"{where}:{number}: more fields than the header: {record!r:.200}")
+            if record:
+                yield number, dict(zip(header, record, strict=False))
+    except csv.Error as error:
+        raise DataError(f"{where}: not a CSV file ({error}); save it again") from None
+
+
+def parsed(text: str) -> Any:
+    """The value of a JSON text, or the ValueError that says why it has none."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        return error
+
+
+def _row_id(where: str, line: Any) -> str:
+    if not isinstance(line, dict):
+        raise DataError(f"{where}: {line if isinstance(line, ValueError) else 'not a JSON object'}")
+    if not is_text(line):
+        raise DataError(f"{where}: holds half a character (a lone surrogate such as \\ud83d); delete it")
+    if line.get("row_id") in (None, ""):
+        raise DataError(f"{where}: no row_id, by which a row is found")
+    return str(line["row_id"])
+
+
+def _flag(where: str, value: Any) -> bool:
+    flags = {"true": True, "false": False, "1": True, "0": False}
+    flag = flags.get(str(value).strip().lower())
+    if flag is None:
+        raise DataError(f"{where}: kept is {value!r}, not true or false")
+    return flag
+
+
+def with_edits(
+    key: str, row: dict[str, Any], line: Mapping[str, Any], schema: pa.Schema, names: Iterable[str]
+) -> dict[str, Any]:
+    """A row with what its line says otherwise of the columns `names`, in its `messages` too; itself where nothing.
+
+    DataError for a value that its column cannot hold.
+    """
+    said = {
+        name: _value(key, line[name], schema.field(name), row["row_id"])
+        for name in names
+        if name in line and _differs(line[name], row[name])
+    }
+    return with_same_messages({**row, **said}, row) if said else row
+
+
+def _differs(given: Any, value: Any) -> bool:
+    return bool(given != value) and (not isinstance(given, str) or given != cell_of(value))
+
+
+def cell_of(value: Any) -> str:
+    """A value in a CSV file."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _value(key: str, given: Any, field: pa.Field, row_id: str) -> Any:
+    """What the file gives for one column of a row, as the column's type."""
+    value = given
+    if isinstance(value, str) and not pa.types.is_string(field.type) and not pa.types.is_large_string(field.type):
+        value = parsed(value) if value else None
+    try:
+        return pa.array([value], type=field.type)[0].as_py()
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"{key}: row {row_id}: {field.name} cannot be {given!r} ({error})") from None
+
+
+def _read(key: str, path: str) -> bytes:
+    try:
+        with fsspec.open(path, "rb") as stream:
+            data: bytes = stream.read()
+    except OSError as error:
+        raise InputError(f"{key}: {path}: {error.strerror or error}") from None
+    return data

@@ -1,0 +1,94 @@
+"""Rows that are too long: cut at the end, left out, or split; question and answer may have limits of their own."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.train.loss_mask import IGNORED, Encoded
+
+Messages = Sequence[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Most tokens of a sample, of all before its last answer, and of that answer; what happens to rows above them."""
+
+    max_length: int
+    overlong: str = "truncate"
+    max_input_length: int | None = None
+    max_output_length: int | None = None
+
+    def __str__(self) -> str:
+        """For messages: the limits that are set, by the recipe's keys."""
+        names = ("max_length", "max_input_length", "max_output_length")
+        return ", ".join(f"train.{name} {getattr(self, name)}" for name in names if getattr(self, name) is not None)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a row gives: its samples, those without an answer left out, and whether it was longer than a limit."""
+
+    samples: list[Encoded]
+    too_long: bool
+
+
+def fit(encode: Callable[[Messages], Encoded], tokenizer: Any, messages: Messages, limits: Limits) -> Fitted:
+    """Encode a chat within the limits.
+
+    A prompt above `max_input_length` first loses its oldest exchanges, then the end of its question; its system
+    prompt and the template around it stay. An answer above `max_output_length` is cut, and is not taught to end there.
+    """
+    whole = encode(messages)
+    sample = _within_input(encode, tokenizer, messages, whole, limits.max_input_length)
+    if sample is not None and limits.max_output_length is not None:
+        end = answer_begin(sample) + limits.max_output_length
+        sample = Encoded(sample.tokens[:end], sample.labels[:end])
+    too_long = sample is None or len(sample.tokens) < len(whole.tokens) or len(whole.tokens) > limits.max_length
+    if sample is None or (too_long and limits.overlong == "drop"):
+        return Fitted([], too_long)
+    return Fitted(_cut(sample, limits), too_long)
+
+
+def answer_begin(sample: Encoded) -> int:
+    """The place of the first token of the last answer: how many tokens its prompt has."""
+    place = len(sample.labels)
+    while place and sample.labels[place - 1] == IGNORED:
+        place -= 1
+    while place and sample.labels[place - 1] != IGNORED:
+        place -= 1
+    return place
+
+
+def loss_tokens(sample: Encoded) -> int:
+    """Tokens with loss; the first has no token before it that it could be told from."""
+    return sum(label != IGNORED for label in sample.labels[1:])
+
+
+def _within_input(
+    encode: Callable[[Messages], Encoded], tokenizer: Any, messages: Messages, sample: Encoded, limit: int | None
+) -> Encoded | None:
+    """The chat with a prompt of at most `limit` tokens; None where not even an empty question would fit."""
+    if limit is None:
+        return sample
+    first = 1 if messages[0]["role"] == "system" else 0
+    while answer_begin(sample) > limit and len(messages) - first > 2:
+        messages = [*messages[:first], *messages[first + 2 :]]
+        sample = encode(messages)
+    question = messages[-2]["content"]
+    offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    kept = len(offsets)
+    while (over := answer_begin(sample) - limit) > 0:
+        if kept == 0:
+            return None
+        kept = max(0, kept - over)
+        shorter = {**messages[-2], "content": question[: offsets[kept - 1][1]] if kept else ""}
+        sample = encode([*messages[:-2], shorter, messages[-1]])
+    return sample
+
+
+def _cut(sample: Encoded, limits: Limits) -> list[Encoded]:
+    """Samples of at most `max_length` tokens."""
+    size, length = limits.max_length, len(sample.tokens)
+    ends = range(size, length + size, size) if limits.overlong == "split" else [size]
+    parts = [Encoded(sample.tokens[end - size : end], sample.labels[end - size : end]) for end in ends]
+    return [part for part in parts if loss_tokens(part)]

@@ -1,0 +1,190 @@
+"""The group of training workers on Ray: what it needs, and going on when one of them is lost."""
+
+import math
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pipelines.errors import DanluError, HardwareError, StageError
+from pipelines.progress import say
+from pipelines.recipe.train import Train, numbers_of_workers
+from pipelines.train.checkpoint import complete_checkpoints, step_of
+from pipelines.train.journal import read_journal
+from pipelines.train.loop import train_loop
+from pipelines.train.memory import advice, free_memory, uses_gpu
+from pipelines.train.preemption import note_sigterm_in_worker, sigterm_noted, wait_until_gone
+from pipelines.train.run import Run
+
+START_SECONDS = "300"
+FREE_SECONDS = 60
+"""How long resources that exist may be in use by something else; what ended just now is given back in that time."""
+
+
+def check_resources(section: Train) -> None:
+    """HardwareError where the cluster does not have what the fewest workers need, or where it does not become free."""
+    import ray
+
+    library: Any = ray
+    fewest, each = numbers_of_workers(section)[-1], section.resources_per_worker
+    wanted = f"training needs {fewest} worker{'s' if fewest > 1 else ''} of {dict(each)}"
+    lower = (
+        "lower train.num_workers or train.resources_per_worker" if fewest > 1 else "lower train.resources_per_worker"
+    )
+    if lacking := _lacking(fewest, each, library.cluster_resources()):
+        raise HardwareError(f"{wanted}; the cluster lacks {lacking}; {lower}, or add nodes")
+    if lacking := _lacking_after_a_wait(fewest, each):
+        raise HardwareError(f"{wanted}; something else on the cluster holds {lacking}; stop it, or {lower}")
+
+
+def room_for(section: Train) -> int:
+    """How many workers find room: all that the cluster could hold, or, after a wait, as many as it can; see above."""
+    import ray
+
+    library: Any = ray
+    check_resources(section)
+    each, there = section.resources_per_worker, library.cluster_resources()
+    numbers = [number for number in numbers_of_workers(section) if not _lacking(number, each, there)]
+    if not _lacking_after_a_wait(numbers[0], each):
+        return numbers[0]
+    free = library.available_resources()
+    return next((number for number in numbers if not _lacking(number, each, free)), numbers[-1])
+
+
+def _lacking_after_a_wait(workers: int, each: Mapping[str, float]) -> str:
+    """What is still in use by something else when FREE_SECONDS are over; empty as soon as all of it is free."""
+    import ray
+
+    library: Any = ray
+    deadline = time.monotonic() + FREE_SECONDS
+    while (lacking := _lacking(workers, each, library.available_resources())) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return lacking
+
+
+def memory_found(section: Train) -> int:
+    """Free bytes for one worker, on a node of the cluster where one would run; HardwareError where a GPU is missing."""
+    import ray
+
+    library: Any = ray
+    each = dict(section.resources_per_worker)
+    nodes = sum(node["Alive"] for node in library.nodes())
+    task = library.remote(num_cpus=each.pop("CPU", 1), num_gpus=each.pop("GPU", 0), resources=each)(free_memory)
+    found: int | None = library.get(task.remote(math.ceil(section.num_workers / nodes), uses_gpu(section)))
+    if found is None:
+        raise HardwareError("train.zero_stage auto: nvidia-smi shows no GPU where workers run; give a number")
+    return found
+
+
+def fit(run: Run) -> dict[str, Any]:
+    """Run the workers until they are done; returns what rank 0 returned.
+
+    Where a worker is lost, new ones go on from the last complete checkpoint, at most `max_failures` times, and only
+    while there is progress; where workers were told to leave, they saved before, and that is no failure. Errors of our
+    own that a worker raises are raised here as they were. StageError once all is saved where this process is told to
+    end.
+    """
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    failures = 0
+    with sigterm_noted(run.leave) as told:
+        while True:
+            run.leave.unlink(missing_ok=True)
+            saved = _saved(run)
+            if told.is_set():
+                raise StageError(
+                    f"training was told to end and saved step {saved}; the same command goes on from there"
+                )
+            try:
+                facts = _attempt(_as_wide_as_possible(run))
+            except TrainingFailedError as error:
+                reached = max((entry["step"] for entry in read_journal(run.journal)), default=0)
+                cause = _own(error, run)
+                if cause is not None or failures >= run.section.max_failures or reached <= saved:
+                    raise cause or StageError(f"training failed at step {reached}:\n{error}") from error
+                failures += 1
+                say(f"  training: a worker was lost at step {reached}; going on from the last checkpoint")
+            else:
+                if "left_at" not in facts:
+                    return facts
+                say(f"  training: workers were told to leave; saved at step {facts['left_at']}")
+                wait_until_gone(facts["nodes"])
+
+
+def _saved(run: Run) -> int:
+    """The step of the last complete checkpoint."""
+    return max(map(step_of, complete_checkpoints(run.checkpoints)), default=0)
+
+
+def _work(config: dict[str, Any]) -> dict[str, Any]:
+    """What Ray Train runs in each worker."""
+    from ray.train import get_preemption_info
+
+    run: Run = config["run"]
+    note_sigterm_in_worker(run.leave)
+    return train_loop(run, get_preemption_info)
+
+
+def _as_wide_as_possible(run: Run) -> Run:
+    """The run with as many workers as find room now; with fewer each has more to do, and the result is the same."""
+    number = room_for(run.section)
+    if number < run.section.num_workers:
+        say(f"  training: {number} of {run.section.num_workers} workers find room")
+    return replace(run, section=run.section.model_copy(update={"num_workers": number}))
+
+
+def _attempt(run: Run) -> dict[str, Any]:
+    """One group of workers, under a name of its own: Ray keeps nothing that a crash could leave half-written."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    each = run.section.resources_per_worker
+    use_gpu = each.get("GPU", 0) > 0
+    attempts = run.folder / "attempts"
+    trainer_class: Any = TorchTrainer  # its types allow no return value; its documentation does
+    failure_class: Any = FailureConfig  # typed as the one before Ray Train's second version
+    trainer = trainer_class(
+        _work,
+        train_loop_config={"run": run},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=run.section.num_workers, use_gpu=use_gpu, resources_per_worker=dict(each)
+        ),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex[:12],
+            storage_path=str(attempts),
+            failure_config=failure_class(max_failures=0, controller_failure_limit=2),
+        ),
+    )
+    try:
+        facts: dict[str, Any] = trainer.fit().return_value
+    finally:
+        shutil.rmtree(attempts, ignore_errors=True)
+    return facts
+
+
+def _own(error: Exception, run: Run) -> DanluError | None:
+    """The first error of our family among what the workers raised, or that Ray ended one to save its node's memory."""
+    from ray.exceptions import OutOfMemoryError
+
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, DanluError):
+                return cause
+            if isinstance(cause, OutOfMemoryError):
+                return StageError(f"training: a node's main memory ran out; {advice(run.section)}, or add memory")
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    return None
+
+
+def _lacking(workers: int, each: Mapping[str, float], there: Mapping[str, float]) -> str:
+    """What `there` has too little of for so many workers, for people; empty where it is enough."""
+    needed = {name: amount * workers for name, amount in each.items()}
+    short = [(name, amount) for name, amount in needed.items() if amount > there.get(name, 0)]
+    return ", ".join(f"{amount:g} {name} (there: {there.get(name, 0):g})" for name, amount in short)

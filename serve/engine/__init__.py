@@ -1,0 +1,1 @@
+"""Engines: vLLM in replicas of Ray Serve."""

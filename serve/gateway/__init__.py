@@ -1,0 +1,1 @@
+"""The gateway: one /v1 in front of the engines."""

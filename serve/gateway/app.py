@@ -1,0 +1,363 @@
+"""The gateway: one `/v1` in front of every engine.
+
+An ASGI application that checks the caller and the model's name, waits for a place, picks the engine with the fewest
+requests in flight, and copies bytes. Prompts, sampling and answers are vLLM's own. Errors have OpenAI's form.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from pipelines.models.served import ServedModel, is_valid_name
+from pipelines.recipe.serve import Limits
+from serve import adapter_registry as adapters
+from serve.discovery import EngineRecord
+from serve.gateway.auth import Admission, Keys, Rates
+from serve.gateway.metrics import Metrics, Timing
+from serve.gateway.openapi import DESCRIPTION
+from serve.gateway.request_body import hold_to_limits, is_streamed, parse, read_body, rewritten
+from serve.gateway.responses import Headers, Receive, RequestError, Scope, Send, send_body, send_json, unavailable
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = (CHAT, "/v1/completions")
+ONE_MODEL = "/v1/models/"
+HEALTH = ("/health", "/-/healthz")
+"""The second is where KubeRay asks whether a pod serves."""
+
+HOLD_SECONDS = 300.0
+"""How long requests wait for the successor of an engine that was stopped on purpose."""
+
+HOLD_POLL_SECONDS = 0.25
+WATCH_AFTER_SECONDS = 0.05
+CLIENT_CLOSED = 499
+"""How answers that their client did not wait for are counted, after nginx's custom."""
+
+DROPPED_HEADERS = (b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"server", b"date")
+"""Headers of an engine's answer that belong to its own connection."""
+
+
+@dataclass(eq=False)
+class Upstream:
+    """One engine replica as the gateway sees it; not used while its record stands at the beat `failed_at`."""
+
+    url: str
+    beat: int
+    in_flight: int = 0
+    failed_at: int = -1
+    urls: dict[str, URL] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.urls = {path: URL(self.url + path) for path in (*COMPLETIONS, "/health")}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a requested name stands for: the base or merged model whose engine answers, and the name it knows."""
+
+    engine: str
+    name: str
+
+
+@dataclass
+class Ask:
+    """One request for a completion, checked."""
+
+    path: str
+    body: bytes
+    target: Target
+    streamed: bool
+    timing: Timing
+    started: bool = False
+
+
+class Gateway:
+    """The models the gateway knows, the engines it sees, and its connections to them."""
+
+    def __init__(
+        self,
+        models: list[ServedModel],
+        engine_key: str,
+        keys: tuple[bytes, ...] = (),
+        limits: Limits | None = None,
+        look_again: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self.models = models
+        self.limits = limits or Limits()
+        self.admission = Admission(self.limits)
+        self.metrics = Metrics()
+        self.session: aiohttp.ClientSession | None = None
+        self._keys = Keys(keys)
+        self._look_again = look_again
+        self._rates = Rates(self.limits)
+        self._engine_headers = CIMultiDict(
+            {"content-type": "application/json", "authorization": f"Bearer {engine_key}"}
+        )
+        self._engines: dict[str, list[Upstream]] = {model.name: [] for model in models}
+        self._created = int(time.time())
+        self._fixed = {n: Target(model.name, n) for model in models for n in (model.name, *model.adapters)}
+        self._published: dict[str, Target] = {}
+        self._retired: set[str] = set()
+        self._held_until: dict[str, float] = {}
+        self.stopping = False
+
+    def update(self, live: list[EngineRecord], retired: dict[str, str] | None = None) -> None:
+        """Take over the engines that are alive, keeping what is known of those seen before.
+
+        `retired`: replicas that were stopped on purpose, with their models; requests wait for their successors.
+        """
+        retired = retired or {}
+        known = {upstream.url: upstream for group in self._engines.values() for upstream in group}
+        engines: dict[str, list[Upstream]] = {model.name: [] for model in self.models}
+        for record in live:
+            if record.replica in retired:
+                continue
+            upstream = known.get(record.url) or Upstream(record.url, record.beat)
+            upstream.beat = record.beat
+            engines.setdefault(record.model, []).append(upstream)
+        self._engines = engines
+        for replica in retired.keys() - self._retired:
+            self._held_until[retired[replica]] = time.monotonic() + HOLD_SECONDS
+        self._retired = set(retired)
+        self._held_until = {name: until for name, until in self._held_until.items() if not self._usable(name)}
+
+    def update_published(self) -> None:
+        """Read the registries of adapters again; blocking."""
+        published: dict[str, Target] = {}
+        for model in self.models:
+            if model.registry is not None:
+                published |= {version: Target(model.name, version) for version in adapters.versions(model.registry)}
+                published |= {a: Target(model.name, version) for a, version in adapters.aliases(model.registry).items()}
+        self._published = published
+
+    def missing(self) -> list[str]:
+        """Models that no engine serves now."""
+        return [model.name for model in self.models if not self._usable(model.name)]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})  # before it is accepted: 403
+            return
+        if scope["type"] != "http":
+            raise RuntimeError(f"the gateway answers http only, not {scope['type']}")
+        try:
+            await self._route(scope, receive, send)
+        except RequestError as error:
+            await send_body(send, error.status, error.body, error.headers)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path in COMPLETIONS:
+            require_method(scope, "POST")
+            await self._complete(scope, path, receive, send)
+        elif path == "/v1/models":
+            require_method(scope, "GET")
+            self._keys.check(scope["headers"])
+            await send_json(send, 200, {"object": "list", "data": self.model_cards()})
+        elif path.startswith(ONE_MODEL):
+            require_method(scope, "GET")
+            self._keys.check(scope["headers"])
+            name = path.removeprefix(ONE_MODEL)
+            await send_json(send, 200, self._card(name, self._resolve(name)))
+        elif path in HEALTH:
+            await send_json(send, 200, {"status": "ok"})
+        elif path == "/ready":
+            missing = self.missing()
+            await send_json(send, 503 if missing else 200, {"ready": not missing, "missing": missing})
+        elif path == "/openapi.json":
+            await send_json(send, 200, DESCRIPTION)
+        elif path == "/metrics":
+            engines = {name: len(self._usable(name)) for name in self._engines}
+            await send_body(send, 200, self.metrics.text(engines), [], b"text/plain; version=0.0.4; charset=utf-8")
+        else:
+            raise RequestError(404, f"There is nothing at {path}", "unknown_path")
+
+    def model_cards(self) -> list[dict[str, Any]]:
+        """`/v1/models`: every model, adapter and alias; an adapter's parent is its base."""
+        return [self._card(name, target) for name, target in {**self._published, **self._fixed}.items()]
+
+    def _card(self, name: str, target: Target) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "danlu",
+            "root": target.name,
+            "parent": None if name == target.engine else target.engine,
+        }
+
+    async def _complete(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
+        model = ""
+        try:
+            caller = self._keys.check(scope["headers"])
+            ask = self._check(path, await read_body(scope, receive, self.limits.max_body_bytes))
+            model = ask.target.name
+            self._rates.admit(caller)
+            await unless_disconnected(receive, self._answer(ask, caller, send))
+        except RequestError as error:
+            self.metrics.answered(model, error.status)
+            raise
+
+    def _check(self, path: str, body: bytes) -> Ask:
+        request = parse(body)
+        name = request.get("model")
+        target = self._resolve(name)
+        streamed = is_streamed(request)
+        changed = hold_to_limits(request, self.limits, is_chat=path == CHAT)
+        if changed or streamed or name != target.name:
+            if self.limits.tokens_per_minute is not None:
+                request.pop("stream_interval", None)  # a broken-off stream is charged by its frames: one for each token
+            body = rewritten(request, target.name, streamed)
+        return Ask(path, body, target, streamed, Timing())
+
+    def _resolve(self, name: Any) -> Target:
+        """What a name stands for; the resolver in the engines joins names to a folder, so unknown ones end here."""
+        known = isinstance(name, str) and (self._fixed.get(name) or self._published.get(name))
+        if known:
+            return known
+        if isinstance(name, str) and is_valid_name(name) and any(model.registry for model in self.models):
+            self.update_published()  # published a moment ago, perhaps
+            if name in self._published:
+                return self._published[name]
+        message = f"The model {name!r} does not exist; GET /v1/models lists those that do"
+        raise RequestError(404, message, "model_not_found", "model")
+
+    async def _answer(self, ask: Ask, caller: str, send: Send) -> None:
+        await self._enter(ask.target.name)
+        try:
+            status = await self._ask_engines(ask, send)
+        except asyncio.CancelledError:
+            self.metrics.answered(ask.target.name, CLIENT_CLOSED)
+            self._rates.spend(caller, ask.timing.frames)  # about a token each; what they were is not known any more
+            raise
+        finally:
+            self.metrics.in_flight[ask.target.name] -= 1
+            self.admission.leave()
+        if status is None:
+            return
+        self.metrics.answered(ask.target.name, status)
+        usage = self.metrics.finished(ask.target.name, ask.streamed, ask.timing)
+        self._rates.spend(caller, usage.prompt + usage.completion)
+
+    async def _enter(self, model: str) -> None:
+        """Wait for a place in flight."""
+        self.metrics.queued[model] += 1
+        try:
+            await self.admission.enter()
+        except asyncio.CancelledError:
+            self.metrics.answered(model, CLIENT_CLOSED)
+            raise
+        finally:
+            self.metrics.queued[model] -= 1
+        self.metrics.in_flight[model] += 1
+
+    async def _ask_engines(self, ask: Ask, send: Send) -> int | None:
+        """Copy the answer of an engine, the next one where one dies before it; None where one dies in the middle."""
+        while True:
+            upstream = await self._pick(ask.target)
+            upstream.in_flight += 1
+            try:
+                return await self._copy(upstream, ask, send)
+            except aiohttp.ClientError:
+                upstream.failed_at = upstream.beat
+                if ask.started:
+                    await self._break_off(ask, send)
+                    return None
+                if self._look_again is not None:
+                    await self._look_again()  # it may have been stopped on purpose a moment ago
+            finally:
+                upstream.in_flight -= 1
+
+    def _usable(self, engine: str) -> list[Upstream]:
+        return [upstream for upstream in self._engines.get(engine, ()) if upstream.failed_at != upstream.beat]
+
+    async def _pick(self, target: Target) -> Upstream:
+        """The engine with the fewest requests; where the last one was stopped on purpose, its successor."""
+        while not (usable := self._usable(target.engine)):
+            if self.stopping or time.monotonic() >= self._held_until.get(target.engine, 0.0):
+                raise unavailable(target.name)
+            await asyncio.sleep(HOLD_POLL_SECONDS)
+        return min(usable, key=lambda upstream: upstream.in_flight)
+
+    async def _copy(self, upstream: Upstream, ask: Ask, send: Send) -> int:
+        assert self.session is not None, "the gateway answers requests only while it has a client session"
+        async with self.session.post(upstream.urls[ask.path], data=ask.body, headers=self._engine_headers) as answer:
+            headers = [(k.lower(), v) for k, v in answer.raw_headers if k.lower() not in DROPPED_HEADERS]
+            if not ask.streamed or answer.status != 200:
+                body = await answer.read()
+                if answer.status == 500 and not await self._is_healthy(upstream):
+                    raise aiohttp.ServerDisconnectedError("the engine's core has died")
+                ask.timing.see(body)
+                headers.append((b"content-length", str(len(body)).encode()))
+                await start(ask, send, answer.status, headers)
+                await send({"type": "http.response.body", "body": body})
+                return answer.status
+            await start(ask, send, answer.status, headers)
+            async for chunk in answer.content.iter_any():
+                ask.timing.see(chunk)
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+            return answer.status
+
+    async def _is_healthy(self, upstream: Upstream) -> bool:
+        """Whether an engine that answered with an error goes on working, or has lost its core."""
+        assert self.session is not None
+        async with self.session.get(upstream.urls["/health"]) as answer:
+            return answer.status == 200
+
+    async def _break_off(self, ask: Ask, send: Send) -> None:
+        """End a stream whose engine died in the middle: an error frame, and no `[DONE]`."""
+        error = unavailable(ask.target.name)
+        self.metrics.answered(ask.target.name, error.status)
+        await send({"type": "http.response.body", "body": b"data: " + error.body + b"\n\n"})
+
+
+async def start(ask: Ask, send: Send, status: int, headers: Headers) -> None:
+    """Send the head of an answer; from here on the request cannot be given to another engine."""
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    ask.started = True
+
+
+def require_method(scope: Scope, method: str) -> None:
+    """Raise RequestError 405 unless the request's method is the one given."""
+    if scope["method"] != method:
+        error = RequestError(405, f"Use {method} for {scope['path']}", "method_not_allowed")
+        error.headers.append((b"allow", method.encode()))
+        raise error
+
+
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, and drop it when the client closes its connection: the engine then stops generating.
+
+    It is watched from `WATCH_AFTER_SECONDS` on: a task for each short answer costs more than it saves.
+    """
+    worker = asyncio.current_task()
+    assert worker is not None
+    watchers: list[asyncio.Task[None]] = []
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        worker.cancel()
+
+    loop = asyncio.get_running_loop()
+    later = loop.call_later(WATCH_AFTER_SECONDS, lambda: watchers.append(loop.create_task(watch())))
+    try:
+        await work
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        worker.uncancel()
+    finally:
+        later.cancel()
+        for watcher in watchers:
+            watcher.cancel()

@@ -1,0 +1,1 @@
+"""Talking to served models: in the terminal and on a page."""

@@ -1,0 +1,217 @@
+"""The stage refine: on the real wishes through ingest, and its parts."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.answering_server import Behaviour
+from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.errors import DataError
+from pipelines.ingest.stage import ingest
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.synthesize import Style
+from pipelines.refine.rules import RULES, Asked
+from pipelines.refine.stage import cell_of, determinants, judge_text, refine
+from pipelines.similarity.minhash import near_duplicates, pairs_of
+from tests.pipelines.synthesize import wishes
+from tests.pipelines.synthesize.serving import in_thread
+
+
+def recipe(source: Path, **section: Any) -> Recipe:
+    styles = {
+        name: style.model_dump(include={"min_length", "max_length", "emoji"}) for name, style in wishes.STYLES.items()
+    }
+    refining = {"dimensions": wishes.DIMENSIONS, "styles": styles, "aliases": wishes.ALIASES, **section}
+    return Recipe.model_validate(
+        {"name": "t", "ingest": {"source": str(source), "shard_bytes": 300_000}, "refine": refining}
+    )
+
+
+def rows(place: Place, kind: str) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = pa.concat_tables([pq.read_table(path) for path in place.outputs(kind)]).to_pylist()
+    return made
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_real_wishes(tmp_path: Path, shared_data: Path) -> None:
+    what = recipe(shared_data / "tianji-wishes-chinese-v0.1.json", fix=["quotes"])
+    workspace = Workspace(str(tmp_path))
+    source = Place(workspace, "ingest", "i")
+    source.finish({"report": ingest(what, source)})
+    place = Place(workspace, "refine", "r", {"ingest": source})
+    report = refine(what, place)
+    place.finish({"report": report})
+    kept, dropped = rows(place, "rows"), rows(place, "dropped")
+    assert len(kept) + len(dropped) == 2976
+    assert len(kept) == report["rows"] > 2600
+    reasons = {
+        operator: [r for r in dropped if r["operator"] == operator] for operator in {r["operator"] for r in dropped}
+    }
+    assert len(reasons["particle"]) == 33
+    assert len(reasons["opening"]) == 20
+    assert "尊敬的医生先生/女士：" in [row["text"] for row in reasons["non_answer"]]
+    assert {"mended": sum(o["changed"] for o in report["operators"] if o["operator"] == "quotes")} == {"mended": 59}
+    original = {row["row_id"]: row["response"] for row in rows(source, "rows")}
+    changed = [row for row in kept if row["response"] != original[row["row_id"]].strip()]
+    assert all(original[row["row_id"]].strip()[1:-1] == row["response"] for row in changed)
+    assert 50 <= len(changed) <= 59
+    assert {example["after"] for example in report["examples"]["particle"]} == {None}
+    repeats = reasons["near_duplicate"]
+    by_id = {row["row_id"]: row["response"] for row in kept}
+    for row in repeats:
+        one, other = pairs_of(row["text"]), pairs_of(by_id[row["reason"].removeprefix("repeats ")])
+        assert len(one & other) / len(one | other) >= 0.8
+    numbers = [row["pos"] for row in kept]
+    assert numbers == sorted(numbers)
+    operators = {operator["operator"]: operator["rows_in"] - operator["rows_out"] for operator in report["operators"]}
+    assert operators == {name: len(reasons.get(name, [])) for name in operators}
+
+
+def small(tmp_path: Path, **section: Any) -> tuple[Recipe, Place]:
+    """A recipe that only judges, or takes edits, and where its rows go."""
+    lines = [{"query": "祝姐姐生日", "response": text} for text in ("生日快乐！", "愿你笑口常开！", "祝福语。")]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    styles = {"正常": {}}
+    refining = {"dimensions": {"name": ["姐姐"]}, "styles": styles, "rules": ["empty"], "near_duplicates": None}
+    what = Recipe.model_validate({"name": "t", "ingest": {"source": str(path)}, "refine": {**refining, **section}})
+    workspace = Workspace(str(tmp_path / "w"))
+    source = Place(workspace, "ingest", "i")
+    if source.manifest() is None:
+        source.finish({"report": ingest(what, source)})
+    return what, Place(workspace, "refine", str(len(list(tmp_path.glob("w/refine/*")))), {"ingest": source})
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_judge_scores_every_answer(tmp_path: Path) -> None:
+    said = {
+        "low": '{"reason": "像套话", "score": 4}',
+        "high": '```json\n{"reason": "亲切", "score": 6,}\n```',
+        "none": "我觉得很好",
+    }
+    for name, text in said.items():
+        body = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+        with in_thread(Behaviour(delay=0.01, body=body)) as url:
+            judge = {"model": name, "endpoints": [{"base_url": url}], "rubric": "自然、切题", "min_score": 6}
+            what, place = small(tmp_path, judge=judge)
+            report = refine(what, place)
+        place.finish({"report": report})
+        told = {operator["operator"]: operator["rows_in"] - operator["rows_out"] for operator in report["operators"]}
+        if name == "low":
+            assert (report["rows"], told["judge"]) == (0, 3)
+            assert {row["reason"] for row in rows(place, "dropped")} == {"score 4: 像套话"}
+            assert report["examples"]["judge"][0]["why"] == "score 4: 像套话"
+            assert refine(small(tmp_path, judge={**judge, "min_score": 4})[0], place)  # asks nobody: nobody listens
+        else:
+            assert (report["rows"], told["judge"]) == (3, 0)
+            assert report["unjudged"] == ({} if name == "high" else {"malformed": 3})
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_a_person_changed_is_taken_back(tmp_path: Path) -> None:
+    what, place = small(tmp_path)
+    place.finish({"report": refine(what, place)})
+    first, second, _ = rows(place, "rows")
+    path = tmp_path / "edited.jsonl"
+    edits = [{**first, "response": "姐姐，生日快乐！"}, second]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in edits), encoding="utf-8")
+    what, place = small(tmp_path, edited=str(path))
+    report = refine(what, place)
+    place.finish({"report": report})
+    assert [row["response"] for row in rows(place, "rows")] == ["姐姐，生日快乐！", "愿你笑口常开！"]
+    assert [(row["operator"], row["text"]) for row in rows(place, "dropped")] == [("by_hand", "祝福语。")]
+    assert report["operators"][-1] == {"operator": "by_hand", "rows_in": 3, "rows_out": 2, "changed": 1}
+    before = determinants(what)
+    path.write_text(path.read_text(encoding="utf-8") + '{"row_id": "9"}\n', encoding="utf-8")
+    assert determinants(what) != before
+    with pytest.raises(DataError, match=r"edited.jsonl: no row 9 is left"):
+        refine(what, small(tmp_path)[1])
+    path.write_text(json.dumps({"row_id": first["row_id"], "kept": False}) + "\n", encoding="utf-8")
+    place = small(tmp_path)[1]
+    place.finish({"report": refine(what, place)})
+    assert [row["response"] for row in rows(place, "rows")] == ["愿你笑口常开！", "祝福语。"]  # a list of changes
+    assert [row["reason"] for row in rows(place, "dropped")] == [f"kept is false in {path}"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_is_mended_in_a_conversation_is_mended_where_it_is_trained(tmp_path: Path) -> None:
+    talk = [("user", "帮妈妈写"), ("assistant", "好的"), ("user", "生日祝福"), ("assistant", "“愿妈妈生日快乐！”")]
+    lines = [{"id": "a", "messages": [{"role": role, "content": text} for role, text in talk]}]
+    (tmp_path / "a.jsonl").write_text(json.dumps(lines[0], ensure_ascii=False), encoding="utf-8")
+    source = str(tmp_path / "a.jsonl")
+    styles: dict[str, Any] = {"s": {}}
+    section = {"dimensions": {"who": ["生日"]}, "styles": styles, "rules": ["quotes"], "fix": ["quotes"]}
+    (tmp_path / "edited.jsonl").write_text('{"row_id": "a", "query": "生日祝福，短些"}\n', encoding="utf-8")
+    reports = []
+    for edited in (None, str(tmp_path / "edited.jsonl")):
+        given = {"name": "t", "ingest": {"source": source}, "refine": {**section, "edited": edited}}
+        what = Recipe.model_validate(given)
+        workspace = Workspace(str(tmp_path / f"w{len(reports)}"))
+        place = Place(workspace, "ingest", "i")
+        place.finish({"report": ingest(what, place)})
+        done = Place(workspace, "refine", "r", {"ingest": place})
+        reports.append(refine(what, done))
+        done.finish({"report": reports[-1]})
+        (row,) = rows(done, "rows")
+        assert [turn["content"] for turn in row["messages"][-2:]] == [row["query"], row["response"]]
+        assert row["response"] == "愿妈妈生日快乐！"
+    assert row["query"] == "生日祝福，短些"
+    assert "by_hand" not in reports[0]["examples"]
+    assert [operator["changed"] for operator in reports[1]["operators"]] == [1, 0, 1]
+
+
+def test_near_duplicates_are_those_that_exact_comparison_finds(shared_data: Path) -> None:
+    texts = [row["output"] for row in wishes.real(shared_data)[:600]]
+    draw = random.Random(1)
+    planted = [text[:-2] + "哦！" for text in draw.sample(texts, 60) if len(text) > 30] + texts[:10]
+    texts += planted
+    found = near_duplicates(texts, 0.7)
+    pairs = [pairs_of(text) for text in texts]
+    kept: list[int] = []
+    expected = {}
+    for number, one in enumerate(pairs):
+        repeated = next((k for k in kept if len(one & pairs[k]) / len(one | pairs[k]) >= 0.7), None)
+        if repeated is None:
+            kept.append(number)
+        else:
+            expected[number] = repeated
+    assert len(expected) > 50
+    assert found == expected
+
+
+def test_precision_and_recall_of_near_duplicates(shared_data: Path) -> None:
+    rows = wishes.real(shared_data)
+    sound = [rows[number]["output"] for number in wishes.SOUND]
+    repeated = [_said_again(text, number) for number, text in enumerate(sound)]
+    found = near_duplicates([*sound, *repeated], 0.8)
+    right = [number for number in range(len(repeated)) if found.get(len(sound) + number) == number]
+    assert len(repeated) >= 30
+    assert len(right) / len(repeated) >= 0.95
+    assert len(right) / len(found) >= 0.95
+
+
+def _said_again(text: str, number: int) -> str:
+    """The same wish, as a model says it a second time: other marks, an emoji, a particle, another word of address."""
+    if number % 4 == 3:
+        return text.replace("您", "你") if len(text) > 80 else text.rstrip("！。") + "哦！"
+    return [text.rstrip("！。") + "～", text.replace("，", " "), text + "🎉"][number % 4]
+
+
+def test_mending_comes_before_measuring() -> None:
+    asked = Asked({}, Style(template="", max_length=4), {})
+    assert judge_text(" “生日快乐” ", asked, ["quotes", "length"], ["quotes"]) == ("生日快乐", None, ["quotes"])
+    assert judge_text("“生日快乐”", asked, ["quotes", "length"], []) == ("“生日快乐”", "quotes", [])
+    assert judge_text("生日快乐！", asked, list(RULES), []) == ("生日快乐！", "length", [])
+
+
+def test_the_cell_of_a_row_from_elsewhere() -> None:
+    found = cell_of({"row_id": "1", "query": "祝邻居赵大妈新婚快乐,小红书风格"}, wishes.DIMENSIONS, wishes.STYLES)
+    assert found == {"style": "小红书", "name": "邻居赵大妈", "scene": "新婚快乐"}
+    assert cell_of({"row_id": "1", "query": "祝姐姐生日"}, wishes.DIMENSIONS, wishes.STYLES)["style"] == "正常"
+    with pytest.raises(DataError, match=r"row 7: no value of refine.dimensions.scene is in its query '祝姐姐好'"):
+        cell_of({"row_id": "7", "query": "祝姐姐好"}, wishes.DIMENSIONS, wishes.STYLES)

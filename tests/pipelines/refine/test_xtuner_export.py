@@ -1,0 +1,59 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.artifacts.rows import ROW
+from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.errors import InputError
+from pipelines.refine.xtuner_export import export_conversations
+from pipelines.sources.adapters import conversation
+
+TALK = [("system", "师"), ("user", "一"), ("assistant", "二"), ("user", "三"), ("assistant", "四")]
+ROWS = [
+    {"row_id": "a", "pos": 0, "system": "送祝福大师", "query": "祝姐姐生日", "response": "生日快乐🎂"},
+    {"row_id": "b", "pos": 1, "query": "祝大家", "response": '引号"与\n换行'},
+    {
+        "row_id": "c",
+        "pos": 2,
+        "system": "师",
+        "query": "三",
+        "response": "四",
+        "messages": [{"role": role, "content": text} for role, text in TALK],
+    },
+]
+
+
+def finished(folder: Path, files: list[list[dict[str, object]]]) -> Place:
+    place = Place(Workspace(str(folder)), "refine", "f")
+    for number, rows in enumerate(files):
+        path = Path(place.path(f"{number}.parquet"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows, schema=ROW), path)
+    names = [f"{number}.parquet" for number in range(len(files))]
+    place.finish({"report": {"digest": "x", "outputs": {"rows": names}}})
+    return place
+
+
+def test_what_is_exported_comes_back_through_ingest(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "wishes.json"
+    assert export_conversations(finished(tmp_path, [ROWS[:2], [], ROWS[2:]]), path) == 3
+    made = json.loads(path.read_text(encoding="utf-8"))
+    assert made[0] == {"conversation": [{"system": "送祝福大师", "input": "祝姐姐生日", "output": "生日快乐🎂"}]}
+    for row, exported in zip(ROWS, made, strict=True):
+        back = conversation(exported)
+        assert {name: row.get(name) for name in back} == back
+    assert [path.name for path in path.parent.iterdir()] == ["wishes.json"]
+
+
+def test_nothing_and_nowhere(tmp_path: Path) -> None:
+    empty = finished(tmp_path, [[]])
+    assert export_conversations(empty, tmp_path / "none.json") == 0
+    assert json.loads((tmp_path / "none.json").read_text()) == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"none\.json: exists already; name another file"):
+        export_conversations(empty, tmp_path / "none.json")
+    with pytest.raises(InputError, match=r"x\.json: cannot be written"):
+        export_conversations(empty, tmp_path / "file" / "x.json")

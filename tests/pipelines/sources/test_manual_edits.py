@@ -1,0 +1,55 @@
+"""The edited file: what is read of it, and what is said of one that cannot be used."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import DataError, InputError
+from pipelines.sources.manual_edits import read_edited
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"row_id": "r0"}', "rows.jsonl:1: kept is None, not true or false"),
+        ('{"kept": true}', "rows.jsonl:1: no row_id"),
+        ('{"row_id": "r0", "kept": true}\n\n{"row_id": "r0", "kept": false}', "rows.jsonl:3: row r0 is there twice"),
+        ('{"row_id": "r0", "kept": tr', "rows.jsonl:1: Expecting value"),
+        ("[1]", "rows.jsonl:1: not a JSON object"),
+        ('{"row_id": "r0", "kept": true, "response": "\\ud83d"}', "rows.jsonl:1: holds half a character"),
+    ],
+)
+def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=said):
+        read_edited("clean.edited", str(path), needs_kept=True)
+
+
+def test_a_file_lists_changes_or_what_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"row_id": "a", "response": "甲\u2028乙"}\n{"row_id": 7}\n', encoding="utf-8")
+    assert read_edited("refine.edited", str(path), needs_kept=False) == {
+        "a": {"row_id": "a", "response": "甲\u2028乙"},
+        "7": {"row_id": 7},
+    }
+    path.write_text('{"row_id": "a", "kept": false}\n{"row_id": "b"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"refine\.edited .*rows\.jsonl:2: kept is None"):
+        read_edited("refine.edited", str(path), needs_kept=False)
+    with pytest.raises(InputError, match=r"refine.edited: .*none.jsonl"):
+        read_edited("refine.edited", str(tmp_path / "none.jsonl"), needs_kept=False)
+
+
+def test_a_table_as_spreadsheets_save_it(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    text = f"row_id,kept,response\na,TRUE,{'长' * 140_000}\nb,0,第二行\n"
+    path.write_text(text, encoding="utf-8-sig")
+    lines = read_edited("clean.edited", str(path), needs_kept=True)
+    assert [line["kept"] for line in lines.values()] == [True, False]
+    assert len(lines["a"]["response"]) == 140_000
+    path.write_bytes(b"row_id,kept,response\na,TRUE,ok\n" + "b,TRUE,中文".encode("gb18030"))
+    with pytest.raises(DataError, match=r"clean\.edited .*rows\.csv:3: not UTF-8; save it as UTF-8"):
+        read_edited("clean.edited", str(path), needs_kept=True)
+    path.write_text("row_id,kept\na,true,更多\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows\.csv:2: more fields than the header"):
+        read_edited("clean.edited", str(path), needs_kept=True)

@@ -1,0 +1,246 @@
+"""What the chat page asks: histories, personas, lists of prompts, and answers that can be stopped."""
+
+import asyncio
+import csv
+import io
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from pipelines.errors import DataError
+from serve.gateway.responses import send_json
+from serve.ui import conversation
+from serve.ui.conversation import (
+    Answer,
+    Job,
+    Line,
+    Persona,
+    Row,
+    Sampling,
+    Turn,
+    as_csv,
+    as_jsonl,
+    ask_table,
+    ask_turn,
+    background_loop,
+    discuss,
+    heard,
+    history,
+    prompts_in,
+    table_of,
+)
+from tests.serve.fake_engine import Serving, begin_stream, body_of, end_stream, send_piece, send_usage
+
+
+class Engine:
+    """Answers with the last message's content in pieces of one letter; `slow` waits between them, `no` is
+    refused, and so is the model `refusing`."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.cut = 0
+        self.most = self.now = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        request = json.loads(await body_of(receive))
+        self.bodies.append(request)
+        said = request["messages"][-1]["content"]
+        if said == "no" or request["model"] == "refusing":
+            error = {"error": {"message": "too long", "type": "invalid_request_error", "param": None, "code": 400}}
+            await send_json(send, 400, error)
+            return
+        self.now += 1
+        self.most = max(self.most, self.now)
+        gone = asyncio.ensure_future(receive())
+        await begin_stream(send)
+        for letter in said:
+            await asyncio.wait([gone], timeout=0.2 if said.startswith("slow") else 0.01)
+            if gone.done():
+                self.cut += 1
+                break
+            await send_piece(send, "m", letter)
+        else:
+            await send_usage(send, "m", 7, len(said))
+            await end_stream(send)
+        gone.cancel()
+        self.now -= 1
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def client(serving: Serving, engine: Engine) -> Iterator[openai.AsyncOpenAI]:
+    with serving(engine) as url:
+        yield openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+LOOP = background_loop()
+
+
+def finish(job: Job) -> None:
+    until = time.monotonic() + 20
+    while job.running():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def test_each_column_sees_its_own_answers_and_no_refused_turns() -> None:
+    turns = [
+        Turn("a", [Answer("x", "ax"), Answer("y", "ay")]),
+        Turn("b", [Answer("x", "", error="too long"), Answer("y", "by")]),
+        Turn("c", [Answer("x", "cx")]),  # asked while there was one column
+        Turn("d", []),
+    ]
+    assert history(turns, 0, " ") == [user("a"), assistant("ax"), user("c"), assistant("cx"), user("d")]
+    second = [user("a"), assistant("ay"), user("b"), assistant("by"), user("c"), assistant("cx"), user("d")]
+    assert history(turns, 1, "s") == [{"role": "system", "content": "s"}, *second]
+
+
+def test_a_persona_hears_the_others_by_name_and_itself_as_the_assistant() -> None:
+    lines = [
+        Line("You", Answer("", "topic")),
+        Line("A", Answer("m", "a1")),
+        Line("B", Answer("m", "b1")),
+        Line("C", Answer("m", "")),
+        Line("A", Answer("m", "a2")),
+    ]
+    assert heard(Persona("A", "m", "be A"), lines[:4]) == [
+        {"role": "system", "content": "be A"},
+        user("You: topic"),
+        assistant("a1"),
+        user("B: b1"),
+    ]
+    assert heard(Persona("C", "m"), lines[:3]) == [user("You: topic\nA: a1\nB: b1")]
+
+
+def test_two_models_answer_the_same_turn_with_counts_and_times(client: openai.AsyncOpenAI, engine: Engine) -> None:
+    turns = [Turn("old", [Answer("x", "ox"), Answer("y", "oy")]), Turn("你好吗", [])]
+    turns[1].answers = [Answer("x"), Answer("y")]
+    sampling = Sampling(max_tokens=9, temperature=0.2, top_p=0.5, repetition_penalty=1.3)
+    finish(Job(LOOP, ask_turn(client, turns, turns[1].answers, "s", sampling)))
+    for answer in turns[1].answers:
+        assert (answer.text, answer.prompt_tokens, answer.completion_tokens) == ("你好吗", 7, 3)
+        assert 0 < answer.to_first < answer.seconds
+    by_model = {body["model"]: body for body in engine.bodies}
+    assert by_model["y"]["messages"][2] == assistant("oy")
+    wanted = {"max_tokens": 9, "temperature": 0.2, "top_p": 0.5, "repetition_penalty": 1.3}
+    assert {key: by_model["x"][key] for key in wanted} == wanted
+
+
+def test_a_refusal_is_shown_in_the_endpoint_s_words(client: openai.AsyncOpenAI) -> None:
+    turn = Turn("no", [Answer("x")])
+    finish(Job(LOOP, ask_turn(client, [turn], turn.answers, "", Sampling())))
+    assert (turn.answers[0].error, turn.answers[0].text, turn.answers[0].ended) == ("too long", "", True)
+
+
+def test_stopping_keeps_what_has_arrived_and_ends_the_request(client: openai.AsyncOpenAI, engine: Engine) -> None:
+    turn = Turn("slow" * 10, [Answer("x")])
+    job = Job(LOOP, ask_turn(client, [turn], turn.answers, "", Sampling()))
+    while not turn.answers[0].text:
+        time.sleep(0.01)
+    job.stop()
+    until = time.monotonic() + 5
+    while engine.cut == 0:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert turn.answers[0].text == "slow"[: len(turn.answers[0].text)]
+    assert not job.running()
+
+
+def test_work_that_nobody_looks_at_ends(
+    client: openai.AsyncOpenAI, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversation, "UNWATCHED_SECONDS", 0.5)
+    turn = Turn("slow" * 20, [Answer("x")])
+    _job = Job(LOOP, ask_turn(client, [turn], turn.answers, "", Sampling()))
+    until = time.monotonic() + 6
+    while engine.cut == 0:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_a_bug_in_the_work_is_not_swallowed() -> None:
+    async def broken() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        finish(Job(LOOP, broken()))
+
+
+def test_a_table_is_filled_a_few_prompts_at_a_time(client: openai.AsyncOpenAI, engine: Engine) -> None:
+    rows = [Row(f"prompt {n}", [Answer("x"), Answer("y")]) for n in range(12)]
+    finish(Job(LOOP, ask_table(client, rows, "", Sampling())))
+    assert [[a.text for a in row.answers] for row in rows] == [[f"prompt {n}"] * 2 for n in range(12)]
+    assert 1 < engine.most <= conversation.AT_ONCE
+
+
+def test_downloads_hold_the_table() -> None:
+    rows = [Row("=1+1", [Answer("x", "你好,\n世界", completion_tokens=4, seconds=1.234)]), Row("b", [Answer("x")])]
+    rows[1].answers[0].error = "refused"
+    table = table_of(rows)
+    assert table[0] == {"prompt": "=1+1", "x": "你好,\n世界", "x tokens": 4, "x s": 1.23}
+    assert table[1]["x"] == "refused"
+    content = as_csv(table)
+    assert content.startswith(b"\xef\xbb\xbf")
+    read = list(csv.reader(io.StringIO(content.decode("utf-8-sig"))))
+    assert read[:2] == [["prompt", "x", "x tokens", "x s"], ["'=1+1", "你好,\n世界", "4", "1.23"]]
+    assert [json.loads(line) for line in as_jsonl(table).splitlines()] == table
+
+
+def test_personas_answer_in_turn_and_hear_each_other(client: openai.AsyncOpenAI, engine: Engine) -> None:
+    lines = [Line("You", Answer("", "hi"))]
+    finish(Job(LOOP, discuss(client, [Persona("A", "x", "be A"), Persona("B", "y")], 2, lines, Sampling())))
+    assert [line.speaker for line in lines] == ["You", "A", "B", "A", "B"]
+    assert lines[1].answer.text == "You: hi"
+    assert lines[2].answer.text == "You: hi\nA: You: hi"  # the engine repeats what was heard last
+    assert [body["model"] for body in engine.bodies] == ["x", "y", "x", "y"]
+
+
+def test_an_error_ends_a_discussion(client: openai.AsyncOpenAI) -> None:
+    lines = [Line("You", Answer("", "hi"))]
+    personas = [Persona("A", "x"), Persona("B", "refusing"), Persona("C", "x")]
+    finish(Job(LOOP, discuss(client, personas, 2, lines, Sampling())))
+    assert [(line.speaker, line.answer.error) for line in lines] == [("You", ""), ("A", ""), ("B", "too long")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "prompts"),
+    [
+        ("", "一\n\n 二 \n", ["一", "二"]),
+        ("a.txt", "﻿x\ny", ["x", "y"]),
+        ("a.csv", "id,Query\n1,甲\n2,\n3,乙\n", ["甲", "乙"]),
+        ("a.CSV", "甲,1\n乙,2\n", ["甲", "乙"]),
+        ("a.csv", "", []),
+        ("a.jsonl", '{"query": "q"}\n\n{"prompt": "p", "n": 1}\n', ["q", "p"]),
+    ],
+)
+def test_prompts_come_from_lines_csv_and_jsonl(name: str, content: str, prompts: list[str]) -> None:
+    assert prompts_in(name, content.encode()) == prompts
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"\xff\xfe", "a.txt: not UTF-8"),
+        ("a.jsonl", b'{"query": "q"}\n{', "a.jsonl, line 2: not JSON"),
+        ("a.jsonl", b'{"text": "q"}', "a.jsonl, line 1: none of prompt, query"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_line(name: str, content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        prompts_in(name, content)

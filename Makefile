@@ -23,6 +23,7 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.chain
@@ -36,7 +37,8 @@ bench: .venv/installed
 system:
 	@{ fc-list :lang=zh family 2>/dev/null | grep -q . && command -v chromium >/dev/null; } \
 	  || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
-	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium fontconfig fonts-wqy-zenhei >/dev/null; } \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq fontconfig fonts-wqy-zenhei \
+	  $$(command -v chromium >/dev/null || echo chromium) >/dev/null; } \
 	  || echo "tests of the report in a browser are skipped: apt-get install chromium fontconfig fonts-wqy-zenhei"
 
 # What tests of perplexity_filter need; compiled from its source, in about a minute.

@@ -27,6 +27,7 @@ from benchmarks.made_rows import write_rows
 from benchmarks.million import QUICK_ROWS, recipe_of, stage
 from benchmarks.ours import Run, run_warm, told
 from benchmarks.peer_data_juicer import PeerRun, check_peer, model_home, options_of, run_peer, write_config
+from pipelines.artifacts.reports.clean import AnalyzeReport
 from pipelines.report.page import environment
 
 ENTRIES = ("count", "mean", "std", "min", "25%", "50%", "75%", "max", "unique", "top", "freq")
@@ -72,7 +73,7 @@ def _beside_peer(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             peers.append(run_peer(options.peer_python, "dj-analyze", theirs, {}))
     ours = statistics.median(run.seconds for run in runs)
     peer = statistics.median(run.seconds for run in peers) if peers else None
-    found = {entry["name"]: entry for entry in runs[-1].reports["analyze"]["statistics"]}
+    found = {entry.name: entry.model_dump() for entry in runs[-1].report(AnalyzeReport).statistics}
     expected = _their_table(folder / "theirs") if peers else {}
     different = [f"{name} {key}: {a} and {b}" for name in expected for key, a, b in _pairs(found[name], expected[name])]
     _print(found)
@@ -97,7 +98,7 @@ def _summary(rows: int, ours: float, peer: float | None, equal: bool | None, run
         "ratio": round(peer / ours, 2) if peer else None,
         "equal": equal,
         "runs": runs,
-        "environment": environment(),
+        "environment": environment().model_dump(),
     }
 
 

@@ -34,6 +34,7 @@ from benchmarks.peer_data_juicer import (
     run_peer,
     write_config,
 )
+from pipelines.artifacts.reports.clean import CleanReport
 from pipelines.report.page import environment
 
 QUICK_ROWS = 2000
@@ -92,7 +93,7 @@ def _beside_peer(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "peer_cold": told(peers[-1].whole) if peers else None,
             "operators": _operators(runs[-1], peers[-1] if peers else None),
         },
-        "environment": environment(),
+        "environment": environment().model_dump(),
     }
 
 
@@ -105,13 +106,13 @@ def _equal(folder: Path) -> bool:
 def _operators(run: Run, peer: PeerRun | None) -> list[dict[str, Any]]:
     """Beside each other: seconds of one core (for data-juicer, its processes times wall seconds) and rows left."""
     entries = []
-    for tally in run.reports["clean"]["operators"]:
-        seconds, left = peer.operators[tally["operator"]] if peer else (None, None)
+    for stats in run.report(CleanReport).operators:
+        seconds, left = peer.operators[stats.operator] if peer else (None, None)
         entries.append(
             {
-                "operator": tally["operator"],
-                "ours_core_seconds": round(tally["seconds"], 3),
-                "ours_rows": tally["rows_out"],
+                "operator": stats.operator,
+                "ours_core_seconds": round(stats.seconds, 3),
+                "ours_rows": stats.rows_out,
                 "peer_core_seconds": None if seconds is None else round(CORES * seconds, 3),
                 "peer_rows": left,
             }

@@ -37,9 +37,10 @@ from benchmarks.peer_data_juicer import (
 )
 from pipelines.clean.column import Column
 from pipelines.clean.operators.simhash import document_simhash_deduplicator
-from pipelines.clean.stage import find_near
 from pipelines.report.page import environment
-from pipelines.similarity.hamming import Indices, Signatures, near_duplicates
+from pipelines.similarity.hamming import Signatures, first_of_near
+from pipelines.similarity.on_ray import find_near
+from pipelines.similarity.utf8 import Indices
 from rayjobs.cluster import Cluster
 
 DISTANCE = 6
@@ -69,7 +70,7 @@ def main() -> int:
         if options.peer != "none":
             check_peer(options.peer_python)
         summary = _signatures_alone(options, folder) if options.rows else _beside_peer(options, folder)
-    print(json.dumps({"name": "dedup", **summary, "environment": environment()}, ensure_ascii=False))
+    print(json.dumps({"name": "dedup", **summary, "environment": environment().model_dump()}, ensure_ascii=False))
     return 0
 
 
@@ -113,12 +114,12 @@ def _signatures_alone(options: argparse.Namespace, folder: Path) -> dict[str, An
     found: dict[str, Indices] = {}
     with Cluster("local") as cluster:
         cluster.connect()
-        near_duplicates(signatures, DISTANCE, find_near)  # workers, where there are so many, and kernels
+        first_of_near(signatures, DISTANCE, find_near)  # workers, where there are so many, and kernels
         for name, given in shapes.items():
             seconds[name] = []
             for _ in range(options.rounds):
                 began = time.perf_counter()
-                found[name] = near_duplicates(given, DISTANCE, find_near)
+                found[name] = first_of_near(given, DISTANCE, find_near)
                 seconds[name].append(round(time.perf_counter() - began, 2))
     kept = {name: np.flatnonzero(first == np.arange(rows)) for name, first in found.items()}
     for name in shapes:

@@ -3,7 +3,7 @@ proxy before it, the gateway, and the gateway whose engine can be taken away and
 
     python -m benchmarks.gateway_roles ROLE [UPSTREAM]
 
-Started by `role`, never by hand. It prints its port.
+Started by `role`; not a command for people. It prints its port.
 """
 
 import hashlib
@@ -14,6 +14,17 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+
+import aiohttp
+import psutil
+import uvicorn
+import uvloop
+
+from pipelines.models.served import ServedModel
+from pipelines.recipe.serve import Limits
+from serve.discovery import EngineRecord
+from serve.gateway.app import Gateway
+from serve.gateway.gateway_replica import KEEP_ALIVE_SECONDS, engine_session
 
 KEY = "benchmark"
 MODEL = "base"
@@ -44,18 +55,12 @@ def role(name: str, upstream: str = "") -> Iterator[int]:
 
 def main(name: str, upstream: str) -> None:
     """Be one of the servers until stopped; prints the port."""
-    import uvloop
-
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     print(listener.getsockname()[1], flush=True)
     uvloop.run(_serve(name, upstream, listener))
 
 
 async def _serve(name: str, upstream: str, listener: socket.socket) -> None:
-    import uvicorn
-
-    from serve.gateway.gateway_replica import KEEP_ALIVE_SECONDS
-
     async with _session(name) as session:
         app = {
             "engine": lambda: at_once,
@@ -77,10 +82,6 @@ async def _serve(name: str, upstream: str, listener: socket.socket) -> None:
 
 @asynccontextmanager
 async def _session(name: str) -> AsyncIterator[Any]:
-    import aiohttp
-
-    from serve.gateway.gateway_replica import engine_session
-
     plain = aiohttp.TCPConnector(limit=0)
     async with engine_session() if name in ("gateway", "held") else aiohttp.ClientSession(connector=plain) as session:
         yield session
@@ -115,11 +116,6 @@ def proxy(session: Any, upstream: str) -> Callable[..., Any]:
 
 def gateway(session: Any, upstream: str) -> Any:
     """Danlu's gateway, with a key to check and limits to keep."""
-    from pipelines.models.served import ServedModel
-    from pipelines.recipe.serve import Limits
-    from serve.discovery import EngineRecord
-    from serve.gateway.app import Gateway
-
     limits = Limits(requests_per_minute=10**9, tokens_per_minute=10**12, max_prompt_characters=10**6, max_tokens=10**6)
     made = Gateway([ServedModel(MODEL, "/models/base")], "engine", (hashlib.sha256(KEY.encode()).digest(),), limits)
     made.session = session
@@ -130,10 +126,6 @@ def gateway(session: Any, upstream: str) -> Any:
 def held(made: Any, upstream: str) -> Callable[..., Any]:
     """The gateway with three more paths: `/hold` takes its engine away as a redeployment does, `/release` gives it a
     successor, and `/rss` says how many bytes of memory the process has."""
-    import psutil
-
-    from serve.discovery import EngineRecord
-
     process, retired = psutil.Process(), {"r1": MODEL}
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from benchmarks.gateway_roles import ANSWER, KEY, MODEL, role
 from benchmarks.http_load import Load, ask_all, request
+from pipelines.recipe.serve import Limits
 from pipelines.report.page import environment
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -37,8 +38,6 @@ HELD = re.compile(r"^danlu_requests_(?:in_flight|queued)\{[^}]*\} ([0-9.]+)$", r
 
 def main() -> int:
     """Measure and print the table."""
-    from pipelines.recipe.serve import Limits
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few requests: checks the benchmark, not the memory")
     parser.add_argument("--rounds", type=int, default=3)
@@ -63,7 +62,7 @@ def summary(runs: dict[str, Any]) -> dict[str, Any]:
         "ratio": round(HEADLINE / ours, 3),
         "equal": all(run["equal"] for run in runs.values()),
         "runs": runs,
-        "environment": environment(),
+        "environment": environment().model_dump(),
     }
 
 

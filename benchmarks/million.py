@@ -14,8 +14,10 @@ from rich.table import Table
 from benchmarks.made_rows import write_rows
 from benchmarks.measure import Measured
 from benchmarks.ours import run_command, told
+from pipelines.artifacts.reports.clean import AnalyzeReport, CleanReport
+from pipelines.artifacts.reports.rows import RowsReport
 from pipelines.artifacts.workspace import Workspace
-from pipelines.recipe.load import SHIPPED, load_recipe
+from pipelines.recipe.base import SHIPPED
 from pipelines.report.page import environment
 from rayjobs import pipeline
 
@@ -48,7 +50,7 @@ def clean_at_scale(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "ratio": None,
         "equal": None,
         "runs": {"rows": rows, **runs, "growth": growth},
-        "environment": environment(),
+        "environment": environment().model_dump(),
     }
 
 
@@ -74,20 +76,24 @@ def stage(name: str, recipe: Path, workspace: Path, overrides: Sequence[str] = (
     if kept.exists():
         before: dict[str, Any] = json.loads(kept.read_text())
         return before
-    loaded = load_recipe(str(recipe), list(overrides))
-    for found, state, place in pipeline.status(loaded, Workspace(str(workspace))):
-        if found == name and state == "partial" and place:
-            place.clear()
+    loaded = pipeline.load(str(recipe), list(overrides))
+    begun = pipeline.status(loaded, Workspace(str(workspace)))[name]
+    if begun.place and not begun.is_complete:
+        begun.place.clear()
     measured: Measured = run_command(name, recipe, workspace, overrides)
-    finished = {found: place for found, _, place in pipeline.status(loaded, Workspace(str(workspace)))}
-    manifest = finished[name].manifest()  # type: ignore[union-attr]
-    assert manifest
-    report = manifest["report"]
-    counts = {key: report[key] for key in ("rows_in", "rows") if key in report}
-    operators = {entry["operator"]: round(entry["seconds"], 1) for entry in report.get("operators", [])}
-    result = {**told(measured), "stage_seconds": round(manifest["seconds"], 1), **counts, "core_seconds": operators}
+    finished = pipeline.status(loaded, Workspace(str(workspace)))[name]
+    assert finished.manifest
+    result = {**told(measured), "stage_seconds": round(finished.manifest.seconds, 1), **_counts(finished.report)}
     kept.write_text(json.dumps(result))
     return result
+
+
+def _counts(report: RowsReport | AnalyzeReport) -> dict[str, Any]:
+    """Rows into and out of a stage, and the seconds of one core that each of its operators took."""
+    if not isinstance(report, CleanReport):
+        return {"rows": report.rows, "core_seconds": {}}
+    seconds = {stats.operator: round(stats.seconds, 1) for stats in report.operators}
+    return {"rows_in": report.rows_in, "rows": report.rows, "core_seconds": seconds}
 
 
 def _growth(recipe: Path, folder: Path, rows: int, rounds: int) -> dict[str, Any]:

@@ -6,32 +6,40 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.measure import Measured, measure
+from pipelines.artifacts.stage import Output, Report, report_of
 from pipelines.artifacts.workspace import Workspace
-from pipelines.recipe.load import load_recipe
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
+
+R = TypeVar("R", bound=Report)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run up to a stage: seconds of wall time, and what each stage reported."""
+    """One run up to a stage: seconds of wall time, and what each stage left."""
 
     seconds: float
-    reports: dict[str, dict[str, Any]]
+    outputs: list[Output[Any]]
+
+    def report(self, kind: type[R]) -> R:
+        """The report of the stage that reports a `kind`."""
+        found = report_of(self.outputs, kind)
+        assert found
+        return found
 
 
 def run_warm(config: Path, folder: Path, last: str, overrides: Sequence[str] = ()) -> Run:
     """Run a recipe up to `last` twice, anew each time, and tell the second: each worker has models and kernels then."""
-    recipe = load_recipe(str(config), list(overrides))
+    recipe = pipeline.load(str(config), list(overrides))
     with Cluster("local") as cluster:
         cluster.connect()
         pipeline.run(recipe, Workspace(str(folder / "first")), cluster, last=last)
         began = time.perf_counter()
         done = pipeline.run(recipe, Workspace(str(folder / "second")), cluster, last=last)
-        return Run(time.perf_counter() - began, {name: place.report() for name, place in done.items()})
+        return Run(time.perf_counter() - began, list(done.values()))
 
 
 def run_command(stage: str, recipe: Path, workspace: Path, overrides: Sequence[str] = (), env: Any = None) -> Measured:

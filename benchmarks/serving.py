@@ -14,6 +14,7 @@ and of the gateway before it; the client shares the machine. The last line is on
 
 import argparse
 import asyncio
+import hashlib
 import itertools
 import json
 import os
@@ -35,7 +36,14 @@ from rich.table import Table
 
 from benchmarks.gateway_roles import KEY, role
 from benchmarks.http_load import Load, ask_all, ask_for, ask_until, request
+from pipelines.models.resolve import resolve
+from pipelines.models.served import ServedModel
+from pipelines.recipe.serve import Engine, Serve
 from pipelines.report.page import environment
+from rayjobs.cluster import Cluster
+from serve.app import claim_port, endpoint
+from serve.engine.command import EnginePlan, vllm_arguments
+from serve.engine.command import environment as engine_environment
 
 CONNECTIONS = 32
 ANSWER_TOKENS, SHORT = range(16, 49), range(8, 9)
@@ -85,7 +93,7 @@ def summary(runs: dict[str, Any]) -> dict[str, Any]:
         "gateway_to_proxy": _ratio(runs["gateway"], runs["proxy"]) if "proxy" in of else None,
         "added_to_first_ms": added,
         "runs": runs,
-        "environment": environment(),
+        "environment": environment().model_dump(),
     }
 
 
@@ -131,9 +139,6 @@ def _figures(rates: list[float], to_first_ms: float, equal: bool) -> dict[str, A
 
 def beside_vllm(model: str, rounds: int, quick: bool) -> dict[str, Any]:
     """vLLM's own server and Danlu's endpoint, asked in turn."""
-    from pipelines.models.resolve import resolve
-    from rayjobs.cluster import Cluster
-
     with ExitStack() as stack:
         stack.enter_context(Cluster("local")).connect()
         path = resolve(model, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="danlu-bench-"))))
@@ -245,9 +250,7 @@ def _texts(load: Load) -> list[str]:
     return [json.loads(body)["choices"][0]["text"] for body in load.bodies]
 
 
-def _section() -> Any:
-    from pipelines.recipe.serve import Engine, Serve
-
+def _section() -> Serve:
     engine = Engine(
         max_model_len=512,
         max_num_seqs=CONNECTIONS,
@@ -260,11 +263,6 @@ def _section() -> Any:
 @contextmanager
 def _vllm(model: Path) -> Iterator[tuple[int, psutil.Process]]:
     """vLLM's own server, by its own command, with the arguments that our engines get, and vLLM's own variables."""
-    from pipelines.models.served import ServedModel
-    from serve.app import claim_port
-    from serve.engine.replica import EnginePlan, vllm_arguments
-    from serve.engine.replica import environment as engine_environment
-
     port = claim_port("127.0.0.1", None)
     plan = EnginePlan("peer", ServedModel("base", str(model)), _section().engine, 0, "127.0.0.1", KEY, "")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
@@ -295,11 +293,6 @@ def _wait(process: "subprocess.Popen[bytes]", url: str, log: IO[bytes]) -> None:
 @contextmanager
 def _danlu(model: Path) -> Iterator[int]:
     """Danlu's endpoint with a key."""
-    import hashlib
-
-    from pipelines.models.served import ServedModel
-    from serve.app import endpoint
-
     keys = (hashlib.sha256(KEY.encode()).digest(),)
     with (
         tempfile.TemporaryDirectory(prefix="danlu-bench-") as logs,

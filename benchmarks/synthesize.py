@@ -1,4 +1,4 @@
-"""Asking a model: requests a second and CPU per request, beside bespokelabs-curator, against the same local server.
+"""Requests to a model: how many a second and CPU for each, beside bespokelabs-curator, against the same local server.
 
     python -m benchmarks.synthesize [--quick] [--peer curator|none] [--peer-python PATH] [--seconds 60] [--grid CELLS]
 
@@ -31,8 +31,8 @@ from rich.table import Table
 
 from benchmarks.measure import measure
 from pipelines.artifacts.workspace import Workspace
-from pipelines.llm.ledger import Record, Writer
-from pipelines.llm.requests import Outcome, Verdict, record_of
+from pipelines.llm.ledger import LedgerRecord, LedgerWriter
+from pipelines.llm.requests import Outcome, OutcomeKind, record_of
 from pipelines.recipe.schema import Recipe
 from pipelines.report.page import environment
 from pipelines.synthesize.stage import grid_of
@@ -88,7 +88,7 @@ def main() -> int:
         "ratio": round(ours.requests_per_second / peer.requests_per_second, 3) if peer else None,
         "equal": all(run.each_once for run in runs.values()),
         "runs": {name: asdict(run) for name, run in runs.items()} | {"resumed": resumed},
-        "environment": environment(),
+        "environment": environment().model_dump(),
     }
     print(json.dumps(summary, ensure_ascii=False))
     return 0
@@ -185,7 +185,7 @@ def _report_whole(cells: int) -> int:
         "writing_mib": max((size for at, size in done.samples if at > last), default=0) >> 20,
         "asking_seconds": round(last - first, 1),
         "seconds": round(done.seconds, 1),
-        "environment": environment(),
+        "environment": environment().model_dump(),
     }
     Console().print(
         f"{cells} cells: {asking} MiB in tenths of the asking, {summary['writing_mib']} MiB at most after it"
@@ -216,12 +216,13 @@ def _resumed(cells: int) -> dict[str, Any]:
 
 
 def _answer_all_but(left: int, recipe: Recipe, workspace: Workspace) -> None:
-    grid = grid_of(recipe)
-    writer = Writer(workspace)
-    records: list[Record] = []
+    assert recipe.synthesize
+    grid = grid_of(recipe.synthesize, recipe.seed)
+    writer = LedgerWriter(workspace)
+    records: list[LedgerRecord] = []
     for pos in range(grid.size - left):
         request = grid.request(pos)
-        records.append(record_of(request, Outcome(Verdict.ANSWER, "", "愿你平安喜乐！" * 4, 5, 30), 1, DELAY))
+        records.append(record_of(request, Outcome(OutcomeKind.ANSWERED, "", "愿你平安喜乐！" * 4, 5, 30), 1, DELAY))
         if len(records) == 5000:
             writer.append(records)
             records = []

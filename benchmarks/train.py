@@ -32,6 +32,8 @@ import yaml
 from rich.console import Console
 from rich.table import Column, Table
 
+from pipelines.artifacts.reports.train import TrainReport
+from pipelines.artifacts.stage import Manifest
 from pipelines.recipe.train import Train
 from pipelines.report.page import environment
 from pipelines.train.curves import picture
@@ -162,7 +164,7 @@ def _rounds(setting: Setting, options: argparse.Namespace, folder: Path) -> dict
         for name, packing in (("ours packed", True), ("ours unpacked", False)):
             place = folder / f"{name}-{number}"
             keep(name, _ours(setting, options.data, place, packing))
-            setting = replace(setting, model=_trained_model(place))  # converted once
+            setting = replace(setting, model=_report(place).model)  # fetched or converted once
             if not packing and rows is None:
                 rows = _export(place, setting)
         for name, python, arguments in _peers(setting, options, first=MAXIMUM not in results):
@@ -199,16 +201,16 @@ def _ours(setting: Setting, data: Path, workspace: Path, packing: bool) -> Resul
     recipe = workspace / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(_recipe(setting, data, packing)), encoding="utf-8")
     _call([str(Path(sys.executable).with_name("danlu")), "train", str(recipe), "--workspace", str(workspace)])
-    report = json.loads((_place(workspace) / "manifest.json").read_text(encoding="utf-8"))["report"]
-    steps = report["losses"][1:]
-    tokens = sum(step["tokens"] for step in steps)
+    report = _report(workspace)
+    steps = report.losses[1:]
+    tokens = sum(step.tokens for step in steps)
     return Result(
-        seconds=sum(step["seconds"] for step in steps),
+        seconds=sum(step.seconds for step in steps),
         tokens=tokens,
-        loss_tokens=sum(step["loss_tokens"] for step in steps),
+        loss_tokens=sum(step.loss_tokens for step in steps),
         padded_tokens=tokens,
-        losses=[step["loss"] for step in report["losses"]],
-        peak_bytes=report["peak_device_memory_bytes"] or report["peak_memory_bytes"],
+        losses=[step.loss for step in report.losses],
+        peak_bytes=report.peak_device_memory_bytes or report.peak_memory_bytes,
     )
 
 
@@ -243,10 +245,9 @@ def _place(workspace: Path) -> Path:
     return next((workspace / "train").glob("*/manifest.json")).parent
 
 
-def _trained_model(workspace: Path) -> str:
-    """The folder of the model that was trained, fetched or converted by then."""
-    model: str = json.loads((_place(workspace) / "manifest.json").read_text(encoding="utf-8"))["report"]["model"]
-    return model
+def _report(workspace: Path) -> TrainReport:
+    manifest = (_place(workspace) / "manifest.json").read_text(encoding="utf-8")
+    return Manifest[TrainReport].model_validate_json(manifest).report
 
 
 def _export(workspace: Path, setting: Setting) -> Path:
@@ -339,7 +340,7 @@ def _summary(setting: Setting, results: dict[str, list[Result]]) -> dict[str, An
         "losses": {name: runs[0].losses for name, runs in results.items()},
         "runs": {name: [round(run.rate, 1) for run in runs] for name, runs in results.items()},
         "peak_mib": {name: max(run.peak_bytes for run in runs) >> 20 for name, runs in results.items()},
-        "environment": environment(),
+        "environment": environment().model_dump(),
     }
 
 

@@ -26,7 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
-IGNORED = -100
+IGNORE_INDEX = -100
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ class Timed(TrainerCallback):
         """The batch as it is, after its tokens were counted."""
         every = batch["input_ids"].numel()
         real = int(batch["attention_mask"].sum()) if "attention_mask" in batch else every
-        self.counts[-1] = [real, int((batch["labels"][:, 1:] != IGNORED).sum()), every]
+        self.counts[-1] = [real, int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()), every]
         return batch
 
     def result(self) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _padded(batch: list[dict[str, list[int]]], pad_to: int | None) -> dict[str, 
 
     return {
         "input_ids": filled([row["input_ids"] for row in batch], 0),
-        "labels": filled([row["labels"] for row in batch], IGNORED),
+        "labels": filled([row["labels"] for row in batch], IGNORE_INDEX),
         "attention_mask": filled([[1] * len(row["input_ids"]) for row in batch], 0),
     }
 

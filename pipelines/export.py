@@ -3,57 +3,80 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from json.encoder import encode_basestring
-from pathlib import Path
-from typing import IO, Any
+from typing import Any, ClassVar
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 
+from pipelines.artifacts.files import created, size_of
+from pipelines.artifacts.reports.rows import ExportReport, IngestReport, RowsReport
 from pipelines.artifacts.shards import read_tables
+from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place
-from pipelines.errors import InputError, Problem, RecipeError
-from pipelines.recipe.schema import Recipe
+from pipelines.errors import Problem
 from pipelines.recipe.split import Export
-
-VERSION = 1
-
-
-def determinants(recipe: Recipe) -> dict[str, Any]:
-    """The section."""
-    assert recipe.export
-    return {"section": recipe.export.model_dump()}
+from pipelines.sources.files import shipped_path
 
 
-def preflight(recipe: Recipe) -> None:
-    """RecipeError where the file would be written over one that the recipe reads, or among them."""
-    assert recipe.export
-    path = recipe.export.path
-    problems = [
-        Problem("export.path", f"{path} is what {key} names, and would be written over; give it another name")
-        for key, source in _inputs(recipe).items()
-        if _takes_in(source, path)
-    ]
-    if problems:
-        raise RecipeError(recipe.name, problems)
+@dataclass(frozen=True)
+class ExportInputs(Inputs):
+    """The rows to write, and what read them."""
+
+    rows: Output[RowsReport]
+    ingest: Output[IngestReport] | None
+    """Names the columns that are written; None where the rows were synthesized."""
+
+    def digests(self) -> dict[str, str]:
+        """Of the rows alone: they follow from what was read."""
+        return {self.rows.stage: self.rows.report.digest}
 
 
-def _inputs(recipe: Recipe) -> dict[str, str]:
-    """The files of their own that a recipe names, by key."""
-    synthesize = recipe.synthesize
-    named = {
-        "ingest.source": recipe.ingest and recipe.ingest.source,
-        "synthesize.passages.source": synthesize and synthesize.passages and synthesize.passages.source,
-        "refine.edited": recipe.refine and recipe.refine.edited,
-        "clean.edited": recipe.clean and recipe.clean.edited,
-    }
-    if recipe.clean:
-        named |= {f"clean.assets.{name}": place for name, place in recipe.clean.assets.items()}
-    return {key: source for key, source in named.items() if source}
+@dataclass(frozen=True)
+class ExportStage(Stage[ExportInputs, ExportReport]):
+    """The rows as the file that the recipe's section `export` names."""
+
+    section: Export
+    paths: Mapping[str, str]
+    """Everything that the recipe reads, by key."""
+
+    name: ClassVar[str] = "export"
+    version: ClassVar[int] = 1
+
+    @property
+    def reports(self) -> type[ExportReport]:
+        """The class of its report."""
+        return ExportReport
+
+    def fingerprint_inputs(self) -> Mapping[str, Any]:
+        """The section."""
+        return {"section": self.section.model_dump()}
+
+    def preflight(self) -> list[Problem]:
+        """Whether the file would be written over one that the recipe reads, or among them."""
+        path = self.section.path
+        return [
+            Problem("export.path", f"{path} is what {key} names, and would be written over; give it another name")
+            for key, source in self.paths.items()
+            if _takes_in(source, path)
+        ]
+
+    def run(self, place: Place, inputs: ExportInputs) -> ExportReport:
+        """Write the rows to `export.path`; their columns are those that ingest found, without `pos`."""
+        columns = None
+        if inputs.ingest is not None:
+            columns = [name for name in inputs.ingest.report.columns if name != "pos"]
+        rows = _write(self.section, _tables(inputs.rows, columns))
+        path = self.section.path
+        return ExportReport(
+            summary=f"{rows} rows in {path}",
+            digest=inputs.rows.report.digest,
+            rows=rows,
+            written={path: size_of(path)},
+        )
 
 
 def _takes_in(source: str, path: str) -> bool:
@@ -63,39 +86,18 @@ def _takes_in(source: str, path: str) -> bool:
 
 
 def _absolute(path: str) -> str:
-    path = path.removeprefix("file://").rstrip("/")
-    return path if "://" in path else os.path.realpath(path)
+    path = shipped_path(path).removeprefix("file://").rstrip("/")
+    return path if "://" in path else os.path.realpath(os.path.expanduser(path))
 
 
-def export(recipe: Recipe, place: Place) -> dict[str, Any]:
-    """Write the rows of the stage before to `export.path`; its columns are those that ingest found."""
-    assert recipe.export
-    (source,) = place.inputs.values()
-    columns = _columns(source)
-    tables = (table.select(columns or table.column_names) for table in _tables(source))
-    rows = _write(recipe.export, tables)
-    digest = source.report()["digest"]
-    return {
-        "summary": f"{rows} rows in {recipe.export.path}",
-        "digest": digest,
-        "rows": rows,
-        "written": {recipe.export.path: size_of(recipe.export.path)},
-    }
-
-
-def _columns(source: Place) -> list[str] | None:
-    """The columns of the source the rows came from, without `pos`; None where they have none."""
-    while source.inputs:
-        (source,) = source.inputs.values()
-    names = source.report().get("columns")
-    return None if names is None else [name for name in names if name != "pos"]
-
-
-def _tables(source: Place) -> Iterator[pa.Table]:
-    paths = source.outputs("rows")
-    with source.workspace.parquet_file(paths[0]) as file:
-        yield file.schema_arrow.empty_table()
-    yield from read_tables(source.workspace, paths)
+def _tables(rows: Output[RowsReport], columns: list[str] | None) -> Iterator[pa.Table]:
+    """The rows, after an empty table that has their columns; all columns where None are named."""
+    workspace, paths = rows.folder.workspace, rows.paths(rows.report.outputs.rows)
+    with workspace.parquet_file(paths[0]) as file:
+        names = columns or file.schema_arrow.names
+        yield file.schema_arrow.empty_table().select(names)
+    for table in read_tables(workspace, paths):
+        yield table.select(names)
 
 
 def _write(section: Export, tables: Iterator[pa.Table]) -> int:

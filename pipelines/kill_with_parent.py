@@ -1,13 +1,31 @@
-"""Processes that end with the process that started them, even when that one is killed with -9."""
+"""Child processes: they import the danlu that runs here, and end with their parent, even when it is killed with -9."""
 
 import ctypes
 import os
 import signal
+from pathlib import Path
 
 PARENT = "DANLU_PARENT_PID"
 """Environment variable in which a parent tells its child who it is."""
 
 _PR_SET_PDEATHSIG = 1
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment for a Python child, which then imports the danlu that runs here.
+
+    Commands say `-P` besides: the current folder is not on the child's path, since it may hold packages of other people
+    that are called `pipelines` or `serve`. The variable does the same for what the child itself starts.
+    """
+    path = [*import_path(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    found = {"PYTHONPATH": os.pathsep.join(path)} if path else {}
+    return {**os.environ, **found, "PYTHONSAFEPATH": "1"}
+
+
+def import_path() -> list[str]:
+    """The folder of a checkout that this danlu is imported from; nothing where it is installed as packages are."""
+    folder = Path(__file__).resolve().parents[1]
+    return [] if folder.name in ("site-packages", "dist-packages") else [str(folder)]
 
 
 def arm() -> None:

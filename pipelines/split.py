@@ -4,80 +4,115 @@ A row's side follows from a seeded hash of its group, so that the answers to one
 never stand on both sides, and from nothing else: not from the number of rows, shards or workers. Where the first rows
 are held out, the rest of their groups goes with them.
 
-signatures   only where near-duplicates are the groups: a signature for each row, by which they are found
+simhash      only where near-duplicates are the groups: a signature for each row, by which they are found
 groups/      and for each shard the group of each of its rows
 test_source/ only where the rows held out have a source of their own: as ingest leaves it
 rows         the two sides
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from pipelines.artifacts.rows import RowDigest
-from pipelines.artifacts.shards import Attempt, Commit, Shard, read_tables, run_shards
+from pipelines.artifacts.reports.rows import RowsReport, SideFiles, Sides, SplitReport
+from pipelines.artifacts.rows import RowDigest, texts_of
+from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
+from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.clean.fused import key_names
-from pipelines.clean.passes import keys_work
-from pipelines.clean.plan import Phase, build_plan
-from pipelines.clean.stage import find_near
-from pipelines.errors import DataError, InputError, nearest
-from pipelines.ingest.stage import determinants as ingested
-from pipelines.ingest.stage import ingest_once
-from pipelines.ingest.stage import preflight as preflight_source
+from pipelines.errors import DataError, InputError, Problem, nearest
 from pipelines.recipe.ingest import Ingest
-from pipelines.recipe.schema import Recipe
 from pipelines.recipe.split import Split
+from pipelines.similarity.hamming import Signatures, first_of_near
+from pipelines.similarity.on_ray import find_near
+from pipelines.similarity.simhash import simhash
+from pipelines.sources.read import check_source, read_once, source_fingerprint
 
-VERSION = 3
 SIDES = ("train", "test")
 NEAR_DUPLICATES = "near_duplicates"
 """The value of split.group that stands for no column."""
-NEAR = {
-    "tokenization": "character",
-    "window_size": 5,
-    "ignore_pattern": r"\p{P}",
-    "num_blocks": 8,
-    "hamming_distance": 6,
-}
-"""What is nearly the same text, as parameters of document_simhash_deduplicator."""
+HAMMING_DISTANCE = 6
+"""Bits in which the signatures of nearly the same text differ at most; the shingles are of five characters."""
+SIGNED = pa.schema([pa.field("pos", pa.int64(), False), pa.field("signature", pa.uint64(), False)])
+"""A row's signature."""
 
 
-def determinants(recipe: Recipe) -> dict[str, Any]:
-    """The section, without what only changes speed, and the seed; where near-duplicates count, in which text; and the
-    content of a test source."""
-    assert recipe.split
-    text = {"text_key": _text_key(recipe)} if recipe.split.group == NEAR_DUPLICATES else {}
-    test = {"test_source": ingested(_reading_tests(recipe))} if recipe.split.test_source else {}
-    section = recipe.split.model_dump(exclude={"concurrency", "test_source"})
-    return {"section": section, "seed": recipe.seed, **text, **test}
+@dataclass(frozen=True)
+class SplitInputs(Inputs):
+    """The rows to divide."""
+
+    rows: Output[RowsReport]
 
 
-def preflight(recipe: Recipe) -> None:
-    """InputError where the files of a test source are not there."""
-    assert recipe.split
-    if recipe.split.test_source:
-        try:
-            preflight_source(_reading_tests(recipe))
-        except InputError as error:
-            raise InputError(f"split.test_source: {error}") from None
+@dataclass(frozen=True)
+class SplitStage(Stage[SplitInputs, SplitReport]):
+    """The rows in two: those to train on, and those held out."""
 
+    section: Split
+    ingest: Ingest | None
+    """How the rows were read, and so how a test source is read."""
+    text_key: str
+    """The column whose near-duplicates are one group."""
+    seed: int
 
-def split(recipe: Recipe, place: Place) -> dict[str, Any]:
-    """Write the rows of the stage before to `train` and `test` files; DataError where a side would be empty."""
-    section = recipe.split
-    assert section
-    (source,) = place.inputs.values()
-    shards = _shards(recipe, place, source.outputs("rows"))
-    first = _groups_of_first(place.workspace, section, shards) if section.first else None
-    work = _divider(place.workspace, section, recipe.seed, first)
-    commits = run_shards(place, "rows", lambda: shards, work, concurrency=section.concurrency, title="split")
-    return _report(place, commits)
+    name: ClassVar[str] = "split"
+    version: ClassVar[int] = 3
+
+    @property
+    def reports(self) -> type[SplitReport]:
+        """The class of its report."""
+        return SplitReport
+
+    def fingerprint_inputs(self) -> Mapping[str, Any]:
+        """The section, without what only changes speed, and the seed; where near-duplicates count, in which text; and
+        the content of a test source."""
+        test_source = _test_source(self.section, self.ingest)
+        text = {"text_key": self.text_key} if self.section.group == NEAR_DUPLICATES else {}
+        test = {"test_source": source_fingerprint(test_source)} if test_source else {}
+        section = self.section.model_dump(exclude={"concurrency", "test_source"})
+        return {"section": section, "seed": self.seed, **text, **test}
+
+    def preflight(self) -> list[Problem]:
+        """Whether the files of a test source are there."""
+        test_source = _test_source(self.section, self.ingest)
+        if test_source:
+            try:
+                check_source(test_source)
+            except InputError as error:
+                return [Problem("", f"split.test_source: {error}")]
+        return []
+
+    def run(self, place: Place, inputs: SplitInputs) -> SplitReport:
+        """Write the rows to `train` and `test` files; DataError where a side would be empty."""
+        files = inputs.rows.paths(inputs.rows.report.outputs.rows)
+        shards = self._shards(place, files)
+        section, workspace = self.section, place.workspace
+        first = _groups_of_first(workspace, section.group, section.first, shards) if section.first else None
+        work = _divide(workspace, section, self.seed, first)
+        commits = run_shards(place, "rows", lambda: shards, work, concurrency=section.concurrency, title="split")
+        return _report(place, commits)
+
+    def _shards(self, place: Place, files: list[str]) -> list[Shard]:
+        """A shard for each file, with the `side` of all its rows or the file of their `groups`, where that is known."""
+        test_source = _test_source(self.section, self.ingest)
+        if test_source:
+            test = read_once(test_source, place.within("test_source"))
+            sides = {"train": files, "test": test.paths(test.report.outputs.rows)}
+            parts = [(side, path) for side, paths in sides.items() for path in paths]
+            return [{"index": index, "path": path, "side": side} for index, (side, path) in enumerate(parts)]
+        shards = [{"index": index, "path": path} for index, path in enumerate(files)]
+        group = self.section.group
+        if group == NEAR_DUPLICATES:
+            _check_column(place.workspace, files, self.text_key.split(".")[0])
+            return _with_groups(place, shards, self.text_key, self.section.concurrency)
+        if group is not None:
+            _check_column(place.workspace, files, group)
+        return shards
 
 
 def held_out(groups: pa.Array, seed: int, test_ratio: float) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -92,35 +127,12 @@ def held_out(groups: pa.Array, seed: int, test_ratio: float) -> np.ndarray[Any, 
     return mask
 
 
-def _reading_tests(recipe: Recipe) -> Recipe:
-    """The recipe with the test source in the place of its own: read the same way, all of it, whatever its schema."""
-    assert recipe.split and recipe.split.test_source
-    changed = {"source": recipe.split.test_source, "adapter": "auto", "limit": None}
-    section = recipe.ingest.model_copy(update=changed) if recipe.ingest else Ingest(source=recipe.split.test_source)
-    return recipe.model_copy(update={"ingest": section})
-
-
-def _shards(recipe: Recipe, place: Place, files: list[str]) -> list[Shard]:
-    """A shard for each file, with the `side` of all its rows, or the file with their `groups`, where that is known."""
-    section = recipe.split
-    assert section
-    if section.test_source:
-        folder = Place(place.workspace, f"{place.stage}/{place.fingerprint}", "test_source")
-        sides = {"train": files, "test": ingest_once(_reading_tests(recipe), folder).outputs("rows")}
-        parts = [(side, path) for side, paths in sides.items() for path in paths]
-        return [{"index": index, "path": path, "side": side} for index, (side, path) in enumerate(parts)]
-    shards = [{"index": index, "path": path} for index, path in enumerate(files)]
-    if section.group is None:
-        return shards
-    if section.group == NEAR_DUPLICATES:
-        _check_column(place.workspace, files, _text_key(recipe).split(".")[0])
-        return _near_duplicates(place, shards, _text_key(recipe), section.concurrency)
-    _check_column(place.workspace, files, section.group)
-    return shards
-
-
-def _text_key(recipe: Recipe) -> str:
-    return recipe.clean.text_keys if recipe.clean else "response"
+def _test_source(section: Split, ingest: Ingest | None) -> Ingest | None:
+    """How the rows held out are read where they have a source of their own: as the others, all of it, any schema."""
+    if not section.test_source:
+        return None
+    changed = {"source": section.test_source, "adapter": "auto", "limit": None}
+    return ingest.model_copy(update=changed) if ingest else Ingest(source=section.test_source)
 
 
 def _check_column(workspace: Workspace, files: list[str], column: str) -> None:
@@ -133,18 +145,18 @@ def _check_column(workspace: Workspace, files: list[str], column: str) -> None:
         raise DataError(f"split.group {column}: holds lists; name a column of texts or numbers")
 
 
-def _near_duplicates(place: Place, shards: list[Shard], text_key: str, concurrency: int | None) -> list[Shard]:
-    """The shards, each with a file that has the `group` of every row by `pos`: the cluster of its text.
+def _with_groups(place: Place, shards: list[Shard], text_key: str, concurrency: int | None) -> list[Shard]:
+    """The shards, each with a file that has the `group` of every row by `pos`: the near-duplicates of its text.
 
     In memory are a signature and a position for each row, never the rows.
     """
-    (phase,) = build_plan([{"document_simhash_deduplicator": NEAR}], "zh", text_key).phases
-    work = keys_work(place.workspace, phase, text_key)
-    commits = run_shards(place, "signatures", lambda: shards, work, concurrency=concurrency, title="split signatures")
-    (step,) = phase.whole
-    names = ["pos", *key_names(step)]
-    tables = [pa.concat_tables(read_tables(place.workspace, [c["files"]["keys"]], names)) for c in commits]
-    groups = _clusters(pa.concat_tables(tables), phase)
+    work = _sign(place.workspace, text_key)
+    commits = run_shards(place, "simhash", lambda: shards, work, concurrency=concurrency, title="split signatures")
+    tables = []
+    for commit in commits:  # a file without rows has no tables
+        signed = read_tables(place.workspace, [commit["files"]["signatures"]])
+        tables.append(pa.concat_tables([SIGNED.empty_table(), *signed]))
+    groups = pa.array(_groups(pa.concat_tables(tables)["signature"].to_numpy()))
     begin = 0
     grouped = []
     for shard, table in zip(shards, tables, strict=True):
@@ -157,36 +169,62 @@ def _near_duplicates(place: Place, shards: list[Shard], text_key: str, concurren
     return grouped
 
 
-def _clusters(keys: pa.Table, phase: Phase) -> pa.Array:
-    """For each row the lowest signature of its cluster; null for rows without a text, which are one group."""
-    (step,) = phase.whole
-    assert step.operator.cluster
-    key, present = (keys[name].combine_chunks() for name in key_names(step))
-    signatures = key.filter(present)
-    first = step.operator.cluster(signatures, step.parameters, find_near)
-    values = signatures.to_numpy(zero_copy_only=False)
-    lowest = values.copy()
-    np.minimum.at(lowest, first, values)
-    return pc.replace_with_mask(pa.nulls(len(key), pa.uint64()), present, pa.array(lowest[first]))
+def _sign(workspace: Workspace, text_key: str) -> Work:
+    """The work on one shard: a `signature` for each row, by `pos`; DataError names a row without a text."""
+    needed = {"row_id", "pos", "messages", text_key}
+
+    def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
+        with workspace.parquet_file(shard["path"]) as file:
+            columns = [name for name in file.schema_arrow.names if name in needed]
+        with attempt.writer("signatures", SIGNED) as writer:
+            for table in read_tables(workspace, [shard["path"]], columns):
+                texts = texts_of(table, text_key)
+                if texts.null_count:
+                    raise _without_text(table, texts, text_key)
+                signatures = simhash(
+                    texts,
+                    tokenization="character",
+                    window_size=5,
+                    lowercase=True,
+                    ignore_pattern=r"\p{P}",
+                    short_texts="hash",
+                )
+                writer.write_table(pa.table([table["pos"], pa.array(signatures)], schema=SIGNED))
+        return {}
+
+    return work
 
 
-def _groups_of_first(workspace: Workspace, section: Split, shards: list[Shard]) -> pa.Array:
+def _without_text(table: pa.Table, texts: pa.Array, text_key: str) -> DataError:
+    row = pc.index(texts.is_null(), True).as_py()
+    name = f"row {table['row_id'][row]} (pos {table['pos'][row]})"
+    return DataError(f"split.group {NEAR_DUPLICATES}: {name} has no {text_key}; drop such rows, or name another group")
+
+
+def _groups(signatures: Signatures) -> Signatures:
+    """For each row the lowest signature of its cluster."""
+    lowest = signatures.copy()
+    first = first_of_near(signatures, HAMMING_DISTANCE, find_near)
+    np.minimum.at(lowest, first, signatures)
+    return lowest[first]
+
+
+def _groups_of_first(workspace: Workspace, group: str | None, count: int, shards: list[Shard]) -> pa.Array:
     """The groups of the first rows, all of whose rows are held out; DataError where there are not as many rows."""
-    assert section.first
-    left, found = section.first, list[pa.Array]()
-    kind, column = ("groups", "group") if section.group == NEAR_DUPLICATES else ("path", section.group or "pos")
+    left, found = count, list[pa.Array]()
+    kind, column = ("groups", "group") if group == NEAR_DUPLICATES else ("path", group or "pos")
     for table in read_tables(workspace, [shard[kind] for shard in shards], [column]):
         values = table[column].slice(0, left)
         found += values.chunks
         left -= len(values)
         if not left:
             return pc.unique(pa.chunked_array(found))
-    raise DataError(f"split.first {section.first}: there are only {section.first - left} rows")
+    raise DataError(f"split.first {count}: there are only {count - left} rows")
 
 
-def _divider(
-    workspace: Workspace, section: Split, seed: int, first: pa.Array | None
-) -> Callable[[Shard, Attempt], dict[str, Any]]:
+def _divide(workspace: Workspace, section: Split, seed: int, first: pa.Array | None) -> Work:
+    """The work on one shard: each row goes to the file of its side."""
+
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         with workspace.parquet_file(shard["path"]) as file:
             schema = file.schema_arrow
@@ -213,13 +251,12 @@ def _mask(table: pa.Table, groups: pa.Table | None, section: Split, seed: int, f
         column = groups["group"].take(pc.index_in(table["pos"], groups["pos"]))
     else:
         column = table[section.group or "pos"]
-    if first is not None:
+    if section.test_ratio is None:
         return pc.is_in(column, value_set=first)
-    assert section.test_ratio is not None
     return pa.array(held_out(column.combine_chunks(), seed, section.test_ratio))
 
 
-def _report(place: Place, commits: list[Commit]) -> dict[str, Any]:
+def _report(place: Place, commits: list[Commit]) -> SplitReport:
     digests = {side: RowDigest() for side in SIDES}
     for commit in commits:
         for side, part in commit["result"].items():
@@ -228,9 +265,10 @@ def _report(place: Place, commits: list[Commit]) -> dict[str, Any]:
     for side, count in counts.items():
         if not count:
             raise DataError(f"split: no row on the {side} side ({counts}); change split or bring more rows")
-    return {
-        "summary": f"{counts['train']} rows to train, {counts['test']} to test",
-        "digest": "-".join(digest.hexdigest() for digest in digests.values()),
-        "rows": counts,
-        "outputs": {side: place.relative(c["files"][side] for c in commits if side in c["files"]) for side in SIDES},
-    }
+    files = {side: place.relative(c["files"][side] for c in commits if side in c["files"]) for side in SIDES}
+    return SplitReport(
+        summary=f"{counts['train']} rows to train, {counts['test']} to test",
+        digest="-".join(digest.hexdigest() for digest in digests.values()),
+        rows=Sides(**counts),
+        outputs=SideFiles(**files),
+    )

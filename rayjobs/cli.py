@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -16,18 +17,46 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.artifacts.workspace import Place, Workspace, open_workspace
+from pipelines.artifacts.files import require_new
+from pipelines.artifacts.workspace import Workspace, open_workspace
+from pipelines.clean.manual_edits import export_rows, require_exportable
+from pipelines.clean.stage import plan_of
 from pipelines.errors import DanluError, InputError, Problem, RecipeError, nearest
-from pipelines.export import require_new
+from pipelines.llm.dispatch import forget_failures
 from pipelines.progress import say
-from pipelines.recipe.load import load_recipe, shipped_recipes
+from pipelines.recipe.load import shipped_recipes
 from pipelines.recipe.schema import RECIPE_NAME, Recipe
+from pipelines.recipe.synthesize import Synthesize
+from pipelines.refine.xtuner_export import export_conversations
+from pipelines.report.page import closing
+from pipelines.report.trace import trace
+from pipelines.synthesize.stage import grid_of
+from pipelines.synthesize.suggest import suggest_map
+from pipelines.synthesize.trial import try_cells
+from pipelines.train.memory import describe, describe_merge
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
 
 app = typer.Typer(
     help="From raw rows to a chat model that answers over HTTP.", no_args_is_help=True, pretty_exceptions_enable=False
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"danlu {version('danlu')}")
+        raise typer.Exit
+
+
+@app.callback()
+def danlu(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say the version, and end.")
+    ] = False,
+) -> None:
+    """From raw rows to a chat model that answers over HTTP."""
+
+
 out = Console(highlight=False)
 UNCUT = 10_000
 """Columns of a table whose lines are longer than a terminal's rather than cut, so that a path can be copied."""
@@ -70,18 +99,13 @@ def init(name: str, file: Annotated[Path | None, typer.Argument()] = None) -> No
 @app.command()
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Check a recipe without running anything, and print what would be done."""
-    from pipelines.clean.plan import build_plan
-
-    loaded = load_recipe(recipe, overrides)
+    loaded = pipeline.load(recipe, overrides)
     stages = " → ".join(stage.name for stage in pipeline.stages_of(loaded))
     out.print(f"{loaded.name}: valid; {stages}", markup=False, soft_wrap=True)
-    if clean := loaded.clean:
-        plan = build_plan(clean.process, clean.dialect, clean.text_keys, clean.assets, clean.custom_operators)
-        for line in plan.describe():
+    if loaded.clean:
+        for line in plan_of(loaded.clean).describe():
             out.print(f"  clean: {line}", markup=False, soft_wrap=True)
     if loaded.train:
-        from pipelines.train.memory import describe, describe_merge
-
         out.print(f"  train: {describe(loaded.train)}", markup=False, soft_wrap=True)
         if loaded.merge and (merging := describe_merge(loaded.train)):
             out.print(f"  merge: {merging}", markup=False, soft_wrap=True)
@@ -122,9 +146,9 @@ def serve(
     ] = None,
 ) -> None:
     """Serve base, adapter and merged model as an OpenAI-compatible endpoint until stopped."""
-    from rayjobs.deploy import serve_forever, write_config
+    from rayjobs.deploy import serve_forever, write_config  # Ray Serve stands behind it
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = pipeline.load(recipe, overrides)
     with Cluster(address) as cluster:
         place = open_workspace(workspace, loaded.name, on_cluster=cluster.is_shared)
         if serve_file or kuberay_file:
@@ -141,7 +165,7 @@ def chat(
     model: Annotated[str | None, typer.Option(help="Model to begin with. [default: the first that is listed]")] = None,
 ) -> None:
     """Talk to a served model in the terminal; the key, if one is needed, comes from OPENAI_API_KEY."""
-    from serve.ui import chat as terminal
+    from serve.ui import chat as terminal  # openai stands behind it
 
     terminal.chat(_endpoint_of(target), model, os.environ.get("OPENAI_API_KEY", "none"))
 
@@ -155,7 +179,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port the page listens on.")] = 8501,
 ) -> None:
     """Talk to served models in the browser; the key, if one is needed, comes from OPENAI_API_KEY."""
-    from serve.ui.chat import open_page
+    from serve.ui.chat import open_page  # as above
 
     url = _endpoint_of(target)
     say(f"http://{host}:{port}: asks {url}; Ctrl-C stops")
@@ -163,32 +187,31 @@ def ui(
 
 
 def _endpoint_of(target: str) -> str:
-    return target if "://" in target else "http://{0.host}:{0.port}/v1".format(load_recipe(target).serve)
+    return target if "://" in target else "http://{0.host}:{0.port}/v1".format(pipeline.load(target).serve)
 
 
 @app.command()
 def status(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceOption = None) -> None:
     """Show which stages are complete, and where their output lies."""
-    loaded = load_recipe(recipe, overrides)
+    loaded = pipeline.load(recipe, overrides)
     place = open_workspace(workspace, loaded.name, on_cluster=False)
     table = Table("stage", "state", "seconds", "result", "folder", box=None, pad_edge=False)
-    for name, state, found in pipeline.status(loaded, place):
-        manifest = found.manifest() if found else None
-        seconds = f"{manifest['seconds']:.1f}" if manifest else ""
-        summary = manifest["report"].get("summary", "") if manifest else ""
-        table.add_row(name, state, seconds, Text(summary), Text(found.path() if found else ""))
+    for name, output in pipeline.status(loaded, place).items():
+        began = output.place is not None and place.list(output.place.path())
+        seconds = summary = ""
+        if output.manifest:
+            seconds, summary = f"{output.manifest.seconds:.1f}", output.report.summary
+        state = "complete" if output.is_complete else "partial" if began else "missing"
+        table.add_row(name, state, seconds, Text(summary), Text(output.place.path() if output.place else ""))
     Console(highlight=False, width=UNCUT).print(table)
 
 
 @app.command()
 def why(recipe: RecipeName, row_id: str, overrides: Overrides = None, workspace: WorkspaceOption = None) -> None:
     """Say what became of one row: which operator dropped it and why, or where it is now."""
-    from pipelines.report.trace import trace
-
-    loaded = load_recipe(recipe, overrides)
+    loaded = pipeline.load(recipe, overrides)
     place = open_workspace(workspace, loaded.name, on_cluster=False)
-    finished = {name: found for name, state, found in pipeline.status(loaded, place) if state == "complete" and found}
-    for line in trace(finished, row_id):
+    for line in trace([found for found in pipeline.status(loaded, place).values() if found.is_complete], row_id):
         out.print(line, markup=False, soft_wrap=True)
 
 
@@ -227,13 +250,10 @@ def synthesize(
         return
     again = None
     if retry_failed:
-        from pipelines.llm.dispatch import forget_failures
-        from pipelines.synthesize.stage import grid_of
-
-        loaded = load_recipe(recipe, overrides)
-        _needs_synthesize(loaded)
+        loaded = pipeline.load(recipe, overrides)
+        grid = grid_of(_synthesize_section(loaded), loaded.seed)
         found = open_workspace(workspace, loaded.name, on_cluster=Cluster(address).is_shared)
-        say(f"{forget_failures(found, grid_of(loaded))} failed requests are asked again")
+        say(f"{forget_failures(found, grid)} failed requests are asked again")
         again = "synthesize"
     _run(recipe, overrides, workspace, address, again, "synthesize")
 
@@ -249,8 +269,6 @@ def refine(
     ] = None,
 ) -> None:
     """Run the recipe up to refine, skipping what is up to date."""
-    from pipelines.refine.xtuner_export import export_conversations
-
     if export is not None:
         require_new(export)
     done = _run(recipe, overrides, workspace, address, None, "refine")
@@ -269,13 +287,12 @@ def clean(
     ] = None,
 ) -> None:
     """Run the recipe up to clean, skipping what is up to date."""
-    from pipelines.clean.manual_edits import export_rows, require_exportable
-
     if export is not None:
         require_exportable(export)
     done = _run(recipe, overrides, workspace, address, None, "clean")
     if export is not None:
-        rows, edited = export_rows(done["clean"], export), shlex.quote(f"clean.edited={export}")
+        source = next(done[name] for name in ("refine", "synthesize", "ingest") if name in done)
+        rows, edited = export_rows(done["clean"], source, export), shlex.quote(f"clean.edited={export}")
         say(f"{export}: {rows} rows; edit them, then danlu clean … {edited}")
 
 
@@ -288,43 +305,41 @@ def compare(
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Also ask every kept checkpoint.")] = False,
 ) -> None:
     """Run the recipe up to compare, skipping what is up to date."""
-    given = load_recipe(recipe, overrides)
-    wanted = {"sweep": sweep, "checkpoints": checkpoints}
-    missing = [part for part in wanted if wanted[part] and getattr(given.compare, part, None) is None]
-    asked = [*(overrides or []), *(f"compare.{part}={{}}" for part in missing)]
+    section = pipeline.load(recipe, overrides).compare
+    asked = [*(overrides or [])]
+    if sweep and (section is None or section.sweep is None):
+        asked.append("compare.sweep={}")
+    if checkpoints and (section is None or section.checkpoints is None):
+        asked.append("compare.checkpoints={}")
     _run(recipe, asked, workspace, address, None, "compare")
 
 
 def _try_cells(name: str, overrides: list[str] | None, workspace: str | None, address: str | None, count: int) -> None:
-    from pipelines.synthesize.trial import try_cells
-
-    recipe = load_recipe(name, overrides)
-    _needs_synthesize(recipe)
+    recipe = pipeline.load(name, overrides)
+    section = _synthesize_section(recipe)
     with Cluster(address) as cluster:
         place = open_workspace(workspace, recipe.name, on_cluster=cluster.is_shared)
         cluster.connect()
-        for line in try_cells(recipe, place, count):
+        for line in try_cells(section, recipe.serve, recipe.seed, place, count):
             out.print(line, markup=False)
 
 
 def _suggest_map(name: str, overrides: list[str] | None, workspace: str | None, address: str | None) -> None:
-    from pipelines.synthesize.stage import grid_of
-    from pipelines.synthesize.suggest import suggest_map
-
-    recipe = load_recipe(name, overrides)
-    _needs_synthesize(recipe)
+    recipe = pipeline.load(name, overrides)
+    grid = grid_of(_synthesize_section(recipe), recipe.seed)
     with Cluster(address) as cluster:
         place = open_workspace(workspace, recipe.name, on_cluster=cluster.is_shared)
         cluster.connect()
-        text, unanswered = suggest_map(place, grid_of(recipe))
+        text, unanswered = suggest_map(place, grid)
     out.print(text, markup=False, soft_wrap=True, end="")
     if unanswered:
         say(f"no usable answer about {', '.join(unanswered)}")
 
 
-def _needs_synthesize(recipe: Recipe) -> None:
+def _synthesize_section(recipe: Recipe) -> Synthesize:
     if recipe.synthesize is None:
         raise RecipeError(recipe.name, [Problem("synthesize", "the recipe has no such section")])
+    return recipe.synthesize
 
 
 _OWN_OPTIONS: dict[str, Callable[..., None]] = {
@@ -344,8 +359,8 @@ def _run(
     address: str | None,
     first: str | None,
     last: str | None,
-) -> dict[str, Place]:
-    recipe = load_recipe(name, overrides)
+) -> pipeline.Outputs:
+    recipe = pipeline.load(name, overrides)
     try:
         with Cluster(address) as cluster:
             place = open_workspace(workspace, recipe.name, on_cluster=cluster.is_shared)
@@ -357,10 +372,8 @@ def _run(
     return done
 
 
-def _close(recipe: Recipe, workspace: Workspace, done: dict[str, Place]) -> None:
-    from pipelines.report.page import closing
-
-    out.print(closing(recipe, workspace, done), markup=False)
+def _close(recipe: Recipe, workspace: Workspace, done: pipeline.Outputs) -> None:
+    out.print(closing(recipe.name, workspace, done), markup=False)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import tempfile
 from types import TracebackType
 from typing import Any
 
+from pipelines.kill_with_parent import import_path
 from pipelines.progress import waiting
 
 QUIET = {
@@ -16,8 +17,10 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
+    "PYTHONSAFEPATH": "1",
 }
-"""Environment of every process we start: nothing is reported anywhere, and progress is shown once, by us."""
+"""Environment of every process we start: nothing is reported anywhere, progress is shown once, by us, and what the
+current folder holds is not imported, whatever its name."""
 
 SELDOM = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1",
@@ -61,7 +64,7 @@ class Cluster:
         # Ray says at every start that it made a token for its own cluster; that is as it should be
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         if self.is_shared:
-            ray.init(address=self.address, logging_level=logging.WARNING, log_to_driver=False)
+            ray.init(address=self.address, job_config=job_config(), logging_level=logging.WARNING, log_to_driver=False)
         else:
             with waiting("starting Ray on this machine"):
                 self._start()
@@ -74,6 +77,7 @@ class Cluster:
         ray.init(
             address="local",
             include_dashboard=False,
+            job_config=job_config(),
             logging_level=logging.WARNING,
             log_to_driver=False,
             object_store_memory=512 << 20,
@@ -94,6 +98,19 @@ class Cluster:
             ray.shutdown()
         if self._folder and error is None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def job_config() -> Any:
+    """Ray's configuration of our jobs: workers import the danlu that runs here, and nothing from the current folder.
+
+    Ray puts the driver's current folder first on its workers' path, unless the job has a working directory of its own
+    (`connect` in ray/_private/worker.py). A folder called `pipelines` there would be imported in place of ours.
+    """
+    from ray.job_config import JobConfig
+
+    config: Any = JobConfig(_py_driver_sys_path=import_path())
+    config._runtime_env_has_working_dir = lambda: True  # asked for nothing else, and Ray has no argument for it
+    return config
 
 
 def end_onlookers() -> None:

@@ -2,25 +2,27 @@
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import Problem, RecipeError
-from pipelines.evaluate.endpoint import serves_adapter, trained_whole
+from pipelines.models.served import Lineup, ServedModel, lineup_of, served_models
 from pipelines.progress import say, waiting
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.serve import MAX_LORA_RANK, Serve
 from pipelines.recipe.train import not_servable
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
-from serve import adapter_registry as adapters
-from serve.app import ServedModel, endpoint
-from serve.gateway.auth import KEYS, KEYS_FILE, LOCAL, environment_keys
+from serve import adapter_registry
+from serve.app import endpoint
+from serve.auth import KEYS, KEYS_FILE, LOCAL, environment_keys
+from serve.kuberay import configuration, ray_service
 
 
 def serve_forever(
@@ -43,7 +45,7 @@ def serve_forever(
             url = stack.enter_context(
                 endpoint(models, section, host=host, port=port, log_dir=logs, keys=keys, limits=limits)
             )
-        published = adapters.aliases(workspace.local("adapters"))
+        published = adapter_registry.aliases(workspace.local("adapters"))
         say(f"{url}: {', '.join([*(model.name for model in models), *published])}; Ctrl-C stops")
         stopped.wait()
 
@@ -52,8 +54,6 @@ def write_config(
     recipe: Recipe, workspace: Workspace, cluster: Cluster, serve_file: Path | None, kuberay_file: Path | None
 ) -> None:
     """Train and merge what is missing, and write configuration for `serve deploy` or for KubeRay instead of serving."""
-    from serve.kuberay import configuration, ray_service
-
     models = finished_models(recipe, workspace, cluster)
     section = served_section(recipe)
     config = configuration(recipe.name, models, section, str(workspace.local("logs", "serve")))
@@ -80,27 +80,24 @@ def _yaml(content: dict[str, Any]) -> str:
 
 def finished_models(recipe: Recipe, workspace: Workspace, cluster: Cluster) -> list[ServedModel]:
     """The recipe's models, after training and merging what is missing; RecipeError where none could be served."""
-    if recipe.train is None:
+    lineup = lineup_of(recipe)
+    if recipe.train is None or lineup is None:
         raise RecipeError(recipe.name, [Problem("train", "nothing to serve: the recipe trains no model")])
     if recipe.merge is None and (reason := not_servable(recipe.train)):
         raise RecipeError(recipe.name, [Problem("merge", f"{reason}; with this section the merged model is served")])
     done = pipeline.run(recipe, workspace, cluster, last="merge" if recipe.merge else "train")
-    return trained_models(recipe, done, workspace.local("adapters"))
+    return trained_models(lineup, done, workspace.local("adapters"))
 
 
-def trained_models(recipe: Recipe, done: Mapping[str, Place], registry: Path) -> list[ServedModel]:
+def trained_models(lineup: Lineup, done: pipeline.Outputs, registry: Path) -> list[ServedModel]:
     """The base with the adapters of the registry and the merged model; or the base and a model that stands for itself.
 
     Training has published its adapter; merging may have made the model of it.
     """
-    base = str(done["train"].report()["model"])
-    if done["train"].report()["adapter"] is None or not serves_adapter(recipe):
-        return [ServedModel("base", base), ServedModel(recipe.name, str(trained_whole(done)))]
-    models = [ServedModel("base", base, registry=str(registry))]
-    if "merge" in done:
-        merged = done["merge"].local(done["merge"].report()["model"])
-        models.append(ServedModel(f"{recipe.name}-merged", str(merged)))
-    return models
+    base, *others = served_models(lineup, done["train"], done.get("merge"))
+    if base.adapters:
+        base = replace(base, adapters={}, registry=str(registry))
+    return [base, *others]
 
 
 def served_section(recipe: Recipe) -> Serve:

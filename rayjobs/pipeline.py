@@ -26,7 +26,7 @@ from pipelines.ingest.stage import IngestStage
 from pipelines.models.served import lineup_of
 from pipelines.progress import say
 from pipelines.publish.stage import PublishInputs, PublishStage
-from pipelines.recipe.load import load_recipe
+from pipelines.recipe.load import Check, load_recipe
 from pipelines.recipe.paths import paths_read
 from pipelines.recipe.schema import Recipe
 from pipelines.refine.stage import RefineInputs, RefineStage, check_refine, demands_of
@@ -45,6 +45,13 @@ Outputs = dict[str, Output[Any]]
 """What stages left, by name, in their order."""
 
 
+STAGES: tuple[type[AnyStage], ...] = (
+    *(IngestStage, SynthesizeStage, RefineStage, AnalyzeStage, CleanStage, AnalyzeCleanStage, ExportStage, SplitStage),
+    *(TrainStage, MergeStage, EvaluateStage, CompareStage, PublishStage),
+)
+"""Every stage there is, in order; `walk` says what each of them reads."""
+
+
 class Do(Protocol):
     """What is done about a stage: it is run, or only looked up."""
 
@@ -53,7 +60,7 @@ class Do(Protocol):
 
 def walk(recipe: Recipe, do: Do) -> None:
     """Every stage that the recipe has a section for, in order, with what it reads: the nearest stages before it."""
-    ingested = synthesized = cleaned = sides = trained = merged = evaluated = None
+    ingested = synthesized = analyzed = cleaned = sides = trained = merged = evaluated = None
     rows: Output[RowsReport] | None = None
     models = lineup_of(recipe)
     if recipe.ingest:
@@ -66,7 +73,7 @@ def walk(recipe: Recipe, do: Do) -> None:
         analyzed = do(AnalyzeStage(recipe.analyze, recipe.clean), AnalyzeInputs(rows))
     if recipe.clean and rows:
         rows = cleaned = do(CleanStage(recipe.clean), CleanInputs(rows))
-    if recipe.analyze and recipe.clean and cleaned:
+    if recipe.analyze and recipe.clean and analyzed and cleaned:
         do(AnalyzeCleanStage(recipe.analyze, recipe.clean), AnalyzeCleanInputs(analyzed, cleaned))
     if recipe.export and rows:
         do(ExportStage(recipe.export, paths_read(recipe)), ExportInputs(rows, ingested))
@@ -88,7 +95,7 @@ def walk(recipe: Recipe, do: Do) -> None:
         do(PublishStage(recipe.publish, recipe.name, recipe.train, recipe.merge, recipe.ingest), read)
 
 
-CHECKS = {"clean": check_clean, "refine": check_refine}
+CHECKS: dict[str, Check] = {"clean": check_clean, "refine": check_refine}
 """What stages say of their sections beyond the schema."""
 
 
@@ -227,7 +234,7 @@ def _do(stage: Stage[I, R], place: Place, inputs: I, again: bool) -> Manifest[R]
     began = time.time()
     report = stage.run(place, inputs)
     seconds = time.time() - began
-    manifest: Manifest[R] = Manifest[stage.reports](  # type: ignore[name-defined]
+    manifest: Manifest[R] = Manifest(
         stage=stage.name,
         fingerprint=place.fingerprint,
         inputs={output.stage: output.folder.fingerprint for output in inputs.outputs()},

@@ -19,12 +19,11 @@ from pipelines.errors import HardwareError, StageError
 from pipelines.models.served import ServedModel, check_models
 from pipelines.recipe.serve import Limits
 from pipelines.recipe.serve import Serve as ServeSection
-from serve import discovery as directory
-from serve.engine.replica import DRAIN_SECONDS, EnginePlan, EngineReplica, node_address
+from serve import discovery
+from serve.engine.command import DRAIN_SECONDS, EnginePlan
+from serve.engine.replica import EngineReplica, node_address
 from serve.engine.scratch import sweep
 from serve.gateway.gateway_replica import GatewayPlan, GatewayReplica
-
-__all__ = ["ServedModel", "endpoint"]
 
 HEALTH_CHECK_SECONDS = 2.0
 SHUTDOWN_POLL_SECONDS = 0.1
@@ -53,7 +52,7 @@ def endpoint(
     app = f"danlu-{secrets.token_hex(4)}"
     port = claim_port(host, port)
     origins = tuple(section.allow_origins)
-    plan = GatewayPlan(app, models, directory.shared_key(app), keys, limits or Limits(), host, port, origins)
+    plan = GatewayPlan(app, models, discovery.shared_key(app), keys, limits or Limits(), host, port, origins)
     logs = log_dir or Path(tempfile.mkdtemp(prefix="danlu-serve-"))
     targets = applications(plan, section, logs)
     try:
@@ -63,7 +62,7 @@ def endpoint(
     finally:
         for name in reversed(targets):  # the gateway first: its requests need the engines to end
             ray_serve.delete(name)
-        directory.forget(app)
+        discovery.forget(app)
         sweep()
 
 
@@ -74,7 +73,7 @@ def deploy(targets: dict[str, ray_serve.Application], app: str) -> None:
     try:
         ray_serve.run_many([ray_serve.RunTarget(target, name, None) for name, target in targets.items()])
     except RuntimeError as error:
-        raise StageError(directory.failure(app) or str(error)) from None
+        raise StageError(discovery.failure(app) or str(error)) from None
 
 
 def applications(plan: GatewayPlan, section: ServeSection, logs: Path) -> dict[str, ray_serve.Application]:

@@ -50,7 +50,7 @@ def shared_key(app: str) -> str:
     return value.decode()
 
 
-def look(app: str) -> tuple[list[EngineRecord], dict[str, str]]:
+def find_engines(app: str) -> tuple[list[EngineRecord], dict[str, str]]:
     """All records of an application's engines, stale ones included, and its replicas that were stopped on purpose,
     with their models.
 

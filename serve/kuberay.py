@@ -15,10 +15,10 @@ from ray import serve as ray_serve
 
 from pipelines.models.served import ServedModel, check_models
 from pipelines.recipe.serve import Serve as ServeSection
-from serve import discovery as directory
+from serve import discovery
 from serve.app import engine_application, gateway_application
-from serve.engine.replica import EnginePlan
-from serve.gateway.auth import KEYS, environment_keys
+from serve.auth import KEYS, environment_keys
+from serve.engine.command import EnginePlan
 from serve.gateway.gateway_replica import GatewayPlan
 
 HEAD = "node:__internal_head__"
@@ -34,7 +34,7 @@ MEMORY_GIB = 16
 def build_engine(args: dict[str, Any]) -> ray_serve.Application:
     """The application of one engine, from the configuration's arguments."""
     section = ServeSection.model_validate(args["serve"])
-    key = directory.shared_key(args["app"])
+    key = discovery.shared_key(args["app"])
     model = ServedModel(**args["model"])
     plan = EnginePlan(args["app"], model, section.engine, section.num_gpus, "", key, args["log_dir"])
     return engine_application(plan, section)
@@ -48,7 +48,7 @@ def build_gateway(args: dict[str, Any]) -> ray_serve.Application:
     plan = GatewayPlan(
         args["app"],
         models,
-        directory.shared_key(args["app"]),
+        discovery.shared_key(args["app"]),
         environment_keys(section),
         section.limits,
         section.host,

@@ -16,7 +16,7 @@ import pytest
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.recipe.load import load_recipe
 from rayjobs import pipeline
-from tests.pipelines.train.conftest import make_model
+from tests.model_families import write_qwen2
 
 CLEAN = ["tiny", "ingest.shard_bytes=3000"]
 
@@ -129,7 +129,7 @@ def test_clean_goes_on_from_the_last_shard(short_tmp: Path) -> None:
 
 def test_train_goes_on_from_the_last_checkpoint(short_tmp: Path) -> None:
     recipe = short_tmp / "crash.yaml"
-    recipe.write_text(TRAIN.replace("MODEL", str(make_model(short_tmp / "model"))), encoding="utf-8")
+    recipe.write_text(TRAIN.replace("MODEL", str(write_qwen2(short_tmp / "model"))), encoding="utf-8")
     arguments = [str(recipe)]
     straight, killed = short_tmp / "straight", short_tmp / "killed"
     finish(straight, "train", *arguments)

@@ -33,6 +33,16 @@ def test_every_file_of_the_readme_exists() -> None:
             folder = PROJECT / name
 
 
+def test_every_file_that_a_docstring_or_comment_names_exists() -> None:
+    folders = ("rayjobs", "pipelines", "serve", "benchmarks", "docs")
+    sources = [path for folder in folders for path in (PROJECT / folder).rglob("*.py")]
+    names = {path.name for path in sources}
+    for path in sources:
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"(?<![\w./{])(?:(?:rayjobs|pipelines|serve|tests|docs)/[\w/]+|\w+)\.py\b", text):
+            assert (PROJECT / name).is_file() or name in names, f"{path.relative_to(PROJECT)}: {name}"
+
+
 def commands() -> list[str]:
     """The `danlu` commands of README and guides that need nothing but the installation."""
     texts = [

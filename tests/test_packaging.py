@@ -2,11 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
+import zipfile
 from importlib.resources import files
 from pathlib import Path
 
 import jsonschema
+import pytest
 import yaml
 
 PROJECT = Path(__file__).parents[1]
@@ -65,3 +69,70 @@ def test_cluster_yaml_is_valid_for_ray() -> None:
     targets = re.findall(r"make -C danlu ([\w-]+)", yaml.safe_dump(config))
     assert set(targets) == {"install", "install-gpu"}
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def test_the_changelog_has_the_version_and_what_is_not_released() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    changelog = (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", changelog, re.MULTILINE)
+    assert headings[0] == "[Unreleased]"
+    assert re.fullmatch(rf"\[{re.escape(project['version'])}\] - \d{{4}}-\d\d-\d\d", headings[1])
+    kinds = set(re.findall(r"^### (.+)$", changelog, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_the_licence_is_the_one_pyproject_names() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    text = (PROJECT / "LICENSE").read_text(encoding="utf-8")
+    assert project["license"] == "Apache-2.0"
+    assert text.split()[:5] == ["Apache", "License", "Version", "2.0,", "January"]
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_the_wheel_carries_types_recipes_templates_and_the_licence(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+    subprocess.run(build, cwd=PROJECT, check=True, capture_output=True, timeout=120)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {f"{package}/py.typed" for package in ("rayjobs", "pipelines", "serve")} <= set(names)
+    for name in ("recipe/shipped/tiny.yaml", "recipe/shipped/data/tiny.jsonl", "report/report.html.j2"):
+        assert f"pipelines/{name}" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    folders = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert folders == {"rayjobs", "pipelines", "serve"}
+
+
+def test_the_workflow_runs_what_a_person_runs() -> None:
+    workflow = yaml.safe_load((PROJECT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    test, audit = workflow["jobs"]["test"]["steps"], workflow["jobs"]["audit"]["steps"]
+    assert [step["run"] for step in test if "run" in step] == ["sudo make system", "make check", "make test"]
+    [python] = [step["with"] for step in test if step.get("uses", "").startswith("actions/setup-python@")]
+    assert python["python-version"] == "3.11" and python["cache"] == "pip"
+    assert (PROJECT / python["cache-dependency-path"]).is_file()
+    [command] = [step["run"] for step in audit if "run" in step]
+    assert "pip-audit" in command and (PROJECT / command.split()[-1]).is_file()
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in ("system", "check", "test"))
+
+
+def test_commit_hooks_are_the_commands_of_make_check() -> None:
+    config = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    [repository] = config["repos"]
+    assert repository["repo"] == "local"
+    result = subprocess.run(["make", "--dry-run", "check"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    said = [line.strip() for line in result.stdout.splitlines()]
+    commands = said[said.index(".venv/bin/ruff check .") :]
+    assert [hook["entry"] for hook in repository["hooks"]] == commands
+
+
+@pytest.mark.parametrize("name", ["bug_report", "feature_request"])
+def test_issue_forms_are_what_github_reads(name: str) -> None:
+    form = yaml.safe_load((PROJECT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text(encoding="utf-8"))
+    assert {"name", "description", "body"} <= set(form) <= {"name", "description", "body", "labels", "title"}
+    fields = [part for part in form["body"] if part["type"] != "markdown"]
+    assert fields and len({field["id"] for field in fields}) == len(fields)
+    for field in fields:
+        assert field["type"] == "textarea"
+        assert set(field["attributes"]) <= {"label", "description", "render", "placeholder", "value"}
+        assert field["attributes"]["label"]

@@ -24,10 +24,10 @@ def require_new(path: Path) -> None:
 
 
 @contextmanager
-def created(path: str, told: str) -> Iterator[IO[bytes]]:
+def created(path: str, name: str) -> Iterator[IO[bytes]]:
     """A file that appears under its name only when it is complete; on object storage every file does.
 
-    InputError, which begins with what the person is `told`, where it cannot be written.
+    InputError, which calls it by `name`, where it cannot be written.
     """
     if "://" in path:
         with fsspec.open(path, "wb") as stream:
@@ -41,7 +41,7 @@ def created(path: str, told: str) -> Iterator[IO[bytes]]:
             yield stream
         os.replace(beside, target)
     except OSError as error:
-        raise InputError(f"{told}: cannot be written ({error})") from None
+        raise InputError(f"{name}: cannot be written ({error})") from None
     finally:
         if beside.exists():  # missing_ok does not cover a parent that is a file
             beside.unlink()

@@ -8,6 +8,8 @@ import json
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
@@ -40,6 +42,8 @@ DROPPED = pa.schema(
     ]
 )
 
+SPEAKERS = {"system": "system", "query": "user", "response": "assistant"}
+"""Columns that stand in `messages` too, where a row has them, and whose turns they are there."""
 
 DIGESTED_ROWS = 4096
 """Rows that are written out at a time to be hashed."""
@@ -87,15 +91,74 @@ def _written_out(table: pa.Table) -> pa.LargeStringArray:
 def _entries(name: str, column: pa.Array) -> pa.Array:
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        told, texts = "text", column.cast(pa.large_string())
+        label, texts = "text", column.cast(pa.large_string())
     elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        told, texts = ("bool" if pa.types.is_boolean(kind) else "integer"), column.cast(pa.large_string())
+        label, texts = ("bool" if pa.types.is_boolean(kind) else "integer"), column.cast(pa.large_string())
     else:
-        values = column.to_pylist()
-        told, texts = "value", pa.array([None if value is None else repr(value) for value in values], pa.large_string())
+        label, values = "value", column.to_pylist()
+        texts = pa.array([None if value is None else repr(value) for value in values], pa.large_string())
     lengths = pc.binary_length(texts).cast(pa.large_string())
-    head, space = (pa.scalar(text, pa.large_string()) for text in (f"{name} {told}", " "))
+    head, space = (pa.scalar(text, pa.large_string()) for text in (f"{name} {label}", " "))
     return pc.binary_join_element_wise(head, lengths, texts, space)
+
+
+def field_of(table: pa.Table, key: str) -> pa.Array | None:
+    """A column, or with dots a field of a nested one; None where the table has none."""
+    if key in table.column_names:
+        return one_chunk(table[key])
+    name, *parts = key.split(".")
+    if name not in table.column_names:
+        return None
+    array = one_chunk(table[name])
+    for part in parts:
+        if not pa.types.is_struct(array.type) or array.type.get_field_index(part) < 0:
+            return None
+        array = pc.struct_field(array, part)
+    return array
+
+
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """The column as one array; not copied where it is one already."""
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def has_turns(table: pa.Table) -> pa.Array | None:
+    """Which rows have several turns in `messages`; None where no row has."""
+    if "messages" not in table.column_names or table["messages"].null_count == table.num_rows:
+        return None
+    return pc.is_valid(one_chunk(table["messages"]))
+
+
+def turns_of(messages: pa.ListArray, speaker: str) -> tuple[pa.LargeStringArray, npt.NDArray[np.int64]]:
+    """All that one speaker says in rows of turns, and how many turns that is in each row."""
+    lengths = pc.list_value_length(messages).to_numpy(zero_copy_only=False).astype(np.int64)
+    turns = messages.flatten()
+    spoken = pc.equal(turns.field("role"), speaker).to_numpy(zero_copy_only=False)
+    owners = np.repeat(np.arange(len(messages)), lengths)[spoken]
+    per_row = np.bincount(owners, minlength=len(messages)).astype(np.int64)
+    contents = pc.fill_null(turns.field("content").filter(pa.array(spoken)), "").cast(pa.large_string())
+    return contents, per_row
+
+
+def joined_turns(turns: pa.LargeStringArray, per_row: npt.NDArray[np.int64]) -> pa.LargeStringArray:
+    """One text per row: its turns with newlines between them."""
+    offsets = pa.array(np.append(0, np.cumsum(per_row)), pa.int32())
+    lists = pa.ListArray.from_arrays(offsets, turns.cast(pa.string()))
+    return pc.binary_join(lists, "\n").cast(pa.large_string())
+
+
+def texts_of(table: pa.Table, name: str) -> pa.LargeStringArray:
+    """One text per row: what stands in a column, null where nothing does.
+
+    Of a row with several turns in `messages` it is all that the column's speaker says, with newlines between the turns.
+    """
+    column = one_chunk(table[name]).cast(pa.large_string())
+    several = has_turns(table) if name in SPEAKERS else None
+    if several is None:
+        return column
+    turns, per_row = turns_of(one_chunk(table["messages"]).filter(several), SPEAKERS[name])
+    spoken = pc.if_else(pa.array(per_row > 0), joined_turns(turns, per_row), None)
+    return pc.replace_with_mask(column, several, spoken)
 
 
 def messages_of(row: dict[str, object]) -> list[dict[str, str]]:

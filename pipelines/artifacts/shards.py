@@ -26,6 +26,9 @@ from pipelines.artifacts.workspace import Place, Workspace, readable, to_json
 from pipelines.errors import DanluError, StageError
 from pipelines.progress import progress
 
+INDEX_DIGITS = 5
+"""Digits of a shard's index in names of files, at least; the order of shards never follows from the names."""
+
 Shard = dict[str, Any]
 """One unit of work, as JSON: `index` and whatever its work needs to know."""
 
@@ -87,10 +90,11 @@ def _plan_once(workspace: Workspace, path: str, plan: Callable[[], Sequence[Shar
 
 
 def _commits(workspace: Workspace, folder: str) -> list[Commit]:
+    """The commits of a pass in the order of their shards' numbers."""
     commits = [workspace.read_json(path) for path in workspace.list(f"{folder}/commits") if path.endswith(".json")]
     for commit in commits:  # files are named relative to the pass, so that a workspace can be moved
         commit["files"] = {kind: f"{folder}/data/{name}" for kind, name in commit["files"].items()}
-    return commits
+    return sorted(commits, key=lambda commit: int(commit["index"]))
 
 
 def _run(
@@ -103,9 +107,10 @@ def _run(
             handler.setLevel(logging.ERROR)  # its file in Ray's folder keeps everything; progress is shown here, once
 
     def attempt(row: dict[str, Any]) -> dict[str, Any]:
-        return {"error": _attempt(workspace, folder, json.loads(row["shard"]), work)}
+        return {"error": _attempt(workspace, folder, row["name"], json.loads(row["shard"]), work)}
 
-    rows = ray.data.from_items([{"shard": json.dumps(shard)} for shard in pending], override_num_blocks=len(pending))
+    items = [{"name": f"{shard['index']:0{INDEX_DIGITS}d}", "shard": json.dumps(shard)} for shard in pending]
+    rows = ray.data.from_items(items, override_num_blocks=len(pending))
     # Ray Data shares CPUs out by what it is told of the cluster, and in a pass's first second it is told of none: one
     # task would run then. A pass has nothing to share with; Ray itself starts as many tasks as there are CPUs.
     rows.context.op_resource_reservation_enabled = False
@@ -117,17 +122,16 @@ def _run(
             advance(1)
 
 
-def _attempt(workspace: Workspace, folder: str, shard: Shard, work: Work) -> bytes:
-    """Try one shard and commit it; returns b"", or the pickled DanluError that stopped it."""
-    index: int = shard["index"]
-    attempt = Attempt(workspace, f"{folder}/data", f"{index:05d}-{uuid.uuid4().hex[:8]}", {})
+def _attempt(workspace: Workspace, folder: str, name: str, shard: Shard, work: Work) -> bytes:
+    """Try one shard and commit it under `name`; returns b"", or the pickled DanluError that stopped it."""
+    attempt = Attempt(workspace, f"{folder}/data", f"{name}-{uuid.uuid4().hex[:8]}", {})
     try:
         result = work(shard, attempt)
     except DanluError as error:
         return pickle.dumps(error)
     files = {kind: os.path.basename(path) for kind, path in attempt.files.items()}
-    commit = {"index": index, "files": files, "result": result}
-    workspace.write_if_absent(f"{folder}/commits/{index:05d}.json", to_json(commit))
+    commit = {"index": shard["index"], "files": files, "result": result}
+    workspace.write_if_absent(f"{folder}/commits/{name}.json", to_json(commit))
     return b""
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError
 
 from pipelines.artifacts.workspace import Place, to_json
 from pipelines.errors import DataError, Problem
@@ -55,7 +55,7 @@ class Manifest(Record, Generic[R]):
     """Seconds since 1970."""
     seconds: float = 0
     environment: Environment = Environment()
-    report: R
+    report: SerializeAsAny[R]
 
     def write(self, place: Place) -> None:
         """Mark the stage complete. The last thing that is done for it."""
@@ -153,6 +153,12 @@ class Stage(Protocol[I_contra, R_stage]):
 
     def forget(self, place: Place) -> None:
         """Delete what lies outside its place and a run would go on from, since the stage is to be done again."""
+        return None
 
     def run(self, place: Place, inputs: I_contra) -> R_stage:
         """Do the work, from the beginning or from where a killed run left it."""
+
+
+def report_of(outputs: Iterable[Output[Any]], kind: type[R]) -> R | None:
+    """The report of the finished stage that reports a `kind`; None where there is none."""
+    return next((o.report for o in outputs if o.is_complete and type(o.report) is kind), None)

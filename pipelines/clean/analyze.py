@@ -1,15 +1,26 @@
 """Analyze: every filter's statistic over all rows, before clean and after it; no row is dropped for it."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+from pipelines.artifacts.reports.clean import (
+    AnalyzeCleanReport,
+    AnalyzeReport,
+    CleanReport,
+    EmptyStatistic,
+    FilterCut,
+    NumberStatistic,
+    StringStatistic,
+)
+from pipelines.artifacts.reports.rows import RowsReport
 from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
+from pipelines.artifacts.stage import Inputs, Output, Record, Stage
 from pipelines.artifacts.workspace import Place, Workspace, to_json
 from pipelines.clean.assets import checksum
 from pipelines.clean.fused import measure
@@ -17,62 +28,134 @@ from pipelines.clean.passes import row_batches
 from pipelines.clean.plan import Step
 from pipelines.clean.stage import plan_of
 from pipelines.clean.statistics import Floats, describe_numbers, describe_strings
-from pipelines.recipe.schema import Recipe
+from pipelines.recipe.clean import Analyze, Clean
 
-VERSION = 2
+Edges = Mapping[str, list[float]]
+"""The edges of histograms, by the name of their statistic."""
+R = TypeVar("R", bound=AnalyzeReport)
 
 
-def determinants(recipe: Recipe) -> dict[str, Any]:
+@dataclass(frozen=True)
+class AnalyzeInputs(Inputs):
+    """What is analyzed: the rows that clean reads."""
+
+    rows: Output[RowsReport]
+
+
+@dataclass(frozen=True)
+class AnalyzeStage(Stage[AnalyzeInputs, AnalyzeReport]):
+    """The statistics before clean."""
+
+    section: Analyze
+    clean: Clean
+
+    name: ClassVar[str] = "analyze"
+    version: ClassVar[int] = 2
+
+    @property
+    def reports(self) -> type[AnalyzeReport]:
+        """The class of its report."""
+        return AnalyzeReport
+
+    def fingerprint_inputs(self) -> Mapping[str, Any]:
+        """The filters, and the content of the files that they need."""
+        return _filters_fingerprint(self.clean)
+
+    def run(self, place: Place, inputs: AnalyzeInputs) -> AnalyzeReport:
+        """Describe the statistics of the rows that clean will read."""
+        return describe(AnalyzeReport, self.section, self.clean, place, inputs.rows, edges={})
+
+
+@dataclass(frozen=True)
+class AnalyzeCleanInputs(Inputs):
+    """What is analyzed, and what it is compared with."""
+
+    analyze: Output[AnalyzeReport]
+    clean: Output[CleanReport]
+
+
+@dataclass(frozen=True)
+class AnalyzeCleanStage(Stage[AnalyzeCleanInputs, AnalyzeCleanReport]):
+    """The statistics after clean, to stand beside those before it."""
+
+    section: Analyze
+    clean: Clean
+
+    name: ClassVar[str] = "analyze_clean"
+    version: ClassVar[int] = 2
+
+    @property
+    def reports(self) -> type[AnalyzeCleanReport]:
+        """The class of its report."""
+        return AnalyzeCleanReport
+
+    def fingerprint_inputs(self) -> Mapping[str, Any]:
+        """The filters, and the content of the files that they need."""
+        return _filters_fingerprint(self.clean)
+
+    def run(self, place: Place, inputs: AnalyzeCleanInputs) -> AnalyzeCleanReport:
+        """Describe the statistics of the rows that clean kept, with the histograms of `analyze`."""
+        before = inputs.analyze.report.statistics
+        edges = {entry.name: entry.histogram.edges for entry in before if isinstance(entry, NumberStatistic)}
+        return describe(AnalyzeCleanReport, self.section, self.clean, place, inputs.clean, edges)
+
+
+def _filters_fingerprint(clean: Clean) -> dict[str, Any]:
     """The filters with their parameters and versions, and the content of their models and of a person's own files."""
-    assert recipe.clean
-    steps = filters_of(recipe)
+    steps = filters_of(clean)
     return {
         "steps": [[s.operator.name, s.operator.version, s.parameters, s.text_key, s.if_missing] for s in steps],
         "intervals": [asdict(s.filled_in["interval"]) if "interval" in s.filled_in else None for s in steps],
-        "dialect": recipe.clean.dialect,
+        "dialect": clean.dialect,
         "models": [[checksum(path) for path in step.filled_in.get("assets", {}).values()] for step in steps],
-        "custom_operators": [checksum(path) for path in recipe.clean.custom_operators],
+        "custom_operators": [checksum(path) for path in clean.custom_operators],
     }
 
 
-def filters_of(recipe: Recipe) -> list[Step]:
+def filters_of(clean: Clean) -> list[Step]:
     """The operators that have statistics."""
-    assert recipe.clean
-    return [step for step in plan_of(recipe.clean).steps if step.operator.kind == "filter"]
+    return [step for step in plan_of(clean).steps if step.operator.kind == "filter"]
 
 
-def analyze(recipe: Recipe, place: Place) -> dict[str, Any]:
-    """Describe the statistics of the rows that clean will read."""
-    (source,) = place.inputs.values()
-    return describe(recipe, place, source, {})
+class ShardResult(Record):
+    """What was measured of one shard, as its commit keeps it."""
+
+    rows: int
+    cuts: list[int]
+    """How many rows each filter alone would drop."""
+    names: list[list[str]]
+    """The columns of each filter's statistics."""
 
 
-def describe(recipe: Recipe, place: Place, source: Place, edges: dict[str, list[float]]) -> dict[str, Any]:
+def describe(
+    report: type[R], section: Analyze, clean: Clean, place: Place, source: Output[RowsReport], edges: Edges
+) -> R:
     """The report on the rows of `source`; `edges` are those of histograms that it shall be comparable with."""
-    assert recipe.clean and recipe.analyze
-    steps = filters_of(recipe)
-    shards = [{"index": index, "path": path} for index, path in enumerate(source.outputs("rows"))]
+    steps = filters_of(clean)
+    paths = source.paths(source.report.outputs.rows)
     commits = run_shards(
         place,
         "stats",
-        lambda: shards,
+        lambda: [{"index": index, "path": path} for index, path in enumerate(paths)],
         _work(place.workspace, steps),
-        concurrency=recipe.analyze.concurrency,
+        concurrency=section.concurrency,
         title=place.stage,
     )
-    rows = sum(commit["result"]["rows"] for commit in commits)
-    statistics = list(_statistics(place, steps, commits, rows, edges))
-    cuts = [sum(counts) for counts in zip(*(commit["result"]["cuts"] for commit in commits), strict=True)]
-    return {
-        "summary": f"{len(statistics)} statistics of {rows} rows",
-        "digest": hashlib.sha256(to_json(statistics)).hexdigest()[:32],
-        "rows": rows,
-        "statistics": statistics,
-        "filters": [
-            {"operator": step.operator.name, "bounds": _bounds(step), "cuts": cut}
+    results = [ShardResult.model_validate(commit["result"]) for commit in commits]
+    rows = sum(result.rows for result in results)
+    statistics = list(_statistics(place.workspace, steps, commits, results, edges))
+    written = [entry.model_dump(mode="json", exclude_none=True) for entry in statistics]
+    cuts = [sum(counts) for counts in zip(*(result.cuts for result in results), strict=True)]
+    return report(
+        summary=f"{len(statistics)} statistics of {rows} rows",
+        digest=hashlib.sha256(to_json(written)).hexdigest()[:32],
+        rows=rows,
+        statistics=statistics,
+        filters=[
+            FilterCut(operator=step.operator.name, bounds=_bounds(step), cuts=cut)
             for step, cut in zip(steps, cuts, strict=True)
         ],
-    }
+    )
 
 
 def _work(workspace: Workspace, steps: Sequence[Step]) -> Work:
@@ -90,24 +173,30 @@ def _work(workspace: Workspace, steps: Sequence[Step]) -> Work:
                 if (table := next(tables, None)) is None:
                     break
                 measured = measure(steps, table)
-        return {"rows": rows, "cuts": cuts.tolist(), "names": names}
+        return ShardResult(rows=rows, cuts=cuts.tolist(), names=names).model_dump(mode="json")
 
     return work
 
 
 def _statistics(
-    place: Place, steps: Sequence[Step], commits: list[Commit], rows: int, edges: dict[str, list[float]]
-) -> Iterator[dict[str, Any]]:
+    workspace: Workspace, steps: Sequence[Step], commits: list[Commit], results: list[ShardResult], edges: Edges
+) -> Iterator[NumberStatistic | StringStatistic | EmptyStatistic]:
     paths = [commit["files"]["stats"] for commit in commits]
-    with place.workspace.parquet_file(paths[0]) as file:
+    rows = sum(result.rows for result in results)
+    with workspace.parquet_file(paths[0]) as file:
         schema = file.schema_arrow
-    for step, names in zip(steps, commits[0]["result"]["names"], strict=True):
+    for step, names in zip(steps, results[0].names, strict=True):
+        operator, bounds = step.operator.name, _bounds(step)
         for name in names:
             if pa.types.is_string(schema.field(name).type):
-                told = describe_strings(part[name].to_pylist() for part in read_tables(place.workspace, paths, [name]))
+                strings = describe_strings(part[name].to_pylist() for part in read_tables(workspace, paths, [name]))
+                yield StringStatistic(name=name, operator=operator, bounds=bounds, **dict(strings))
+                continue
+            numbers = describe_numbers(partial(_values, workspace, paths, name), rows, edges.get(name))
+            if numbers is None:
+                yield EmptyStatistic(name=name, operator=operator, bounds=bounds)
             else:
-                told = describe_numbers(partial(_values, place.workspace, paths, name), rows, edges.get(name))
-            yield {"name": name, "operator": step.operator.name, "bounds": _bounds(step), **told}
+                yield NumberStatistic(name=name, operator=operator, bounds=bounds, **dict(numbers))
 
 
 def _values(workspace: Workspace, paths: list[str], name: str) -> Iterator[Floats]:
@@ -115,7 +204,7 @@ def _values(workspace: Workspace, paths: list[str], name: str) -> Iterator[Float
         yield table[name].to_numpy()
 
 
-def _bounds(step: Step) -> dict[str, float]:
+def _bounds(step: Step) -> dict[str, int | float]:
     """The limits that the recipe sets; those that no value can pass are left out."""
     return {
         name: value

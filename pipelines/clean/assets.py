@@ -16,8 +16,7 @@ from pathlib import Path
 
 import fsspec
 
-from pipelines.clean.operators.registry import Assets, Operator, Parameters
-from pipelines.clean.operators.registry import Dialect as Dialect
+from pipelines.clean.operators.registry import Assets, Dialect, Operator, Parameters
 from pipelines.errors import DataError
 from pipelines.progress import say
 

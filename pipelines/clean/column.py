@@ -11,31 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.clean.kernels.characters import CLASSES, class_table
+from pipelines.similarity.utf8 import Bytes, Indices, Mask, decode, utf8
 
-Mask = npt.NDArray[np.bool_]
-Indices = npt.NDArray[np.int64]
-
-
-def utf8(array: pa.Array) -> tuple[npt.NDArray[np.uint8], Indices]:
-    """The bytes of a string array and the offsets of its rows, length rows + 1; no copy of the bytes."""
-    _, offsets, data = array.buffers()
-    width = np.int64 if pa.types.is_large_string(array.type) else np.int32
-    rows = np.frombuffer(offsets, dtype=width)[array.offset : array.offset + len(array) + 1].astype(np.int64)
-    return np.frombuffer(data, dtype=np.uint8) if data else np.zeros(0, np.uint8), rows
-
-
-@nb.njit(cache=True, nogil=True)
-def decode(data: Any, i: int) -> Any:  # pragma: no cover - compiled
-    """The code point at byte `i` of valid UTF-8, and the byte after it."""
-    b = np.int64(data[i])
-    if b < 0x80:
-        return b, i + 1
-    if b < 0xE0:
-        return (b & 0x1F) << 6 | (np.int64(data[i + 1]) & 0x3F), i + 2
-    if b < 0xF0:
-        return (b & 0x0F) << 12 | (np.int64(data[i + 1]) & 0x3F) << 6 | (np.int64(data[i + 2]) & 0x3F), i + 3
-    high = (b & 0x07) << 18 | (np.int64(data[i + 1]) & 0x3F) << 12
-    return high | (np.int64(data[i + 2]) & 0x3F) << 6 | (np.int64(data[i + 3]) & 0x3F), i + 4
+__all__ = ["Column", "Indices", "Mask", "decode", "utf8"]
 
 
 @nb.njit(cache=True, nogil=True)
@@ -69,7 +47,7 @@ class Column:
         return len(self.array)
 
     @cached_property
-    def utf8(self) -> tuple[npt.NDArray[np.uint8], Indices]:
+    def utf8(self) -> tuple[Bytes, Indices]:
         """Bytes and row offsets, as `utf8()` gives them."""
         return utf8(self.array)
 

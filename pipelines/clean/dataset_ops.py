@@ -13,9 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.artifacts.reports.clean import OperatorStats
 from pipelines.artifacts.rows import DROPPED
 from pipelines.clean.column import Indices, Mask
-from pipelines.clean.fused import Tally, key_names
+from pipelines.clean.fused import key_names
 from pipelines.clean.plan import Step
 from pipelines.similarity.hamming import Finder
 
@@ -43,14 +44,15 @@ CLUSTER = pa.schema(
 
 @dataclass
 class Decisions:
-    """The answer for a whole data set."""
+    """What operators decided over a whole data set."""
 
     rows: pa.Table
     """Schema `DECISION`, in the order of the keys."""
     listed: Mask
     """Which rows of the keys `rows` lists."""
     clusters: pa.Table
-    tallies: list[Tally]
+    """Schema `CLUSTER`."""
+    stats: list[OperatorStats]
 
 
 @dataclass
@@ -60,6 +62,8 @@ class _State:
     """The rows still in, in their present order."""
     operator: npt.NDArray[Any]
     reason: npt.NDArray[Any]
+    stat: npt.NDArray[Any]
+    """What `value` is of a row that goes: `cluster` (the `pos` of the row that stays) or a selector's `value`."""
     value: npt.NDArray[np.float64]
     clusters: list[pa.Table]
 
@@ -77,20 +81,30 @@ def decide(steps: Sequence[Step], keys: pa.Table, reorder: bool, find: Finder) -
         np.arange(rows),
         np.full(rows, None, dtype=object),
         np.full(rows, None, dtype=object),
+        np.full(rows, None, dtype=object),
         np.full(rows, np.nan),
         [],
     )
-    tallies = []
+    stats = []
     for step in steps:
         began, rows_in = time.perf_counter(), len(state.order)
-        _deduplicate(step, state, find) if step.operator.kind == "deduplicator" else _select(step, state, reorder)
-        tallies.append(
-            Tally(step.index, step.operator.name, step.operator.kind, rows_in, len(state.order), 0,
-                  time.perf_counter() - began)
-        )  # fmt: skip
+        if step.operator.kind == "deduplicator":
+            _deduplicate(step, state, find)
+        else:
+            _select(step, state, reorder)
+        stats.append(
+            OperatorStats(
+                index=step.index,
+                operator=step.operator.name,
+                kind=step.operator.kind,
+                rows_in=rows_in,
+                rows_out=len(state.order),
+                seconds=time.perf_counter() - began,
+            )
+        )
     listed = np.ones(rows, dtype=np.bool_) if reorder else _gone(state)
     clusters = pa.concat_tables([CLUSTER.empty_table(), *state.clusters])
-    return Decisions(_rows(state, listed, reorder), listed, clusters, tallies)
+    return Decisions(_rows(state, listed, reorder), listed, clusters, stats)
 
 
 def _gone(state: _State) -> Mask:
@@ -120,6 +134,7 @@ def _deduplicate(step: Step, state: _State, find: Finder) -> None:
     state.operator[gone] = step.operator.name
     names = ids.take(pa.array(kept)).to_pylist()
     state.reason[gone] = [f"duplicate of row {name}" for name in names]
+    state.stat[gone] = "cluster"
     state.value[gone] = pos[kept]
     members = np.concatenate([np.unique(kept), gone])
     clusters = np.concatenate([np.unique(kept), kept])
@@ -140,9 +155,10 @@ def _select(step: Step, state: _State, reorder: bool) -> None:
     chosen = rows[step.run(values)]
     gone = rows[~np.isin(rows, chosen)]
     state.operator[gone] = step.operator.name
-    shown = state.keys[key_names(step)[0]].take(pa.array(gone)).to_pylist()
-    state.reason[gone] = [f"{step.column} {value} is not among the {len(chosen)} selected" for value in shown]
-    state.value[gone] = [float(v) if isinstance(v, int | float) else np.nan for v in shown]
+    left_out = state.keys[key_names(step)[0]].take(pa.array(gone)).to_pylist()
+    state.reason[gone] = [f"{step.column} {value} is not among the {len(chosen)} selected" for value in left_out]
+    state.stat[gone] = "value"
+    state.value[gone] = [float(v) if isinstance(v, int | float) else np.nan for v in left_out]
     staying = np.concatenate([chosen, state.order[~present]])
     if not reorder:
         staying = state.order[np.isin(state.order, staying)]
@@ -164,17 +180,15 @@ def _rows(state: _State, listed: Mask, reordered: bool) -> pa.Table:
 
 
 def _stats(state: _State, listed: Mask) -> pa.Array:
-    """`cluster` (the `pos` of the row that stays) or the selector's value, by row."""
+    """What each listed row is recorded with; empty where it stays, or where its value is no number."""
     values = state.value[listed]
     known = ~np.isnan(values)
-    operators = state.operator[listed][known]
-    names = ["cluster" if str(name).endswith("_deduplicator") else "value" for name in operators]
     offsets = pa.array(np.append(0, np.cumsum(known)), type=pa.int32())
-    return pa.MapArray.from_arrays(offsets, pa.array(names, pa.string()), pa.array(values[known]))
+    return pa.MapArray.from_arrays(offsets, pa.array(state.stat[listed][known], pa.string()), pa.array(values[known]))
 
 
-def settle(table: pa.Table, decisions: pa.Table, text: pa.Array | None) -> tuple[pa.Table, pa.Table]:
-    """The rows of `table` that stay, with their new `pos` where there is one, and those that go (`records.DROPPED`).
+def apply_decisions(table: pa.Table, decisions: pa.Table, text: pa.Array | None) -> tuple[pa.Table, pa.Table]:
+    """The rows of `table` that stay, with their new `pos` where there is one, and those that go (`rows.DROPPED`).
 
     Both tables are in `pos` order. `text` is what a dropped row is recorded with, row by row of `table`.
     """

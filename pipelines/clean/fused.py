@@ -14,11 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.artifacts.rows import DROPPED
+from pipelines.artifacts.reports.clean import ChangedRow, OperatorStats
+from pipelines.artifacts.rows import DROPPED, field_of, has_turns
 from pipelines.clean.column import Column, Indices, Mask
 from pipelines.clean.operators.registry import Verdict, verdict
 from pipelines.clean.plan import Step
-from pipelines.clean.texts import Texts, field_of, has_turns, read_texts, write_texts
+from pipelines.clean.texts import Texts, read_texts, write_texts
 from pipelines.errors import DanluError, DataError, nearest
 
 SAMPLES = 5
@@ -28,40 +29,15 @@ SAMPLE_LENGTH = 500
 
 
 @dataclass
-class Tally:
-    """What one operator did: rows in and out, rows changed, seconds of one core."""
-
-    index: int
-    operator: str
-    kind: str
-    rows_in: int
-    rows_out: int
-    changed: int = 0
-    seconds: float = 0.0
-
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(
-            self.index,
-            self.operator,
-            self.kind,
-            self.rows_in + other.rows_in,
-            self.rows_out + other.rows_out,
-            self.changed + other.changed,
-            self.seconds + other.seconds,
-        )
-
-
-@dataclass
 class Outcome:
-    """What became of a table: rows that stay, rows that go (`records.DROPPED`), statistics, counts."""
+    """What became of a table: rows that stay, rows that go (`rows.DROPPED`), statistics, counts."""
 
     kept: pa.Table
     dropped: pa.Table
     stats: pa.Table
     """`row_id`, `pos` and one column per statistic for every row; null where the row was out before."""
-    tallies: list[Tally]
-    samples: list[dict[str, Any]]
-    """Changed rows: `index` and `operator` of the mapper, `row_id`, `before`, `after`."""
+    operators: list[OperatorStats]
+    samples: list[ChangedRow]
     keys: pa.Table
     """`row_id`, `pos` and, for each operator over the whole data set, its key and whether the row has one."""
 
@@ -76,7 +52,7 @@ class _State:
     texts: dict[str, Texts | None] = field(default_factory=dict)
     stats: dict[str, tuple[npt.NDArray[Any], Mask]] = field(default_factory=dict)
     dropped: list[pa.Table] = field(default_factory=list)
-    samples: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[ChangedRow] = field(default_factory=list)
 
     def text(self, key: str) -> Texts | None:
         if key not in self.texts:
@@ -98,27 +74,27 @@ def key_names(step: Step) -> tuple[str, str]:
     return f"key_{step.index}", f"present_{step.index}"
 
 
-def apply(steps: Sequence[Step], table: pa.Table, text_key: str, whole: Sequence[Step] = ()) -> Outcome:
+def apply(steps: Sequence[Step], table: pa.Table, text_key: str, dataset_ops: Sequence[Step] = ()) -> Outcome:
     """Run `steps` over `table`, which has `row_id` and `pos`; DataError names the row an operator fails on.
 
     `text_key` is the column whose text a dropped row is recorded with where the operator itself reads no text.
-    `whole` are the operators over the whole data set that come next: each row that stays gets their keys.
+    `dataset_ops` are the operators over the whole data set that come next: each row that stays gets their keys.
     """
     several = has_turns(table)
     if several is not None and not pc.all(several).as_py():
-        parts = [apply(steps, table.filter(mask), text_key, whole) for mask in (pc.invert(several), several)]
+        parts = [apply(steps, table.filter(mask), text_key, dataset_ops) for mask in (pc.invert(several), several)]
         return _joined(parts)
     state = _State(table, text_key, np.arange(table.num_rows))
-    tallies = [_timed(step, state) for step in steps]
-    found = [_timed_key(step, state) for step in whole]
+    operators = [_timed(step, state) for step in steps]
+    found = [_timed_key(step, state) for step in dataset_ops]
     kept = state.rows()
     for key, texts in state.texts.items():
         if texts is not None and key in kept.column_names:
             kept = write_texts(kept, key, texts)
     dropped = pa.concat_tables([DROPPED.empty_table(), *state.dropped]).sort_by("pos")
-    tallies += [tally for tally, _ in found]
-    keys = _keys_table(kept, state, whole, [key for _, key in found])
-    return Outcome(kept, dropped, _stats_table(state), tallies, state.samples, keys)
+    operators += [stats for stats, _ in found]
+    keys = _keys_table(kept, state, dataset_ops, [key for _, key in found])
+    return Outcome(kept, dropped, _stats_table(state), operators, state.samples, keys)
 
 
 @dataclass
@@ -145,30 +121,37 @@ def measure(steps: Sequence[Step], table: pa.Table) -> Measured:
         if len(state.alive) < table.num_rows:
             state.alive, state.texts = np.arange(table.num_rows), {}
         known = set(state.stats)
-        answer = verdict(_answer(step, state))
+        found = verdict(_output(step, state))
         _, present = _present(step, state)
-        _record(step, state, answer, present)
+        _record(step, state, found, present)
         names.append([name for name in state.stats if name not in known])
-        cuts[number] = int((~answer.keep & present).sum())
+        cuts[number] = int((~found.keep & present).sum())
     return Measured(_stats_table(state), names, cuts)
 
 
 def _joined(parts: list[Outcome]) -> Outcome:
     """The outcomes of two parts of a table as one."""
     first, second = parts
-    tallies = [a + b for a, b in zip(first.tallies, second.tallies, strict=True)]
+    operators = [a + b for a, b in zip(first.operators, second.operators, strict=True)]
     kept, dropped, stats, keys = (
         pa.concat_tables([getattr(first, name), getattr(second, name)]).sort_by("pos")
         for name in ("kept", "dropped", "stats", "keys")
     )
-    return Outcome(kept, dropped, stats, tallies, first.samples + second.samples, keys)
+    return Outcome(kept, dropped, stats, operators, first.samples + second.samples, keys)
 
 
-def _timed(step: Step, state: _State) -> Tally:
+def _timed(step: Step, state: _State) -> OperatorStats:
     began, rows_in = time.thread_time(), len(state.alive)
     changed = _run(step, state)
-    seconds = time.thread_time() - began
-    return Tally(step.index, step.operator.name, step.operator.kind, rows_in, len(state.alive), changed, seconds)
+    return OperatorStats(
+        index=step.index,
+        operator=step.operator.name,
+        kind=step.operator.kind,
+        rows_in=rows_in,
+        rows_out=len(state.alive),
+        changed=changed,
+        seconds=time.thread_time() - began,
+    )
 
 
 @dataclass
@@ -180,21 +163,27 @@ class _Key:
     present: Mask
 
 
-def _timed_key(step: Step, state: _State) -> tuple[Tally, _Key]:
-    """The keys of an operator over the whole data set; its tally counts only rows that go for want of a key."""
+def _timed_key(step: Step, state: _State) -> tuple[OperatorStats, _Key]:
+    """The keys of an operator over the whole data set; here it counts only rows that go for want of a key."""
     began, rows_in = time.thread_time(), len(state.alive)
-    present = _settle_missing(step, state)
-    values = _answer(step, state) if step.operator.kind == "deduplicator" else _argument(step, state)
+    present = _handle_missing(step, state)
+    values = _output(step, state) if step.operator.kind == "deduplicator" else _argument(step, state)
     if len(values) != len(present):  # rows it failed on were set aside
         present = np.ones(len(values), dtype=np.bool_)
-    tally = Tally(step.index, step.operator.name, step.operator.kind, rows_in - len(state.alive), 0)
-    tally.seconds = time.thread_time() - began
-    return tally, _Key(state.alive, values, present)
+    stats = OperatorStats(
+        index=step.index,
+        operator=step.operator.name,
+        kind=step.operator.kind,
+        rows_in=rows_in - len(state.alive),
+        rows_out=0,
+        seconds=time.thread_time() - began,
+    )
+    return stats, _Key(state.alive, values, present)
 
 
-def _keys_table(kept: pa.Table, state: _State, whole: Sequence[Step], found: list[_Key]) -> pa.Table:
+def _keys_table(kept: pa.Table, state: _State, dataset_ops: Sequence[Step], found: list[_Key]) -> pa.Table:
     columns = {"row_id": kept["row_id"], "pos": kept["pos"]}
-    for step, key in zip(whole, found, strict=True):
+    for step, key in zip(dataset_ops, found, strict=True):
         rows = np.searchsorted(key.alive, state.alive)
         name, present = key_names(step)
         columns |= {name: key.values.take(pa.array(rows)), present: pa.array(key.present[rows])}
@@ -203,13 +192,13 @@ def _keys_table(kept: pa.Table, state: _State, whole: Sequence[Step], found: lis
 
 def _run(step: Step, state: _State) -> int:
     """Run one step; returns how many rows a mapper changed."""
-    present = _settle_missing(step, state)
+    present = _handle_missing(step, state)
     if step.operator.kind == "mapper":
         return _map(step, state)
-    answer = verdict(_answer(step, state))
-    _record(step, state, answer, present)
-    dropped = np.flatnonzero(~answer.keep & present)
-    _drop(step, state, dropped, answer.reasons(dropped))
+    found = verdict(_output(step, state))
+    _record(step, state, found, present)
+    dropped = np.flatnonzero(~found.keep & present)
+    _drop(step, state, dropped, found.reasons(dropped))
     return 0
 
 
@@ -224,7 +213,7 @@ def _argument(step: Step, state: _State) -> Column | pa.Array:
     return texts.turns if step.operator.kind == "mapper" else texts.joined
 
 
-def _settle_missing(step: Step, state: _State) -> Mask:
+def _handle_missing(step: Step, state: _State) -> Mask:
     """Which rows have the column, after those without were dropped or refused as the recipe says."""
     exists, present = _present(step, state)
     if present.all() or step.if_missing == "keep":
@@ -253,8 +242,8 @@ def _present(step: Step, state: _State) -> tuple[bool, Mask]:
     return True, pc.is_valid(values.take(pa.array(state.alive))).to_numpy(zero_copy_only=False)
 
 
-def _answer(step: Step, state: _State) -> Any:
-    """The operator's answer; where it fails, the row is named, or set aside if the recipe says so."""
+def _output(step: Step, state: _State) -> Any:
+    """What the operator returns; where it fails, the row is named, or set aside if the recipe says so."""
     argument = _argument(step, state)
     try:
         return step.run(argument)
@@ -264,13 +253,15 @@ def _answer(step: Step, state: _State) -> Any:
         array = argument.array if isinstance(argument, Column) else argument
         failures = _failures(step, array, 0, len(array), isinstance(argument, Column))
         if not failures:
-            raise DataError(f"{step.key}: {_told(error)}, on {len(array)} rows together but on none alone") from error
+            raise DataError(
+                f"{step.key}: {_message(error)}, on {len(array)} rows together but on none alone"
+            ) from error
         texts = state.text(step.text_key) if step.operator.kind == "mapper" else None
         rows = {texts.row_of_turn(i) if texts else i: failure for i, failure in failures.items()}
         if step.if_error == "stop":
             row, failure = min(rows.items(), key=lambda item: item[0])
-            raise DataError(f"{step.key}: {state.name(row)} fails with {_told(failure)}") from failure
-        _drop(step, state, np.array(sorted(rows)), [f"error {_told(rows[row])}" for row in sorted(rows)])
+            raise DataError(f"{step.key}: {state.name(row)} fails with {_message(failure)}") from failure
+        _drop(step, state, np.array(sorted(rows)), [f"error {_message(rows[row])}" for row in sorted(rows)])
         return step.run(_argument(step, state))
 
 
@@ -287,12 +278,12 @@ def _failures(step: Step, array: pa.Array, low: int, high: int, text: bool) -> d
     return {}
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
 def _map(step: Step, state: _State) -> int:
-    array = _answer(step, state)
+    array = _output(step, state)
     before = state.text(step.text_key)
     if before is None or array is before.turns.array:
         return 0
@@ -302,15 +293,15 @@ def _map(step: Step, state: _State) -> int:
     for row in changed[:SAMPLES]:
         old, new = (texts.joined.array[int(row)].as_py()[:SAMPLE_LENGTH] for texts in (before, after))
         row_id = state.table["row_id"][int(state.alive[row])].as_py()
-        sample = {"index": step.index, "operator": step.operator.name, "row_id": row_id, "before": old, "after": new}
+        sample = ChangedRow(index=step.index, operator=step.operator.name, row_id=row_id, before=old, after=new)
         state.samples.append(sample)
     return len(changed)
 
 
-def _record(step: Step, state: _State, answer: Verdict, present: Mask) -> None:
+def _record(step: Step, state: _State, found: Verdict, present: Mask) -> None:
     """Keep the statistics of the rows that were looked at."""
     rows = state.alive[present]
-    for name, values in answer.stats.items():
+    for name, values in found.stats.items():
         unique = name if name not in state.stats else f"{name}.{step.index}"
         full = np.zeros(state.table.num_rows, dtype=values.dtype)
         full[rows] = values[present]

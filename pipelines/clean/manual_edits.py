@@ -1,13 +1,14 @@
-"""Hand cleaning: kept and dropped rows with their statistics as one file for people, and what they changed in it.
+"""Manual edits: kept and dropped rows with their statistics as one file for people, and what they changed in it.
 
 A line has `row_id`, `pos`, `kept`, for a dropped row `operator` and `reason`, the statistics, and the row's columns.
-A person changes texts, sets `kept` to false or true, and names the file as `clean.edited`; pipelines.sources.manual_edits reads it.
+A person changes texts, sets `kept` to false or true, and names the file as `clean.edited`;
+pipelines/sources/manual_edits.py reads it.
 """
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,35 +18,40 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.artifacts.files import created, require_new
+from pipelines.artifacts.reports.clean import CleanReport, EditCounts
+from pipelines.artifacts.reports.rows import RowsReport
 from pipelines.artifacts.rows import DROPPED, RowDigest
 from pipelines.artifacts.shards import Attempt, Shard, Work, read_tables
+from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.clean.column import Mask
-from pipelines.clean.passes import row_batches, shard_writer
+from pipelines.clean.passes import PassResult, row_batches, shard_writer
 from pipelines.errors import DataError, InputError
-from pipelines.export import created, require_new
 from pipelines.sources.manual_edits import Line, cell_of, with_edits
 
-BY_HAND = "edited_by_hand"
+DROPPED_BY = "edited_by_hand"
 """The operator that dropped rows are recorded with."""
 _FIXED = ("row_id", "pos", "kept", "operator", "reason")
 
 
-def export_rows(place: Place, path: Path) -> int:
+def export_rows(cleaned: Output[CleanReport], source: Output[RowsReport], path: Path) -> int:
     """Write the rows of a finished clean stage to a .jsonl or .csv file, the kept ones first; returns how many.
 
-    The file appears when it is whole; InputError where there is one already.
+    `source` has the rows that were cleaned, from which the dropped ones are written. The file appears when it is
+    whole; InputError where there is one already.
     """
     require_exportable(path)
-    (source,) = place.inputs.values()
-    names, statistics = _statistics(place)
-    dropped = _dropped(place)
-    own = _columns(place)
+    workspace = cleaned.folder.workspace
+    names, statistics = _statistics(cleaned)
+    dropped = _dropped(cleaned)
+    kept_paths, source_paths = (output.paths(output.report.outputs.rows) for output in (cleaned, source))
+    own = _columns(workspace, kept_paths)
     header = [*_FIXED, *(name for name in names if name not in own), *own]
     count = 0
     with _writer(path, header) as write:
-        for kept, paths in ((True, place.outputs("rows")), (False, source.outputs("rows"))):
-            for table in read_tables(place.workspace, paths):
+        for kept, paths in ((True, kept_paths), (False, source_paths)):
+            for table in read_tables(workspace, paths):
                 for row in table.to_pylist():
                     if kept or row["row_id"] in dropped:
                         why = {} if kept else dropped[row["row_id"]]
@@ -54,15 +60,14 @@ def export_rows(place: Place, path: Path) -> int:
     return count
 
 
-def _columns(place: Place) -> list[str]:
-    with place.workspace.parquet_file(place.outputs("rows")[0]) as file:
+def _columns(workspace: Workspace, paths: Sequence[str]) -> list[str]:
+    with workspace.parquet_file(paths[0]) as file:
         return [name for name in file.schema_arrow.names if name not in _FIXED]
 
 
-def _statistics(place: Place) -> tuple[list[str], Callable[[str], Line]]:
+def _statistics(cleaned: Output[CleanReport]) -> tuple[list[str], Callable[[str], Line]]:
     """The names of all statistics, and a function that gives those of a row, whichever pass they come from."""
-    paths = [place.path(name) for name in place.report()["statistics"]]
-    tables = [*read_tables(place.workspace, paths)]
+    tables = [*read_tables(cleaned.folder.workspace, cleaned.paths(cleaned.report.statistics))]
     if not tables:
         return [], lambda row_id: {}
     table = pa.concat_tables(tables, promote_options="default").drop_columns(["pos"])
@@ -82,9 +87,10 @@ def _statistics(place: Place) -> tuple[list[str], Callable[[str], Line]]:
     return [*columns], of_row
 
 
-def _dropped(place: Place) -> dict[str, Line]:
+def _dropped(cleaned: Output[CleanReport]) -> dict[str, Line]:
     found: dict[str, Line] = {}
-    for table in read_tables(place.workspace, place.outputs("dropped"), ["row_id", "operator", "reason"]):
+    paths = cleaned.paths(cleaned.report.outputs.dropped)
+    for table in read_tables(cleaned.folder.workspace, paths, ["row_id", "operator", "reason"]):
         found |= {row.pop("row_id"): row for row in table.to_pylist()}
     return found
 
@@ -147,15 +153,17 @@ def _as_dropped(gone: pa.Table, text_key: str) -> pa.Table:
     count = gone.num_rows
     texts = gone[text_key].cast(pa.string()) if text_key in gone.column_names else pa.nulls(count, pa.string())
     stats = pa.nulls(count, DROPPED.field("stats").type)
-    told = [pa.array([value] * count, pa.string()) for value in ("clean", BY_HAND, "kept is false in the edited file")]
-    return pa.table([gone["row_id"], gone["pos"], *told, stats, texts], schema=DROPPED)
+    recorded = [
+        pa.array([value] * count, pa.string()) for value in ("clean", DROPPED_BY, "kept is false in the edited file")
+    ]
+    return pa.table([gone["row_id"], gone["pos"], *recorded, stats, texts], schema=DROPPED)
 
 
 def edit_work(workspace: Workspace, edits: dict[str, Line], text_key: str) -> Work:
     """Carry a person's changes out on one shard of cleaned rows, and put rows back among them."""
 
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
-        digest, counts = RowDigest(), dict.fromkeys(("changed", "dropped", "restored", "untouched"), 0)
+        digest, counts = RowDigest(), EditCounts()
         with ExitStack() as stack:
             write = shard_writer(attempt, stack)
             for table in _merged(workspace, shard):
@@ -164,11 +172,14 @@ def edit_work(workspace: Workspace, edits: dict[str, Line], text_key: str) -> Wo
                 write("rows", edited.rows)
                 write("dropped", edited.dropped)
                 digest.update(edited.rows)
-                counts["changed"] += edited.changed
-                counts["dropped"] += edited.dropped.num_rows
-                counts["restored"] += int(back.sum())
-                counts["untouched"] += edited.untouched
-        return {"rows": digest.rows, "digest": digest.hexdigest(), "by_hand": counts}
+                counts += EditCounts(
+                    changed=edited.changed,
+                    dropped=edited.dropped.num_rows,
+                    restored=int(back.sum()),
+                    untouched=edited.untouched,
+                )
+        result = PassResult(rows=digest.rows, digest=digest.hexdigest(), manual_edits=counts)
+        return result.model_dump(mode="json")
 
     return work
 
@@ -183,12 +194,13 @@ def _merged(workspace: Workspace, shard: Shard) -> Iterator[pa.Table]:
     yield pa.concat_tables([table.cast(whole[0].schema) for table in whole]).sort_by("pos")
 
 
-def edit_shards(place: Place, paths: list[str], edits: dict[str, Line], *, at_the_end: bool) -> list[Shard]:
+def edit_shards(
+    place: Place, paths: Sequence[str], source_paths: Sequence[str], edits: dict[str, Line], *, at_the_end: bool
+) -> list[Shard]:
     """The shards of cleaned rows with what is put back into each: rows of the stage before, at their `pos`.
 
     Where cleaning gave rows a new order they come `at_the_end`. DataError for a row that is kept and not known.
     """
-    (source,) = place.inputs.values()
     begins, kept = [], set[str]()
     last = -1
     for path in paths:
@@ -197,7 +209,7 @@ def edit_shards(place: Place, paths: list[str], edits: dict[str, Line], *, at_th
         begins.append(int(positions.min()) if len(positions) else last + 1)
         last = int(positions.max()) if len(positions) else last
         kept.update(known["row_id"].to_pylist())
-    back = restored_rows(read_tables(place.workspace, source.outputs("rows")), kept, edits)
+    back = restored_rows(read_tables(place.workspace, source_paths), kept, edits)
     if back is not None and at_the_end:
         column = pa.array(last + 1 + np.arange(back.num_rows))
         back = back.set_column(back.column_names.index("pos"), back.schema.field("pos"), column)

@@ -2,20 +2,21 @@
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ConfigDict, Field
 
-from pipelines.artifacts.rows import DROPPED, RowDigest
-from pipelines.artifacts.shards import Attempt, Shard, Work, read_tables
+from pipelines.artifacts.reports.clean import ChangedRow, EditCounts, OperatorStats
+from pipelines.artifacts.rows import DROPPED, RowDigest, field_of
+from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables
+from pipelines.artifacts.stage import Record
 from pipelines.artifacts.workspace import Workspace
-from pipelines.clean.dataset_ops import settle
-from pipelines.clean.fused import SAMPLES, Tally, apply
+from pipelines.clean.dataset_ops import apply_decisions
+from pipelines.clean.fused import SAMPLES, apply
 from pipelines.clean.plan import Phase
-from pipelines.clean.texts import field_of
 
 BATCH_BYTES = 8 << 20
 """Rows are worked on in batches of about this size."""
@@ -25,23 +26,44 @@ SORTED_ROWS = 1 << 16
 Write = Callable[[str, pa.Table], None]
 
 
+class PassResult(Record):
+    """What a pass counted on one shard, as its commit keeps it."""
+
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
+
+    rows_in: int = 0
+    rows: int = 0
+    digest: str | None = None
+    """Of the rows kept, where they are the stage's output."""
+    operators: list[OperatorStats] = Field(
+        default_factory=list, validation_alias="tallies", serialization_alias="tallies"
+    )
+    samples: list[ChangedRow] = Field(default_factory=list)
+    manual_edits: EditCounts = Field(EditCounts(), validation_alias="by_hand", serialization_alias="by_hand")
+
+
+def result_of(commit: Commit) -> PassResult:
+    """What was counted on a finished shard."""
+    return PassResult.model_validate(commit["result"])
+
+
 def rows_work(workspace: Workspace, phase: Phase, text_key: str, final: bool) -> Work:
     """Carry out the decisions before a phase, and run its operators; the final pass also digests the rows it keeps."""
 
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
-        counted = _Counted(digested=final)
+        totals = _Totals(digested=final)
         with ExitStack() as stack:
             write = shard_writer(attempt, stack)
-            for table, gone in _settled(workspace, shard, text_key):
-                outcome = apply(phase.rows, table, text_key, phase.whole)
+            for table, gone in _decided_batches(workspace, shard, text_key):
+                outcome = apply(phase.row_ops, table, text_key, phase.dataset_ops)
                 write("rows", outcome.kept)
                 write("dropped", pa.concat_tables([gone, outcome.dropped]).sort_by("pos"))
-                if phase.rows:
+                if phase.row_ops:
                     write("stats", outcome.stats)
-                if phase.whole:
+                if phase.dataset_ops:
                     write("keys", outcome.keys)
-                counted.add(table.num_rows + gone.num_rows, outcome.kept, outcome.tallies, outcome.samples)
-        return counted.result()
+                totals.add(table.num_rows + gone.num_rows, outcome.kept, outcome.operators, outcome.samples)
+        return totals.result()
 
     return work
 
@@ -49,17 +71,17 @@ def rows_work(workspace: Workspace, phase: Phase, text_key: str, final: bool) ->
 def keys_work(workspace: Workspace, phase: Phase, text_key: str) -> Work:
     """Only the keys of a phase without operators over single rows, from the columns they are made of; the rows stay
     where they are."""
-    needed = {"row_id", "pos", "messages", *(step.column.split(".")[0] for step in phase.whole)}
+    needed = {"row_id", "pos", "messages", *(step.column.split(".")[0] for step in phase.dataset_ops)}
 
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
-        counted = _Counted(digested=False)
+        totals = _Totals(digested=False)
         with ExitStack() as stack:
             write = shard_writer(attempt, stack)
             for table in row_batches(workspace, shard["path"], needed):
-                outcome = apply((), table, text_key, phase.whole)
+                outcome = apply((), table, text_key, phase.dataset_ops)
                 write("keys", outcome.keys)
-                counted.add(table.num_rows, outcome.kept, outcome.tallies, [])
-        return counted.result()
+                totals.add(table.num_rows, outcome.kept, outcome.operators, [])
+        return totals.result()
 
     return work
 
@@ -70,15 +92,25 @@ def bucket_work(workspace: Workspace, text_key: str) -> Work:
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         with ExitStack() as stack:
             write = shard_writer(attempt, stack)
-            for table, gone in _settled(workspace, shard, text_key):
+            for table, gone in _decided_batches(workspace, shard, text_key):
                 write("dropped", gone)
                 bucket = table["pos"].to_numpy() // SORTED_ROWS
-                write("bucket-000000", table.slice(0, 0))  # so that there is a file where no row is left
+                write(_bucket_name(0), table.slice(0, 0))  # so that there is a file where no row is left
                 for number in np.unique(bucket):
-                    write(f"bucket-{number:06d}", table.filter(pa.array(bucket == number)))
-        return {}
+                    write(_bucket_name(number), table.filter(pa.array(bucket == number)))
+        return PassResult().model_dump(mode="json")
 
     return work
+
+
+def _bucket_name(number: int) -> str:
+    return f"bucket-{number:06d}"
+
+
+def bucket_number(kind: str) -> int | None:
+    """The number of the bucket that files of this kind belong to; None where they belong to none."""
+    prefix, _, number = kind.partition("-")
+    return int(number) if prefix == "bucket" else None
 
 
 def sort_work(workspace: Workspace, text_key: str) -> Work:
@@ -89,44 +121,48 @@ def sort_work(workspace: Workspace, text_key: str) -> Work:
         with ExitStack() as stack:
             write = shard_writer(attempt, stack)
             for part in shard["parts"]:
-                for kept, gone in _settled(workspace, part, text_key):
+                for kept, gone in _decided_batches(workspace, part, text_key):
                     write("dropped", gone)
                     tables.append(kept)
             table = pa.concat_tables(tables).sort_by("pos")
             write("rows", table)
-        counted = _Counted(digested=True)
-        counted.add(table.num_rows, table, [], [])
-        return counted.result()
+        totals = _Totals(digested=True)
+        totals.add(table.num_rows, table, [], [])
+        return totals.result()
 
     return work
 
 
-class _Counted:
+class _Totals:
     """What one attempt at a shard has counted so far."""
 
     def __init__(self, digested: bool) -> None:
         self.rows_in = self.rows = 0
         self.digest = RowDigest() if digested else None
-        self.tallies: list[Tally] = []
-        self.samples: dict[int, list[dict[str, Any]]] = {}
+        self.operators: list[OperatorStats] = []
+        self.samples: dict[int, list[ChangedRow]] = {}
 
-    def add(self, rows_in: int, kept: pa.Table, tallies: list[Tally], samples: list[dict[str, Any]]) -> None:
+    def add(self, rows_in: int, kept: pa.Table, operators: list[OperatorStats], samples: list[ChangedRow]) -> None:
         self.rows_in += rows_in
         self.rows += kept.num_rows
         if self.digest:
             self.digest.update(kept)
-        self.tallies = [a + b for a, b in zip(self.tallies, tallies, strict=True)] if self.tallies else tallies
+        if self.operators:
+            self.operators = [a + b for a, b in zip(self.operators, operators, strict=True)]
+        else:
+            self.operators = operators
         for sample in samples:
-            self.samples.setdefault(sample["index"], []).append(sample)
+            self.samples.setdefault(sample.index, []).append(sample)
 
     def result(self) -> dict[str, Any]:
-        return {
-            "rows_in": self.rows_in,
-            "rows": self.rows,
-            "digest": self.digest.hexdigest() if self.digest else None,
-            "tallies": [asdict(tally) for tally in self.tallies],
-            "samples": [sample for samples in self.samples.values() for sample in samples[:SAMPLES]],
-        }
+        result = PassResult(
+            rows_in=self.rows_in,
+            rows=self.rows,
+            digest=self.digest.hexdigest() if self.digest else None,
+            operators=self.operators,
+            samples=[sample for samples in self.samples.values() for sample in samples[:SAMPLES]],
+        )
+        return result.model_dump(mode="json")
 
 
 def shard_writer(attempt: Attempt, stack: ExitStack) -> Write:
@@ -141,7 +177,7 @@ def shard_writer(attempt: Attempt, stack: ExitStack) -> Write:
     return write
 
 
-def _settled(workspace: Workspace, shard: Shard, text_key: str) -> Iterator[tuple[pa.Table, pa.Table]]:
+def _decided_batches(workspace: Workspace, shard: Shard, text_key: str) -> Iterator[tuple[pa.Table, pa.Table]]:
     """The shard's rows in batches, after the decisions on them: those that stay, and those that go."""
     if "decisions" not in shard:
         for table in row_batches(workspace, shard["path"]):
@@ -149,7 +185,7 @@ def _settled(workspace: Workspace, shard: Shard, text_key: str) -> Iterator[tupl
         return
     decisions = pa.concat_tables(read_tables(workspace, [shard["decisions"]]))
     for table in row_batches(workspace, shard["path"]):
-        yield settle(table, decisions, field_of(table, text_key))
+        yield apply_decisions(table, decisions, field_of(table, text_key))
 
 
 def row_batches(workspace: Workspace, path: str, needed: Collection[str] | None = None) -> Iterator[pa.Table]:

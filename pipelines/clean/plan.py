@@ -23,7 +23,7 @@ FILLED_IN = ("dialect", "assets", "interval")
 EXTRAS: dict[str, Any] = {"text_key": str, "if_missing": Literal["keep", "drop"], "if_error": Literal["stop", "drop"]}
 """What every operator takes besides its own parameters."""
 
-IGNORED = frozenset(
+RUN_ONLY_ARGUMENTS = frozenset(
     {
         "accelerator",
         "adaptive_batching",
@@ -56,7 +56,7 @@ IGNORED = frozenset(
         "work_dir",
     }
 )
-"""What data-juicer's operators take that says how to run and not what to do."""
+"""Arguments of data-juicer's operators that say how to run and not what to do; they are accepted and change nothing."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Step:
 class Phase:
     """Operators over single rows, run fused over a shard, then operators over the whole data set."""
 
-    rows: tuple[Step, ...]
-    whole: tuple[Step, ...]
+    row_ops: tuple[Step, ...]
+    dataset_ops: tuple[Step, ...]
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ class Plan:
     @property
     def steps(self) -> list[Step]:
         """All operators in the recipe's order."""
-        return [step for phase in self.phases for step in (*phase.rows, *phase.whole)]
+        return [step for phase in self.phases for step in (*phase.row_ops, *phase.dataset_ops)]
 
     def describe(self) -> list[str]:
         """The plan for people, a line for each pass over the data and each operator."""
         lines = []
         for number, phase in enumerate(self.phases, start=1):
-            lines.append(f"pass {number} over the rows, shard by shard: {_names(phase.rows) or 'nothing'}")
-            lines += [f"  then over all rows: {_names([step])}" for step in phase.whole]
+            lines.append(f"pass {number} over the rows, shard by shard: {_names(phase.row_ops) or 'nothing'}")
+            lines += [f"  then over all rows: {_names([step])}" for step in phase.dataset_ops]
         return lines
 
 
@@ -157,17 +157,17 @@ def build_plan(
 
 
 def _phases(steps: list[Step]) -> Iterator[Phase]:
-    rows: list[Step] = []
-    whole: list[Step] = []
+    row_ops: list[Step] = []
+    dataset_ops: list[Step] = []
     for step in steps:
         if step.operator.kind in ("filter", "mapper"):
-            if whole:
-                yield Phase(tuple(rows), tuple(whole))
-                rows, whole = [], []
-            rows.append(step)
+            if dataset_ops:
+                yield Phase(tuple(row_ops), tuple(dataset_ops))
+                row_ops, dataset_ops = [], []
+            row_ops.append(step)
         else:
-            whole.append(step)
-    yield Phase(tuple(rows), tuple(whole))
+            dataset_ops.append(step)
+    yield Phase(tuple(row_ops), tuple(dataset_ops))
 
 
 def _parsed(item: Any) -> tuple[str, Mapping[str, Any]] | None:
@@ -221,7 +221,7 @@ def _check_item(
 def _check_arguments(operator: Operator, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     accepted = _accepted(operator)
     for key, value in given.items():
-        if key in IGNORED:
+        if key in RUN_ONLY_ARGUMENTS:
             continue
         if key not in accepted:
             yield str(key), f"unknown parameter of {operator.name}; {nearest(str(key), accepted)}"
@@ -235,8 +235,8 @@ def _type_problem(annotation: Any, value: Any) -> str | None:
     try:
         TypeAdapter(annotation).validate_python(value, strict=True)
     except ValidationError as error:
-        told = dict.fromkeys(detail["msg"].removeprefix("Value error, ") for detail in error.errors())
-        text = " or ".join(re.sub("^Input", "it", message) for message in told)
+        messages = dict.fromkeys(detail["msg"].removeprefix("Value error, ") for detail in error.errors())
+        text = " or ".join(re.sub("^Input", "it", message) for message in messages)
         return f"{text[0].lower()}{text[1:]}, not {value!r}"
     return None
 

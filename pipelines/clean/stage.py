@@ -10,80 +10,114 @@ edited      only where a person has edited the rows: carries that out, last
 """
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from typing import Any
+from itertools import chain, pairwise
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.artifacts.reports.clean import ChangedRow, CleanReport, EditCounts, OperatorStats
+from pipelines.artifacts.reports.rows import RowFiles, RowsReport
 from pipelines.artifacts.rows import RowDigest
 from pipelines.artifacts.shards import Commit, Shard, Work, read_tables, run_shards
+from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place, to_json
 from pipelines.clean.assets import checksum
 from pipelines.clean.dataset_ops import decide
-from pipelines.clean.fused import SAMPLES, Tally
+from pipelines.clean.fused import SAMPLES
 from pipelines.clean.manual_edits import edit_shards, edit_work
-from pipelines.clean.passes import SORTED_ROWS, bucket_work, keys_work, rows_work, sort_work
-from pipelines.clean.plan import Phase, Plan, build_plan
-from pipelines.errors import InputError
+from pipelines.clean.passes import (
+    SORTED_ROWS,
+    PassResult,
+    bucket_number,
+    bucket_work,
+    keys_work,
+    result_of,
+    rows_work,
+    sort_work,
+)
+from pipelines.clean.plan import Phase, Plan, build_plan, check_process
+from pipelines.errors import InputError, Problem
 from pipelines.recipe.clean import Clean
-from pipelines.recipe.schema import Recipe
-from pipelines.similarity.hamming import Indices, Signatures, forest, units
+from pipelines.similarity.on_ray import find_near
 from pipelines.sources.manual_edits import read_edited
 
-VERSION = 3
-ALONE = 2_000_000
-"""Signatures up to which near-duplicates are found in this process: it takes less time than to start workers."""
+
+@dataclass(frozen=True)
+class CleanInputs(Inputs):
+    """What is cleaned."""
+
+    rows: Output[RowsReport]
 
 
-def determinants(recipe: Recipe) -> dict[str, Any]:
-    """The section without what only changes speed, the operators' versions, and the content of their models and of a
-    person's own operators."""
-    assert recipe.clean
-    steps = plan_of(recipe.clean).steps
-    edited = recipe.clean.edited
-    if edited and not os.path.isfile(edited):
-        raise InputError(f"clean.edited {edited}: no such file")
-    return {
-        "section": recipe.clean.model_dump(exclude={"concurrency", "assets", "custom_operators", "edited"}),
-        **({"edited": checksum(edited)} if edited else {}),
-        "custom_operators": [checksum(path) for path in recipe.clean.custom_operators],
-        "versions": [[step.operator.name, step.operator.version] for step in steps],
-        "models": [[checksum(path) for path in step.filled_in.get("assets", {}).values()] for step in steps],
-    }
+@dataclass(frozen=True)
+class CleanStage(Stage[CleanInputs, CleanReport]):
+    """The operators of the recipe's section `clean`."""
+
+    section: Clean
+
+    name: ClassVar[str] = "clean"
+    version: ClassVar[int] = 3
+
+    @property
+    def reports(self) -> type[CleanReport]:
+        """The class of its report."""
+        return CleanReport
+
+    def fingerprint_inputs(self) -> Mapping[str, Any]:
+        """The section without what only changes speed, the operators' versions, and the content of their models and of
+        a person's own operators."""
+        section = self.section
+        steps = plan_of(section).steps
+        inputs: dict[str, Any] = {
+            "section": section.model_dump(exclude={"concurrency", "assets", "custom_operators", "edited"}),
+            "custom_operators": [checksum(path) for path in section.custom_operators],
+            "versions": [[step.operator.name, step.operator.version] for step in steps],
+            "models": [[checksum(path) for path in step.filled_in.get("assets", {}).values()] for step in steps],
+        }
+        if section.edited:
+            if not os.path.isfile(section.edited):
+                raise InputError(f"clean.edited {section.edited}: no such file")
+            inputs["edited"] = checksum(section.edited)
+        return inputs
+
+    def run(self, place: Place, inputs: CleanInputs) -> CleanReport:
+        """Clean the rows; the report counts those into and out of every operator."""
+        return clean(self.section, place, inputs.rows.paths(inputs.rows.report.outputs.rows))
 
 
-def clean(recipe: Recipe, place: Place) -> dict[str, Any]:
-    """Clean the rows of the stage before; the report counts the rows into and out of every operator."""
-    section = recipe.clean
-    assert section
+def check_clean(section: Clean) -> list[Problem]:
+    """What is wrong with the operators and their parameters, packages and model files."""
+    return check_process(section.process, section.dialect, section.assets, section.custom_operators)
+
+
+def clean(section: Clean, place: Place, source_paths: Sequence[str]) -> CleanReport:
+    """Clean the rows of Parquet files, pass by pass."""
     plan = plan_of(section)
-    (source,) = place.inputs.values()
     passes: list[list[Commit]] = []
 
     def run(name: str, shards: Callable[[], Sequence[Shard]], work: Work) -> list[Commit]:
         passes.append(run_shards(place, name, shards, work, concurrency=section.concurrency, title=f"clean {name}"))
         return passes[-1]
 
-    paths = source.outputs("rows")
+    paths = source_paths
     shards = partial(_shards, paths)
     phases = _closed(plan)
     for number, phase in enumerate(phases):
-        final = phase is phases[-1] and not phase.whole
+        final = phase is phases[-1] and not phase.dataset_ops
         if number == 0 and _only_keys(phase):
             commits = run("rows-0", shards, keys_work(place.workspace, phase, plan.text_key))
         else:
             commits = run(f"rows-{number}", shards, rows_work(place.workspace, phase, plan.text_key, final))
             paths = _paths([commits], "rows")
-        if phase.whole:
+        if phase.dataset_ops:
             shards = partial(_decided, place, number, plan, phase, commits, paths)
         if _reorders(plan, phase):
-            if sum(commit["result"]["rows"] for commit in commits) > SORTED_ROWS:
+            if sum(result_of(commit).rows for commit in commits) > SORTED_ROWS:
                 buckets = run(f"buckets-{number}", shards, bucket_work(place.workspace, plan.text_key))
                 shards = partial(_bucket_shards, buckets)
             else:
@@ -93,7 +127,8 @@ def clean(recipe: Recipe, place: Place) -> dict[str, Any]:
     if section.edited:
         edits = read_edited("clean.edited", section.edited, needs_kept=True)
         reordered = any(_reorders(plan, phase) for phase in plan.phases)
-        shards = partial(edit_shards, place, _paths(passes[-1:], "rows"), edits, at_the_end=reordered)
+        cleaned = _paths(passes[-1:], "rows")
+        shards = partial(edit_shards, place, cleaned, source_paths, edits, at_the_end=reordered)
         run("edited", shards, edit_work(place.workspace, edits, plan.text_key))
     return _report(place, plan, passes)
 
@@ -104,33 +139,35 @@ def plan_of(section: Clean) -> Plan:
 
 
 def _reorders(plan: Plan, phase: Phase) -> bool:
-    return plan.dialect == "data_juicer" and any(step.operator.kind == "selector" for step in phase.whole)
+    return plan.dialect == "data_juicer" and any(step.operator.kind == "selector" for step in phase.dataset_ops)
 
 
 def _only_keys(phase: Phase) -> bool:
     """Whether the phase itself neither changes nor drops a row."""
-    return not phase.rows and not any("drop" in (step.if_missing, step.if_error) for step in phase.whole)
+    return not phase.row_ops and not any("drop" in (step.if_missing, step.if_error) for step in phase.dataset_ops)
 
 
 def _closed(plan: Plan) -> list[Phase]:
     """The phases, and an empty one where the last decisions are still to be carried out."""
     last = plan.phases[-1]
-    return [*plan.phases, Phase((), ())] if last.whole and not _reorders(plan, last) else list(plan.phases)
+    if last.dataset_ops and not _reorders(plan, last):
+        return [*plan.phases, Phase((), ())]
+    return list(plan.phases)
 
 
-def _shards(paths: list[str]) -> list[Shard]:
+def _shards(paths: Sequence[str]) -> list[Shard]:
     return [{"index": index, "path": path} for index, path in enumerate(paths)]
 
 
 def _bucket_shards(commits: list[Commit]) -> list[Shard]:
     """One shard for each range of new positions, with the files that hold rows of it."""
-    files: dict[str, list[str]] = {}
+    parts: dict[int, list[Shard]] = {}
     for commit in commits:
         for kind, path in commit["files"].items():
-            if kind.startswith("bucket-"):
-                files.setdefault(kind, []).append(path)
-    parts = [[{"path": path} for path in files[kind]] for kind in sorted(files)]
-    return [{"index": index, "parts": given} for index, given in enumerate(parts)]
+            number = bucket_number(kind)
+            if number is not None:
+                parts.setdefault(number, []).append({"path": path})
+    return [{"index": index, "parts": parts[number]} for index, number in enumerate(sorted(parts))]
 
 
 def _one_shard(decided: Callable[[], Sequence[Shard]]) -> list[Shard]:
@@ -139,7 +176,7 @@ def _one_shard(decided: Callable[[], Sequence[Shard]]) -> list[Shard]:
 
 
 def _decided(
-    place: Place, number: int, plan: Plan, phase: Phase, commits: list[Commit], paths: list[str]
+    place: Place, number: int, plan: Plan, phase: Phase, commits: list[Commit], paths: Sequence[str]
 ) -> list[Shard]:
     """Decide over the whole data set, and leave each shard its part; returns the shards of the next pass.
 
@@ -149,7 +186,7 @@ def _decided(
     keys = pa.concat_tables(tables)
     shard = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
     order = np.argsort(keys["pos"].to_numpy(), kind="stable")
-    decisions = decide(phase.whole, keys.take(pa.array(order)), _reorders(plan, phase), find_near)
+    decisions = decide(phase.dataset_ops, keys.take(pa.array(order)), _reorders(plan, phase), find_near)
     owner = shard[order][decisions.listed]
     rows = decisions.rows.take(pa.array(np.argsort(owner, kind="stable")))
     ends = np.cumsum(np.bincount(owner, minlength=len(commits))).tolist()
@@ -159,13 +196,18 @@ def _decided(
         _write_table(place, path, rows.slice(begin, end - begin))
         shards.append({"index": index, "path": paths[index], "decisions": path})
     _write_table(place, _decided_path(place, number, "clusters.parquet"), decisions.clusters)
-    tallies = [asdict(tally) for tally in decisions.tallies]
-    place.workspace.write(_decided_path(place, number, "tallies.json"), to_json(tallies))
+    stats = [entry.model_dump(mode="json") for entry in decisions.stats]
+    place.workspace.write(_stats_path(place, number), to_json(stats))
     return shards
 
 
 def _decided_path(place: Place, number: int, name: str) -> str:
     return place.path(f"decided-{number}", name)
+
+
+def _stats_path(place: Place, number: int) -> str:
+    """Where the counts of a phase's operators over the whole data set lie."""
+    return _decided_path(place, number, "tallies.json")  # as older versions wrote it, whose killed runs are continued
 
 
 def _write_table(place: Place, path: str, table: pa.Table) -> None:
@@ -174,79 +216,64 @@ def _write_table(place: Place, path: str, table: pa.Table) -> None:
     place.workspace.write(path, sink.getvalue().to_pybytes())
 
 
-def find_near(signatures: Signatures, hamming_distance: int) -> Iterator[tuple[Indices, Indices]]:
-    """The forests of near signatures, from as many Ray tasks as there are CPUs; few are found right here."""
-    import ray
-
-    work = units(len(signatures), hamming_distance)
-    if len(signatures) <= ALONE or not ray.is_initialized():
-        yield forest(signatures, work, hamming_distance)
-        return
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    workers = min(len(work), max(1, int(resources.get("CPU", 1))))
-    shared = ray.put(signatures)
-    task = ray.remote(num_cpus=1)(forest)
-    pending = [task.remote(shared, work[part::workers], hamming_distance) for part in range(workers)]
-    while pending:
-        ready, pending = ray.wait(pending)
-        yield from ray.get(ready)
-
-
-def _report(place: Place, plan: Plan, passes: list[list[Commit]]) -> dict[str, Any]:
-    digest = RowDigest()
-    for commit in passes[-1]:
-        digest.add(commit["result"]["digest"], commit["result"]["rows"])
-    tallies = _tallies(place, plan, passes)
-    rows_in = sum(commit["result"]["rows_in"] for commit in passes[0])
-    by_hand = _by_hand(passes)
-    told = "; by hand: " + ", ".join(f"{by_hand[what]} {what}" for what in sorted(by_hand)) if by_hand else ""
-    return {
-        "summary": f"{digest.rows} of {rows_in} rows stay{told}",
-        "by_hand": by_hand,
-        "digest": digest.hexdigest(),
-        "rows": digest.rows,
-        "rows_in": rows_in,
-        "dialect": plan.dialect,
-        "operators": [asdict(tally) for tally in tallies],
-        "samples": _samples(passes),
-        "outputs": {"rows": _files(place, passes[-1:], "rows"), "dropped": _files(place, passes, "dropped")},
-        "statistics": _files(place, passes, "stats"),
-        "clusters": place.relative(
-            _decided_path(place, number, "clusters.parquet") for number, phase in enumerate(plan.phases) if phase.whole
+def _report(place: Place, plan: Plan, passes: list[list[Commit]]) -> CleanReport:
+    results = [[result_of(commit) for commit in commits] for commits in passes]
+    digest, edits = RowDigest(), EditCounts()
+    for result in results[-1]:
+        assert result.digest  # the last pass makes it
+        digest.add(result.digest, result.rows)
+        edits += result.manual_edits
+    rows_in = sum(result.rows_in for result in results[0])
+    decided = [number for number, phase in enumerate(plan.phases) if phase.dataset_ops]
+    return CleanReport(
+        summary=f"{digest.rows} of {rows_in} rows stay{_edits_in_words(edits)}",
+        digest=digest.hexdigest(),
+        rows=digest.rows,
+        rows_in=rows_in,
+        dialect=plan.dialect,
+        manual_edits=edits,
+        operators=_operator_stats(place, plan, results),
+        samples=_samples(results),
+        outputs=RowFiles(
+            rows=place.relative(_paths(passes[-1:], "rows")), dropped=place.relative(_paths(passes, "dropped"))
         ),
-    }
+        statistics=place.relative(_paths(passes, "stats")),
+        clusters=place.relative(_decided_path(place, number, "clusters.parquet") for number in decided),
+    )
 
 
-def _files(place: Place, passes: list[list[Commit]], kind: str) -> list[str]:
-    return place.relative(_paths(passes, kind))
+def _edits_in_words(edits: EditCounts) -> str:
+    """What a person changed, as the end of a summary; empty where nobody edited."""
+    counts = [f"{count} {what}" for what, count in edits if count]
+    return f"; by hand: {', '.join(counts)}" if counts else ""
 
 
 def _paths(passes: list[list[Commit]], kind: str) -> list[str]:
     return [c["files"][kind] for commits in passes for c in commits if kind in c["files"]]
 
 
-def _by_hand(passes: list[list[Commit]]) -> Counter[str]:
-    """What a person changed, summed over the shards; empty where nobody edited."""
-    return sum((Counter(commit["result"].get("by_hand", {})) for commit in passes[-1]), Counter())
-
-
-def _samples(passes: list[list[Commit]]) -> list[dict[str, Any]]:
+def _samples(results: list[list[PassResult]]) -> list[ChangedRow]:
     """The first few changed rows of each mapper."""
-    seen: dict[int, list[dict[str, Any]]] = {}
-    for commits in passes:
-        for commit in commits:
-            for sample in commit["result"].get("samples", []):
-                seen.setdefault(sample["index"], []).append(sample)
+    seen: dict[int, list[ChangedRow]] = {}
+    for result in chain.from_iterable(results):
+        for sample in result.samples:
+            seen.setdefault(sample.index, []).append(sample)
     return [sample for index in sorted(seen) for sample in seen[index][:SAMPLES]]
 
 
-def _tallies(place: Place, plan: Plan, passes: list[list[Commit]]) -> list[Tally]:
+def _operator_stats(place: Place, plan: Plan, results: list[list[PassResult]]) -> list[OperatorStats]:
     """Each operator's counts over all shards and over the decisions."""
-    totals = {step.index: Tally(step.index, step.operator.name, step.operator.kind, 0, 0) for step in plan.steps}
-    parts = [tally for commits in passes for commit in commits for tally in commit["result"].get("tallies", [])]
+    totals = {
+        step.index: OperatorStats(
+            index=step.index, operator=step.operator.name, kind=step.operator.kind, rows_in=0, rows_out=0
+        )
+        for step in plan.steps
+    }
+    parts = [stats for result in chain.from_iterable(results) for stats in result.operators]
     for number, phase in enumerate(plan.phases):
-        if phase.whole:
-            parts += place.workspace.read_json(_decided_path(place, number, "tallies.json"))
+        if phase.dataset_ops:
+            found = place.workspace.read_json(_stats_path(place, number))
+            parts += [OperatorStats.model_validate(stats) for stats in found]
     for part in parts:
-        totals[part["index"]] += Tally(**part)
+        totals[part.index] += part
     return list(totals.values())

@@ -1,4 +1,4 @@
-"""Statistics of a column that need not fit into memory: what data-juicer's analyzer tells, and a histogram.
+"""Statistics of a column that need not fit into memory: what data-juicer's analyzer computes, and a histogram.
 
 Up to `EXACT` values quantiles are exact. Above, they come from a sketch of counts in buckets whose bounds grow
 geometrically (Masson, Rim, Lee 2019: DDSketch): sketches of parts add up in any order, and a quantile is within
@@ -8,10 +8,11 @@ geometrically (Masson, Rim, Lee 2019: DDSketch): sketches of parts add up in any
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pipelines.artifacts.reports.clean import Histogram, Numbers, SigmaBounds, Strings
 
 Floats = npt.NDArray[np.float64]
 Chunks = Callable[[], Iterator[Floats]]
@@ -20,7 +21,7 @@ Chunks = Callable[[], Iterator[Floats]]
 EXACT = 4_000_000
 ERROR = 0.001
 BINS = 40
-QUANTILES = {"1%": 0.01, "25%": 0.25, "50%": 0.5, "75%": 0.75, "99%": 0.99}
+QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 TOP = 10
 """Values of a string statistic that are listed."""
 
@@ -49,8 +50,8 @@ def sketched_quantile(counts: Counter[int], share: float) -> float:
     return math.copysign(2 * upper / (math.exp(_LOG_GAMMA) + 1), number)
 
 
-def describe_numbers(chunks: Chunks, rows: int, edges: list[float] | None = None) -> dict[str, Any]:
-    """Count, mean, std, min, quartiles, max, 3σ bounds and a histogram; `count` 0 alone where there is no number.
+def describe_numbers(chunks: Chunks, rows: int, edges: list[float] | None = None) -> Numbers | None:
+    """Count, mean, std, min, quartiles, max, 3σ bounds and a histogram; None where there is no number.
 
     The histogram's first and last bin also hold what lies beyond. Without `edges` they go from the first
     percentile to the last.
@@ -63,27 +64,31 @@ def describe_numbers(chunks: Chunks, rows: int, edges: list[float] | None = None
 
     count, mean, spread, low, high = _moments(numbers())
     if not count:
-        return {"count": 0}
+        return None
     std = math.sqrt(spread / (count - 1)) if count > 1 else 0.0
-    quantiles = _quantiles(numbers, exact)
-    edges = edges or np.linspace(quantiles["1%"], max(quantiles["99%"], quantiles["1%"] + 1e-9), BINS + 1).tolist()
+    p1, p25, p50, p75, p99 = _quantiles(numbers, exact)
+    edges = edges or np.linspace(p1, max(p99, p1 + 1e-9), BINS + 1).tolist()
     below, above = mean - 3 * std, mean + 3 * std
     histogram: npt.NDArray[np.int64] = np.zeros(len(edges) - 1, dtype=np.int64)
     beyond = 0
     for part in numbers():
         histogram += np.histogram(np.clip(part, edges[0], edges[-1]), bins=np.array(edges))[0]
         beyond += int(((part < below) | (part > above)).sum())
-    return {
-        "count": count,
-        "mean": mean,
-        "std": std,
-        "min": low,
-        **quantiles,
-        "max": high,
-        "exact": exact,
-        "sigma": {"low": below, "high": above, "beyond": beyond},
-        "histogram": {"edges": edges, "counts": histogram.tolist()},
-    }
+    return Numbers(
+        count=count,
+        mean=mean,
+        std=std,
+        min=low,
+        p1=p1,
+        p25=p25,
+        p50=p50,
+        p75=p75,
+        p99=p99,
+        max=high,
+        exact=exact,
+        sigma=SigmaBounds(low=below, high=above, beyond=beyond),
+        histogram=Histogram(edges=edges, counts=histogram.tolist()),
+    )
 
 
 def _moments(parts: Iterable[Floats]) -> tuple[int, float, float, float, float]:
@@ -100,21 +105,21 @@ def _moments(parts: Iterable[Floats]) -> tuple[int, float, float, float, float]:
     return count, mean, spread, low, high
 
 
-def _quantiles(numbers: Chunks, exact: bool) -> dict[str, float]:
+def _quantiles(numbers: Chunks, exact: bool) -> list[float]:
     if exact:
         (values,) = numbers()
-        return {name: float(np.quantile(values, share)) for name, share in QUANTILES.items()}
+        return [float(np.quantile(values, share)) for share in QUANTILES]
     counts: Counter[int] = Counter()
     for part in numbers():
         counts.update(sketch(part))
-    return {name: sketched_quantile(counts, share) for name, share in QUANTILES.items()}
+    return [sketched_quantile(counts, share) for share in QUANTILES]
 
 
-def describe_strings(parts: Iterable[Iterable[str | None]]) -> dict[str, Any]:
+def describe_strings(parts: Iterable[Iterable[str | None]]) -> Strings:
     """Count, number of different values, and the most frequent ones."""
     counts: Counter[str] = Counter()
     for part in parts:
         counts.update(value for value in part if value is not None)
     top = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:TOP]
-    freq = {"top": top[0][0], "freq": top[0][1]} if top else {}
-    return {"count": counts.total(), "unique": len(counts), **freq, "values": top}
+    value, freq = top[0] if top else (None, None)
+    return Strings(count=counts.total(), unique=len(counts), top=value, freq=freq, values=top)

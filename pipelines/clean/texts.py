@@ -7,10 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.artifacts.rows import SPEAKERS, field_of, has_turns, joined_turns, one_chunk, turns_of
 from pipelines.clean.column import Column, Indices, Mask
-
-SPEAKERS = {"system": "system", "query": "user", "response": "assistant"}
-"""Columns that stand in `messages` too, where a row has them, and whose turns they are there."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +25,7 @@ class Texts:
         """One text per row: its turns with newlines between them."""
         if self.per_row is None:
             return self.turns
-        offsets = pa.array(np.append(0, np.cumsum(self.per_row)), pa.int32())
-        turns = pa.ListArray.from_arrays(offsets, self.turns.array.cast(pa.string()))
-        return Column(pc.binary_join(turns, "\n").cast(pa.large_string()))
+        return Column(joined_turns(self.turns.array, self.per_row))
 
     def row_of_turn(self, turn: int) -> int:
         """The row a turn belongs to."""
@@ -57,39 +53,14 @@ class Texts:
         return replace(self, turns=Column(array))
 
 
-def field_of(table: pa.Table, key: str) -> pa.Array | None:
-    """A column, or with dots a field of a nested one; None where the table has none."""
-    if key in table.column_names:
-        return _one_chunk(table[key])
-    name, *parts = key.split(".")
-    if name not in table.column_names:
-        return None
-    array = _one_chunk(table[name])
-    for part in parts:
-        if not pa.types.is_struct(array.type) or array.type.get_field_index(part) < 0:
-            return None
-        array = pc.struct_field(array, part)
-    return array
-
-
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-
-
-def has_turns(table: pa.Table) -> pa.Array | None:
-    """Which rows have several turns in `messages`; None where no row has."""
-    if "messages" not in table.column_names or table["messages"].null_count == table.num_rows:
-        return None
-    return pc.is_valid(_one_chunk(table["messages"]))
-
-
 def read_texts(table: pa.Table, key: str) -> Texts | None:
     """The texts under a column; None where the table has no such column.
 
     Under a column of `SPEAKERS`, in a table whose rows all have `messages`, the texts are that speaker's turns.
     """
     if key in SPEAKERS and has_turns(table) is not None:
-        return _turns_of(SPEAKERS[key], _one_chunk(table["messages"]))
+        turns, per_row = turns_of(one_chunk(table["messages"]), SPEAKERS[key])
+        return Texts(Column(turns), per_row > 0, per_row)
     array = field_of(table, key)
     if array is None:
         return None
@@ -97,16 +68,6 @@ def read_texts(table: pa.Table, key: str) -> Texts | None:
     if array.null_count:
         array = pc.fill_null(array.cast(pa.string()), "")
     return Texts(Column(array.cast(pa.large_string())), present)
-
-
-def _turns_of(speaker: str, messages: pa.ListArray) -> Texts:
-    lengths = pc.list_value_length(messages).to_numpy(zero_copy_only=False).astype(np.int64)
-    turns = messages.flatten()
-    spoken = pc.equal(turns.field("role"), speaker).to_numpy(zero_copy_only=False)
-    owners = np.repeat(np.arange(len(messages)), lengths)[spoken]
-    per_row = np.bincount(owners, minlength=len(messages)).astype(np.int64)
-    contents = pc.fill_null(turns.field("content").filter(pa.array(spoken)), "").cast(pa.large_string())
-    return Texts(Column(contents), per_row > 0, per_row)
 
 
 def write_texts(table: pa.Table, key: str, texts: Texts) -> pa.Table:
@@ -122,7 +83,7 @@ def write_texts(table: pa.Table, key: str, texts: Texts) -> pa.Table:
 
 def _write_turns(table: pa.Table, key: str, texts: Texts) -> pa.Table:
     """One speaker's turns back into `messages`, and each row's last one into its column."""
-    messages = _one_chunk(table["messages"])
+    messages = one_chunk(table["messages"])
     turns = messages.flatten()
     spoken = pc.equal(turns.field("role"), SPEAKERS[key])
     spoken = pc.fill_null(spoken, False)
@@ -135,7 +96,7 @@ def _write_turns(table: pa.Table, key: str, texts: Texts) -> pa.Table:
         index, table.schema.field(index), pa.ListArray.from_arrays(offsets, rebuilt, type=messages.type)
     )
     index = table.column_names.index(key)
-    return table.set_column(index, table.schema.field(index), _last_turns(texts, _one_chunk(table[key])))
+    return table.set_column(index, table.schema.field(index), _last_turns(texts, one_chunk(table[key])))
 
 
 def _last_turns(texts: Texts, otherwise: pa.Array) -> pa.Array:

@@ -7,37 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from openai import AsyncOpenAI, OpenAIError
-
 from pipelines.errors import StageError
-from pipelines.evaluate.evalscope.child import drop_torn_line
+from pipelines.evaluate.answers import EvaluationAnswer, EvaluationRequest, kept_answers, unanswered
 from pipelines.progress import progress
-from pipelines.recipe.base import Generation
 
 
 @dataclass(frozen=True)
-class Request:
-    """One question to one model at given settings; `key` names it in the file of answers."""
-
-    key: str
-    model: str
-    messages: list[dict[str, str]]
-    generation: Generation
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model answered, and why it stopped: stop, or length where it hit its token limit."""
-
-    key: str
-    model: str
-    query: str
-    answer: str
-    finish_reason: str
-
-
-@dataclass(frozen=True)
-class Manner:
+class RequestOptions:
     """How requests are sent: where to, with which key, how many at a time, how long one may take in seconds."""
 
     url: str
@@ -46,44 +22,37 @@ class Manner:
     timeout: float
 
 
-def kept_answers(file: Path) -> dict[str, Answer]:
-    """The answers that earlier runs left in `file`, by key; of a torn last line nothing."""
-    if not file.exists():
-        return {}
-    drop_torn_line(file)
-    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    return {row["key"]: Answer(**row) for row in rows}
-
-
-def unanswered(requests: Sequence[Request], file: Path) -> list[Request]:
-    """The requests whose answer is not in `file` yet."""
-    kept = kept_answers(file)
-    return [request for request in requests if request.key not in kept]
-
-
-def ask(manner: Manner, requests: Sequence[Request], file: Path, title: str) -> dict[str, Answer]:
+def ask_endpoint(
+    options: RequestOptions, requests: Sequence[EvaluationRequest], file: Path, title: str
+) -> dict[str, EvaluationAnswer]:
     """Ask what `file` does not answer yet and return all its answers by key.
 
     Three attempts each. A request that fails then stops everything with a StageError.
     """
+    from openai import OpenAIError  # an extra that cleaning does without
+
     pending = unanswered(requests, file)
     if pending:
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "a", encoding="utf-8") as sink:
             try:
-                asyncio.run(_ask_all(manner, pending, len(requests), sink, title))
+                asyncio.run(_ask_all(options, pending, len(requests), sink, title))
             except OpenAIError as error:
-                message = f"{manner.url}: {error}; run again to go on with what is not answered"
+                message = f"{options.url}: {error}; run again to go on with what is not answered"
                 raise StageError(message) from None
     return kept_answers(file)
 
 
-async def _ask_all(manner: Manner, pending: list[Request], total: int, sink: IO[str], title: str) -> None:
-    gate = asyncio.Semaphore(manner.concurrency)
-    client = AsyncOpenAI(base_url=manner.url, api_key=manner.api_key, timeout=manner.timeout, max_retries=2)
+async def _ask_all(
+    options: RequestOptions, pending: list[EvaluationRequest], total: int, sink: IO[str], title: str
+) -> None:
+    from openai import AsyncOpenAI
+
+    gate = asyncio.Semaphore(options.concurrency)
+    client = AsyncOpenAI(base_url=options.url, api_key=options.api_key, timeout=options.timeout, max_retries=2)
     with progress(title, total, "answers", done=total - len(pending)) as advance:
 
-        async def one(request: Request) -> None:
+        async def one(request: EvaluationRequest) -> None:
             async with gate:
                 answer = await _ask(client, request)
             sink.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
@@ -94,13 +63,12 @@ async def _ask_all(manner: Manner, pending: list[Request], total: int, sink: IO[
             await asyncio.gather(*map(one, pending))
 
 
-async def _ask(client: AsyncOpenAI, request: Request) -> Answer:
+async def _ask(client: Any, request: EvaluationRequest) -> EvaluationAnswer:
     given = request.generation.model_dump(exclude_none=True)
     beyond_openai = {name: given.pop(name) for name in ("top_k", "repetition_penalty") if name in given}
-    messages: Any = request.messages
     completion = await client.chat.completions.create(
-        model=request.model, messages=messages, extra_body=beyond_openai or None, **given
+        model=request.model, messages=request.messages, extra_body=beyond_openai or None, **given
     )
     choice = completion.choices[0]
     query = request.messages[-1]["content"]
-    return Answer(request.key, request.model, query, choice.message.content or "", choice.finish_reason)
+    return EvaluationAnswer(request.key, request.model, query, choice.message.content or "", choice.finish_reason)

@@ -3,7 +3,6 @@
 Each engine is asked everything that its model and the model's adapters are asked, one engine after the other.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -14,45 +13,46 @@ import pyarrow as pa
 
 from pipelines.artifacts.workspace import Place
 from pipelines.errors import StageError
-from pipelines.evaluate.ask import Answer, Request, kept_answers, unanswered
-from pipelines.evaluate.endpoint import BASE, served_models
-from pipelines.evaluate.evalscope.child import Job
+from pipelines.evaluate.answers import EvaluationAnswer, EvaluationRequest, kept_answers, key_of, unanswered
 from pipelines.evaluate.evalscope.datasets import Dataset
+from pipelines.evaluate.evalscope.job import ScoringJob
 from pipelines.evaluate.evalscope.parent import list_prompts
 from pipelines.llm.vllm_batch import Completion, Prompt, complete
+from pipelines.models.served import BASE, ServedModel
 from pipelines.progress import progress
 from pipelines.recipe.base import Generation
-from pipelines.recipe.schema import Recipe
+from pipelines.recipe.serve import Serve
 
 
-def answer_jobs(recipe: Recipe, place: Place, jobs: list[Job], datasets: list[Dataset]) -> Path:
+def answer_jobs(
+    serve: Serve,
+    models: list[ServedModel],
+    generation: Generation,
+    place: Place,
+    jobs: list[ScoringJob],
+    datasets: list[Dataset],
+) -> Path:
     """The file that holds the answer to every question of `jobs`; only what is missing there is computed.
 
     StageError where evalscope cannot read a data set, an engine dies, or a question is refused.
     """
-    assert recipe.evaluate
     list_prompts(place, [job for job in jobs if job.model == BASE], datasets)
-    generation = recipe.evaluate.generation
     requests = {request.key: request for job in jobs for request in _requests(job, generation)}
     file = place.local("answers-by-engine.jsonl")
-    answer_offline(recipe, place, list(requests.values()), file)
+    answer_in_batch(serve, models, list(requests.values()), file)
     return file
 
 
-def _requests(job: Job, generation: Generation) -> Iterator[Request]:
+def _requests(job: ScoringJob, generation: Generation) -> Iterator[EvaluationRequest]:
     with open(job.prompts, encoding="utf-8") as lines:
         for messages in map(json.loads, lines):
-            yield Request(key_of(job.model, messages), job.model, messages, generation)
+            yield EvaluationRequest(key_of(job.model, messages), job.model, messages, generation)
 
 
-def key_of(model: str, messages: list[dict[str, str]]) -> str:
-    """The name of a question to a model in a file of answers; the same question twice has one answer."""
-    asked = [model, *([message["role"], message["content"]] for message in messages)]
-    return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()
-
-
-def answer_offline(recipe: Recipe, place: Place, requests: Sequence[Request], file: Path) -> dict[str, Answer]:
-    """Answer what `file` does not answer yet and return all its answers by key, as `asking.ask` does over HTTP.
+def answer_in_batch(
+    serve: Serve, models: list[ServedModel], requests: Sequence[EvaluationRequest], file: Path
+) -> dict[str, EvaluationAnswer]:
+    """Answer what `file` does not answer yet and return all its answers by key, as `ask_endpoint` does over HTTP.
 
     Answers are filed block by block. StageError where an engine dies or refuses a question; the others are kept.
     """
@@ -63,9 +63,9 @@ def answer_offline(recipe: Recipe, place: Place, requests: Sequence[Request], fi
         open(file, "a", encoding="utf-8") as sink,
         progress("answers", len(requests), "answers", done=len(requests) - len(pending)) as advance,
     ):
-        for model in served_models(recipe, place) if pending else ():
+        for model in models if pending else ():
             own = [request for request in pending if request.model in (model.name, *model.adapters)]
-            for completions in complete(recipe.serve, model, _rows(own, model.name), prompt_of):
+            for completions in complete(serve, model, _rows(own, model.name), prompt_of):
                 refused += [f"{own[c.pos].messages[-1]['content']}: {c.error}" for c in completions if c.error]
                 sink.writelines(_line(own[c.pos], c) for c in completions if not c.error)
                 sink.flush()
@@ -75,7 +75,7 @@ def answer_offline(recipe: Recipe, place: Place, requests: Sequence[Request], fi
     return kept_answers(file)
 
 
-def _rows(requests: list[Request], base: str) -> pa.Table:
+def _rows(requests: list[EvaluationRequest], base: str) -> pa.Table:
     """The requests as `prompt_of` takes them."""
     return pa.table(
         {
@@ -88,11 +88,11 @@ def _rows(requests: list[Request], base: str) -> pa.Table:
 
 
 def prompt_of(row: dict[str, Any]) -> Prompt:
-    """The prompt of a row that `answer_offline` made."""
+    """The prompt of a row that `answer_in_batch` made."""
     return Prompt(json.loads(row["messages"]), json.loads(row["sampling"]), row["adapter"])
 
 
-def _line(request: Request, completion: Completion) -> str:
+def _line(request: EvaluationRequest, completion: Completion) -> str:
     reason = "length" if completion.is_cut else "stop"
-    answer = Answer(request.key, request.model, request.messages[-1]["content"], completion.text, reason)
+    answer = EvaluationAnswer(request.key, request.model, request.messages[-1]["content"], completion.text, reason)
     return json.dumps(asdict(answer), ensure_ascii=False) + "\n"

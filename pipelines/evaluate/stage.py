@@ -3,16 +3,27 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from pipelines.artifacts.reports.evaluate import (
+    BenchmarkResult,
+    ChangedAnswer,
+    ChangedAnswers,
+    DatasetResult,
+    EvaluateReport,
+    ModelBenchmark,
+    ModelScores,
+)
+from pipelines.artifacts.reports.interval import Interval
+from pipelines.artifacts.stage import Stage
 from pipelines.artifacts.workspace import Place, to_json
 from pipelines.evaluate.batch import answer_jobs
-from pipelines.evaluate.endpoint import BASE, model_names, models_endpoint
-from pipelines.evaluate.evalscope.child import Job
+from pipelines.evaluate.endpoint import ModelInputs, models_endpoint
 from pipelines.evaluate.evalscope.datasets import Dataset, prepare
+from pipelines.evaluate.evalscope.job import ScoringJob
 from pipelines.evaluate.evalscope.parent import score
 from pipelines.evaluate.evalscope.results import (
     HEADLINE,
@@ -26,25 +37,68 @@ from pipelines.evaluate.evalscope.results import (
 from pipelines.evaluate.questions import Question
 from pipelines.metrics import style
 from pipelines.metrics.bootstrap import bootstrap
+from pipelines.models.served import BASE, Lineup, served_models
 from pipelines.recipe.evaluate import Evaluate
-from pipelines.recipe.schema import Recipe
+from pipelines.recipe.serve import Serve
 
-VERSION = 1
 SHOWN = 3
 """How many of the most improved and most harmed answers the report has."""
 
+Jobs = Mapping[tuple[str, str], ScoringJob]
+"""By data set and model."""
 
-def determinants(recipe: Recipe) -> dict[str, Any]:
-    """The section, what the answers further follow from, and the seed of the bootstrap; not what only changes speed."""
-    assert recipe.evaluate and recipe.train
-    return {
-        "section": recipe.evaluate.model_dump(exclude={"eval_batch_size", "timeout"}),
-        "files": {entry.path: _sizes(Path(entry.path)) for entry in recipe.evaluate.datasets if entry.path},
-        "system": recipe.train.system,
-        "engine": recipe.serve.engine.model_dump(include={"dtype", "max_model_len"}),
-        "models": model_names(recipe),
-        "seed": recipe.seed,
-    }
+
+@dataclass(frozen=True)
+class EvaluateStage(Stage[ModelInputs, EvaluateReport]):
+    """Ask every model every data set and score the answers."""
+
+    name: ClassVar[str] = "evaluate"
+    version: ClassVar[int] = 1
+
+    section: Evaluate
+    models: Lineup
+    serve: Serve
+    system: str | None
+    """The system prompt of rows that bring none."""
+    seed: int
+    """Of the bootstrap."""
+
+    @property
+    def reports(self) -> type[EvaluateReport]:
+        """The class of its report."""
+        return EvaluateReport
+
+    def fingerprint_inputs(self) -> dict[str, Any]:
+        """The section, what the answers further follow from, and the seed; not what only changes speed."""
+        return {
+            "section": self.section.model_dump(exclude={"eval_batch_size", "timeout"}),
+            "files": {entry.path: _sizes(Path(entry.path)) for entry in self.section.datasets if entry.path},
+            "system": self.system,
+            "engine": self.serve.engine.model_dump(include={"dtype", "max_model_len"}),
+            "models": self.models.names(),
+            "seed": self.seed,
+        }
+
+    def run(self, place: Place, inputs: ModelInputs) -> EvaluateReport:
+        """Answers are kept as they arrive: after a crash only what is missing is asked.
+
+        StageError where the endpoint fails or a metric could not be computed.
+        """
+        section = self.section
+        datasets = prepare(section, inputs.split, self.system, place)
+        pairs = list(itertools.product(datasets, self.models.names()))
+        jobs = {(dataset.label, model): _job(place, section, dataset, model) for dataset, model in pairs}
+        listed = list(jobs.values())
+        if all(d.questions and jobs[d.label, model].answered() == len(d.questions) for d, model in pairs):
+            score(place, listed, datasets)
+        elif section.engine == "vllm":
+            models = served_models(self.models, inputs.train, inputs.merge)
+            file = answer_jobs(self.serve, models, section.generation, place, listed, datasets)
+            score(place, [replace(job, answers=str(file)) for job in listed], datasets)
+        else:
+            with models_endpoint(self.models, self.serve, inputs, section.endpoint) as url:
+                score(place, [replace(job, url=url) for job in listed], datasets)
+        return _report(self, place, datasets, jobs)
 
 
 def _sizes(folder: Path) -> dict[str, str]:
@@ -52,33 +106,8 @@ def _sizes(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("*.jsonl"))}
 
 
-def evaluate(recipe: Recipe, place: Place) -> dict[str, Any]:
-    """Ask every model every data set and score the answers.
-
-    Answers are kept as they arrive: after a crash only what is missing is asked. StageError where the endpoint fails
-    or a metric could not be computed.
-    """
-    section = recipe.evaluate
-    assert section
-    datasets = prepare(recipe, place)
-    jobs = {(d.label, model): _job(place, section, d, model) for d, model in _pairs(recipe, datasets)}
-    if all(d.questions and jobs[d.label, m].answered() == len(d.questions) for d, m in _pairs(recipe, datasets)):
-        score(place, list(jobs.values()), datasets)
-    elif section.engine == "vllm":
-        file = answer_jobs(recipe, place, list(jobs.values()), datasets)
-        score(place, [replace(job, answers=str(file)) for job in jobs.values()], datasets)
-    else:
-        with models_endpoint(recipe, place, section.endpoint) as url:
-            score(place, [replace(job, url=url) for job in jobs.values()], datasets)
-    return _report(recipe, place, datasets, jobs)
-
-
-def _pairs(recipe: Recipe, datasets: list[Dataset]) -> Iterator[tuple[Dataset, str]]:
-    return itertools.product(datasets, model_names(recipe))
-
-
-def _job(place: Place, section: Evaluate, dataset: Dataset, model: str) -> Job:
-    return Job(
+def _job(place: Place, section: Evaluate, dataset: Dataset, model: str) -> ScoringJob:
+    return ScoringJob(
         model=model,
         url="http://127.0.0.1/v1",
         folder=str(place.local("evalscope", dataset.label, model)),
@@ -92,34 +121,35 @@ def _job(place: Place, section: Evaluate, dataset: Dataset, model: str) -> Job:
     )
 
 
-def _report(recipe: Recipe, place: Place, datasets: list[Dataset], jobs: dict[tuple[str, str], Job]) -> dict[str, Any]:
-    assert recipe.evaluate
-    results, benchmarks = {}, {}
+def _report(stage: EvaluateStage, place: Place, datasets: list[Dataset], jobs: Jobs) -> EvaluateReport:
+    """What evalscope left, with style metrics and differences to the base; writes `answers.jsonl`."""
+    section, lineup = stage.section, stage.models
+    results: dict[str, DatasetResult] = {}
+    benchmarks: dict[str, BenchmarkResult] = {}
     answers = b""
     for dataset in datasets:
-        own = {model: jobs[dataset.label, model] for model in model_names(recipe)}
+        own = {model: jobs[dataset.label, model] for model in lineup.names()}
         if dataset.questions:
             references = [question.reference for question in dataset.questions]
             scored = {model: read_scored(job, references) for model, job in own.items()}
             answers += _answer_lines(dataset, scored)
-            result = _result(recipe.evaluate, dataset.questions, scored, recipe.seed)
-            results[dataset.label] = result | {
-                "changed": _changed(dataset.questions, scored[BASE], scored[recipe.name])
-            }
+            changed = _changed(dataset.questions, scored[BASE], scored[lineup.name])
+            results[dataset.label] = _result(section, dataset.questions, scored, changed, stage.seed)
         else:
-            benchmarks[dataset.label] = _benchmark({m: read_benchmark(job) for m, job in own.items()}, recipe.seed)
+            benchmarks[dataset.label] = _benchmark({m: read_benchmark(job) for m, job in own.items()}, stage.seed)
     place.workspace.write(place.path("answers.jsonl"), answers)
-    return {
-        "summary": "; ".join([*map(_headline, results.items()), *map(_benchmark_headline, benchmarks.items())]),
-        "digest": hashlib.sha256(answers + to_json(benchmarks)).hexdigest(),
-        "headline": HEADLINE,
-        "models": model_names(recipe),
-        "results": results,
-        "benchmarks": benchmarks,
-        "how": {**HOW, **style.HOW, **_how_marked(recipe.evaluate)},
-        "generation": recipe.evaluate.generation.model_dump(),
-        "files": {"answers": "answers.jsonl", "evalscope": "evalscope"},
-    }
+    scores_of_benchmarks = {label: result.model_dump(mode="json") for label, result in benchmarks.items()}
+    return EvaluateReport(
+        summary="; ".join([*map(_headline, results.items()), *map(_benchmark_headline, benchmarks.items())]),
+        digest=hashlib.sha256(answers + to_json(scores_of_benchmarks)).hexdigest(),
+        headline=HEADLINE,
+        models=lineup.names(),
+        results=results,
+        benchmarks=benchmarks,
+        how={**HOW, **style.HOW, **_how_marked(section)},
+        generation=section.generation,
+        files={"answers": "answers.jsonl", "evalscope": "evalscope"},
+    )
 
 
 def _how_marked(section: Evaluate) -> dict[str, str]:
@@ -131,20 +161,22 @@ def _how_marked(section: Evaluate) -> dict[str, str]:
     return said
 
 
-def _headline(item: tuple[str, dict[str, Any]]) -> str:
+def _headline(item: tuple[str, DatasetResult]) -> str:
     label, result = item
-    shown = ", ".join(f"{model} {summary['scores'][HEADLINE]:.3f}" for model, summary in result["models"].items())
-    return f"{label}, {result['rows']} rows: ROUGE-L F1 {shown}"
+    shown = ", ".join(f"{model} {scores.scores[HEADLINE]:.3f}" for model, scores in result.models.items())
+    return f"{label}, {result.rows} rows: ROUGE-L F1 {shown}"
 
 
-def _benchmark_headline(item: tuple[str, dict[str, Any]]) -> str:
+def _benchmark_headline(item: tuple[str, BenchmarkResult]) -> str:
     label, result = item
-    metric = next(iter(next(iter(result["models"].values()))["scores"]))
-    shown = ", ".join(f"{model} {summary['scores'][metric]:.3f}" for model, summary in result["models"].items())
-    return f"{label}, {result['rows']} rows: {metric} {shown}"
+    metric = next(iter(result.models[BASE].scores))
+    shown = ", ".join(f"{model} {scores.scores[metric]:.3f}" for model, scores in result.models.items())
+    return f"{label}, {result.rows} rows: {metric} {shown}"
 
 
-def _result(section: Evaluate, questions: list[Question], scored: dict[str, Scored], seed: int) -> dict[str, Any]:
+def _result(
+    section: Evaluate, questions: list[Question], scored: dict[str, Scored], changed: ChangedAnswers, seed: int
+) -> DatasetResult:
     """A question-answering data set's part of the report."""
     queries = [question.query for question in questions]
     styles = {
@@ -153,59 +185,64 @@ def _result(section: Evaluate, questions: list[Question], scored: dict[str, Scor
         for model, result in scored.items()
     }
     base = {**scored[BASE].values, **styles[BASE]}
-    return {
-        "rows": len(scored[BASE].answers),
-        "models": {model: _summary(result, styles[model]) for model, result in scored.items()},
-        "deltas": {
+    return DatasetResult(
+        rows=len(scored[BASE].answers),
+        models={model: _model_scores(result, styles[model]) for model, result in scored.items()},
+        deltas={
             model: _deltas(base, {**result.values, **styles[model]}, seed)
             for model, result in scored.items()
             if model != BASE
         },
-    }
+        changed=changed,
+    )
 
 
-def _changed(questions: list[Question], base: Scored, tuned: Scored) -> dict[str, list[dict[str, Any]]]:
+def _changed(questions: list[Question], base: Scored, tuned: Scored) -> ChangedAnswers:
     """The answers that training improved and harmed most, by the headline score."""
     before, after = base.values[HEADLINE], tuned.values[HEADLINE]
     order = sorted(range(len(questions)), key=lambda index: before[index] - after[index])
 
-    def row(index: int) -> dict[str, Any]:
-        difference = after[index] - before[index]
-        answers = {"base": base.answers[index], "tuned": tuned.answers[index]}
-        return {"query": questions[index].query, **answers, "difference": difference}
+    def answer(index: int) -> ChangedAnswer:
+        return ChangedAnswer(
+            query=questions[index].query,
+            base=base.answers[index],
+            tuned=tuned.answers[index],
+            difference=after[index] - before[index],
+        )
 
-    return {
-        "improved": [row(index) for index in order[:SHOWN] if after[index] > before[index]],
-        "harmed": [row(index) for index in order[::-1][:SHOWN] if after[index] < before[index]],
-    }
+    return ChangedAnswers(
+        improved=[answer(index) for index in order[:SHOWN] if after[index] > before[index]],
+        harmed=[answer(index) for index in order[::-1][:SHOWN] if after[index] < before[index]],
+    )
 
 
-def _summary(result: Scored, styles: dict[str, list[float]]) -> dict[str, Any]:
+def _model_scores(result: Scored, styles: dict[str, list[float]]) -> ModelScores:
     """One model's means over the rows."""
     means = {name: sum(values) / len(values) for name, values in {**result.values, **styles}.items()}
-    return {
-        "scores": {name: means[name] for name in METRICS},
-        "style": {**{name: means[name] for name in styles}, **style.over_answers(result.answers)},
-        "empty": result.empty,
-        "truncated": sum(result.truncated),
-    }
+    return ModelScores(
+        scores={name: means[name] for name in METRICS},
+        style={**{name: means[name] for name in styles}, **style.over_answers(result.answers)},
+        empty=result.empty,
+        truncated=sum(result.truncated),
+    )
 
 
-def _deltas(before: dict[str, list[float]], after: dict[str, list[float]], seed: int) -> dict[str, dict[str, float]]:
+def _deltas(before: dict[str, list[float]], after: dict[str, list[float]], seed: int) -> dict[str, Interval]:
     """After minus before for every per-row metric, with its bootstrap interval."""
-    return {
-        name: asdict(bootstrap([new - old for new, old in zip(after[name], before[name], strict=True)], seed))
-        for name in before
-    }
+    deltas = {}
+    for name, values in before.items():
+        differences = [new - old for new, old in zip(after[name], values, strict=True)]
+        deltas[name] = Interval(**asdict(bootstrap(differences, seed)))
+    return deltas
 
 
-def _benchmark(scored: dict[str, BenchmarkScores], seed: int) -> dict[str, Any]:
+def _benchmark(scored: dict[str, BenchmarkScores], seed: int) -> BenchmarkResult:
     """A part of the report for a benchmark that evalscope scores by itself."""
     base = scored[BASE]
-    return {
-        "rows": base.rows,
-        "models": {model: {"scores": result.scores, "unread": result.unread} for model, result in scored.items()},
-        "deltas": {
+    return BenchmarkResult(
+        rows=base.rows,
+        models={model: ModelBenchmark(scores=result.scores, unread=result.unread) for model, result in scored.items()},
+        deltas={
             model: _deltas(
                 {name: list(values.values()) for name, values in base.values.items()},
                 {name: [result.values[name][row] for row in values] for name, values in base.values.items()},
@@ -214,23 +251,20 @@ def _benchmark(scored: dict[str, BenchmarkScores], seed: int) -> dict[str, Any]:
             for model, result in scored.items()
             if model != BASE
         },
-    }
+    )
 
 
 def _answer_lines(dataset: Dataset, scored: dict[str, Scored]) -> bytes:
     """One JSON object a row: the question, the reference, and every model's answer with its headline score."""
-    return "".join(
-        json.dumps(_answer_line(dataset.label, question, index, scored), ensure_ascii=False) + "\n"
-        for index, question in enumerate(dataset.questions)
-    ).encode()
-
-
-def _answer_line(label: str, question: Question, index: int, scored: dict[str, Scored]) -> dict[str, Any]:
-    return {
-        "dataset": label,
-        "row_id": question.row_id,
-        "query": question.query,
-        "reference": question.reference,
-        "answers": {model: result.answers[index] for model, result in scored.items()},
-        HEADLINE: {model: result.values[HEADLINE][index] for model, result in scored.items()},
-    }
+    lines = []
+    for index, question in enumerate(dataset.questions):
+        line = {
+            "dataset": dataset.label,
+            "row_id": question.row_id,
+            "query": question.query,
+            "reference": question.reference,
+            "answers": {model: result.answers[index] for model, result in scored.items()},
+            HEADLINE: {model: result.values[HEADLINE][index] for model, result in scored.items()},
+        }
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    return "".join(lines).encode()

@@ -1,1 +1,1 @@
-"""Asking models: requests, limits, a ledger of answers, and engines in the cluster."""
+"""Requests to models: what the ledger has of them, sending them within limits, and engines in the cluster."""

@@ -1,4 +1,4 @@
-"""One endpoint behind the openai client: a prompt in, an outcome out, every way it can go wrong with a name.
+"""One endpoint behind the openai client: a request in, an outcome out, every way it can go wrong with a name.
 
 The client's own retries are off: whether a request is sent again is decided where the whole cluster is seen.
 """
@@ -15,15 +15,15 @@ import httpx2
 import openai
 from pydantic import SecretStr
 
-from pipelines.llm.requests import Outcome, Verdict
-from pipelines.recipe.llm import Asking, Endpoint
+from pipelines.llm.requests import Outcome, OutcomeKind
+from pipelines.recipe.llm import Endpoint, ModelRequests
 
 MAX_BYTES = 4 << 20
 """An answer above this is not read to its end."""
 SHOWN = 300
 """Characters of an endpoint's error that a message shows."""
 LAST_SECONDS = 1.0
-"""The part of a time limit that begins only when this process comes to it, see `_time_limit`."""
+"""Seconds at the end of a time limit that count only once this process runs again, see `_time_limit`."""
 
 _FILTER_SIGNS = ("content_filter", "content_policy", "data_inspection_failed", "content exists risk", '"1301"')
 """What an error says where a prompt was refused for its content: OpenAI, Azure, Qwen, DeepSeek, GLM."""
@@ -39,7 +39,7 @@ class Client:
     def __init__(
         self,
         endpoint: Endpoint,
-        section: Asking,
+        section: ModelRequests,
         key: SecretStr | None,
         response_format: dict[str, Any] | None = None,
     ) -> None:
@@ -55,13 +55,13 @@ class Client:
             max_retries=0,
             default_headers={"Accept-Encoding": "identity"},  # so that the bound on bytes is one on the body
             http_client=openai.DefaultAioHttpClient(
-                timeout=httpx2.Timeout(None, connect=self._timeout),  # the whole has a limit, in `ask`
+                timeout=httpx2.Timeout(None, connect=self._timeout),  # the whole has a limit, in `send`
                 limits=httpx2.Limits(max_connections=endpoint.max_in_flight * 2, max_keepalive_connections=None),
-                event_hooks={"response": [_bound]},
+                event_hooks={"response": [_limit_size]},
             ),
         )
 
-    async def ask(self, messages: list[dict[str, str]]) -> Outcome:
+    async def send(self, messages: list[dict[str, str]]) -> Outcome:
         """Send one request; never raises for what an endpoint may do."""
         try:
             async with _time_limit(self._timeout):
@@ -74,40 +74,42 @@ class Client:
                 )
             return read_answer(response.content, response.headers.get("content-type", ""))
         except _TooLarge:
-            return Outcome(Verdict.FAILURE, "too_large", f"an answer of more than {MAX_BYTES >> 20} MiB")
+            return Outcome(OutcomeKind.FAILED, "too_large", f"an answer of more than {MAX_BYTES >> 20} MiB")
         except (TimeoutError, openai.APITimeoutError) as error:
             # the aiohttp transport also reports lost connections as timeouts
             lost = isinstance(error.__cause__, httpx2.ConnectTimeout)
             return Outcome(
-                Verdict.AGAIN, "connection" if lost else "timeout", str(error.__cause__ or "") if lost else ""
+                OutcomeKind.RETRY, "connection" if lost else "timeout", str(error.__cause__ or "") if lost else ""
             )
         except openai.APIConnectionError as error:
-            return Outcome(Verdict.AGAIN, "connection", self._shown(str(error.__cause__ or error)))
+            return Outcome(OutcomeKind.RETRY, "connection", self._shown(str(error.__cause__ or error)))
         except openai.APIStatusError as error:
-            return self._of_status(error.response)
+            return self._outcome_of_status(error.response)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
 
-    def _of_status(self, response: Any) -> Outcome:
+    def _outcome_of_status(self, response: Any) -> Outcome:
         body = response.content.decode("utf-8", "replace")
         said = self._shown(f"{response.status_code}: {body}")
-        low = body.lower()
+        lowered = body.lower()
         status = response.status_code
-        if status == 402 or (status == 429 and "insufficient_quota" in low):
-            return Outcome(Verdict.FATAL, "quota", said)
+        if status == 402 or (status == 429 and "insufficient_quota" in lowered):
+            return Outcome(OutcomeKind.FATAL, "quota", said)
         if status in (401, 403):
-            return Outcome(Verdict.FATAL, "key", said)
+            return Outcome(OutcomeKind.FATAL, "key", said)
         if status == 404:
-            return Outcome(Verdict.FATAL, "not_found", said)
+            return Outcome(OutcomeKind.FATAL, "not_found", said)
         if status == 429 or (status == 503 and "retry-after" in response.headers):
-            return Outcome(Verdict.REFUSED, "rate_limit", said, retry_after=parse_retry_after(response.headers))
+            return Outcome(
+                OutcomeKind.RATE_LIMITED, "rate_limit", said, retry_after=parse_retry_after(response.headers)
+            )
         if status == 408 or status >= 500:
-            return Outcome(Verdict.AGAIN, f"status_{status}", said)
-        if any(sign in low for sign in _FILTER_SIGNS):
-            return Outcome(Verdict.FAILURE, "filtered", said)
-        return Outcome(Verdict.FAILURE, "rejected", said)
+            return Outcome(OutcomeKind.RETRY, f"status_{status}", said)
+        if any(sign in lowered for sign in _FILTER_SIGNS):
+            return Outcome(OutcomeKind.FAILED, "filtered", said)
+        return Outcome(OutcomeKind.FAILED, "rejected", said)
 
     def _shown(self, text: str) -> str:
         """An endpoint's words, short, and without the key, which some endpoints repeat."""
@@ -116,7 +118,7 @@ class Client:
 
 @asynccontextmanager
 async def _time_limit(seconds: float) -> AsyncIterator[None]:
-    """`asyncio.timeout`, whose last part begins only when this process comes to it.
+    """`asyncio.timeout`, whose last part begins only once this process runs again.
 
     Where the process stood still for longer than the limit, an answer that has arrived meanwhile, and is paid for, is
     read in that part.
@@ -134,13 +136,13 @@ async def _time_limit(seconds: float) -> AsyncIterator[None]:
 def read_answer(body: bytes, content_type: str) -> Outcome:
     """What a body that came with status 200 holds."""
     if "html" in content_type.lower() or body[:200].lstrip()[:1] == b"<":
-        return Outcome(Verdict.AGAIN, "html", body[:SHOWN].decode("utf-8", "replace"))
+        return Outcome(OutcomeKind.RETRY, "html", body[:SHOWN].decode("utf-8", "replace"))
     try:
         completion = json.loads(body.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return Outcome(Verdict.FAILURE, "invalid_utf8", f"byte {error.start} of {len(body)} is not UTF-8")
+        return Outcome(OutcomeKind.FAILED, "invalid_utf8", f"byte {error.start} of {len(body)} is not UTF-8")
     except ValueError:
-        return Outcome(Verdict.AGAIN, "not_json", body[:SHOWN].decode("utf-8", "replace"))
+        return Outcome(OutcomeKind.RETRY, "not_json", body[:SHOWN].decode("utf-8", "replace"))
     try:
         choice = completion["choices"][0]
         message = choice["message"]
@@ -150,11 +152,11 @@ def read_answer(body: bytes, content_type: str) -> Outcome:
         if not isinstance(text, str):
             raise TypeError("content is not text")
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-        return Outcome(Verdict.AGAIN, "not_a_completion", body[:SHOWN].decode("utf-8", "replace"))
+        return Outcome(OutcomeKind.RETRY, "not_a_completion", body[:SHOWN].decode("utf-8", "replace"))
     reason = _failure_of(choice.get("finish_reason"), message, text)
     if reason:
-        return Outcome(Verdict.FAILURE, reason, str(message.get("refusal") or text), *tokens)
-    return Outcome(Verdict.ANSWER, "", text, *tokens)
+        return Outcome(OutcomeKind.FAILED, reason, str(message.get("refusal") or text), *tokens)
+    return Outcome(OutcomeKind.ANSWERED, "", text, *tokens)
 
 
 def _failure_of(finish_reason: Any, message: Mapping[str, Any], text: str) -> str:
@@ -180,15 +182,15 @@ def parse_retry_after(headers: Mapping[str, str]) -> float:
         return 0.0
 
 
-async def _bound(response: httpx2.Response) -> None:
+async def _limit_size(response: httpx2.Response) -> None:
     """Refuse a body that is too large, before or while it is read."""
     if int(response.headers.get("content-length", 0)) > MAX_BYTES:
         await response.aclose()
         raise _TooLarge
-    response.stream = _Bounded(response.stream)  # type: ignore[arg-type]
+    response.stream = _LimitedStream(response.stream)  # type: ignore[arg-type]
 
 
-class _Bounded(httpx2.AsyncByteStream):
+class _LimitedStream(httpx2.AsyncByteStream):
     def __init__(self, stream: httpx2.AsyncByteStream) -> None:
         self._stream = stream
 

@@ -46,7 +46,7 @@ ENTRY = np.dtype(
 """One record in an index: `offset` and `length` are its payload's."""
 
 
-class Kind(IntEnum):
+class RecordKind(IntEnum):
     """What a record says about its key."""
 
     ANSWER = 1
@@ -56,17 +56,17 @@ class Kind(IntEnum):
 
 
 @dataclass(frozen=True)
-class Record:
+class LedgerRecord:
     """One thing known about a request, by its 16-byte key, and the tokens paid for it."""
 
     key: bytes
-    kind: Kind
+    kind: RecordKind
     payload: bytes
     input_tokens: int = 0
     output_tokens: int = 0
 
 
-def encode(record: Record) -> bytes:
+def encode(record: LedgerRecord) -> bytes:
     """A record as it stands in a segment."""
     head = HEAD.pack(
         len(record.payload), 0, record.key, record.kind, record.input_tokens & 0xFFFFFFFF, record.output_tokens
@@ -93,7 +93,7 @@ def scan(data: bytes) -> tuple[np.ndarray[Any, Any], int]:
     return np.array(entries, dtype=ENTRY), len(data) - good
 
 
-class Index:
+class LedgerIndex:
     """Where the records of all segments lie; holds keys and numbers, no answers."""
 
     def __init__(self, segments: Sequence[str], entries: Sequence[np.ndarray[Any, Any]]) -> None:
@@ -108,7 +108,7 @@ class Index:
             return np.full(len(keys), -1, np.int64)
         found = pc.index_in(pa.array(keys, pa.binary(16)), value_set=self._latest_first)
         number = len(self.entries) - 1 - found.fill_null(len(self.entries)).to_numpy(zero_copy_only=False)
-        forgotten = self.entries["kind"][np.maximum(number, 0)] == Kind.FORGOTTEN
+        forgotten = self.entries["kind"][np.maximum(number, 0)] == RecordKind.FORGOTTEN
         return np.where((number < 0) | forgotten, -1, number).astype(np.int64)
 
     def kinds(self, keys: Sequence[bytes]) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -131,13 +131,13 @@ def _fixed_size(keys: np.ndarray[Any, Any]) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(16), len(keys), [None, pa.py_buffer(keys.tobytes())])
 
 
-def read_index(workspace: Workspace) -> Index:
+def read_index(workspace: Workspace) -> LedgerIndex:
     """The index of everything in the workspace's ledger; segments without an index of their own are read whole."""
     segments = _segments(workspace)
-    return Index(segments, [_entries(workspace, segment)[0] for segment in segments])
+    return LedgerIndex(segments, [_entries(workspace, segment)[0] for segment in segments])
 
 
-def read_payloads(workspace: Workspace, index: Index, numbers: Sequence[int]) -> Iterator[bytes]:
+def read_payloads(workspace: Workspace, index: LedgerIndex, numbers: Sequence[int]) -> Iterator[bytes]:
     """The payloads of records by their numbers in the index, in that order."""
     streams: dict[int, Any] = {}
     try:
@@ -170,7 +170,7 @@ def _entries(workspace: Workspace, segment: str) -> tuple[np.ndarray[Any, Any], 
     return entries, False
 
 
-class Writer:
+class LedgerWriter:
     """The one writer of a workspace's ledger; StageError where another run writes to it."""
 
     def __init__(self, workspace: Workspace) -> None:
@@ -186,7 +186,7 @@ class Writer:
         self._size = 0
         self._objects: list[str] = []
 
-    def append(self, records: Iterable[Record]) -> None:
+    def append(self, records: Iterable[LedgerRecord]) -> None:
         """Put records on disk; they are there when this returns. StageError where the disk refuses."""
         data = b"".join(map(encode, records))
         if not self.workspace.is_local:
@@ -268,14 +268,14 @@ def _lock(workspace: Workspace) -> int:
 class GroupCommit:
     """Appends from many coroutines, written together: one fsync for all that arrive within `GROUP_SECONDS`."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: LedgerWriter) -> None:
         self._writer = writer
-        self._waiting: list[Record] = []
+        self._waiting: list[LedgerRecord] = []
         self._written: asyncio.Future[None] | None = None
         self._busy = asyncio.Lock()
         self._seconds = GROUP_SECONDS if writer.workspace.is_local else OBJECT_SECONDS
 
-    async def append(self, records: Sequence[Record]) -> None:
+    async def append(self, records: Sequence[LedgerRecord]) -> None:
         """Returns when the records are on disk; raises what the writer raised."""
         self._waiting += records
         if self._written is None:

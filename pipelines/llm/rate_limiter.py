@@ -1,7 +1,7 @@
-"""The limiter: how many requests an endpoint is sent, over the whole cluster.
+"""The rate limiter: how many requests an endpoint is sent, over the whole cluster.
 
-Workers come a few times a second for a lease: so many requests may be started until it ends, and so many may be
-in flight. Rates are paced evenly and never exceeded over any sliding minute. The number in flight follows what the
+Workers ask for a lease a few times a second: so many requests may be started until it ends, and so many may be in
+flight. Rates are paced evenly and never exceeded over any sliding minute. The number in flight follows what the
 endpoint bears: it doubles until it is refused, shrinks with the share of refusals, as in DCTCP (RFC 8257), climbs
 half-way back to where it was refused in each round of answers, as in BIC (Xu et al. 2004), then grows by one a round.
 
@@ -59,7 +59,7 @@ class Lease:
 
 @dataclass
 class Bucket:
-    """A paced amount: refills at `per_minute`, holds half a second's worth, or `largest` where that is more."""
+    """A token bucket: refills at `per_minute`, holds half a second's worth, or `largest` where that is more."""
 
     per_minute: float
     level: float = 0.0
@@ -106,19 +106,19 @@ class _Tokens:
     def charge(self, requests: int) -> None:
         self.bucket.level -= requests * self.mean
 
-    def settle(self, requests: int, tokens: int) -> None:
+    def correct(self, requests: int, tokens: int) -> None:
         """Replace what `requests` were charged by what they took."""
         self.bucket.level += requests * self.mean - tokens
         for _ in range(min(requests, 100)):
             self.mean += SMOOTHING * (tokens / requests - self.mean)
 
 
-class Limiter:
+class RateLimiter:
     """The limits of one endpoint. `now`, in seconds, is any clock that does not go backwards."""
 
     def __init__(self, endpoint: Endpoint, expected_input: float, expected_output: float) -> None:
-        self._most = endpoint.max_in_flight
-        self.window = float(min(endpoint.initial_in_flight or self._most, self._most))
+        self._max_in_flight = endpoint.max_in_flight
+        self.window = float(min(endpoint.initial_in_flight or self._max_in_flight, self._max_in_flight))
         self._known_good = math.inf
         self.paused_until = -math.inf
         self._decreased_at = -math.inf
@@ -140,7 +140,7 @@ class Limiter:
 
     @property
     def in_flight(self) -> int:
-        """Requests in flight by the workers' last word."""
+        """Requests in flight, as the workers last said."""
         return sum(worker.in_flight for worker in self._workers.values())
 
     def lease(self, name: str, usage: Usage, now: float) -> Lease:
@@ -148,7 +148,7 @@ class Limiter:
         worker = self._workers.setdefault(name, _Worker())
         worker.in_flight, worker.waiting = usage.in_flight, usage.waiting
         self._give_back(worker, usage.unused)
-        self._settle(usage)
+        self._correct_tokens(usage)
         self._adapt(usage, now)
         worker.allotted = 0
         if now < self.paused_until:
@@ -156,16 +156,16 @@ class Limiter:
         worker.allotted = self._allot(worker)
         return Lease(self._grant(worker, now), worker.allotted)
 
-    def forget(self, name: str) -> None:
-        """Free what a worker held that is no more."""
+    def release(self, name: str) -> None:
+        """Free what a worker held that died."""
         self._workers.pop(name, None)
 
-    def _settle(self, usage: Usage) -> None:
+    def _correct_tokens(self, usage: Usage) -> None:
         counts = (usage.input_tokens, usage.output_tokens)
         used = [count for count, limited in zip(counts, self._tokens_of, strict=True) if limited]
         for tokens, count in zip(self._tokens, used, strict=True):
             if usage.finished:
-                tokens.settle(usage.finished, count)
+                tokens.correct(usage.finished, count)
 
     def _adapt(self, usage: Usage, now: float) -> None:
         """Shrink with the share of refusals, once for all that was sent before the last time, or grow with answers."""
@@ -184,7 +184,7 @@ class Limiter:
         else:
             rounds = usage.answered / self.window
             step = self.window if self._known_good == math.inf else max(1.0, (self._known_good - self.window) / 2)
-            self.window = min(float(self._most), self.window + rounds * step)
+            self.window = min(float(self._max_in_flight), self.window + rounds * step)
 
     def _allot(self, worker: _Worker) -> int:
         """Its fair share of the window, as far as the others hold less than theirs."""

@@ -1,4 +1,4 @@
-"""What is asked: requests by position, whoever makes them; how a try can end, and what it is filed as."""
+"""Chat requests by position, whoever makes them; how a try can end; and the ledger record of each."""
 
 import hashlib
 import json
@@ -8,12 +8,12 @@ from enum import Enum
 from typing import Any, Protocol
 
 from pipelines.artifacts.rows import is_text
-from pipelines.llm.ledger import Kind, Record
-from pipelines.recipe.llm import Asking
+from pipelines.llm.ledger import LedgerRecord, RecordKind
+from pipelines.recipe.llm import ModelRequests
 
-MOST = 1000
+MAX_CONVERSATIONS = 1000
 """Conversations that one answer may hold."""
-SHOWN_VALUE = 24
+MAX_VALUE_CHARACTERS = 24
 """Characters of a cell's value in a request's name; a longer one is cut and told apart by its digest."""
 
 
@@ -22,15 +22,17 @@ class MalformedError(ValueError):
 
 
 @dataclass(frozen=True)
-class Request:
-    """One answer to be asked for: its position, its cell, and the words."""
+class ChatRequest:
+    """One answer that is wanted: its position, its cell, and the messages that are sent."""
 
     pos: int
     cell: Mapping[str, str]
     sample: int
     messages: list[dict[str, str]]
     query: str
+    """The training input that goes with the answer."""
     key: bytes
+    """What the ledger files the answer under."""
 
     @property
     def name(self) -> str:
@@ -38,16 +40,16 @@ class Request:
         return f"{'/'.join(map(_shown, self.cell.values()))}#{self.sample}"
 
 
-class Verdict(Enum):
-    """What an outcome means for the run."""
+class OutcomeKind(Enum):
+    """What follows from how a try ended."""
 
-    ANSWER = "answer"
-    FAILURE = "failure"
-    """This request has failed for good; asking again would cost again."""
-    AGAIN = "again"
-    """Something passing; worth another try."""
-    REFUSED = "refused"
-    """The endpoint is asked too fast."""
+    ANSWERED = "answered"
+    FAILED = "failed"
+    """This request has failed for good; sending it again would cost again."""
+    RETRY = "retry"
+    """An error that may pass; worth another try."""
+    RATE_LIMITED = "rate limited"
+    """The endpoint is sent too much; worth another try later."""
     FATAL = "fatal"
     """This endpoint will not answer anything until a person changes something."""
 
@@ -56,20 +58,21 @@ class Verdict(Enum):
 class Outcome:
     """How one try ended. `reason` is the class of a failure; `text` the answer, or what the endpoint said."""
 
-    verdict: Verdict
+    kind: OutcomeKind
     reason: str = ""
     text: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
     retry_after: float = 0.0
+    """Seconds that the endpoint wants to be left alone."""
 
 
-class Questions(Protocol):
+class RequestSource(Protocol):
     """Requests that are made one by one when they are needed; sent to every worker, so it must pickle."""
 
     @property
-    def section(self) -> Asking:
-        """What is asked, where, and what that may take."""
+    def section(self) -> ModelRequests:
+        """The model, its endpoints, and what the requests may take."""
 
     @property
     def section_key(self) -> str:
@@ -84,74 +87,76 @@ class Questions(Protocol):
         """The parameter of that name, for all requests."""
 
     def positions(self, start: int = 0, stop: int | None = None) -> Iterator[int]:
-        """The positions from `start` up to `stop` that are asked, in order."""
+        """The positions from `start` up to `stop` that have a request, in order."""
 
-    def request(self, pos: int) -> Request:
+    def request(self, pos: int) -> ChatRequest:
         """The request at `pos`."""
 
-    def check(self, request: Request, text: str) -> None:
+    def check_answer(self, request: ChatRequest, text: str) -> None:
         """Raise MalformedError where an answer cannot be used."""
 
 
-class Listed:
-    """Questions that are known from the beginning: each has a cell, and what fills the template.
+class RequestList:
+    """Requests that are known from the beginning: each has a cell, and the fields that fill the template.
 
-    `check(request, text)` raises MalformedError where an answer cannot be used.
+    `check_answer(request, text)` raises MalformedError where an answer cannot be used.
     """
 
     response_format = None
 
     def __init__(
         self,
-        section: Asking,
+        section: ModelRequests,
         section_key: str,
         template: str,
-        asked: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]],
-        check: Callable[[Request, str], object],
+        entries: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]],
+        check_answer: Callable[[ChatRequest, str], object],
     ) -> None:
         self.section, self.section_key = section, section_key
-        self._template, self._asked, self._check = template, asked, check
+        self._template, self._entries, self._check_answer = template, entries, check_answer
 
     @property
     def size(self) -> int:
         """As many as are listed."""
-        return len(self._asked)
+        return len(self._entries)
 
     def positions(self, start: int = 0, stop: int | None = None) -> Iterator[int]:
         """All of them."""
         yield from range(start, self.size if stop is None else stop)
 
-    def request(self, pos: int) -> Request:
-        """One question, as one message."""
-        cell, fields = self._asked[pos]
+    def request(self, pos: int) -> ChatRequest:
+        """One entry, as one message."""
+        cell, fields = self._entries[pos]
         messages = [{"role": "user", "content": self._template.format(**fields)}]
-        return Request(pos, cell, 0, messages, "", key_of(self.section, messages, cell, 0))
+        return ChatRequest(pos, cell, 0, messages, "", key_of(self.section, messages, cell, 0))
 
-    def check(self, request: Request, text: str) -> None:
+    def check_answer(self, request: ChatRequest, text: str) -> None:
         """Raise MalformedError where an answer cannot be used."""
-        self._check(request, text)
+        self._check_answer(request, text)
 
 
-def key_of(section: Asking, messages: list[dict[str, str]], cell: Mapping[str, str], sample: int, **more: Any) -> bytes:
+def key_of(
+    section: ModelRequests, messages: list[dict[str, str]], cell: Mapping[str, str], sample: int, **more: Any
+) -> bytes:
     """16 bytes that the answer is filed under: model, messages, parameters, cell and sample."""
     parameters = {**section.generation.model_dump(exclude_none=True), **more}
     parts = [section.model, messages, parameters, cell, sample]
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).digest()[:16]
 
 
-def checked(questions: Questions, request: Request, outcome: Outcome) -> Outcome:
+def checked(source: RequestSource, request: ChatRequest, outcome: Outcome) -> Outcome:
     """The outcome, a failure where its answer cannot be used."""
-    if outcome.verdict is Verdict.ANSWER:
+    if outcome.kind is OutcomeKind.ANSWERED:
         try:
             if not is_text(outcome.text):
                 raise MalformedError("half a character, a lone surrogate")
-            questions.check(request, outcome.text)
+            source.check_answer(request, outcome.text)
         except MalformedError:
-            return replace(outcome, verdict=Verdict.FAILURE, reason="malformed")
+            return replace(outcome, kind=OutcomeKind.FAILED, reason="malformed")
     return outcome
 
 
-def record_of(request: Request, outcome: Outcome, attempts: int, seconds: float) -> Record:
+def record_of(request: ChatRequest, outcome: Outcome, attempts: int, seconds: float) -> LedgerRecord:
     """What the ledger keeps of an outcome: an answer as it came, or a failure with its class."""
     payload = {
         "cell": dict(request.cell),
@@ -163,13 +168,13 @@ def record_of(request: Request, outcome: Outcome, attempts: int, seconds: float)
     }
     if outcome.reason:
         payload["reason"] = outcome.reason
-    kind = Kind.ANSWER if outcome.verdict is Verdict.ANSWER else Kind.FAILURE
+    kind = RecordKind.ANSWER if outcome.kind is OutcomeKind.ANSWERED else RecordKind.FAILURE
     data = json.dumps(payload, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    return Record(request.key, kind, data, outcome.input_tokens, outcome.output_tokens)
+    return LedgerRecord(request.key, kind, data, outcome.input_tokens, outcome.output_tokens)
 
 
 def _shown(value: str) -> str:
-    if len(value) <= SHOWN_VALUE:
+    if len(value) <= MAX_VALUE_CHARACTERS:
         return value
     digest = hashlib.sha256(value.encode()).hexdigest()[:8]
-    return f"{' '.join(value[:SHOWN_VALUE].split())}…{digest}"
+    return f"{' '.join(value[:MAX_VALUE_CHARACTERS].split())}…{digest}"

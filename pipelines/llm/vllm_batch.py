@@ -18,10 +18,18 @@ import pyarrow as pa
 from pipelines.errors import HardwareError, StageError
 from pipelines.models.served import ServedModel
 from pipelines.recipe.serve import Serve
+from serve.engine.command import (
+    CPU_KV_CACHE_BYTES,
+    CPU_LORA_EXTENSION,
+    adapter_room,
+    cpu_dtype,
+    cpu_environment,
+    memory_share,
+)
 
 BLOCKS = 4
 """Blocks that fill an engine. What goes through it in one block is kept when all of it is answered."""
-LEAST_BLOCK = 8
+MIN_BLOCK = 8
 """Requests in a block, so that a small engine does not pay for a task with each."""
 RESTARTS = 2
 """Times an engine that dies is started again; Ray Data by itself would do so for ever."""
@@ -34,7 +42,7 @@ Arrow gives whole numbers as floats, and an engine dies of a seed that is one. A
 
 @dataclass(frozen=True)
 class Prompt:
-    """What an engine is asked: chat messages, sampling parameters by vLLM's names, and the adapter's name, if any."""
+    """What an engine is sent: chat messages, sampling parameters by vLLM's names, and the adapter's name, if any."""
 
     messages: list[dict[str, str]]
     sampling: dict[str, Any]
@@ -110,18 +118,17 @@ def _configuration(serve: Serve, model: ServedModel) -> Any:
     bundle = {"CPU": serve.num_cpus / size} | ({"GPU": serve.num_gpus / size} if serve.num_gpus else {})
     variables = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if serve.num_gpus:
-        from serve.engine.replica import memory_share
-
         arguments["gpu_memory_utilization"] = memory_share(engine, serve.num_gpus)
     else:
-        from serve.engine.replica import CPU_KV_CACHE_BYTES, cpu_dtype, cpu_environment
-
         arguments |= {"dtype": cpu_dtype(engine.dtype), "enforce_eager": True}
         arguments.setdefault("kv_cache_memory_bytes", CPU_KV_CACHE_BYTES)
         del arguments["gpu_memory_utilization"]
         variables |= cpu_environment(size)
     if model.adapters:
-        arguments |= _adapter_arguments(serve, model)
+        slots, rank = adapter_room(model, engine)
+        arguments |= {"enable_lora": True, "max_loras": slots, "max_lora_rank": rank}
+        if not serve.num_gpus:  # on a CPU the arithmetic that keeps base and adapters of one batch apart
+            arguments["worker_extension_cls"] = CPU_LORA_EXTENSION
     return vLLMEngineProcessorConfig(
         model_source=model.path,
         engine_kwargs=arguments,
@@ -138,18 +145,9 @@ def _configuration(serve: Serve, model: ServedModel) -> Any:
     )
 
 
-def _adapter_arguments(serve: Serve, model: ServedModel) -> dict[str, Any]:
-    """Room for the adapters, and on a CPU the arithmetic that keeps them apart."""
-    from serve.engine.replica import CPU_LORA_EXTENSION, adapter_room
-
-    slots, rank = adapter_room(model, serve.engine)
-    extension = {} if serve.num_gpus else {"worker_extension_cls": CPU_LORA_EXTENSION}
-    return {"enable_lora": True, "max_loras": slots, "max_lora_rank": rank, **extension}
-
-
 def _block(serve: Serve) -> int:
     """Requests that go through an engine together."""
-    return max(LEAST_BLOCK, serve.engine.max_num_seqs // BLOCKS)
+    return max(MIN_BLOCK, serve.engine.max_num_seqs // BLOCKS)
 
 
 def require_room(serve: Serve) -> None:
@@ -169,7 +167,7 @@ def require_room(serve: Serve) -> None:
 def _preprocess(
     model: ServedModel, prompt: Callable[[dict[str, Any]], Prompt]
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    def asked(row: dict[str, Any]) -> dict[str, Any]:
+    def request(row: dict[str, Any]) -> dict[str, Any]:
         made = prompt(row)
         return {
             "pos": row["pos"],
@@ -179,7 +177,7 @@ def _preprocess(
             "max_tokens": made.sampling["max_tokens"],
         }
 
-    return asked
+    return request
 
 
 def tokenize(model: str, messages: list[dict[str, str]]) -> list[int]:

@@ -1,7 +1,7 @@
 """A worker: sends requests, as many as it holds leases for, and reports what became of them.
 
 It runs as a Ray actor with coroutines. Prompts are made here, from the recipe and a position, so that little
-travels; an answer is reported at once, and its position is settled when the desk has it on disk.
+travels; an answer is reported at once, and its position is done when the coordinator has it on disk.
 """
 
 import asyncio
@@ -16,24 +16,24 @@ from typing import Any
 from pydantic import SecretStr
 
 from pipelines.llm.client import Client
-from pipelines.llm.coordinator import Instructions, Tidings
-from pipelines.llm.ledger import Record
+from pipelines.llm.coordinator import Assignment, WorkerReport
+from pipelines.llm.ledger import LedgerRecord
 from pipelines.llm.rate_limiter import LEASE_SECONDS, Lease, Usage
-from pipelines.llm.requests import Outcome, Questions, Request, Verdict, checked, record_of
+from pipelines.llm.requests import ChatRequest, Outcome, OutcomeKind, RequestSource, checked, record_of
 
 RENEW_SECONDS = 0.2
-"""How often a worker comes to the desk; at once, but not more often than `HURRY_SECONDS`, where it runs out of work."""
+"""How often a worker reports; at once, but not more often than `HURRY_SECONDS`, where it runs out of work."""
 HURRY_SECONDS = 0.03
 FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 60.0
 GRACE_SECONDS = 10.0
 """How long answers are waited for that are under way when a run is stopped for its errors."""
 
-NOTHING = Lease(0, 0)
+NO_LEASE = Lease(0, 0)
 
 
 @dataclass(order=True)
-class _Task:
-    """A position to be asked, from the moment `due` on."""
+class _QueuedRequest:
+    """A position whose request may be sent from the moment `due` on."""
 
     due: float
     pos: int
@@ -41,12 +41,12 @@ class _Task:
 
 
 @dataclass
-class _Seat:
-    """A worker's place at one endpoint: its lease, and what happened since it was granted."""
+class EndpointSlot:
+    """A worker's share of one endpoint: its lease, and what happened since it was granted."""
 
     client: Client
     weight: float
-    lease: Lease = NOTHING
+    lease: Lease = NO_LEASE
     granted_at: float = 0.0
     starts_left: int = 0
     in_flight: int = 0
@@ -58,12 +58,12 @@ class _Seat:
     tokens: list[int] = field(default_factory=lambda: [0, 0])
 
     def is_free(self, now: float) -> bool:
-        """Whether a request may be started; a place that was refused stays empty until the desk knows of it."""
+        """Whether a request may be started; what was refused still counts until the coordinator knows of it."""
         if self.in_flight + len(self.refusals) >= self.lease.max_in_flight:
             return False
         return self.lease.starts is None or (self.starts_left > 0 and now - self.granted_at < LEASE_SECONDS)
 
-    def settle(self, waiting: int, now: float) -> Usage:
+    def take_usage(self, waiting: int, now: float) -> Usage:
         """What happened since the last lease; counts begin anew, and starts that were not used are given back."""
         usage = Usage(
             self.in_flight,
@@ -85,18 +85,18 @@ class _Seat:
 
 
 class Worker:
-    """One process that asks. `keys` holds each endpoint's key, which is never written down."""
+    """One process that sends requests. `keys` holds each endpoint's key, which is never written down."""
 
-    def __init__(self, name: str, desk: Any, questions: Questions, keys: list[SecretStr | None]) -> None:
-        self._name, self._desk, self._questions = name, desk, questions
-        self._section = questions.section
-        self._seats = [
-            _Seat(Client(endpoint, self._section, key, questions.response_format), endpoint.weight)
+    def __init__(self, name: str, coordinator: Any, source: RequestSource, keys: list[SecretStr | None]) -> None:
+        self._name, self._coordinator, self._source = name, coordinator, source
+        self._section = source.section
+        self._slots = [
+            EndpointSlot(Client(endpoint, self._section, key, source.response_format), endpoint.weight)
             for endpoint, key in zip(self._section.endpoints, keys, strict=True)
         ]
-        self._queue: deque[_Task] = deque()
-        self._later: list[_Task] = []
-        self._outbox: list[tuple[int, Record, str]] = []
+        self._queue: deque[_QueuedRequest] = deque()
+        self._later: list[_QueuedRequest] = []
+        self._outbox: list[tuple[int, LedgerRecord, str]] = []
         self._unwritten = self._errors = 0
         self._last_error = ("", "")
         self._fatal: dict[int, str] = {}
@@ -104,12 +104,12 @@ class Worker:
         self._stop = ""
         self._bug: BaseException | None = None
         self._changed, self._filled, self._hurry = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._asking: set[asyncio.Task[None]] = set()
+        self._sending: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Ask until the desk has nothing more or stops the run; what is under way then is still waited for."""
+        """Send until the coordinator has nothing more or stops the run; what is under way then is still waited for."""
         gc.freeze()  # the libraries are not looked through again: that stops all requests for a tenth of a second
-        helpers = [asyncio.create_task(self._renew()), asyncio.create_task(self._report())]
+        helpers = [asyncio.create_task(self._renew()), asyncio.create_task(self._send_records())]
         work = asyncio.create_task(self._work())
         try:
             await asyncio.wait([work, *helpers], return_when=asyncio.FIRST_COMPLETED)
@@ -118,10 +118,10 @@ class Worker:
                     task.result()  # helpers do not end by themselves: this raises what it died of
             await work
         finally:
-            for task in [work, *helpers, *self._asking]:
+            for task in [work, *helpers, *self._sending]:
                 task.cancel()
-            for seat in self._seats:
-                await seat.client.close()
+            for slot in self._slots:
+                await slot.client.close()
 
     async def _work(self) -> None:
         while not self._stop and not self._is_idle():
@@ -131,135 +131,130 @@ class Worker:
             now = time.monotonic()
             while self._later and self._later[0].due <= now:
                 self._queue.appendleft(heapq.heappop(self._later))
-            self._start_what_may_be(now)
+            self._start_allowed(now)
             await _wait(self._changed, self._later[0].due - now if self._later else RENEW_SECONDS)
-        if self._asking:
-            await asyncio.wait(self._asking, timeout=None if self._stop in ("", "budget") else GRACE_SECONDS)
+        if self._sending:
+            await asyncio.wait(self._sending, timeout=None if self._stop in ("", "budget") else GRACE_SECONDS)
         while self._unwritten:
             self._changed.clear()
             await self._changed.wait()
 
     def _is_idle(self) -> bool:
-        return self._finished and not (self._queue or self._later or self._asking or self._unwritten)
+        return self._finished and not (self._queue or self._later or self._sending or self._unwritten)
 
-    def _start_what_may_be(self, now: float) -> None:
+    def _start_allowed(self, now: float) -> None:
         while (following := self._next(now)) is not None:
-            asking = asyncio.create_task(self._ask_on(*following))
-            self._asking.add(asking)
-            asking.add_done_callback(self._asked)
+            sending = asyncio.create_task(self._send_on(*following))
+            self._sending.add(sending)
+            sending.add_done_callback(self._sent)
 
-    def _next(self, now: float) -> tuple[_Task, _Seat] | None:
-        """Take the next position and a place to ask it at, where there are both."""
+    def _next(self, now: float) -> tuple[_QueuedRequest, EndpointSlot] | None:
+        """Take the next position and an endpoint for it, where there are both."""
         if len(self._queue) < self._room() // 2 and not self._finished:
             self._hurry.set()
-        if self._stop or not self._queue or (seat := self._free_seat(now)) is None:
+        if self._stop or not self._queue or (slot := self._free_slot(now)) is None:
             return None
-        seat.in_flight += 1
-        seat.started += 1
-        seat.starts_left -= seat.lease.starts is not None
-        return self._queue.popleft(), seat
+        slot.in_flight += 1
+        slot.started += 1
+        slot.starts_left -= slot.lease.starts is not None
+        return self._queue.popleft(), slot
 
-    def _asked(self, task: asyncio.Task[None]) -> None:
-        self._asking.discard(task)
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
         if not task.cancelled() and (error := task.exception()):
             self._bug = error
         self._changed.set()
 
-    def _free_seat(self, now: float) -> _Seat | None:
-        """The endpoint that is furthest behind its weight, of those that may be asked."""
+    def _free_slot(self, now: float) -> EndpointSlot | None:
+        """The endpoint that is furthest behind its weight, of those that may be sent a request."""
         if self._unwritten > 2 * self._room():
             return None  # the disk does not keep up; answers must not pile up in memory
-        free = [seat for seat in self._seats if seat.is_free(now)]
-        return min(free, key=lambda seat: seat.started / seat.weight, default=None)
+        free = [slot for slot in self._slots if slot.is_free(now)]
+        return min(free, key=lambda slot: slot.started / slot.weight, default=None)
 
     def _room(self) -> int:
-        return max(16, sum(seat.lease.max_in_flight for seat in self._seats))
+        return max(16, sum(slot.lease.max_in_flight for slot in self._slots))
 
-    async def _ask_on(self, task: _Task, seat: _Seat) -> None:
-        """Ask, and at once the next that may be asked: answers that came together need not wait for each other."""
-        following: tuple[_Task, _Seat] | None = (task, seat)
+    async def _send_on(self, queued: _QueuedRequest, slot: EndpointSlot) -> None:
+        """Send, and at once the next that may be sent: answers that came together need not wait for each other."""
+        following: tuple[_QueuedRequest, EndpointSlot] | None = (queued, slot)
         while following is not None:
-            await self._ask(*following)
+            await self._send(*following)
             following = self._next(time.monotonic())
 
-    async def _ask(self, task: _Task, seat: _Seat) -> None:
-        request = self._questions.request(task.pos)
+    async def _send(self, queued: _QueuedRequest, slot: EndpointSlot) -> None:
+        request = self._source.request(queued.pos)
         sent = time.monotonic()
-        outcome = checked(self._questions, request, await seat.client.ask(request.messages))
-        now = time.monotonic()
-        seat.in_flight -= 1
-        seat.tokens[0] += outcome.input_tokens
-        seat.tokens[1] += outcome.output_tokens
-        self._judge(task, seat, request, outcome, sent, now)
-
-    def _judge(self, task: _Task, seat: _Seat, request: Request, outcome: Outcome, sent: float, now: float) -> None:
-        """Decide what follows from an outcome."""
-        verdict = outcome.verdict
-        if verdict in (Verdict.ANSWER, Verdict.FAILURE):
-            seat.answered += verdict is Verdict.ANSWER
-            seat.finished += 1
-            self._file(task, request, outcome, now - sent)
-        elif verdict is Verdict.REFUSED:
-            seat.refusals.append(sent)
-            seat.pause = max(seat.pause, outcome.retry_after)
-            self._put_off(task, max(outcome.retry_after, random.uniform(0.5, 1.0) * FIRST_BACKOFF))
+        outcome = checked(self._source, request, await slot.client.send(request.messages))
+        seconds = time.monotonic() - sent
+        slot.in_flight -= 1
+        slot.tokens[0] += outcome.input_tokens
+        slot.tokens[1] += outcome.output_tokens
+        if outcome.kind in (OutcomeKind.ANSWERED, OutcomeKind.FAILED):
+            slot.answered += outcome.kind is OutcomeKind.ANSWERED
+            slot.finished += 1
+            self._finish(queued, request, outcome, seconds)
+        elif outcome.kind is OutcomeKind.RATE_LIMITED:
+            slot.refusals.append(sent)
+            slot.pause = max(slot.pause, outcome.retry_after)
+            self._retry_later(queued, max(outcome.retry_after, random.uniform(0.5, 1.0) * FIRST_BACKOFF))
             self._hurry.set()
-        elif verdict is Verdict.FATAL:
-            self._fatal[self._seats.index(seat)] = outcome.text
-            seat.lease = NOTHING
-            self._queue.appendleft(task)
+        elif outcome.kind is OutcomeKind.FATAL:
+            self._fatal[self._slots.index(slot)] = outcome.text
+            slot.lease = NO_LEASE
+            self._queue.appendleft(queued)
             self._hurry.set()
         else:
             self._errors += 1
             self._last_error = (outcome.reason, outcome.text)
-            task.attempt += 1
-            if task.attempt >= self._section.max_attempts:
-                self._file(task, request, outcome, now - sent)
+            queued.attempt += 1
+            if queued.attempt >= self._section.max_attempts:
+                self._finish(queued, request, outcome, seconds)
             else:
-                backoff = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (task.attempt - 1))
-                self._put_off(task, backoff * random.uniform(0.5, 1.0))
+                backoff = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (queued.attempt - 1))
+                self._retry_later(queued, backoff * random.uniform(0.5, 1.0))
 
-    def _put_off(self, task: _Task, seconds: float) -> None:
-        task.due = time.monotonic() + seconds
-        heapq.heappush(self._later, task)
+    def _retry_later(self, queued: _QueuedRequest, seconds: float) -> None:
+        queued.due = time.monotonic() + seconds
+        heapq.heappush(self._later, queued)
 
-    def _file(self, task: _Task, request: Request, outcome: Outcome, seconds: float) -> None:
-        record = record_of(request, outcome, task.attempt + 1, seconds)
-        self._outbox.append((task.pos, record, outcome.reason))
+    def _finish(self, queued: _QueuedRequest, request: ChatRequest, outcome: Outcome, seconds: float) -> None:
+        record = record_of(request, outcome, queued.attempt + 1, seconds)
+        self._outbox.append((queued.pos, record, outcome.reason))
         self._unwritten += 1
         self._filled.set()
 
-    async def _report(self) -> None:
-        """Bring what was filed to the desk; what comes meanwhile goes along the next time."""
+    async def _send_records(self) -> None:
+        """Send records to the coordinator; what comes meanwhile goes along the next time."""
         while True:
             await self._filled.wait()
             self._filled.clear()
             records, self._outbox = self._outbox, []
-            await self._desk.record.remote(self._name, records)
+            await self._coordinator.record.remote(self._name, records)
             self._unwritten -= len(records)
             self._changed.set()
 
     async def _renew(self) -> None:
-        """Come to the desk for leases and work."""
+        """Report to the coordinator, and take leases and positions from it."""
         while True:
             self._hurry.clear()
             now = time.monotonic()
             waiting = len(self._queue) + len(self._later)
             wanted = 0 if self._finished else max(0, 2 * self._room() - waiting)
-            usages = [seat.settle(waiting + wanted, now) for seat in self._seats]
-            tidings = Tidings(usages, wanted, self._errors, self._last_error, self._fatal)
+            usages = [slot.take_usage(waiting + wanted, now) for slot in self._slots]
+            report = WorkerReport(usages, wanted, self._errors, self._last_error, self._fatal)
             self._errors = 0
-            self._obey(await self._desk.lease.remote(self._name, tidings))
+            self._accept(await self._coordinator.assign.remote(self._name, report))
             await asyncio.sleep(HURRY_SECONDS)
             await _wait(self._hurry, RENEW_SECONDS - HURRY_SECONDS)
 
-    def _obey(self, instructions: Instructions) -> None:
+    def _accept(self, assignment: Assignment) -> None:
         now = time.monotonic()
-        for seat, lease in zip(self._seats, instructions.leases, strict=True):
-            seat.accept(lease, now)
-        self._queue.extend(_Task(0.0, pos) for pos in instructions.positions)
-        self._finished = instructions.finished
-        self._stop = instructions.stop
+        for slot, lease in zip(self._slots, assignment.leases, strict=True):
+            slot.accept(lease, now)
+        self._queue.extend(_QueuedRequest(0.0, pos) for pos in assignment.positions)
+        self._finished = assignment.finished
+        self._stop = assignment.stop
         self._changed.set()
 
 

@@ -1,7 +1,7 @@
 """Checkpoints whose own code no longer runs, as models of transformers' own classes, exactly.
 
 InternLM2 becomes Llama, ChatGLM3 becomes Glm. Weights are renamed and cut, never computed with, so every logit stays
-what it was; tokenizer and chat template come from native_tokenizer.py.
+what it was; tokenizer and chat template come from convert_tokenizer.py.
 """
 
 import json
@@ -20,7 +20,7 @@ VERSION = "1"
 """Part of the name of a converted folder; raise it when the conversion gives something else."""
 
 BUFFERS = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")
-"""Stored by some checkpoints, computed by the native classes."""
+"""Stored by some checkpoints, computed by transformers' classes."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ def family_of(folder: Path) -> Family | None:
 
 
 def convert(folder: Path, target: Path) -> None:
-    """Write `folder` to `target` with native names: shard by shard, so that one shard is in memory at a time.
+    """Write `folder` to `target` with transformers' names: shard by shard, so that one shard is in memory at a time.
 
-    RecipeError where the configuration has what the native class has not; StageError where weights are missing.
+    RecipeError where the configuration has what transformers' class has not; StageError where weights are missing.
     """
     from safetensors.torch import save_file
     from transformers import GenerationConfig

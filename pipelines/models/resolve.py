@@ -6,20 +6,16 @@ import importlib.metadata
 import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InputError, Problem, RecipeError, StageError
-from pipelines.models import convert as native
-from pipelines.models.subprocess_task import in_own_process
+from pipelines.models import convert
+from pipelines.models.cache import made_once
+from pipelines.models.subprocess_task import run_in_subprocess
 from pipelines.progress import waiting
 
 PYPI, HUGGINGFACE, MODELSCOPE = "pypi://", "hf://", "modelscope://"
-TEMPLATE = "chat_template.jinja"
-"""The file that transformers takes before what tokenizer_config.json says."""
 SAMPLED_BLOCKS, BLOCK_BYTES = 16, 1 << 16
 """How much of a weight file its digest reads: evenly spaced blocks, so that a 15 GB folder costs milliseconds."""
 
@@ -27,30 +23,16 @@ SAMPLED_BLOCKS, BLOCK_BYTES = 16, 1 << 16
 def resolve(model: str, cache: Path) -> Path:
     """The Hugging Face folder of a model, fetched or converted into `cache` the first time.
 
-    `model` is a folder, `hf://NAME`, `modelscope://NAME` or `pypi://PACKAGE`; see native.py for the families that are
+    `model` is a folder, `hf://NAME`, `modelscope://NAME` or `pypi://PACKAGE`; see convert.py for the families that are
     converted. InputError where it cannot be had.
     """
     if model.startswith(PYPI):
         return _from_package(model.removeprefix(PYPI), cache)
     if model.startswith((HUGGINGFACE, MODELSCOPE)):
-        return _native(_from_hub(model, cache), cache)
+        return _converted(_from_hub(model, cache), cache)
     folder = Path(model).expanduser().resolve()
     check_folder(folder)
-    return _native(folder, cache)
-
-
-def with_chat_template(folder: Path, template: str, cache: Path) -> Path:
-    """A folder in `cache` that is the same model with another chat template: links to its files, and the template."""
-    digest = hashlib.sha256(f"{folder.resolve()}\0{template}".encode()).hexdigest()
-    target = cache / f"{folder.name}-template-{digest[:8]}"
-
-    def write(scratch: Path) -> None:
-        for path in folder.resolve().iterdir():
-            if path.name != TEMPLATE:
-                (scratch / path.name).symlink_to(path)
-        (scratch / TEMPLATE).write_text(template, encoding="utf-8")
-
-    return _converted(target, f"linking {folder.name} with the recipe's chat template", write)
+    return _converted(folder, cache)
 
 
 def model_digest(model: str) -> str:
@@ -168,40 +150,21 @@ def _from_package(package: str, cache: Path) -> Path:
         actual = _sha256(gguf)
         if actual != sha256:
             raise StageError(f"{gguf}: SHA-256 {actual} is not the package's {sha256}; install the package again")
-        in_own_process(convert_gguf, gguf, target)
+        run_in_subprocess(convert_gguf, gguf, target)
         source = json.dumps({"file": gguf.name, "sha256": sha256})
         (target / "source.json").write_text(source + "\n", encoding="utf-8")
 
-    return _converted(folder, f"converting {gguf.name} into {folder}", write)
+    return made_once(folder, f"converting {gguf.name} into {folder}", write)
 
 
-def _native(folder: Path, cache: Path) -> Path:
+def _converted(folder: Path, cache: Path) -> Path:
     """The folder itself, or, where its code no longer runs, what it is converted to."""
-    if native.family_of(folder) is None:
+    if convert.family_of(folder) is None:
         return folder
-    digest = hashlib.sha256(f"{native.VERSION} {model_digest(str(folder))}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{convert.VERSION} {model_digest(str(folder))}".encode()).hexdigest()
     target = cache / f"{folder.name}-native-{digest[:8]}"
     title = f"converting {folder.name} to a class of transformers, into {target}"
-    return _converted(target, title, lambda scratch: in_own_process(native.convert, folder, scratch))
-
-
-def _converted(folder: Path, title: str, write: Callable[[Path], None]) -> Path:
-    """`folder`, filled by `write` the first time; nobody sees it half-written."""
-    if (folder / "config.json").is_file():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
-    with waiting(title):
-        try:
-            write(scratch)
-            os.chmod(scratch, 0o755)
-            os.rename(scratch, folder)
-        except OSError:
-            if not (folder / "config.json").is_file():  # else another run was faster, with the same result
-                raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+    return made_once(target, title, lambda scratch: run_in_subprocess(convert.convert, folder, scratch))
 
 
 def convert_gguf(gguf: Path, target: Path) -> None:

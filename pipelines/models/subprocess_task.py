@@ -6,7 +6,7 @@ from typing import Any
 from pipelines.errors import DanluError, StageError
 
 
-def in_own_process(work: Callable[..., Any], *arguments: Any, num_cpus: float = 1) -> Any:
+def run_in_subprocess(work: Callable[..., Any], *arguments: Any, num_cpus: float = 1) -> Any:
     """What `work` returns, done by a Ray worker of its own; errors of our family are raised here as they were."""
     import ray
 

@@ -1,16 +1,20 @@
 """Model card and data-set card, Chinese and English in one README, written from the manifests."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 import jinja2
 import yaml
 
-from pipelines.evaluate.endpoint import BASE
-from pipelines.recipe.schema import Recipe
-from pipelines.recipe.train import Train
-from pipelines.train.tokenize import parse_data
+from pipelines.artifacts.reports.clean import OperatorStats
+from pipelines.artifacts.reports.evaluate import EvaluateReport
+from pipelines.artifacts.reports.rows import Sides
+from pipelines.artifacts.reports.train import TrainReport
+from pipelines.models.served import BASE
+from pipelines.recipe.ingest import Ingest
+from pipelines.recipe.publish import Publish
+from pipelines.recipe.train import Merge, Train, parse_data
 
 MISSING_LICENCE = "TODO: name the licence"
 HYPERPARAMETERS = (
@@ -27,13 +31,28 @@ HYPERPARAMETERS = (
     "zero_stage",
 )
 
-Reports = Mapping[str, Mapping[str, Any]]
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the cards tell: of the recipe, and of what its stages reported."""
+
+    name: str
+    """The recipe's."""
+    publish: Publish
+    train: Train
+    merge: Merge | None
+    ingest: Ingest | None
+    rows_read: int
+    """Or synthesized."""
+    operators: list[OperatorStats]
+    sides: Sides
+    trained: TrainReport
+    evaluated: EvaluateReport | None
 
 
-def model_card(recipe: Recipe, reports: Reports) -> str:
+def model_card(facts: CardFacts) -> str:
     """README.md of the model: base, data, rows dropped by operator, hyper-parameters, losses, scores, licence."""
-    publish, train = recipe.publish, recipe.train
-    assert publish and train
+    publish, train = facts.publish, facts.train
     base = public_name(publish.base_model or train.model)
     front = {
         "license": publish.license or MISSING_LICENCE,
@@ -42,31 +61,31 @@ def model_card(recipe: Recipe, reports: Reports) -> str:
         "language": ["zh", "en"],
         "tags": [train.method, "danlu"],
     }
-    settings = {name: value for name in HYPERPARAMETERS if (value := getattr(train, name)) is not None}
+    section = train.model_dump()
+    settings = {name: section[name] for name in HYPERPARAMETERS if section[name] is not None}
     settings |= {f"lora.{name}": value for name, value in train.lora.model_dump().items()}
-    if publish.weights == "merged" and recipe.merge:
-        settings["merge.base"] = recipe.merge.base
+    if publish.weights == "merged" and facts.merge:
+        settings["merge.base"] = facts.merge.base
     return _render(
         "model.md.j2",
         front,
-        name=_title(recipe, publish.model_id),
+        name=_title(facts.name, publish.model_id),
         base=base,
         weights=publish.weights,
-        data=_data(recipe, reports),
+        data=_data(facts),
         trained=[_entry(train, item) for item in train.data],
         system=train.system,
         settings=settings,
-        train=reports["train"],
-        scores=_scores(recipe, reports),
+        train=facts.trained,
+        scores=_scores(facts.name, facts.evaluated),
         license=publish.license or MISSING_LICENCE,
     )
 
 
-def dataset_card(recipe: Recipe, reports: Reports) -> str:
+def dataset_card(facts: CardFacts) -> str:
     """README.md of the data set: source, rows dropped by operator, splits, licence."""
-    publish = recipe.publish
-    assert publish
-    files = [{"split": side, "path": f"{side}.jsonl"} for side in reports["split"]["rows"]]
+    publish = facts.publish
+    files = [{"split": side, "path": f"{side}.jsonl"} for side in ("train", "test")]
     front = {
         "license": publish.data_license or MISSING_LICENCE,
         "tags": ["danlu"],
@@ -75,9 +94,9 @@ def dataset_card(recipe: Recipe, reports: Reports) -> str:
     return _render(
         "dataset.md.j2",
         front,
-        name=_title(recipe, publish.dataset_id),
-        data=_data(recipe, reports),
-        rows=reports["split"]["rows"],
+        name=_title(facts.name, publish.dataset_id),
+        data=_data(facts),
+        rows=facts.sides,
         license=publish.data_license or MISSING_LICENCE,
     )
 
@@ -90,16 +109,16 @@ def public_name(source: str) -> str:
     return PurePath(source).name
 
 
-def _title(recipe: Recipe, repository: str | None) -> str:
-    return repository.rsplit("/", 1)[1] if repository else recipe.name
+def _title(name: str, repository: str | None) -> str:
+    return repository.rsplit("/", 1)[1] if repository else name
 
 
-def _data(recipe: Recipe, reports: Reports) -> dict[str, Any]:
+def _data(facts: CardFacts) -> dict[str, Any]:
     return {
-        "source": public_name(recipe.ingest.source) if recipe.ingest else "synthesized",
-        "ingested": reports["ingest" if "ingest" in reports else "synthesize"]["rows"],
-        "operators": reports.get("clean", {}).get("operators", []),
-        "split": reports["split"]["rows"],
+        "source": public_name(facts.ingest.source) if facts.ingest else "synthesized",
+        "ingested": facts.rows_read,
+        "operators": facts.operators,
+        "split": facts.sides,
     }
 
 
@@ -110,15 +129,15 @@ def _entry(train: Train, item: str) -> str:
     return public_name(name) + (f", {rows}" if rows is not None else "")
 
 
-def _scores(recipe: Recipe, reports: Reports) -> list[dict[str, Any]]:
+def _scores(name: str, evaluated: EvaluateReport | None) -> list[dict[str, Any]]:
     """The main scores of base and tuned model on the held-out rows."""
-    result = reports.get("evaluate", {}).get("results", {}).get("test")
-    if result is None:
+    if evaluated is None or "test" not in evaluated.results:
         return []
-    base, tuned = result["models"][BASE], result["models"][recipe.name]
-    names = ("rouge-1-f", "rouge-2-f", "rouge-l-f", "bleu-4")
-    rows = [{"name": name, "base": base["scores"][name], "tuned": tuned["scores"][name]} for name in names]
-    return [*rows, {"name": "loop", "base": base["style"]["loop"], "tuned": tuned["style"]["loop"]}]
+    models = evaluated.results["test"].models
+    base, tuned = models[BASE], models[name]
+    metrics = ("rouge-1-f", "rouge-2-f", "rouge-l-f", "bleu-4")
+    rows = [{"name": metric, "base": base.scores[metric], "tuned": tuned.scores[metric]} for metric in metrics]
+    return [*rows, {"name": "loop", "base": base.style["loop"], "tuned": tuned.style["loop"]}]
 
 
 def _render(template: str, front: dict[str, Any], **content: Any) -> str:

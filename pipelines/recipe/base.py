@@ -1,12 +1,36 @@
 """What the sections of a recipe are made of: their base, the kinds of numbers, and what several of them hold."""
 
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+SHIPPED = Path(__file__).parent / "shipped"
+"""Where the recipes that come with the project lie."""
+
+
+def _itself(section: Any, text: str) -> str:
+    return text
+
+
+@dataclass(frozen=True)
+class ReadPath:
+    """Marks a field that names files or folders which are read: its text, or each text of its list or mapping.
+
+    `path_in` takes the section and one text, and returns the path in it, or None where it names nothing that is read.
+    """
+
+    path_in: Callable[[Any, str], str | None] = _itself
+
+
+class WrittenPath:
+    """Marks a field that names a file or folder which is written."""
 
 
 class Section(BaseModel):

@@ -9,8 +9,8 @@ import regex
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from pipelines.errors import nearest
-from pipelines.recipe.base import Count, Generation, Positive, Ratio, Section
-from pipelines.recipe.llm import Asking
+from pipelines.recipe.base import Count, Generation, Positive, Ratio, ReadPath, Section
+from pipelines.recipe.llm import ModelRequests
 
 
 def _belongs_to_api(endpoint: str | None, known: ValidationInfo) -> str | None:
@@ -19,7 +19,7 @@ def _belongs_to_api(endpoint: str | None, known: ValidationInfo) -> str | None:
     return endpoint
 
 
-Endpoint = Annotated[str | None, AfterValidator(_belongs_to_api)]
+EndpointAddress = Annotated[str | None, AfterValidator(_belongs_to_api)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 
 
@@ -27,7 +27,9 @@ class Benchmark(Section):
     """What is asked: `test`, the split's held-out rows, or a data set of evalscope's, by name or from a folder."""
 
     benchmark: str = Field(description="test, or evalscope's name, such as general_qa, general_mcq, ceval")
-    path: str | None = Field(None, description="folder of SUBSET.jsonl or SUBSET_SPLIT.jsonl; null: fetched by name")
+    path: Annotated[str | None, ReadPath()] = Field(
+        None, description="folder of SUBSET.jsonl or SUBSET_SPLIT.jsonl; null: fetched by name"
+    )
     subsets: list[str] = Field([], description="subsets asked; empty: the benchmark's own")
     few_shot_num: int | None = Field(None, ge=0, description="solved examples before each question; null: its own")
 
@@ -98,7 +100,7 @@ class Evaluate(Section):
     engine: Literal["api", "vllm"] = Field(
         "api", description="who answers: a /v1 endpoint, or vLLM in the cluster without HTTP, as serve describes it"
     )
-    endpoint: Endpoint = Field(None, description="a /v1 address to use instead of starting one")
+    endpoint: EndpointAddress = Field(None, description="a /v1 address to use instead of starting one")
 
 
 class Sweep(Section):
@@ -115,7 +117,7 @@ class Checkpoints(Section):
     rows: Count = Field(10, description="test questions asked of each checkpoint")
 
 
-class Judge(Asking):
+class PairwiseJudge(ModelRequests):
     """A model that says which of two answers is better."""
 
 
@@ -132,11 +134,11 @@ class Compare(Section):
     max_loop_share: Ratio = Field(0.02, description="share of looping answers up to which a setting is recommended")
     sweep: Sweep | None = Field(None, description="{}: with its defaults")
     checkpoints: Checkpoints | None = Field(None, description="{}: with its defaults")
-    judge: Judge | None = Field(None, description="judge the tuned model's answers against the base model's")
+    judge: PairwiseJudge | None = Field(None, description="judge the tuned model's answers against the base model's")
     engine: Literal["api", "vllm"] = Field(
         "api", description="who answers: a /v1 endpoint, or vLLM in the cluster without HTTP, as serve describes it"
     )
-    endpoint: Endpoint = Field(None, description="a /v1 address to use instead of starting one")
+    endpoint: EndpointAddress = Field(None, description="a /v1 address to use instead of starting one")
 
     @model_validator(mode="before")
     @classmethod

@@ -1,16 +1,16 @@
 """The recipe's section `ingest`, which also says how further rows to train on are read."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from pipelines.recipe.base import Count, Section
+from pipelines.recipe.base import Count, ReadPath, Section
 
 
 class Ingest(Section):
     """Where the rows come from."""
 
-    source: str = Field(
+    source: Annotated[str, ReadPath()] = Field(
         description="path, glob, fsspec URL, hf:// or modelscope:// with OWNER/NAME for a data set or OWNER/NAME/GLOB "
         "for some of its files, or recipes://FILE for data shipped with the project"
     )

@@ -1,4 +1,4 @@
-"""What the sections that ask models have in common: endpoints, prices, sampling, and what asking may take."""
+"""What the sections that send requests to a model have in common: endpoints, prices, sampling, and limits."""
 
 from decimal import Decimal
 from typing import Annotated
@@ -30,8 +30,8 @@ class Price(Section):
     currency: str = Field("CNY", description="for people; nothing is converted")
 
 
-UNPAID = ("endpoints", "timeout", "max_attempts", "circuit_breaker", "price", "budget", "workers")
-"""Keys that do not change what is asked."""
+NOT_IN_FINGERPRINT = ("endpoints", "timeout", "max_attempts", "circuit_breaker", "price", "budget", "workers")
+"""Keys that change where and how requests are sent, not what they are: fingerprints leave them out."""
 
 
 class Sampling(Generation):
@@ -40,8 +40,8 @@ class Sampling(Generation):
     stop: list[str] | None = Field(None, description="texts at which an answer ends, such as a line break")
 
 
-class Asking(Section):
-    """A model, where it answers, and what asking it may take."""
+class ModelRequests(Section):
+    """A model, where it answers, and what its requests may take."""
 
     model: str = Field(description="the model asked")
     endpoints: list[Endpoint] = Field(min_length=1, description="where it answers; the requests are shared by weight")
@@ -54,7 +54,7 @@ class Asking(Section):
     workers: Count = Field(1, description="processes that send requests; one sends a few hundred a second")
 
     @model_validator(mode="after")
-    def _budget_has_a_price(self) -> "Asking":
+    def _budget_has_a_price(self) -> "ModelRequests":
         if self.budget is not None and self.price is None:
             raise ValueError("budget needs price")
         return self

@@ -12,11 +12,8 @@ from pydantic import BaseModel, ValidationError
 from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.progress import say
 from pipelines.recipe import data_juicer
-from pipelines.recipe.base import Section
+from pipelines.recipe.base import SHIPPED, Section
 from pipelines.recipe.schema import Recipe
-
-SHIPPED = Path(__file__).parent / "shipped"
-"""Where the recipes that come with the project lie."""
 
 Check = Callable[[Any], list[Problem]]
 """Takes a section, and says what is wrong with it beyond its schema."""
@@ -63,13 +60,15 @@ def _validated(tree: dict[str, Any], checks: Mapping[str, Check]) -> tuple[Recip
             section = _as_far_as_valid(name, tree.get(name))
             problems += check(section) if section is not None else []
         return None, problems
-    sections = ((check, getattr(recipe, name)) for name, check in checks.items())
+    given = dict(recipe)
+    sections = ((check, given[name]) for name, check in checks.items())
     return recipe, [problem for check, section in sections if section is not None for problem in check(section)]
 
 
 def _as_far_as_valid(name: str, given: Any) -> Section | None:
     """A section without those of its keys that are wrong; None where too little is left of it."""
-    (model,) = [kind for kind in get_args(Recipe.model_fields[name].annotation) if issubclass(kind, Section)]
+    kinds = get_args(Recipe.model_fields[name].annotation)
+    model: type[Section] = next(kind for kind in kinds if issubclass(kind, Section))
     if not isinstance(given, dict):
         return None
     try:

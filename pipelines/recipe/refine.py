@@ -4,12 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.recipe.base import Count, Ratio, Section
-from pipelines.recipe.llm import Asking
+from pipelines.recipe.base import Count, Ratio, ReadPath, Section
+from pipelines.recipe.llm import ModelRequests
 from pipelines.recipe.synthesize import Style
 
 
-class Demands(Section):
+class StyleDemands(Section):
     """What answers of one style look like."""
 
     min_length: int = Field(1, ge=0, description="characters an answer has at least")
@@ -21,7 +21,7 @@ class Demands(Section):
         return Style(template="", **self.model_dump())
 
 
-class Judge(Asking):
+class RefineJudge(ModelRequests):
     """A model that scores every answer that is left."""
 
     rubric: str = Field(description="what a good answer is, in words")
@@ -41,14 +41,14 @@ class Refine(Section):
     near_duplicates: Ratio | None = Field(
         0.8, description="answers that share so much of their character pairs are one; the first stays; null: keep all"
     )
-    judge: Judge | None = Field(None, description="null: no model looks at the answers")
-    edited: str | None = Field(
+    judge: RefineJudge | None = Field(None, description="null: no model looks at the answers")
+    edited: Annotated[str | None, ReadPath()] = Field(
         None, description="the exported rows, edited by hand: .jsonl or .csv; rows that are not in it are dropped"
     )
     dimensions: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
         {}, description="values to be found in the query of rows that were not synthesized here"
     )
-    styles: dict[str, Demands] = Field(
+    styles: dict[str, StyleDemands] = Field(
         {}, description="demands by a word in the query, for such rows; the last one is for queries without any"
     )
 

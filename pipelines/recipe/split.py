@@ -4,13 +4,15 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from pipelines.recipe.base import Count, Ratio, Section
+from pipelines.recipe.base import Count, Ratio, ReadPath, Section, WrittenPath
 
 
 class Export(Section):
     """The rows as one file for people and other tools, in data-set order."""
 
-    path: Annotated[str, Field(pattern=r"\.(jsonl|parquet)$")] = Field(description="a .jsonl or .parquet file or URL")
+    path: Annotated[str, Field(pattern=r"\.(jsonl|parquet)$"), WrittenPath()] = Field(
+        description="a .jsonl or .parquet file or URL"
+    )
 
 
 class Split(Section):
@@ -25,7 +27,7 @@ class Split(Section):
         description="column whose equal values stay on one side; near_duplicates: rows of nearly the same text, "
         "clean.text_keys or else response; null: each row by itself",
     )
-    test_source: str | None = Field(
+    test_source: Annotated[str | None, ReadPath()] = Field(
         None, description="the rows held out lie here, as in ingest.source; all others are to train"
     )
     concurrency: Count | None = Field(None, description="tasks at a time; null: what the cluster has")

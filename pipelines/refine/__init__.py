@@ -1,1 +1,1 @@
-"""The second cleaning, of what a model answered."""
+"""Refine: the second cleaning, of what a model answered."""

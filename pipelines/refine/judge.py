@@ -7,15 +7,15 @@ from typing import Any
 from pipelines.artifacts.rows import messages_of
 from pipelines.artifacts.workspace import Workspace
 from pipelines.llm.dispatch import answers_to
-from pipelines.llm.requests import Listed
-from pipelines.recipe.refine import Judge
-from pipelines.synthesize.shapes import read_json
+from pipelines.llm.json_answers import read_json
+from pipelines.llm.requests import RequestList
+from pipelines.recipe.refine import RefineJudge
 
 SECTION_KEY = "refine.judge"
-BEST = 10
+MAX_SCORE = 10
 SCORE = {
     "type": "object",
-    "properties": {"reason": {"type": "string"}, "score": {"type": "number", "minimum": 1, "maximum": BEST}},
+    "properties": {"reason": {"type": "string"}, "score": {"type": "number", "minimum": 1, "maximum": MAX_SCORE}},
     "required": ["score"],
 }
 PROMPT = """请按评分标准给下面对话里助手的回答打分，1 分最差，{best} 分最好。
@@ -38,12 +38,12 @@ class Judgement:
     reason: str
 
 
-def judge_rows(workspace: Workspace, section: Judge, rows: Sequence[Mapping[str, Any]]) -> dict[int, Judgement]:
-    """A judgement of each row, by its `pos`; what the ledger knows is not asked again."""
-    told = {"best": BEST, "rubric": section.rubric}
-    asked = [({"judge": str(row["row_id"])}, {**told, "conversation": _shown(row)}) for row in rows]
-    questions = Listed(section, SECTION_KEY, PROMPT, asked, lambda request, text: read_json(text, SCORE))
-    answers = answers_to(workspace, questions)
+def judge_rows(workspace: Workspace, section: RefineJudge, rows: Sequence[Mapping[str, Any]]) -> dict[int, Judgement]:
+    """A judgement of each row, by its `pos`; what the ledger knows is not sent again."""
+    fields = {"best": MAX_SCORE, "rubric": section.rubric}
+    entries = [({"judge": str(row["row_id"])}, {**fields, "conversation": _shown(row)}) for row in rows]
+    requests = RequestList(section, SECTION_KEY, PROMPT, entries, lambda request, text: read_json(text, SCORE))
+    answers = answers_to(workspace, requests)
     return {int(row["pos"]): _judgement(known) for row, (_, known) in zip(rows, answers, strict=True)}
 
 

@@ -1,6 +1,6 @@
 """What is wrong with a synthesized answer: one small function per defect, each with the defect's name.
 
-A rule takes the answer and what was asked for and returns whether the answer has the defect. Adding one is a function
+A rule takes the answer and what it should be and returns whether the answer has the defect. Adding one is a function
 and a line in `RULES`; a defect that can be mended has a function in `FIXES` as well.
 """
 
@@ -15,8 +15,8 @@ Aliases = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What an answer was asked for: its cell, the style's demands, all values of the grid, and other words for them."""
+class Expected:
+    """What an answer should be: its cell, the style's demands, all values of the grid, and other words for them."""
 
     cell: Mapping[str, str]
     style: Style
@@ -66,23 +66,23 @@ _NON_ANSWER = regex.compile(
 )
 
 
-def empty(text: str, asked: Asked) -> bool:
+def empty(text: str, expected: Expected) -> bool:
     """Nothing but spaces, punctuation and emoji."""
     return regex.search(r"[\p{L}\p{N}]", text) is None
 
 
-def non_answer(text: str, asked: Asked) -> bool:
+def non_answer(text: str, expected: Expected) -> bool:
     """Announces an answer, greets, asks back or declines, but does not give one (`当前祝福语如下`)."""
     return _NON_ANSWER.search(text.strip()) is not None
 
 
-def explanation(text: str, asked: Asked) -> bool:
+def explanation(text: str, expected: Expected) -> bool:
     """A title, an announcement, a remark or a second version stands around the answer."""
     text = text.strip()
     return "\n" in text or _LEAD.search(text) is not None or _TRAIL.search(text) is not None
 
 
-def quotes(text: str, asked: Asked) -> bool:
+def quotes(text: str, expected: Expected) -> bool:
     """The whole answer stands in quotation marks."""
     text = text.strip()
     return any(
@@ -91,43 +91,43 @@ def quotes(text: str, asked: Asked) -> bool:
     )
 
 
-def particle(text: str, asked: Asked) -> bool:
+def particle(text: str, expected: Expected) -> bool:
     """A particle follows punctuation (`！啦~`, `。哦！`)."""
     return _PARTICLE.search(text) is not None
 
 
-def opening(text: str, asked: Asked) -> bool:
+def opening(text: str, expected: Expected) -> bool:
     """Begins with a mark that follows something: the name that should stand there is missing."""
     return text.lstrip()[:1] in tuple("，,。、；;：:！!？?")
 
 
-def length(text: str, asked: Asked) -> bool:
+def length(text: str, expected: Expected) -> bool:
     """Shorter or longer, in characters, than the style allows."""
-    count = len(text.strip())
-    return count < asked.style.min_length or (asked.style.max_length is not None and count > asked.style.max_length)
+    style, count = expected.style, len(text.strip())
+    return count < style.min_length or (style.max_length is not None and count > style.max_length)
 
 
-def emoji(text: str, asked: Asked) -> bool:
+def emoji(text: str, expected: Expected) -> bool:
     """Has emoji where the style forbids them, or none where it needs them."""
-    if asked.style.emoji == "any":
+    if expected.style.emoji == "any":
         return False
-    return (_EMOJI.search(text) is not None) == (asked.style.emoji == "forbidden")
+    return (_EMOJI.search(text) is not None) == (expected.style.emoji == "forbidden")
 
 
-def mismatch(text: str, asked: Asked) -> bool:
+def mismatch(text: str, expected: Expected) -> bool:
     """Addresses or celebrates another value of the grid, and does not mention the one that was asked for."""
-    return any(_is_about_another(name, text.strip(), asked) for name in asked.dimensions)
+    return any(_is_about_another(name, text.strip(), expected) for name in expected.dimensions)
 
 
-def _is_about_another(dimension: str, text: str, asked: Asked) -> bool:
-    own = _words(asked.cell[dimension], asked.aliases)
+def _is_about_another(dimension: str, text: str, expected: Expected) -> bool:
+    own = _words(expected.cell[dimension], expected.aliases)
     if any(word in text for word in own):
         return False
     return any(
         regex.search(rf"^{_ADDRESS}{word}|{word}{_OCCASION}", text) is not None
-        for value in asked.dimensions[dimension]
-        if value != asked.cell[dimension]
-        for word in map(regex.escape, _words(value, asked.aliases))
+        for value in expected.dimensions[dimension]
+        if value != expected.cell[dimension]
+        for word in map(regex.escape, _words(value, expected.aliases))
         if not any(word in mine or mine in word for mine in own)
     )
 
@@ -143,7 +143,7 @@ def _words(value: str, aliases: Aliases) -> list[str]:
     return [value.removesuffix("节") if len(value) > 2 else value, *aliases.get(value, ())]
 
 
-Rule = Callable[[str, Asked], bool]
+Rule = Callable[[str, Expected], bool]
 
 RULES: dict[str, Rule] = {
     rule.__name__: rule for rule in (empty, non_answer, explanation, quotes, particle, opening, length, emoji, mismatch)

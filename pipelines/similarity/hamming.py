@@ -15,8 +15,10 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.similarity.union_find import flatten, join, join_all, root
+from pipelines.similarity.utf8 import Indices
+
 Signatures = npt.NDArray[np.uint64]
-Indices = npt.NDArray[np.int64]
 
 KEYS_PER_UNIT = 4_000_000
 """Signatures above which a table is cut into key ranges."""
@@ -54,24 +56,6 @@ def units(rows: int, hamming_distance: int) -> list[Unit]:
 
 
 @nb.njit(cache=True, nogil=True)
-def _root(parent: Any, i: int) -> int:  # pragma: no cover - compiled
-    while parent[i] != i:
-        parent[i] = parent[parent[i]]
-        i = parent[i]
-    return i
-
-
-@nb.njit(cache=True, nogil=True)
-def _join(parent: Any, i: int, j: int) -> None:  # pragma: no cover - compiled
-    """Join two clusters; the lower number becomes the root."""
-    a, b = _root(parent, i), _root(parent, j)
-    if a < b:
-        parent[b] = a
-    else:
-        parent[a] = b
-
-
-@nb.njit(cache=True, nogil=True)
 def _bits(x: Any) -> Any:  # pragma: no cover - compiled
     x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
     x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
@@ -103,7 +87,7 @@ def _join_near(
 ) -> None:  # pragma: no cover
     for j in range(low, high):
         if _bits(bucket[i] ^ bucket[j]) <= near:
-            _join(parent, members[i], members[j])
+            join(parent, members[i], members[j])
 
 
 @nb.njit(cache=True, nogil=True)
@@ -115,7 +99,7 @@ def _join_dense(bucket: Any, members: Any, parent: Any, near: Any) -> None:  # p
         _join_near(bucket, members, parent, i, i + 1, min(size, i + 1 + NEIGHBOURS), near)
     roots = np.empty(size, dtype=np.int64)
     for i in range(size):
-        roots[i] = _root(parent, members[i])
+        roots[i] = root(parent, members[i])
     order = np.argsort(roots)
     bucket, members, roots = bucket[order], members[order], roots[order]
     end = size
@@ -141,18 +125,6 @@ def _join_within(
             _join_near(bucket, order, parent, i, i + 1, end, near)
 
 
-@nb.njit(cache=True, nogil=True)
-def _flatten(parent: Any) -> None:  # pragma: no cover - compiled
-    for i in range(len(parent)):
-        parent[i] = _root(parent, i)
-
-
-@nb.njit(cache=True, nogil=True)
-def _join_all(parent: Any, nodes: Any, roots: Any) -> None:  # pragma: no cover - compiled
-    for k in range(len(nodes)):
-        _join(parent, nodes[k], roots[k])
-
-
 def forest(signatures: Signatures, work: Sequence[Unit], hamming_distance: int) -> tuple[Indices, Indices]:
     """The edges (node, root), each node once, that join what the given units find near."""
     parent = np.arange(len(signatures))
@@ -160,7 +132,7 @@ def forest(signatures: Signatures, work: Sequence[Unit], hamming_distance: int) 
         (s1, w1), (s2, w2) = unit.fields
         order, begins = _by_key(signatures, s1, w1, s2, w2)
         _join_within(signatures, order, begins, unit.low, unit.high, hamming_distance, parent)
-    _flatten(parent)
+    flatten(parent)
     nodes = np.flatnonzero(parent != np.arange(len(parent)))
     return nodes, parent[nodes]
 
@@ -174,7 +146,7 @@ def find_here(signatures: Signatures, hamming_distance: int) -> Iterable[tuple[I
     yield forest(signatures, units(len(signatures), hamming_distance), hamming_distance)
 
 
-def near_duplicates(signatures: Signatures, hamming_distance: int, find: Finder = find_here) -> Indices:
+def first_of_near(signatures: Signatures, hamming_distance: int, find: Finder = find_here) -> Indices:
     """For each signature the index of the first one of its cluster, shape (rows,).
 
     Signatures come in data-set order. Clusters are transitive: two rows share one if a chain of pairs within
@@ -185,20 +157,9 @@ def near_duplicates(signatures: Signatures, hamming_distance: int, find: Finder 
     distinct = signatures[firsts[by_first]]
     parent = np.arange(len(distinct))
     for nodes, roots in find(distinct, hamming_distance):
-        _join_all(parent, nodes, roots)
-    _flatten(parent)
+        join_all(parent, nodes, roots)
+    flatten(parent)
     number = np.empty_like(by_first)
     number[by_first] = np.arange(len(by_first))
     first_row: Indices = firsts[by_first][parent[number[inverse]]]
     return first_row
-
-
-def first_of_equal(keys: npt.NDArray[np.uint64]) -> Indices:
-    """For each row the first one of its cluster, where rows that agree in any column of `keys` (rows, columns) are
-    joined, and clusters are transitive."""
-    parent = np.arange(len(keys))
-    for column in keys.T:
-        _, firsts, inverse = np.unique(column, return_index=True, return_inverse=True)
-        _join_all(parent, np.arange(len(keys)), firsts[inverse])
-    _flatten(parent)
-    return parent

@@ -1,1 +1,1 @@
-"""Rows from outside: files, their encodings and schemas, and edits by hand."""
+"""Rows from outside: files, their encodings and schemas, and manual edits."""

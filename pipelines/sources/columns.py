@@ -116,8 +116,8 @@ def _rows(shard: Shard, schema: pa.Schema, broken: list[dict[str, Any]]) -> Iter
         if row is None:
             broken.append(broken_row("columns", place, raw, None))
         elif extra := set(row) - known:
-            told = f"column {', '.join(sorted(extra))} is not in the first rows"
-            broken.append(broken_row("columns", place, told, row))
+            reason = f"column {', '.join(sorted(extra))} is not in the first rows"
+            broken.append(broken_row("columns", place, reason, row))
         else:
             yield {**row, **place, **own_id(row)}
 
@@ -143,9 +143,9 @@ def table_of(rows: list[dict[str, Any]], schema: pa.Schema, reader: str, broken:
 def broken_row(reader: str, place: dict[str, Any], reason: str, row: dict[str, Any] | None) -> dict[str, Any]:
     """An entry of schema `DROPPED` for a row, if there is one, at the `row_id` and `pos` of `place`."""
     text = "" if row is None else json.dumps(row, ensure_ascii=False, default=str)[:1000]
-    told = {"row_id": place["row_id"], "reason": reason, "text": text}
+    texts = {"row_id": place["row_id"], "reason": reason, "text": text}
     return {
-        **{name: value.encode("utf-8", "backslashreplace").decode() for name, value in told.items()},
+        **{name: value.encode("utf-8", "backslashreplace").decode() for name, value in texts.items()},
         "pos": place["pos"],
         "stage": "ingest",
         "operator": reader,

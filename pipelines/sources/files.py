@@ -22,7 +22,7 @@ import xxhash
 
 from pipelines.artifacts.shards import Shard
 from pipelines.errors import DataError, InputError
-from pipelines.recipe.load import SHIPPED
+from pipelines.recipe.base import SHIPPED
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 COMPRESSIONS = (".gz", ".zst")
@@ -37,6 +37,12 @@ Numbered = tuple[int, dict[str, Any] | None, str]
 def is_hub(source: str) -> bool:
     """Whether a source is a data set on a model hub, which is downloaded before it is read."""
     return source.startswith(("modelscope://", "hf://"))
+
+
+def shipped_path(source: str) -> str:
+    """The path of a source that is shipped with the project, `recipes://FILE`; any other source as it is."""
+    scheme, _, name = source.partition("://")
+    return str(SHIPPED / name) if scheme == "recipes" else source
 
 
 def list_files(source: str) -> list[str]:
@@ -66,11 +72,9 @@ def list_files(source: str) -> list[str]:
 
 
 def _fetched(source: str) -> str:
-    scheme, _, name = source.partition("://")
-    if scheme == "recipes":
-        return str(SHIPPED / name)
     if not is_hub(source):
-        return source
+        return shipped_path(source)
+    scheme, _, name = source.partition("://")
     try:
         data_set, pattern = ("/".join(part) for part in (name.split("/")[:2], name.split("/")[2:]))
         folder = _downloaded(scheme, data_set, _client_patterns(pattern) if pattern else None)

@@ -1,4 +1,4 @@
-"""Rows edited by hand: the file that `clean.edited` or `refine.edited` names, and what it changes in a row.
+"""Manual edits of rows: the file that `clean.edited` or `refine.edited` names, and what it changes in a row.
 
 The file is .jsonl or .csv with a row a line, found by its `row_id`. Where lines say `kept`, as those that clean exports
 do, the file lists changes: a row that is kept false goes, and one that is not in the file stays as it is. A file

@@ -1,1 +1,1 @@
-"""Synthesize: a grid of prompts to a model, its answers in a ledger, and a second cleaning of what came back."""
+"""Synthesize: a grid of prompts for a model, and conversations of its answers."""

@@ -1,4 +1,4 @@
-"""The grid: which cells are asked, and with which words.
+"""The grid: which cells have a request, and with which words.
 
 A cell is one value per dimension and a style. What is drawn for a sample (an injection, examples, the phrasing of
 its training input) follows from the seed, the cell's values and the sample's number alone, so that the same recipe
@@ -8,13 +8,14 @@ gives the same prompts, and adding a value to a dimension leaves all other promp
 import random
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
-from pipelines.llm.requests import Request, key_of
+from pipelines.artifacts.reports.synthesize import CompatibilityMap
+from pipelines.llm.requests import ChatRequest, key_of
 from pipelines.recipe.synthesize import Synthesize, fits
+from pipelines.synthesize.shapes import Conversation, conversations, response_format
 
-MOST_VALUES = 60
-"""Values of a dimension that are drawn; a dimension of more, such as passages, is left out."""
+MAX_DRAWN_VALUES = 60
+"""Dimensions of more values than this, such as passages, are left out of the map."""
 
 
 class Grid:
@@ -25,7 +26,7 @@ class Grid:
     def __init__(self, section: Synthesize, seed: int) -> None:
         self.section = section
         self.seed = seed
-        self.response_format = _response_format(section)
+        self.response_format = response_format(section.answer)
         self._more = {"response_format": self.response_format} if self.response_format else {}
         self.axes = {**section.dimensions, "style": list(section.styles)}
 
@@ -59,7 +60,7 @@ class Grid:
             if fits(self.section.compatibility, self.cell(first)):
                 yield from range(max(first, start), min(first + samples, end))
 
-    def request(self, pos: int) -> Request:
+    def request(self, pos: int) -> ChatRequest:
         """The request at `pos`."""
         cell = self.cell(pos)
         sample = pos % self.section.samples_per_cell
@@ -77,39 +78,34 @@ class Grid:
         system = [{"role": "system", "content": self.section.system}] if self.section.system else []
         messages = [*system, {"role": "user", "content": prompt.strip()}]
         key = key_of(self.section, messages, cell, sample, **self._more)
-        return Request(pos, cell, sample, messages, query, key)
+        return ChatRequest(pos, cell, sample, messages, query, key)
 
-    def check(self, request: Request, text: str) -> None:
+    def check_answer(self, request: ChatRequest, text: str) -> None:
         """Raise MalformedError where an answer is not of the shape that the recipe asks for."""
         if self.section.answer.shape != "text":
             self.conversations(request, text)
 
-    def conversations(self, request: Request, text: str) -> list[list[dict[str, str]]]:
+    def conversations(self, request: ChatRequest, text: str) -> list[Conversation]:
         """The conversations that an answer holds; MalformedError where it is not of its shape."""
-        from pipelines.synthesize.shapes import conversations  # an extra that checking a recipe does without
-
         return conversations(text, request.query, self.section.answer, request.cell)
 
 
-def _response_format(section: Synthesize) -> dict[str, Any] | None:
-    if section.answer.response_format is None:
-        return None
-    from pipelines.synthesize.shapes import response_format
-
-    return response_format(section.answer)
+def drawn_axes(grid: Grid) -> dict[str, list[str]]:
+    """The dimensions, and the styles, with more than one value and not too many, in order."""
+    return {name: values for name, values in grid.axes.items() if 1 < len(values) <= MAX_DRAWN_VALUES}
 
 
-def heat_map(grid: Grid) -> dict[str, Any] | None:
-    """For each pair of values of two dimensions, the share of their cells that fit; None where there are not two."""
-    axes = {name: values for name, values in grid.axes.items() if 1 < len(values) <= MOST_VALUES}
+def compatibility_map(grid: Grid) -> CompatibilityMap | None:
+    """Of the two dimensions with the most values, which pairs are asked; None where there are not two."""
+    axes = drawn_axes(grid)
     if len(axes) < 2:
         return None
     down, across = sorted(sorted(axes, key=lambda name: -len(axes[name]))[:2], key=list(axes).index)
-    asked = Counter((cell[down], cell[across]) for cell in grid.cells())
+    fitting = Counter((cell[down], cell[across]) for cell in grid.cells())
     each = grid.size // grid.section.samples_per_cell // (len(axes[down]) * len(axes[across]))
-    return {
-        "dimensions": [down, across],
-        "rows": axes[down],
-        "columns": axes[across],
-        "shares": [[asked[row, column] / each for column in axes[across]] for row in axes[down]],
-    }
+    return CompatibilityMap(
+        dimensions=[down, across],
+        rows=axes[down],
+        columns=axes[across],
+        shares=[[fitting[row, column] / each for column in axes[across]] for row in axes[down]],
+    )

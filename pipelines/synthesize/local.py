@@ -11,31 +11,29 @@ import pyarrow as pa
 
 from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import InputError
-from pipelines.llm.dispatch import Positions, State, look_up
-from pipelines.llm.ledger import Record, Writer
-from pipelines.llm.requests import Outcome, Verdict, checked, record_of
+from pipelines.llm.dispatch import LedgerState, Positions, look_up
+from pipelines.llm.ledger import LedgerRecord, LedgerWriter
+from pipelines.llm.requests import Outcome, OutcomeKind, checked, record_of
 from pipelines.llm.vllm_batch import Completion, Prompt, complete, require_room
+from pipelines.models.resolve import resolve
 from pipelines.models.served import ServedModel
 from pipelines.progress import progress
 from pipelines.recipe.load import load_recipe, shipped_recipes
-from pipelines.recipe.schema import Recipe
 from pipelines.recipe.serve import Serve
 from pipelines.synthesize.grid import Grid
 from pipelines.synthesize.shapes import schema_of
 
 
-def generate(recipe: Recipe, workspace: Workspace, grid: Grid, choose: Callable[[State], Positions]) -> Positions:
+def generate(serve: Serve, workspace: Workspace, grid: Grid, choose: Callable[[LedgerState], Positions]) -> Positions:
     """Answer the pending positions that `choose` takes; returns them when each has its record.
 
     The engines are those that `serve` describes, or a shipped recipe's where the model is one's. InputError where the
     model cannot be had, HardwareError where the cluster has no room for them.
     """
-    from pipelines.models.resolve import resolve
-
-    named, serve = model_of(grid.section.model, recipe.serve)
+    named, serve = model_of(grid.section.model, serve)
     require_room(serve)  # before gigabytes of a model are fetched
     model = ServedModel("model", str(resolve(named, workspace.local("models"))))
-    writer = Writer(workspace)
+    writer = LedgerWriter(workspace)
     try:
         chosen = choose(look_up(workspace, grid))
         with progress("synthesize", total=len(chosen), unit="requests") as advance:
@@ -49,7 +47,7 @@ def generate(recipe: Recipe, workspace: Workspace, grid: Grid, choose: Callable[
 
 
 def model_of(name: str, serve: Serve) -> tuple[str, Serve]:
-    """The model of that name and how it is served: where a shipped recipe has the name, its model in its manner."""
+    """The model of that name and how it is served; a shipped recipe's name means its model, served as it says."""
     if name not in shipped_recipes():
         return name, serve
     recipe = load_recipe(name)
@@ -71,17 +69,17 @@ def _prompt_maker(grid: Grid) -> Callable[[dict[str, Any]], Prompt]:
     return prompt
 
 
-def _record(grid: Grid, completion: Completion) -> Record:
+def _record(grid: Grid, completion: Completion) -> LedgerRecord:
     request = grid.request(completion.pos)
     if completion.error:
-        return record_of(request, Outcome(Verdict.FAILURE, "rejected", completion.error), 1, 0.0)
+        return record_of(request, Outcome(OutcomeKind.FAILED, "rejected", completion.error), 1, 0.0)
     return record_of(request, checked(grid, request, _outcome(completion)), 1, completion.seconds)
 
 
 def _outcome(completion: Completion) -> Outcome:
     text, tokens = completion.text, (completion.input_tokens, completion.output_tokens)
     if completion.is_cut:
-        return Outcome(Verdict.FAILURE, "truncated", text, *tokens)
+        return Outcome(OutcomeKind.FAILED, "truncated", text, *tokens)
     if not text.strip():
-        return Outcome(Verdict.FAILURE, "empty", text, *tokens)
-    return Outcome(Verdict.ANSWER, "", text, *tokens)
+        return Outcome(OutcomeKind.FAILED, "empty", text, *tokens)
+    return Outcome(OutcomeKind.ANSWERED, "", text, *tokens)

@@ -1,8 +1,7 @@
 """The shape of an answer: how it is read, and which conversations it holds.
 
 A shape is one entry of `SHAPES`: the JSON schema that the answer must satisfy, and a function from the value to
-conversations. Models write JSON with a fence around it, a trailing comma or a missing bracket: what is nearly valid is
-mended (json-repair), and then held to the schema like everything else.
+conversations.
 """
 
 import json
@@ -10,12 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import json_repair
-import jsonschema
-
-from pipelines.artifacts.rows import is_text
-from pipelines.llm.requests import MOST, MalformedError
-from pipelines.recipe.synthesize import Answer
+from pipelines.llm.json_answers import read_json
+from pipelines.llm.requests import MAX_CONVERSATIONS, MalformedError
+from pipelines.recipe.synthesize import AnswerShape
 
 Conversation = list[dict[str, str]]
 """Turns of user and assistant in turn, from the first of a user to the last of an assistant."""
@@ -26,22 +22,22 @@ class Shape:
     """`conversations` takes the value, the training input of the request, the answer's section, and the cell."""
 
     schema: dict[str, Any] | None
-    conversations: Callable[[Any, str, Answer, Mapping[str, str]], list[Conversation]]
+    conversations: Callable[[Any, str, AnswerShape, Mapping[str, str]], list[Conversation]]
 
 
-def _text(value: Any, query: str, answer: Answer, cell: Mapping[str, str]) -> list[Conversation]:
+def _text(value: Any, query: str, answer: AnswerShape, cell: Mapping[str, str]) -> list[Conversation]:
     return [exchange(query, str(value))]
 
 
-def _json(value: Any, query: str, answer: Answer, cell: Mapping[str, str]) -> list[Conversation]:
+def _json(value: Any, query: str, answer: AnswerShape, cell: Mapping[str, str]) -> list[Conversation]:
     return [exchange(query, json.dumps(value, ensure_ascii=False))]
 
 
-def _pairs(value: Any, query: str, answer: Answer, cell: Mapping[str, str]) -> list[Conversation]:
+def _pairs(value: Any, query: str, answer: AnswerShape, cell: Mapping[str, str]) -> list[Conversation]:
     return [exchange(pair["question"].strip(), pair["answer"].strip()) for pair in value]
 
 
-def _dialogue(value: Any, query: str, answer: Answer, cell: Mapping[str, str]) -> list[Conversation]:
+def _dialogue(value: Any, query: str, answer: AnswerShape, cell: Mapping[str, str]) -> list[Conversation]:
     """One conversation; what one speaker says in a row is a turn, what follows the last answer is left out."""
     roles = {answer.user.format_map(cell): "user", answer.assistant.format_map(cell): "assistant"}
     turns: Conversation = []
@@ -64,7 +60,7 @@ def _list_of(first: str, second: str) -> dict[str, Any]:
     """A list of objects with two texts that are not empty."""
     text = {"type": "string", "pattern": r"\S"}
     entry = {"type": "object", "properties": {first: text, second: text}, "required": [first, second]}
-    return {"type": "array", "items": entry, "minItems": 1, "maxItems": MOST}
+    return {"type": "array", "items": entry, "minItems": 1, "maxItems": MAX_CONVERSATIONS}
 
 
 SHAPES = {
@@ -80,21 +76,21 @@ def exchange(query: str, response: str) -> Conversation:
     return [{"role": "user", "content": query}, {"role": "assistant", "content": response}]
 
 
-def conversations(text: str, query: str, answer: Answer, cell: Mapping[str, str]) -> list[Conversation]:
+def conversations(text: str, query: str, answer: AnswerShape, cell: Mapping[str, str]) -> list[Conversation]:
     """What an answer holds; MalformedError where it is not of its shape."""
     shape = SHAPES[answer.shape]
     value = text if answer.shape == "text" else read_json(text, schema_of(answer))
     return shape.conversations(value, query, answer, cell)
 
 
-def schema_of(answer: Answer) -> dict[str, Any]:
+def schema_of(answer: AnswerShape) -> dict[str, Any]:
     """The JSON schema of an answer that is not text."""
-    schema = answer.json_schema or SHAPES[answer.shape].schema
-    assert schema
+    schema = SHAPES[answer.shape].schema if answer.json_schema is None else answer.json_schema
+    assert schema is not None  # the section requires json_schema of the one shape of JSON that has none here
     return schema
 
 
-def response_format(answer: Answer) -> dict[str, Any] | None:
+def response_format(answer: AnswerShape) -> dict[str, Any] | None:
     """The request's parameter of that name, as OpenAI defines it."""
     if answer.response_format != "json_schema":
         return {"type": answer.response_format} if answer.response_format else None
@@ -102,22 +98,3 @@ def response_format(answer: Answer) -> dict[str, Any] | None:
     if schema.get("type") == "array":  # OpenAI's API takes objects only
         schema = {"type": "object", "properties": {"items": schema}, "required": ["items"]}
     return {"type": "json_schema", "json_schema": {"name": answer.shape, "schema": schema}}
-
-
-def read_json(text: str, schema: dict[str, Any]) -> Any:
-    """The value in an answer, mended where it is nearly valid; MalformedError where it does not satisfy the schema.
-
-    An object with one key is taken for a list where the schema wants one: endpoints that enforce JSON want an object.
-    """
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = json_repair.loads(text)
-    if schema.get("type") == "array" and isinstance(value, dict) and len(value) == 1:
-        (value,) = value.values()
-    validator = jsonschema.validators.validator_for(schema)(schema)
-    if error := jsonschema.exceptions.best_match(validator.iter_errors(value)):
-        raise MalformedError(f"{error.json_path}: {error.message}"[:300])
-    if not is_text(value):
-        raise MalformedError("half a character, a lone surrogate")
-    return value

@@ -1,77 +1,98 @@
-"""Synthesize: ask a model for every cell of the grid, and make conversations of the answers.
+"""Synthesize: send a model the requests of every cell of the grid, and make conversations of the answers.
 
 The conversations are written by Ray Data tasks, shard by shard, from the ledger.
 """
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from decimal import Decimal
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from pipelines.artifacts.reports.rows import RowFiles
+from pipelines.artifacts.reports.synthesize import SynthesizeReport
 from pipelines.artifacts.rows import DROPPED, ROW, RowDigest
 from pipelines.artifacts.shards import Attempt, Commit, Shard, run_shards
+from pipelines.artifacts.stage import Inputs, Stage
 from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.errors import StageError
+from pipelines.errors import Problem, StageError
 from pipelines.llm.coordinator import cost_of
-from pipelines.llm.dispatch import CHUNK, Positions, State, ask, is_complete, read_answers, read_keys
-from pipelines.llm.ledger import Index, read_index
-from pipelines.llm.requests import MOST, Request
-from pipelines.recipe.llm import UNPAID
-from pipelines.recipe.schema import Recipe
+from pipelines.llm.dispatch import (
+    CHUNK,
+    LedgerState,
+    Positions,
+    dispatch,
+    has_every_record,
+    missing_keys,
+    read_answers,
+)
+from pipelines.llm.ledger import LedgerIndex, read_index
+from pipelines.llm.requests import MAX_CONVERSATIONS, ChatRequest
+from pipelines.recipe.llm import NOT_IN_FINGERPRINT
+from pipelines.recipe.serve import Serve
 from pipelines.recipe.synthesize import Synthesize
-from pipelines.synthesize.grid import Grid, heat_map
+from pipelines.synthesize.grid import Grid, compatibility_map
+from pipelines.synthesize.local import generate
 from pipelines.synthesize.passages import with_passages
 
-VERSION = 2
+
+@dataclass(frozen=True)
+class SynthesizeStage(Stage[Inputs, SynthesizeReport]):
+    """Conversations from a grid of prompts; `serve` describes the engines where the cluster answers, not an API."""
+
+    section: Synthesize
+    serve: Serve
+    seed: int
+
+    name: ClassVar[str] = "synthesize"
+    version: ClassVar[int] = 2
+
+    @property
+    def reports(self) -> type[SynthesizeReport]:
+        """The class of its report."""
+        return SynthesizeReport
+
+    def fingerprint_inputs(self) -> dict[str, Any]:
+        """What decides the prompts and the training inputs; not where they are sent, how fast, or at what price."""
+        section = grid_of(self.section, self.seed).section
+        return {
+            "section": section.model_dump(mode="json", exclude={"engine", *NOT_IN_FINGERPRINT}),
+            "seed": self.seed,
+        }
+
+    def preflight(self) -> list[Problem]:
+        """The keys of endpoints that are not set."""
+        return missing_keys(self.section, Grid.section_key) if self.section.engine == "api" else []
+
+    def run(self, place: Place, inputs: Inputs) -> SynthesizeReport:
+        """Send what the ledger does not know yet, then write the conversations that the answers hold.
+
+        RecipeError where a key is missing; StageError where the run was stopped, with all answers kept.
+        """
+        grid = grid_of(self.section, self.seed)
+        if not has_every_record(place.workspace, grid):
+            answer_pending(self.serve, place.workspace, grid, lambda state: state.pending)
+        shards = [{"index": number, "start": start} for number, start in enumerate(range(0, grid.size, CHUNK))]
+        work = _writer(place.workspace, grid)
+        commits = run_shards(place, "rows", lambda: shards, work, concurrency=None, title="conversations")
+        return _report(place, grid, commits)
 
 
-def determinants(recipe: Recipe) -> dict[str, Any]:
-    """What decides the prompts and the training inputs; not where they are asked, how fast, or at what price."""
-    return {
-        "section": grid_of(recipe).section.model_dump(mode="json", exclude={"engine", *UNPAID}),
-        "seed": recipe.seed,
-    }
-
-
-def preflight(recipe: Recipe) -> None:
-    """RecipeError naming the keys of endpoints that are not set."""
-    assert recipe.synthesize
-    if recipe.synthesize.engine == "api":
-        read_keys(recipe.synthesize, Grid.section_key)
-
-
-def grid_of(recipe: Recipe) -> Grid:
-    """The recipe's grid, its passages read; DataError where they cannot be."""
-    section = recipe.synthesize
-    assert section
+def grid_of(section: Synthesize, seed: int) -> Grid:
+    """The grid, its passages read; DataError where they cannot be."""
     if section.engine == "vllm":
         section = section.model_copy(update={"price": None, "budget": None})  # what an API would cost
-    return Grid(with_passages(section), recipe.seed)
+    return Grid(with_passages(section), seed)
 
 
-def answer(recipe: Recipe, workspace: Workspace, grid: Grid, choose: Callable[[State], Positions]) -> Positions:
+def answer_pending(
+    serve: Serve, workspace: Workspace, grid: Grid, choose: Callable[[LedgerState], Positions]
+) -> Positions:
     """Have the pending positions that `choose` takes answered, by endpoints or in the cluster; returns them."""
     if grid.section.engine == "vllm":
-        from pipelines.synthesize.local import generate  # vLLM is an extra
-
-        return generate(recipe, workspace, grid, choose)
-    return ask(workspace, grid, choose)
-
-
-def synthesize(recipe: Recipe, place: Place) -> dict[str, Any]:
-    """Ask what the ledger does not know yet, then write the conversations that the answers hold.
-
-    RecipeError where a key is missing; StageError where the run was stopped, with all answers kept.
-    """
-    grid = grid_of(recipe)
-    if not is_complete(place.workspace, grid):
-        answer(recipe, place.workspace, grid, lambda state: state.pending)
-    shards = [{"index": number, "start": start} for number, start in enumerate(range(0, grid.size, CHUNK))]
-    work = _writer(place.workspace, grid)
-    commits = run_shards(place, "rows", lambda: shards, work, concurrency=None, title="conversations")
-    return {**_report(place, grid.section, commits), "map": heat_map(grid)}
+        return generate(serve, workspace, grid, choose)
+    return dispatch(workspace, grid, choose)
 
 
 def schema(section: Synthesize) -> pa.Schema:
@@ -104,7 +125,7 @@ def _writer(workspace: Workspace, grid: Grid) -> Callable[[Shard, Attempt], dict
 
 
 def _rows(
-    workspace: Workspace, grid: Grid, index: Index, positions: Sequence[int]
+    workspace: Workspace, grid: Grid, index: LedgerIndex, positions: Sequence[int]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Conversations of the positions that have an answer, and what is left of the others."""
     rows, failures = [], []
@@ -119,7 +140,7 @@ def _rows(
     return rows, failures
 
 
-def _conversations(grid: Grid, request: Request, text: str) -> list[dict[str, Any]]:
+def _conversations(grid: Grid, request: ChatRequest, text: str) -> list[dict[str, Any]]:
     """The rows of one answer; where answers may hold several, positions leave room for as many as there can be."""
     found = grid.conversations(request, text)
     several = grid.section.answer.shape == "pairs"
@@ -128,7 +149,7 @@ def _conversations(grid: Grid, request: Request, text: str) -> list[dict[str, An
     return [
         {
             "row_id": f"{request.name}.{number}" if several else request.name,
-            "pos": request.pos * MOST + number if several else request.pos,
+            "pos": request.pos * MAX_CONVERSATIONS + number if several else request.pos,
             "system": system,
             "query": turns[-2]["content"],
             "response": turns[-1]["content"],
@@ -140,7 +161,7 @@ def _conversations(grid: Grid, request: Request, text: str) -> list[dict[str, An
     ]
 
 
-def _report(place: Place, section: Synthesize, commits: list[Commit]) -> dict[str, Any]:
+def _report(place: Place, grid: Grid, commits: list[Commit]) -> SynthesizeReport:
     digest, failures, tokens = RowDigest(), Counter[str](), [0, 0]
     for commit in commits:
         result = commit["result"]
@@ -150,20 +171,21 @@ def _report(place: Place, section: Synthesize, commits: list[Commit]) -> dict[st
     reasons = ", ".join(f"{reason} {count}" for reason, count in failures.most_common())
     if not digest.rows:
         raise StageError(f"synthesize: no request has an answer ({reasons}); mend the cause and use --retry-failed")
-    cost = cost_of(section.price, *tokens)
-    paid = f", {_money(cost)} {section.price.currency}" if section.price else ""
-    return {
-        "summary": f"{digest.rows} conversations{f', failed: {reasons}' if reasons else ''}{paid}",
-        "digest": digest.hexdigest(),
-        "rows": digest.rows,
-        "failed": dict(failures),
-        "input_tokens": tokens[0],
-        "output_tokens": tokens[1],
-        "cost": str(cost) if section.price else None,
-        "currency": section.price.currency if section.price else None,
-        "outputs": {kind: place.relative(commit["files"][kind] for commit in commits) for kind in ("rows", "dropped")},
-    }
-
-
-def _money(amount: Decimal) -> str:
-    return f"{amount:.4f}"
+    price = grid.section.price
+    cost = cost_of(price, *tokens)
+    paid = f", {cost:.4f} {price.currency}" if price else ""
+    return SynthesizeReport(
+        summary=f"{digest.rows} conversations{f', failed: {reasons}' if reasons else ''}{paid}",
+        digest=digest.hexdigest(),
+        rows=digest.rows,
+        failed=dict(failures),
+        input_tokens=tokens[0],
+        output_tokens=tokens[1],
+        cost=str(cost) if price else None,
+        currency=price.currency if price else None,
+        outputs=RowFiles(
+            rows=place.relative(commit["files"]["rows"] for commit in commits),
+            dropped=place.relative(commit["files"]["dropped"] for commit in commits),
+        ),
+        map=compatibility_map(grid),
+    )

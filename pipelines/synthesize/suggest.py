@@ -9,10 +9,10 @@ import yaml
 from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import InputError
 from pipelines.llm.dispatch import answers_to
-from pipelines.llm.requests import Listed
+from pipelines.llm.json_answers import read_json
+from pipelines.llm.requests import RequestList
 from pipelines.recipe.llm import Sampling
-from pipelines.synthesize.grid import MOST_VALUES, Grid
-from pipelines.synthesize.shapes import read_json
+from pipelines.synthesize.grid import Grid, drawn_axes
 
 PROMPT = """要用下面这样的提示词批量生成文本：
 “{example}”
@@ -35,23 +35,25 @@ class Value:
 
 
 def values_of(grid: Grid) -> list[Value]:
-    """Every value that is asked about, so that each pair of values is weighed once."""
-    axes = {name: values for name, values in grid.axes.items() if 1 < len(values) <= MOST_VALUES}
+    """Every value that has a request, so that each pair of values is weighed once."""
+    axes = drawn_axes(grid)
     names = list(axes)
     behind = {name: {other: axes[other] for other in names[number + 1 :]} for number, name in enumerate(names)}
     return [Value(name, value, behind[name]) for name in names[:-1] for value in axes[name]]
 
 
-def questions_about(grid: Grid, values: Sequence[Value]) -> Listed:
-    """For each value the question which values of the dimensions behind it do not go with it."""
+def requests_about(grid: Grid, values: Sequence[Value]) -> RequestList:
+    """For each value a request that asks which values of the dimensions behind it do not go with it."""
     section = grid.section.model_copy(
         update={"generation": Sampling(max_tokens=max(1024, grid.section.generation.max_tokens))}
     )
     example = grid.request(0).messages[-1]["content"]
-    asked = [
+    entries = [
         ({"suggest": value.axis, "value": value.value}, {"example": example, **_fields(value)}) for value in values
     ]
-    return Listed(section, grid.section_key, PROMPT, asked, lambda request, text: misfits(values[request.pos], text))
+    return RequestList(
+        section, grid.section_key, PROMPT, entries, lambda request, text: misfits(values[request.pos], text)
+    )
 
 
 def _fields(value: Value) -> dict[str, str]:
@@ -85,7 +87,7 @@ def suggest_map(workspace: Workspace, grid: Grid) -> tuple[str, list[str]]:
     values = values_of(grid)
     rules: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
     unanswered = []
-    for request, known in answers_to(workspace, questions_about(grid, values)):
+    for request, known in answers_to(workspace, requests_about(grid, values)):
         about = values[request.pos]
         if "reason" in known:
             unanswered.append(f"{about.value} ({known['reason']})")

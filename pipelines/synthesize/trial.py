@@ -1,4 +1,4 @@
-"""A trial: ask a few cells and say what the whole grid will take in tokens, money and time."""
+"""A trial: send the requests of a few cells, and say what the whole grid will take in tokens, money and time."""
 
 import json
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import InputError
 from pipelines.llm.coordinator import cost_of
 from pipelines.llm.dispatch import Positions, look_up
-from pipelines.llm.ledger import Kind, read_index, read_payloads
+from pipelines.llm.ledger import RecordKind, read_index, read_payloads
 from pipelines.recipe.llm import Endpoint
-from pipelines.recipe.schema import Recipe
 from pipelines.recipe.serve import Serve
 from pipelines.recipe.synthesize import Synthesize
 from pipelines.synthesize.grid import Grid
-from pipelines.synthesize.stage import answer, grid_of
+from pipelines.synthesize.local import model_of
+from pipelines.synthesize.stage import answer_pending, grid_of
 
 
 @dataclass(frozen=True)
@@ -30,28 +30,22 @@ class Measured:
     shown: list[tuple[str, str]]
 
 
-def try_cells(recipe: Recipe, workspace: Workspace, count: int) -> list[str]:
+def try_cells(section: Synthesize, serve: Serve, seed: int, workspace: Workspace, count: int) -> list[str]:
     """Ask up to `count` cells, evenly over the grid, and project the rest; the answers are in the ledger and count.
 
     Returns lines for people. InputError where nothing is left to ask.
     """
-    grid = grid_of(recipe)
-    section = grid.section
+    grid = grid_of(section, seed)
+    section = grid.section  # without a price where engines in the cluster answer
     before = look_up(workspace, grid)
     pending = before.pending
     if not len(pending):
-        raise InputError(f"{recipe.name}: every cell has its answer; there is nothing to try")
-    chosen = answer(recipe, workspace, grid, lambda state: _spread(state.pending, count))
+        raise InputError("synthesize: every cell has its answer; there is nothing to try")
+    chosen = answer_pending(serve, workspace, grid, lambda state: _spread(state.pending, count))
     measured = _measure(workspace, grid, chosen)
-    return _projection(section, _engines(recipe, section), measured, before.tokens, len(pending) - len(chosen))
-
-
-def _engines(recipe: Recipe, section: Synthesize) -> Serve:
-    if section.engine == "api":
-        return recipe.serve
-    from pipelines.synthesize.local import model_of  # vLLM is an extra
-
-    return model_of(section.model, recipe.serve)[1]
+    if section.engine == "vllm":
+        _, serve = model_of(section.model, serve)
+    return _projection(section, serve, measured, before.tokens, len(pending) - len(chosen))
 
 
 def _spread(positions: Positions, count: int) -> Positions:
@@ -68,7 +62,7 @@ def _measure(workspace: Workspace, grid: Grid, positions: Positions) -> Measured
     answers = [(r.name, known["text"]) for r, known in zip(requests, payloads, strict=True) if "reason" not in known]
     return Measured(
         requests=len(requests),
-        failed=int((entries["kind"] == Kind.FAILURE).sum()),
+        failed=int((entries["kind"] == RecordKind.FAILURE).sum()),
         input_tokens=float(entries["input"].mean()),
         output_tokens=float(entries["output"].mean()),
         seconds=sum(known["seconds"] for known in payloads) / len(payloads),

@@ -13,7 +13,6 @@ def training_arguments(run: Run, universal: bool) -> Any:
     from transformers import TrainingArguments
 
     section = run.section
-    assert section.zero_stage != "auto"  # the driver has chosen
     dtype = _dtype(section.dtype)
     on_cpu = not torch.cuda.is_available()
     rows = section.num_workers // section.sequence_parallel_size * section.per_device_train_batch_size
@@ -33,9 +32,9 @@ def training_arguments(run: Run, universal: bool) -> Any:
         fp16=dtype == "float16",
         use_liger_kernel=not on_cpu and find_spec("liger_kernel") is not None,
         # ZeRO-3 gathers the output matrix for its own module only, and the fused loss goes around that
-        liger_kernel_config={"cross_entropy": False, "fused_linear_cross_entropy": section.zero_stage != 3},
+        liger_kernel_config={"cross_entropy": False, "fused_linear_cross_entropy": run.zero_stage != 3},
         activation_checkpointing=section.gradient_checkpointing,
-        deepspeed=_deepspeed(section.zero_stage, dtype, universal, section.offload_optimizer),
+        deepspeed=_deepspeed(run.zero_stage, dtype, universal, section.offload_optimizer),
         neftune_noise_alpha=section.neftune_noise_alpha,
         seed=run.seed,
         logging_strategy="steps",

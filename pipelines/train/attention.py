@@ -40,9 +40,10 @@ def per_sample_attention(
     `query` [1, heads, tokens, width]; `key` and `value` may have fewer heads; returns [1, tokens, heads, width]. Where
     ranks share a row, the tokens are this rank's part of it, and `cu_seq_lens_q` the bounds in all of it.
     """
-    from pipelines.train.sequence import sharing, to_heads, to_tokens
+    # here, because torch stands behind it, and the driver imports this file with loop.py
+    from pipelines.train.sequence import sequence_group, to_heads, to_tokens
 
-    shared = sharing().size > 1
+    shared = sequence_group().size > 1
     if shared:
         query, key, value = to_heads(query), to_heads(key), to_heads(value)
     if dropout == 0 and _has_flash(query):

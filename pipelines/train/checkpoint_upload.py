@@ -27,29 +27,31 @@ CHUNK = 16 << 20
 _OWNER = re.compile(r"(?:rank|rng_state)_(\d+)")
 
 
-class Copying:
+class CheckpointUpload:
     """Copies this rank's part of one checkpoint at a time, in the background."""
 
-    def __init__(self, run: Run, rank: int, ranks: int) -> None:
+    def __init__(self, run: Run, copies: str, rank: int, ranks: int) -> None:
+        """`copies`: where to, as `train.checkpoint_copies` says."""
         self.run, self.rank, self.ranks = run, rank, ranks
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="copying")
+        self.storage = _storage_of(copies, run.folder)
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-upload")
         self.last: Future[None] | None = None
 
     def begin(self, checkpoint: Path) -> None:
         """Start copying a complete checkpoint."""
-        self.last = self.pool.submit(_copy, self.run, checkpoint, self.rank, self.ranks)
+        self.last = self.pool.submit(_copy, self.run, self.storage, checkpoint, self.rank, self.ranks)
 
     def finish(self) -> None:
         """Wait until the last one is copied; StageError where that failed."""
         if self.last is not None:
-            with _reaching(_storage(self.run), self.run.checkpoints):
+            with _reaching(self.storage, self.run.checkpoints):
                 self.last.result()
             self.last = None
 
 
-def restore(run: Run) -> None:
+def restore(run: Run, copies: str) -> None:
     """Fetch the newest whole copy where it is newer than what lies here; the journals too where there are none."""
-    storage = _storage(run)
+    storage = _storage_of(copies, run.folder)
     with _reaching(storage, run.checkpoints):
         last = max(map(step_of, complete_checkpoints(run.checkpoints)), default=0)
         newer = sorted((name for name in _names(storage) if _step(name) > last), key=_step, reverse=True)
@@ -90,17 +92,11 @@ def _reaching(storage: Workspace, kept: Path) -> Iterator[None]:
         ) from error
 
 
-def _storage(run: Run) -> Workspace:
-    assert run.section.checkpoint_copies
-    return _storage_of(run.section.checkpoint_copies, run.folder)
-
-
 def _storage_of(copies: str, folder: Path) -> Workspace:
     return Workspace(f"{copies.rstrip('/')}/{folder.name}")
 
 
-def _copy(run: Run, checkpoint: Path, rank: int, ranks: int) -> None:
-    storage = _storage(run)
+def _copy(run: Run, storage: Workspace, checkpoint: Path, rank: int, ranks: int) -> None:
     manifest = storage.path(checkpoint.name, f"complete-{rank}.json")
     if storage.exists(manifest):  # of the same step, before the run was set back
         storage.remove(manifest)

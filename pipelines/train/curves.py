@@ -7,8 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipelines.report.charts import Points
 from pipelines.train.journal import Entry, best_step
+
+Points = Sequence[tuple[float, float]]
+"""Steps, each with its value."""
 
 DOTTED = 30
 """Most points of a line that are shown one by one."""

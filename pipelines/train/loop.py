@@ -19,16 +19,16 @@ from pipelines.train.checkpoint import complete_checkpoints, remove_incomplete, 
 from pipelines.train.checkpoint_universal import shard_count, to_universal
 from pipelines.train.checkpoint_upload import restore
 from pipelines.train.journal import best_step, read_journal, rewind
-from pipelines.train.preemption import Notice
-from pipelines.train.run import Run
+from pipelines.train.preemption import PreemptionNotice
+from pipelines.train.run import Preempted, Run, WorkerFacts
 from pipelines.train.samples import Samples, Schedule
+from pipelines.train.weights import export_adapter, export_model
 
 
-def train_loop(run: Run, draining: Callable[[], Any]) -> dict[str, Any]:
+def train_loop(run: Run, draining: Callable[[], Any]) -> WorkerFacts | Preempted:
     """Train, or go on from the last complete checkpoint, and leave the weights; returns facts for the report.
 
-    Where the workers are told to leave, they save and end with `left_at`, the step, and the nodes that will be gone;
-    `draining` as in preemption.py.
+    Where the workers are told to leave, they save and end before that; `draining` as in preemption.py.
     """
     _prepare_process()
     import torch.distributed as dist
@@ -37,21 +37,32 @@ def train_loop(run: Run, draining: Callable[[], Any]) -> dict[str, Any]:
     checkpoint, resume_from = _last_checkpoint(run)
     arguments = training_arguments(run, universal=resume_from != checkpoint)  # before the model: ZeRO-3 needs it
     set_seed(run.seed)
-    facts: dict[str, Any] = {"resumed_at": step_of(checkpoint) if checkpoint else 0, "workers": dist.get_world_size()}
-    if facts["resumed_at"] < run.steps:
-        from pipelines.train.oom import Meter, explained
+    resumed_at = step_of(checkpoint) if checkpoint else 0
+    counts: tuple[int, int] | None = None
+    if resumed_at < run.steps:
+        # here, because torch stands behind it
+        from pipelines.train.oom import MemoryMeter, explained
 
-        meter, notice = Meter(), Notice(run.leave, draining)
+        meter, notice = MemoryMeter(), PreemptionNotice(run.leave, draining)
         with explained(run, meter):
             trainer = _trainer(run, arguments, meter.mark, notice, resumed=checkpoint is not None)
-            facts |= _count_parameters(trainer.model)
+            counts = _count_parameters(trainer.model)
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         if trainer.state.global_step < run.steps:
-            return {"left_at": trainer.state.global_step, "nodes": notice.nodes}
+            return Preempted(trainer.state.global_step, notice.nodes)
     if dist.get_rank() == 0:
         _export(run)
     dist.barrier()
-    return facts | _largest_peaks() | {"dtype": str(dtype_of(arguments)).removeprefix("torch.")}
+    resident, on_device = _largest_peaks()
+    return WorkerFacts(
+        resumed_at=resumed_at,
+        workers=dist.get_world_size(),
+        parameters=counts[0] if counts else None,
+        trainable_parameters=counts[1] if counts else None,
+        peak_memory_bytes=resident,
+        peak_device_memory_bytes=on_device,
+        dtype=str(dtype_of(arguments)).removeprefix("torch."),
+    )
 
 
 def _prepare_process() -> None:
@@ -87,7 +98,7 @@ def _last_checkpoint(run: Run) -> tuple[Path | None, Path | None]:
     if dist.get_rank() == 0:
         remove_incomplete(run.checkpoints)
         if run.section.checkpoint_copies:
-            restore(run)
+            restore(run, run.section.checkpoint_copies)
     dist.barrier()
     complete = complete_checkpoints(run.checkpoints)
     last = complete[-1] if complete else None
@@ -101,14 +112,15 @@ def _last_checkpoint(run: Run) -> tuple[Path | None, Path | None]:
     return last, run.universal if convert else last
 
 
-def _trainer(run: Run, arguments: Any, begun: Callable[[], None], notice: Notice, resumed: bool) -> Any:
+def _trainer(run: Run, arguments: Any, begun: Callable[[], None], notice: PreemptionNotice, resumed: bool) -> Any:
     from transformers import PrinterCallback
 
+    # here, because torch and transformers stand behind them
     from pipelines.train.methods import load_model
-    from pipelines.train.sequence import share
+    from pipelines.train.sequence import init_sequence_parallel
     from pipelines.train.trainer import ChatTrainer, Recorder
 
-    share(run.section.sequence_parallel_size)
+    init_sequence_parallel(run.section.sequence_parallel_size)
     arguments.eval_on_start = run.held_out is not None and not resumed
     recorder = Recorder(run, begun, notice)
     held_out = Samples(run.held_out) if run.held_out else None
@@ -137,7 +149,7 @@ def _trackers(run: Run) -> list[Any]:
 
 
 def _predict(run: Run, held_out: Samples, model: Any) -> dict[str, float]:
-    from pipelines.train.predictions import predict
+    from pipelines.train.predictions import predict  # here, because torch stands behind it
 
     return predict(run, model, held_out)
 
@@ -161,8 +173,6 @@ def _export(run: Run) -> None:
     """Leave what was trained in a form that other programs load."""
     from transformers.integrations import deepspeed
 
-    from pipelines.train.weights import export_adapter, export_model
-
     integration: Any = deepspeed
     integration.unset_hf_deepspeed_config()  # one rank loads whole weights here, which ZeRO-3 would spread over all
     chosen = chosen_checkpoint(run)
@@ -173,13 +183,14 @@ def _export(run: Run) -> None:
     shutil.rmtree(run.universal, ignore_errors=True)
 
 
-def _count_parameters(model: Any) -> dict[str, int]:
+def _count_parameters(model: Any) -> tuple[int, int]:
+    """All parameters, and those that are trained; of what ZeRO-3 shards, DeepSpeed keeps the whole size."""
     sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
-    return {"parameters": sum(n for n, _ in sizes), "trainable_parameters": sum(n for n, trains in sizes if trains)}
+    return sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
 
 
-def _largest_peaks() -> dict[str, int | None]:
-    """The most resident memory, and memory on its device, that any worker had, bytes."""
+def _largest_peaks() -> tuple[int, int | None]:
+    """The most resident memory, and memory on its device if it has one, that any worker had, bytes."""
     import torch
     import torch.distributed as dist
 
@@ -188,4 +199,4 @@ def _largest_peaks() -> dict[str, int | None]:
     peaks = torch.tensor(own, device="cuda" if on_cuda else "cpu")
     dist.all_reduce(peaks, dist.ReduceOp.MAX)
     resident, on_device = peaks.tolist()
-    return {"peak_memory_bytes": resident, "peak_device_memory_bytes": on_device if on_cuda else None}
+    return resident, on_device if on_cuda else None

@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 
 from pipelines.errors import DataError
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """Label of a token without loss, as PyTorch's cross entropy has it."""
 
 PRIVATE_USE = range(0xE000, 0xF8FF)
@@ -18,7 +18,7 @@ PRIVATE_USE = range(0xE000, 0xF8FF)
 
 @dataclass(frozen=True)
 class Encoded:
-    """One chat: `tokens`, and `labels` of equal length, each the token itself or IGNORED."""
+    """One chat: `tokens`, and `labels` of equal length, each the token itself or IGNORE_INDEX."""
 
     tokens: list[int]
     labels: list[int]
@@ -29,13 +29,6 @@ def with_system(messages: list[dict[str, str]], system: str | None) -> list[dict
     if system is None or (messages and messages[0]["role"] == "system"):
         return messages
     return [{"role": "system", "content": system}, *messages]
-
-
-def control_tokens(tokenizer: Any) -> "re.Pattern[str]":
-    """What matches the tokenizer's control tokens in text, longest first."""
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    names = sorted({*special, *tokenizer.all_special_tokens} - {""}, key=len, reverse=True)
-    return re.compile("|".join(re.escape(name) for name in names if len(name) > 1) or r"(?!)")
 
 
 def encode(tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[dict[str, str]]) -> Encoded:
@@ -61,7 +54,7 @@ def encode(tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[dict[s
         tokens += encoded["input_ids"]
         for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
             inside = any(first <= begin + start and begin + end <= last for first, last in spans)
-            labels.append(token if inside else IGNORED)
+            labels.append(token if inside else IGNORE_INDEX)
         begin += len(piece) + len(mark)
     return Encoded(tokens, labels)
 

@@ -5,20 +5,22 @@
 
 import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from pipelines.artifacts.reports.train import MergeReport, TrainReport
+from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place
-from pipelines.errors import Problem, RecipeError, StageError
+from pipelines.errors import Problem, StageError
 from pipelines.models.resolve import quiet_transformers
-from pipelines.models.subprocess_task import in_own_process
+from pipelines.models.subprocess_task import run_in_subprocess
+from pipelines.models.tokenizer import load_tokenizer
 from pipelines.progress import waiting
-from pipelines.recipe.schema import Recipe
 from pipelines.recipe.train import Merge, OwnSampling
-from pipelines.train.tokenize import load_tokenizer
 from pipelines.train.weights import check_base, digest_weights, is_adapter
 
-VERSION = 1
 MODEL = "model"
 PROMPTS = ("你是谁？", "用一句话祝朋友生日快乐。", "Why is the sky blue?")
 """What base with adapter and merged model are asked, to compare their logits."""
@@ -27,56 +29,81 @@ TOLERANCE = 1e-4
 """Largest difference of two float32 logits that are to be equal, relative to the largest logit, if that is above 1."""
 
 
-def determinants(recipe: Recipe) -> dict[str, Any]:
-    """The section, without what does not change the result."""
-    assert recipe.merge
-    return {"section": recipe.merge.model_dump(exclude={"num_cpus"})}
+@dataclass(frozen=True)
+class MergeInputs(Inputs):
+    """What was trained."""
+
+    train: Output[TrainReport]
 
 
-def preflight(recipe: Recipe) -> None:
-    """RecipeError, before any stage runs, where there will be no 4 bits to go back from."""
-    assert recipe.merge and recipe.train
-    if recipe.merge.base == "dequantized" and recipe.train.method != "qlora":
-        message = f"dequantized needs train.method: qlora, and it is {recipe.train.method}; leave it out"
-        raise RecipeError(recipe.name, [Problem("merge.base", message)])
+@dataclass(frozen=True)
+class MergeStage(Stage[MergeInputs, MergeReport]):
+    """Merge the trained adapter into its base model."""
 
+    section: Merge
+    method: str
+    """That of training."""
 
-def merge(recipe: Recipe, place: Place) -> dict[str, Any]:
-    """Merge the trained adapter into its base model; the report has the folder and how far logits differ.
+    name: ClassVar[str] = "merge"
+    version: ClassVar[int] = 1
 
-    StageError where the merged model, read back from disk, does not answer like base and adapter together.
-    """
-    section = recipe.merge
-    assert section
-    trained = place.inputs["train"]
-    report = trained.report()
-    target = place.local(MODEL)
-    what = trained.local(report["adapter"] or report["trained"])
-    with waiting("writing the merged model"):
-        facts: dict[str, Any] = in_own_process(
-            write_merged, Path(report["model"]), what, target, section, report["dtype"], num_cpus=section.num_cpus
+    @property
+    def reports(self) -> type[MergeReport]:
+        """The class of its report."""
+        return MergeReport
+
+    def fingerprint_inputs(self) -> Mapping[str, Any]:
+        """The section, without what does not change the result."""
+        return {"section": self.section.model_dump(exclude={"num_cpus"})}
+
+    def preflight(self) -> list[Problem]:
+        """Where there will be no 4 bits to go back from."""
+        if self.section.base == "dequantized" and self.method != "qlora":
+            message = f"dequantized needs train.method: qlora, and it is {self.method}; leave it out"
+            return [Problem("merge.base", message)]
+        return []
+
+    def run(self, place: Place, inputs: MergeInputs) -> MergeReport:
+        """Write the merged model; the report has its folder and how far logits differ.
+
+        StageError where the merged model, read back from disk, does not answer like base and adapter together.
+        """
+        section, report = self.section, inputs.train.report
+        target = place.local(MODEL)
+        what = inputs.train.folder.local(report.weights)
+        with waiting("writing the merged model"):
+            written: Written = run_in_subprocess(
+                write_merged, Path(report.model), what, target, section, report.dtype, num_cpus=section.num_cpus
+            )
+        same = "base + adapter" if report.adapter else "what was trained"
+        return MergeReport(
+            summary=f"{written.dtype}, logits within {written.merge_difference:.1e} of {same}",
+            digest="-".join([digest_weights(target), *_told(section.generation)]),
+            model=MODEL,
+            bytes=sum(path.stat().st_size for path in target.iterdir()),
+            **asdict(written),
         )
-    same = "base + adapter" if report["adapter"] else "what was trained"
-    return {
-        "summary": f"{facts['dtype']}, logits within {facts['merge_difference']:.1e} of {same}",
-        "digest": "-".join([digest_weights(target), *_told(section.generation)]),
-        "model": MODEL,
-        "bytes": sum(path.stat().st_size for path in target.iterdir()),
-        **facts,
-    }
 
 
-def write_merged(
-    base: Path, trained: Path, target: Path, section: Merge, trained_in: str = "float32"
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Written:
+    """What a merged model is stored in, and the largest differences of its logits, all computed in float32."""
+
+    dtype: str
+    merge_difference: float
+    """Merged in memory, against the adapter on its base."""
+    reload_difference: float
+    """Read back from disk, against what was saved."""
+    rounding_difference: float
+    """Read back, against the adapter on its base, which is the price of storing in fewer bits."""
+    largest_logit: float
+
+
+def write_merged(base: Path, trained: Path, target: Path, section: Merge, trained_in: str = "float32") -> Written:
     """Write base + adapter to `target`, added in float32 and then rounded to the dtype asked for.
 
     Where `trained` holds a whole model instead of an adapter, that is rounded and written. `trained_in` is the dtype
-    that training computed in, to which 4 bits were taken back.
-
-    Returns the largest differences of logits, all computed in float32: `merge_difference`, merged in memory against
-    adapter on base; `reload_difference`, read back from disk against what was saved; `rounding_difference`, read
-    back against adapter on base, which is the price of storing in fewer bits.
+    that training computed in, to which 4 bits were taken back. StageError where logits differ that must be equal.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -94,17 +121,17 @@ def write_merged(
     saved = _logits(model, prompts)
     del model
     again = _logits(AutoModelForCausalLM.from_pretrained(scratch, dtype=torch.float32), prompts)
-    facts = {
-        "dtype": str(dtype).removeprefix("torch."),
-        "merge_difference": merged,
-        "reload_difference": _largest_difference(again, saved),
-        "rounding_difference": _largest_difference(again, expected),
-        "largest_logit": max(float(logits.abs().max()) for logits in expected),
-    }
-    _check(facts)
+    written = Written(
+        dtype=str(dtype).removeprefix("torch."),
+        merge_difference=merged,
+        reload_difference=_largest_difference(again, saved),
+        rounding_difference=_largest_difference(again, expected),
+        largest_logit=max(float(logits.abs().max()) for logits in expected),
+    )
+    _check(written)
     shutil.rmtree(target, ignore_errors=True)
     scratch.rename(target)
-    return facts
+    return written
 
 
 def _load(base: Path, trained: Path, quantized_in: str | None) -> Any:
@@ -113,7 +140,7 @@ def _load(base: Path, trained: Path, quantized_in: str | None) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from pipelines.train.methods import quantization
+    from pipelines.train.methods import quantization  # here, because torch stands behind it
 
     adapter = is_adapter(trained)
     if adapter:
@@ -194,12 +221,13 @@ def _told(sampling: OwnSampling | None) -> list[str]:
     return [f"{name}={value:g}" for name, value in sampling.model_dump().items()] if sampling else []
 
 
-def _check(facts: dict[str, Any]) -> None:
+def _check(written: Written) -> None:
     """StageError where logits that must be equal are not; a number that is none fails too."""
-    tolerance = TOLERANCE * max(1.0, facts["largest_logit"])
-    for name in ("merge_difference", "reload_difference"):
-        if not facts[name] <= tolerance:
+    tolerance = TOLERANCE * max(1.0, written.largest_logit)
+    equal = {"merge_difference": written.merge_difference, "reload_difference": written.reload_difference}
+    for name, difference in equal.items():
+        if not difference <= tolerance:
             raise StageError(
-                f"merge: {name} of logits is {facts[name]:.2e}, above {tolerance:.2e}; the merged model was not kept. "
+                f"merge: {name} of logits is {difference:.2e}, above {tolerance:.2e}; the merged model was not kept. "
                 "Run train again; if that does not help, this model cannot be merged"
             )

@@ -1,4 +1,7 @@
-"""The model as it is trained: all of it, or an adapter on it, or an adapter on its quantized weights."""
+"""The model as it is trained: all of it, or an adapter on it, or an adapter on its quantized weights.
+
+Imported in training workers and where models are merged only: torch stands behind it.
+"""
 
 from typing import Any
 
@@ -7,13 +10,12 @@ from pipelines.train.arguments import dtype_of
 from pipelines.train.attention import NAME as PER_SAMPLE
 from pipelines.train.fused_lora import fuse
 from pipelines.train.run import Run
+from pipelines.train.sequence import check_heads
 
 
 def load_model(run: Run, arguments: Any) -> Any:
     """The base model, prepared for the recipe's method."""
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    from pipelines.train.sequence import check_heads
 
     section = run.section
     dtype = dtype_of(arguments)

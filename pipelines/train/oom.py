@@ -22,26 +22,26 @@ _WANTED = re.compile(r"[Tt]ried to allocate (\d+(?:\.\d+)?) ?(bytes|KiB|MiB|GiB)
 _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": GIB}
 
 
-class Meter:
+class MemoryMeter:
     """What this process holds: before the model, and, once `mark` is called, with model and optimizer made."""
 
     def __init__(self) -> None:
-        self.before = held()
+        self.before = memory_held()
         self.made: int | None = None
 
     def mark(self) -> None:
         """Model and optimizer are there; what comes now are steps."""
-        self.made = held()
+        self.made = memory_held()
 
 
-def held() -> int:
+def memory_held() -> int:
     """Bytes that this process holds: on its GPU, or else in main memory."""
     if torch.cuda.is_available():
         return int(torch.cuda.memory_allocated())
     return int(psutil.Process().memory_info().rss)
 
 
-def most_held() -> int:
+def peak_memory() -> int:
     """The most bytes that this process ever held: on its GPU, or else in main memory."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
@@ -49,26 +49,25 @@ def most_held() -> int:
 
 
 @contextmanager
-def explained(run: Run, meter: Meter) -> Iterator[None]:
+def explained(run: Run, meter: MemoryMeter) -> Iterator[None]:
     """Turn an allocation that failed in here into a StageError that compares the estimate with what was held."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not (isinstance(error, MemoryError) or _REFUSED.search(str(error))):
             raise
-        raise StageError(explanation(run, meter, held() + _wanted(str(error)))) from error
+        raise StageError(explanation(run, meter, memory_held() + _wanted(str(error)))) from error
 
 
-def explanation(run: Run, meter: Meter, needed: int) -> str:
+def explanation(run: Run, meter: MemoryMeter, needed: int) -> str:
     """What to say when `needed` bytes could not be had."""
-    assert run.section.zero_stage != "auto"
     shapes = shapes_of(run.model)
-    said = estimate(run.section, shapes, run.section.zero_stage) if shapes else None
+    said = estimate(run.section, shapes, run.zero_stage) if shapes else None
     compared = _compared(said, meter, needed) if said else "there was no estimate"
     return f"training ran out of memory: {compared}. To need less, {advice(run.section)}"
 
 
-def _compared(said: Estimate, meter: Meter, needed: int) -> str:
+def _compared(said: Estimate, meter: MemoryMeter, needed: int) -> str:
     """Which of two groups was estimated too low: what is made once, and what each step adds."""
     if meter.made is None:
         parts, told, seen = "weights", said.weights, needed - meter.before

@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 
 from pipelines.metrics.rouge import rouge_l_f
-from pipelines.train.loss_mask import IGNORED, Encoded
+from pipelines.models.tokenizer import load_tokenizer
+from pipelines.train.loss_mask import IGNORE_INDEX, Encoded
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples
 from pipelines.train.sampling import generating
-from pipelines.train.tokenize import load_tokenizer
 from pipelines.train.truncation import answer_begin
 
 BATCH = 8
@@ -65,6 +65,6 @@ def _answers(run: Run, model: Any, rows: list[Any]) -> list[tuple[str, str]]:
             pad_token_id=padding,
         )
     answers = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
-    wanted = [[label for label in sample.labels[answer_begin(sample) :] if label != IGNORED] for sample in encoded]
+    wanted = [[label for label in sample.labels[answer_begin(sample) :] if label != IGNORE_INDEX] for sample in encoded]
     references = tokenizer.batch_decode(wanted, skip_special_tokens=True)
     return [(answer.strip(), reference.strip()) for answer, reference in zip(answers, references, strict=True)]

@@ -55,7 +55,7 @@ def _note_sigterm(_: Any, mark: Path) -> None:
     signal.signal(signal.SIGTERM, lambda *_: mark.touch())
 
 
-class Notice:
+class PreemptionNotice:
     """Whether the workers were told to leave, and which nodes are being taken away, if Ray knows.
 
     `draining` says what Ray knows, the same on every rank: ray.train.get_preemption_info, or what stands in for it.

@@ -20,6 +20,13 @@ class Run:
     held_out: Tokenized | None
 
     @property
+    def zero_stage(self) -> int:
+        """DeepSpeed's ZeRO stage; where the recipe says `auto`, the driver has put the chosen one into the section."""
+        if self.section.zero_stage == "auto":
+            raise RuntimeError("zero_stage auto has to be decided before the workers begin")
+        return self.section.zero_stage
+
+    @property
     def journal(self) -> Path:
         """See journal.py."""
         return self.folder / "metrics.jsonl"
@@ -58,3 +65,24 @@ class Run:
     def trained(self) -> Path:
         """What training leaves: `adapter`, or the model's own weights as `trained` where all of them were trained."""
         return self.folder / ("trained" if self.section.method == "full" else "adapter")
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """What rank 0 returns once the weights are left; the fields are those of TrainReport."""
+
+    resumed_at: int
+    workers: int
+    parameters: int | None
+    trainable_parameters: int | None
+    peak_memory_bytes: int
+    peak_device_memory_bytes: int | None
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Preempted:
+    """What rank 0 returns where the workers were told to leave: the step they saved, and nodes that will be gone."""
+
+    step: int
+    nodes: list[str]

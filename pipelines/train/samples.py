@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.train.loss_mask import IGNORED
+from pipelines.train.loss_mask import IGNORE_INDEX
 from pipelines.train.pack import pack
 from pipelines.train.tokenize import KINDS, Tokenized
 
@@ -110,8 +110,8 @@ def collate(rows: Sequence[Sequence[Sample]]) -> dict[str, Any]:
     samples = [sample for row in rows for sample in row]
     lengths = [len(tokens) for tokens, _ in samples]
     bounds = np.cumsum([0, *lengths])
-    following = np.concatenate([np.append(labels[1:], IGNORED) for _, labels in samples])
-    places = np.flatnonzero(following != IGNORED)
+    following = np.concatenate([np.append(labels[1:], IGNORE_INDEX) for _, labels in samples])
+    places = np.flatnonzero(following != IGNORE_INDEX)
     cumulative = torch.from_numpy(bounds.astype(np.int32))
     return {
         "input_ids": torch.from_numpy(np.concatenate([tokens for tokens, _ in samples]).astype(np.int64))[None],

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pipelines.models.tokenizer import load_tokenizer
 from pipelines.train.journal import append
 from pipelines.train.loss_mask import with_system
 from pipelines.train.run import Run
-from pipelines.train.tokenize import load_tokenizer
 
 
 def sample(run: Run, model: Any, step: int) -> None:

@@ -18,7 +18,7 @@ PADDING = 0
 
 
 @dataclass(frozen=True)
-class Sharing:
+class SequenceGroup:
     """The group of ranks that this one shares its rows with, its place among them, and how many they are."""
 
     group: Any
@@ -26,22 +26,22 @@ class Sharing:
     size: int
 
 
-_sharing = Sharing(None, 0, 1)
+_group = SequenceGroup(None, 0, 1)
 
 
-def share(size: int) -> None:
+def init_sequence_parallel(size: int) -> None:
     """Let every `size` ranks that follow one another share their rows; every rank must call it."""
-    global _sharing
-    _sharing = Sharing(None, 0, 1)
+    global _group
+    _group = SequenceGroup(None, 0, 1)
     for first in range(0, dist.get_world_size(), size) if size > 1 else ():
-        group = dist.new_group(list(range(first, first + size)))
+        ranks = dist.new_group(list(range(first, first + size)))
         if first <= dist.get_rank() < first + size:
-            _sharing = Sharing(group, dist.get_rank() - first, size)
+            _group = SequenceGroup(ranks, dist.get_rank() - first, size)
 
 
-def sharing() -> Sharing:
-    """What `share` made of this rank; by itself where it was not called."""
-    return _sharing
+def sequence_group() -> SequenceGroup:
+    """The group of this rank; it is by itself where `init_sequence_parallel` was not called."""
+    return _group
 
 
 def check_heads(config: Any, size: int) -> None:
@@ -55,7 +55,7 @@ def check_heads(config: Any, size: int) -> None:
 
 def own_part(batch: dict[str, Any]) -> dict[str, Any]:
     """This rank's tokens of a collated row, with the targets among them; attention still gets the bounds of all."""
-    size, rank = _sharing.size, _sharing.rank
+    size, rank = _group.size, _group.rank
     if size == 1:
         return batch
     length = batch["input_ids"].shape[1]
@@ -87,7 +87,7 @@ def to_heads(states: torch.Tensor) -> torch.Tensor:
 
     Where there are fewer heads than ranks, each is given to several ranks.
     """
-    size = _sharing.size
+    size = _group.size
     if states.shape[1] < size:
         states = states.repeat_interleave(size // states.shape[1], dim=1)
     _, heads, tokens, width = states.shape
@@ -97,7 +97,7 @@ def to_heads(states: torch.Tensor) -> torch.Tensor:
 
 def to_tokens(states: torch.Tensor) -> torch.Tensor:
     """[1, heads / size, tokens, width] of this rank's heads to [1, heads, tokens / size, width] of its tokens."""
-    size = _sharing.size
+    size = _group.size
     _, heads, tokens, width = states.shape
     parts = _exchange(states.reshape(heads, size, tokens // size, width).transpose(0, 1))
     return parts.reshape(1, size * heads, tokens // size, width)
@@ -106,5 +106,5 @@ def to_tokens(states: torch.Tensor) -> torch.Tensor:
 def _exchange(parts: torch.Tensor) -> torch.Tensor:
     """The n-th part to the n-th rank of the group, and from each its part for this one; gradients go back likewise."""
     parts = parts.contiguous()
-    received: torch.Tensor = all_to_all_single(torch.empty_like(parts), parts, group=_sharing.group)
+    received: torch.Tensor = all_to_all_single(torch.empty_like(parts), parts, group=_group.group)
     return received

@@ -10,42 +10,38 @@
 import json
 import math
 import re
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from pipelines.artifacts.reports.interval import Interval
+from pipelines.artifacts.reports.rows import SplitReport
+from pipelines.artifacts.reports.train import EvaluationEntry, SampledAnswer, StepEntry, TokenCounts, TrainReport
+from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import InputError, Problem, RecipeError, nearest
-from pipelines.ingest.stage import determinants as ingested
-from pipelines.ingest.stage import preflight as preflight_source
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.models.convert import family_of
-from pipelines.models.resolve import (
-    check_folder,
-    max_positions,
-    model_digest,
-    resolve,
-    weight_shapes,
-    with_chat_template,
-)
+from pipelines.models.resolve import check_folder, max_positions, model_digest, resolve, weight_shapes
+from pipelines.models.tokenizer import with_chat_template
 from pipelines.recipe.ingest import Ingest
-from pipelines.recipe.schema import Recipe
-from pipelines.recipe.train import Train, missing_package
+from pipelines.recipe.train import Train, fingerprint_of, further_source, missing_package, parse_data
+from pipelines.sources.read import check_source, source_fingerprint
 from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_of
 from pipelines.train.checkpoint_upload import discard
 from pipelines.train.curves import draw_losses
 from pipelines.train.journal import BY_ROW, Entry, best_step, read_journal, shown
-from pipelines.train.loop import chosen_checkpoint
-from pipelines.train.loss_mask import IGNORED
+from pipelines.train.loop import chosen_checkpoint, train_loop
+from pipelines.train.loss_mask import IGNORE_INDEX
 from pipelines.train.memory import chosen_stage, shapes_of
-from pipelines.train.run import Run
+from pipelines.train.run import Run, WorkerFacts
 from pipelines.train.samples import Samples, total_rows
-from pipelines.train.tokenize import Tokenized, further_source, parse_data, source_of, tokenize
+from pipelines.train.tokenize import Tokenized, source_of, tokenize
 from pipelines.train.weights import digest_weights
-from pipelines.train.worker_group import check_resources, fit, memory_found
+from pipelines.train.worker_group import check_resources, memory_found, run_workers
 
-VERSION = 1
-UNINFLUENTIAL = {
+NOT_IN_FINGERPRINT = {
     "num_workers",
     "min_workers",
     "sequence_parallel_size",
@@ -60,72 +56,114 @@ UNINFLUENTIAL = {
 """Fields that change where and how safely the work is done, but not what comes out."""
 
 
-def determinants(recipe: Recipe) -> dict[str, Any]:
-    """The section without what does not change the result, the seed, and the base model's content."""
-    assert recipe.train
-    section = recipe.train.model_dump(exclude={*UNINFLUENTIAL, "sources"})
-    files = [ingested(recipe.model_copy(update={"ingest": source})) for source in _further(recipe)]
-    return {"section": section, "seed": recipe.seed, "model": model_digest(recipe.train.model), "files": files}
+@dataclass(frozen=True)
+class TrainInputs(Inputs):
+    """The rows to train on, and those held out."""
+
+    split: Output[SplitReport]
 
 
-def _further(recipe: Recipe) -> list[Ingest]:
-    """How the data are read that are no side of the split."""
-    assert recipe.train
-    return [source for item in recipe.train.data if (source := further_source(recipe, parse_data(item)[0]))]
+@dataclass(frozen=True)
+class TrainStage(Stage[TrainInputs, TrainReport]):
+    """Fine-tune the model."""
 
+    section: Train
+    ingest: Ingest | None
+    """How the recipe reads its own rows; further files to train on may have as many broken ones."""
+    seed: int
 
-def preflight(recipe: Recipe) -> None:
-    """RecipeError where training could not run: data or a package are missing, a folder is no model that it fits."""
-    section = recipe.train
-    assert section
-    for source in _further(recipe):
-        try:
-            preflight_source(recipe.model_copy(update={"ingest": source}))
-        except InputError as error:
-            raise InputError(f"train.data: {error}") from None
-    if "://" not in section.model:
-        folder = Path(section.model).expanduser()
-        check_folder(folder)
-        if family_of(folder) is None:  # else its modules get other names
-            _check_fit(section, folder)
-    if section.checkpoint_copies:
-        _ = Workspace(section.checkpoint_copies).fs
-    if missing := missing_package(section):
-        raise RecipeError(recipe.name, [missing])
+    name: ClassVar[str] = "train"
+    version: ClassVar[int] = 1
 
+    @property
+    def reports(self) -> type[TrainReport]:
+        """The class of its report."""
+        return TrainReport
 
-def forget(recipe: Recipe, place: Place) -> None:
-    """Delete what lies elsewhere and a run would go on from; StageError where it stays."""
-    assert recipe.train
-    if recipe.train.checkpoint_copies:
-        discard(recipe.train.checkpoint_copies, place.local())
+    def fingerprint_inputs(self) -> Mapping[str, Any]:
+        """The section without what does not change the result, the seed, and the content of model and further data."""
+        further = [further_source(self.section, self.ingest, parse_data(item)[0]) for item in self.section.data]
+        return {
+            # in the place of `sources` stands what lies there, and how it is read
+            "section": fingerprint_of(self.section, NOT_IN_FINGERPRINT | {"sources"}),
+            "seed": self.seed,
+            "model": model_digest(self.section.model),
+            "files": [source_fingerprint(source) for source in further if source],
+        }
 
+    def preflight(self) -> list[Problem]:
+        """Where training could not run: data or a package are missing, a folder is no model that the section fits."""
+        section = self.section
+        problems: list[Problem] = []
+        for item in section.data:
+            try:
+                if source := further_source(section, self.ingest, parse_data(item)[0]):
+                    check_source(source)
+            except RecipeError as error:
+                problems += error.problems
+            except InputError as error:
+                problems.append(Problem("train.data", str(error)))
+        if "://" not in section.model:
+            folder = Path(section.model).expanduser()
+            try:
+                check_folder(folder)
+            except RecipeError as error:
+                problems += error.problems
+            else:
+                if family_of(folder) is None:  # else its modules get other names
+                    problems += misfits(section, folder)
+        if section.checkpoint_copies:
+            try:
+                _ = Workspace(section.checkpoint_copies).fs
+            except InputError as error:
+                problems.append(Problem("", str(error)))
+        if missing := missing_package(section):
+            problems.append(missing)
+        return problems
 
-def train(recipe: Recipe, place: Place) -> dict[str, Any]:
-    """Fine-tune the model on the split's training rows; goes on from the last complete checkpoint.
+    def forget(self, place: Place) -> None:
+        """Delete what lies elsewhere and a run would go on from; StageError where it stays."""
+        if self.section.checkpoint_copies:
+            discard(self.section.checkpoint_copies, place.local())
 
-    The report has losses, speeds, counts, and the model's and adapter's folders. HardwareError where the cluster
-    lacks what the workers need.
-    """
-    section = recipe.train
-    assert section
-    check_resources(section)
-    cache = place.workspace.local("models")
-    model = resolve(section.model, cache)
-    if section.chat_template is not None:
-        model = with_chat_template(model, section.chat_template, cache)
-    _check_fit(section, model)
-    section = _with_zero_stage(section, model, place)
-    training = _tokens(recipe, place, model, "train_tokens", section.data)
-    held_out = (
-        _tokens(recipe, place, model, "held_out_tokens", [f"test#{section.eval_rows}"]) if section.eval_rows else None
-    )
-    run = Run(
-        section, recipe.seed, total_steps(section, recipe.seed, training), model, place.local(), training, held_out
-    )
-    with shown(run.journal, run.steps):
-        facts = fit(run)
-    return _report(place, run, facts)
+    def run(self, place: Place, inputs: TrainInputs) -> TrainReport:
+        """Fine-tune the model on the split's training rows; goes on from the last complete checkpoint.
+
+        HardwareError where the cluster lacks what the workers need.
+        """
+        section = self.section
+        check_resources(section)
+        cache = place.workspace.local("models")
+        model = resolve(section.model, cache)
+        if section.chat_template is not None:
+            model = with_chat_template(model, section.chat_template, cache)
+        if problems := misfits(section, model):
+            raise RecipeError("the recipe", problems)
+        section = _with_zero_stage(section, model, place)
+        training = self._tokens(place, inputs.split, model, "train_tokens", section.data)
+        held_out = None
+        if section.eval_rows:
+            held_out = self._tokens(place, inputs.split, model, "held_out_tokens", [f"test#{section.eval_rows}"])
+        steps = total_steps(section, self.seed, training)
+        run = Run(section, self.seed, steps, model, place.local(), training, held_out)
+        with shown(run.journal, run.steps):
+            facts = run_workers(train_loop, run)
+        return _report(place, run, facts)
+
+    def _tokens(self, place: Place, split: Output[SplitReport], model: Path, name: str, data: list[str]) -> Tokenized:
+        section = self.section
+        return tokenize(
+            place,
+            name,
+            model,
+            [source_of(section, self.ingest, place, split, item) for item in data],
+            max_length=section.max_length,
+            overlong=section.overlong,
+            max_input_length=section.max_input_length,
+            max_output_length=section.max_output_length,
+            system=section.system,
+            seed=self.seed,
+        )
 
 
 def _with_zero_stage(section: Train, model: Path, place: Place) -> Train:
@@ -151,34 +189,17 @@ def total_steps(section: Train, seed: int, training: Tokenized) -> int:
     return min(steps, section.max_steps or steps)
 
 
-def _tokens(recipe: Recipe, place: Place, model: Path, name: str, data: list[str]) -> Tokenized:
-    section = recipe.train
-    assert section
-    return tokenize(
-        place,
-        name,
-        model,
-        [source_of(recipe, place, item) for item in data],
-        max_length=section.max_length,
-        overlong=section.overlong,
-        max_input_length=section.max_input_length,
-        max_output_length=section.max_output_length,
-        system=section.system,
-        seed=recipe.seed,
-    )
-
-
-def _check_fit(section: Train, model: Path) -> None:
-    """RecipeError where the section asks for what the model does not have."""
+def misfits(section: Train, model: Path) -> list[Problem]:
+    """Where the section asks for what the model does not have."""
     problems = []
     limit = max_positions(model)
     if limit is not None and section.max_length > limit:
         message = f"{section.max_length} is more than the {limit} tokens the model was made for; lower it to {limit}"
         problems.append(Problem("train.max_length", message))
     names = [name.removesuffix(".weight") for name, shape in weight_shapes(model).items() if len(shape) == 2]
-    problems += _unknown_targets(section.lora.target_modules, names) if section.method != "full" and names else []
-    if problems:
-        raise RecipeError("the recipe", problems)
+    if section.method != "full" and names:
+        problems += _unknown_targets(section.lora.target_modules, names)
+    return problems
 
 
 def _unknown_targets(targets: str | list[str], names: list[str]) -> list[Problem]:
@@ -192,58 +213,65 @@ def _unknown_targets(targets: str | list[str], names: list[str]) -> list[Problem
     return [Problem(key, f"the model has no module {target!r}; {nearest(target, short)}") for target in unknown]
 
 
-def _report(place: Place, run: Run, facts: dict[str, Any]) -> dict[str, Any]:
+def _report(place: Place, run: Run, facts: WorkerFacts) -> TrainReport:
     full = run.section.method == "full"
     entries = read_journal(run.journal)
     if not run.picture.exists():  # drawn with each checkpoint, and the last one may have been fetched
         draw_losses(run.picture, entries)
-    steps = [entry for entry in entries if "loss" in entry]
+    steps = [StepEntry.model_validate(entry) for entry in entries if "loss" in entry]
     evaluations = [entry for entry in entries if "eval_loss" in entry]
-    seconds = sum(entry["seconds"] for entry in steps)
-    rates = {
-        "tokens_per_second": sum(entry["tokens"] for entry in steps) / seconds,
-        "loss_tokens_per_second": sum(entry["loss_tokens"] for entry in steps) / seconds,
-    }
+    seconds = sum(entry.seconds for entry in steps)
+    speed = sum(entry.tokens for entry in steps) / seconds
     trained_step = step_of(chosen_checkpoint(run))
-    held_out = _held_out(run, evaluations, trained_step)
     best = best_step(entries, (entry["step"] for entry in evaluations))
-    fall = "held-out loss {eval_loss_base:.3f} -> {eval_loss:.3f}" if evaluations else f"loss {steps[-1]['loss']:.3f}"
-    fall += f" (lower at step {best})" if best not in (None, trained_step) else ""
-    return {
-        "summary": f"{run.steps} steps, {fall.format_map(held_out)}, {rates['tokens_per_second']:.0f} tokens/s",
-        "digest": digest_weights(run.trained),
-        "model": str(run.model),
-        "adapter": None if full else run.trained.name,
-        "trained": run.trained.name if full else None,
-        "checkpoints": place.relative(map(str, complete_checkpoints(run.checkpoints))),
-        "zero_stage": run.section.zero_stage,
-        "steps": run.steps,
-        "losses": steps,
-        "eval_losses": [{key: entry[key] for key in entry if key != BY_ROW} for entry in evaluations],
-        **held_out,
-        "best_step": best,
-        "trained_step": trained_step,
-        "samples_while_training": read_journal(run.samples),
-        "files": {"loss curves": run.picture.name, "journal": run.journal.name},
-        "training_seconds": seconds,
-        "samples": run.training.counts,
-        "held_out_samples": run.held_out.counts if run.held_out else None,
-        **rates,
-        **facts,
-    }
+    before, after, delta = _held_out(run, evaluations, trained_step)
+    if before is None or after is None:
+        fall = f"loss {steps[-1].loss:.3f}"
+    else:
+        fall = f"held-out loss {before:.3f} -> {after:.3f}"
+    if best not in (None, trained_step):
+        fall += f" (lower at step {best})"
+    return TrainReport(
+        summary=f"{run.steps} steps, {fall}, {speed:.0f} tokens/s",
+        digest=digest_weights(run.trained),
+        model=str(run.model),
+        adapter=None if full else run.trained.name,
+        trained=run.trained.name if full else None,
+        checkpoints=place.relative(map(str, complete_checkpoints(run.checkpoints))),
+        zero_stage=run.zero_stage,
+        steps=run.steps,
+        losses=steps,
+        eval_losses=[
+            EvaluationEntry.model_validate({key: entry[key] for key in entry if key != BY_ROW}) for entry in evaluations
+        ],
+        eval_loss_base=before,
+        eval_loss=after,
+        eval_loss_delta=delta,
+        best_step=best,
+        trained_step=trained_step,
+        samples_while_training=[SampledAnswer.model_validate(entry) for entry in read_journal(run.samples)],
+        files={"loss curves": run.picture.name, "journal": run.journal.name},
+        training_seconds=seconds,
+        samples=TokenCounts.model_validate(run.training.counts),
+        held_out_samples=TokenCounts.model_validate(run.held_out.counts) if run.held_out else None,
+        tokens_per_second=speed,
+        loss_tokens_per_second=sum(entry.loss_tokens for entry in steps) / seconds,
+        **asdict(facts),
+    )
 
 
-def _held_out(run: Run, evaluations: list[Entry], trained_step: int) -> dict[str, Any]:
+def _held_out(
+    run: Run, evaluations: list[Entry], trained_step: int
+) -> tuple[float | None, float | None, Interval | None]:
     """The loss before and after training, and their difference with its bootstrap interval; nothing without rows."""
     if not run.held_out or not evaluations:
-        return {"eval_loss_base": None, "eval_loss": None, "eval_loss_delta": None}
+        return None, None, None
     before = evaluations[0]
     after = next((entry for entry in evaluations if entry["step"] == trained_step), evaluations[-1])
     samples = Samples(run.held_out)
-    tokens = [int((labels[1:] != IGNORED).sum()) for _, labels in (samples[place] for place in range(len(samples)))]
+    tokens = [
+        int((labels[1:] != IGNORE_INDEX).sum()) for _, labels in (samples[place] for place in range(len(samples)))
+    ]
     differences = [new - old for new, old in zip(after[BY_ROW], before[BY_ROW], strict=True)]
-    return {
-        "eval_loss_base": before["eval_loss"],
-        "eval_loss": after["eval_loss"],
-        "eval_loss_delta": asdict(bootstrap(differences, run.seed, tokens)),
-    }
+    delta = Interval(**asdict(bootstrap(differences, run.seed, tokens)))
+    return before["eval_loss"], after["eval_loss"], delta

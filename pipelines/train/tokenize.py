@@ -7,26 +7,27 @@ rows. `index` lists the numbers that are trained: repeated where more rows were 
 
 import hashlib
 import io
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.artifacts.reports.rows import SplitReport
 from pipelines.artifacts.rows import messages_of
 from pipelines.artifacts.shards import Attempt, Commit, Shard, run_shards
+from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.errors import DataError, Problem, RecipeError, nearest
-from pipelines.ingest.stage import ingest_once
+from pipelines.errors import DataError
+from pipelines.models.tokenizer import load_tokenizer
 from pipelines.recipe.ingest import Ingest
-from pipelines.recipe.schema import Recipe
-from pipelines.recipe.train import SIDES
-from pipelines.train.loss_mask import Encoded, control_tokens, encode, with_system
-from pipelines.train.truncation import Fitted, Limits, fit, loss_tokens
+from pipelines.recipe.train import Train, further_source, parse_data
+from pipelines.sources.read import read_once
+from pipelines.train.loss_mask import Encoded, encode, with_system
+from pipelines.train.truncation import Fitted, TokenLimits, encode_within, loss_tokens
 
 SHARD_ROWS = 4096
 KINDS = ("tokens", "labels", "sample_offsets")
@@ -34,7 +35,7 @@ COUNTS = ("rows", "samples", "truncated", "left_out", "tokens", "loss_tokens")
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainingSource:
     """Rows of one origin: its Parquet files, and how many of its rows to take (None: all, once)."""
 
     files: list[str]
@@ -51,46 +52,28 @@ class Tokenized:
     counts: dict[str, int]
 
 
-def parse_data(item: str) -> tuple[str, int | None]:
-    """`train#4000` as name and number of rows."""
-    match = re.fullmatch(r"(.+?)(?:#(\d+))?", item)
-    if match is None or match[2] == "0":
-        raise RecipeError("the recipe", [Problem("train.data", f"{item!r}: written NAME or NAME#ROWS, ROWS above 0")])
-    return match[1], int(match[2]) if match[2] else None
+def source_of(
+    section: Train, ingest: Ingest | None, place: Place, split: Output[SplitReport], item: str
+) -> TrainingSource:
+    """The rows of one entry of `train.data`: a side of the split, or a file or hub data set, read once below `place`.
 
-
-def source_of(recipe: Recipe, place: Place, item: str) -> Source:
-    """The rows of one entry of `train.data`: a side of the split, or a file or hub data set, ingested once."""
-    name, take = parse_data(item)
-    section = further_source(recipe, name)
-    if section is None:
-        return Source(place.inputs["split"].outputs(name), take)
-    folder = Place(
-        place.workspace, f"{place.stage}/{place.fingerprint}/data", hashlib.sha256(name.encode()).hexdigest()[:16]
-    )
-    return Source(ingest_once(recipe.model_copy(update={"ingest": section}), folder).outputs("rows"), take)
-
-
-def further_source(recipe: Recipe, name: str) -> Ingest | None:
-    """How to read an entry of `train.data`: as `train.sources` says, or a path or URL plainly; None: it is a side.
-
-    RecipeError where it is none of these.
+    `ingest`: how the recipe reads its own rows; see `further_source`.
     """
-    assert recipe.train
-    named = recipe.train.sources
-    if name in SIDES or name in named:
-        return named.get(name)
-    if "/" in name or "." in name:
-        return Ingest(source=name, max_broken=recipe.ingest.max_broken if recipe.ingest else 0)
-    hint = f"{nearest(name, [*SIDES, *named])} (a file needs its suffix or a folder before it)"
-    raise RecipeError("the recipe", [Problem("train.data", f"{name!r} is no side of the split; {hint}")])
+    name, take = parse_data(item)
+    further = further_source(section, ingest, name)
+    if further is None:
+        sides = split.report.outputs
+        return TrainingSource(split.paths(sides.train if name == "train" else sides.test), take)
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    read = read_once(further, place.within("data", digest))
+    return TrainingSource(read.paths(read.report.outputs.rows), take)
 
 
 def tokenize(
     place: Place,
     name: str,
     model: Path,
-    sources: Sequence[Source],
+    sources: Sequence[TrainingSource],
     *,
     max_length: int,
     overlong: str = "truncate",
@@ -101,10 +84,10 @@ def tokenize(
 ) -> Tokenized:
     """Tokenize the sources into shards under `name`, those that are not there yet.
 
-    Rows above a limit are counted as truncated; limits.py says what happens to them. Rows that give no sample with an
-    answer are left out, and counted. DataError where none does.
+    Rows above a limit are counted as truncated; truncation.py says what happens to them. Rows that give no sample
+    with an answer are left out, and counted. DataError where none does.
     """
-    limits = Limits(max_length, overlong, max_input_length, max_output_length)
+    limits = TokenLimits(max_length, overlong, max_input_length, max_output_length)
     drawn = [_draw(place.workspace, source, seed, number) for number, source in enumerate(sources)]
     work = _tokenizer(place.workspace, model, limits, system)
     commits = run_shards(
@@ -128,7 +111,7 @@ class _Drawn:
     repeated: NDArray[np.int64]
 
 
-def _draw(workspace: Workspace, source: Source, seed: int, number: int) -> _Drawn:
+def _draw(workspace: Workspace, source: TrainingSource, seed: int, number: int) -> _Drawn:
     total = sum(_rows_in_groups(workspace, path)[0] for path in source.files)
     if source.take is None or total == 0:
         return _Drawn(np.arange(total), np.arange(total))
@@ -145,7 +128,7 @@ def _rows_in_groups(workspace: Workspace, path: str) -> tuple[int, list[int]]:
     return sum(groups), groups
 
 
-def _plan(workspace: Workspace, sources: Sequence[Source], drawn: Sequence[_Drawn]) -> list[Shard]:
+def _plan(workspace: Workspace, sources: Sequence[TrainingSource], drawn: Sequence[_Drawn]) -> list[Shard]:
     """Row groups joined to shards of about SHARD_ROWS drawn rows."""
     shards: list[Shard] = []
     filled = SHARD_ROWS
@@ -159,7 +142,9 @@ def _plan(workspace: Workspace, sources: Sequence[Source], drawn: Sequence[_Draw
     return shards
 
 
-def _drawn_of_groups(workspace: Workspace, source: Source, chosen: _Drawn) -> Iterator[tuple[str, int, list[int]]]:
+def _drawn_of_groups(
+    workspace: Workspace, source: TrainingSource, chosen: _Drawn
+) -> Iterator[tuple[str, int, list[int]]]:
     first = 0
     for path in source.files:
         for group, count in enumerate(_rows_in_groups(workspace, path)[1]):
@@ -170,7 +155,7 @@ def _drawn_of_groups(workspace: Workspace, source: Source, chosen: _Drawn) -> It
 
 
 def _tokenizer(
-    workspace: Workspace, model: Path, limits: Limits, system: str | None
+    workspace: Workspace, model: Path, limits: TokenLimits, system: str | None
 ) -> Callable[[Shard, Attempt], dict[str, Any]]:
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         tokenizer, control = load_tokenizer(model)
@@ -178,22 +163,13 @@ def _tokenizer(
         for row in _rows(workspace, shard):
             try:
                 messages = with_system(messages_of(row), system)
-                fitted.append(fit(partial(encode, tokenizer, control), tokenizer, messages, limits))
+                fitted.append(encode_within(limits, partial(encode, tokenizer, control), tokenizer, messages))
             except DataError as error:
                 raise DataError(f"row {row['row_id']}: {error}") from None
         _write_shard(workspace, attempt, [row.samples for row in fitted])
         return _count(fitted)
 
     return work
-
-
-@lru_cache(maxsize=1)
-def load_tokenizer(model: Path) -> tuple[Any, "re.Pattern[str]"]:
-    """The tokenizer of a model folder, and the pattern of its control tokens."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    return tokenizer, control_tokens(tokenizer)
 
 
 def _rows(workspace: Workspace, shard: Shard) -> Iterator[dict[str, Any]]:

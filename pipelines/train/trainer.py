@@ -17,17 +17,17 @@ from transformers.trainer_utils import unwrap_peft_model
 
 from pipelines.errors import StageError
 from pipelines.train.checkpoint import PREFIX, complete_checkpoints, mark_complete, remove_oldest, step_of
-from pipelines.train.checkpoint_upload import Copying
+from pipelines.train.checkpoint_upload import CheckpointUpload
 from pipelines.train.curves import draw, draw_losses
 from pipelines.train.deepspeed_patches import forget_trial_step, keep_norm
 from pipelines.train.flops import Flops, flops_of
 from pipelines.train.journal import BY_ROW, append, best_step, read_journal
-from pipelines.train.oom import most_held
-from pipelines.train.preemption import Notice
+from pipelines.train.oom import peak_memory
+from pipelines.train.preemption import PreemptionNotice
 from pipelines.train.run import Run
 from pipelines.train.samples import Samples, collate
 from pipelines.train.sampling import sample
-from pipelines.train.sequence import own_part, sharing
+from pipelines.train.sequence import own_part, sequence_group
 
 Batch = dict[str, Any]
 
@@ -86,7 +86,7 @@ class ChatTrainer(Trainer):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """Mean loss per token over the held-out samples; every rank does the same number of forward passes."""
-        size, shared = self.args.per_device_eval_batch_size, sharing().size
+        size, shared = self.args.per_device_eval_batch_size, sequence_group().size
         groups, group = dist.get_world_size() // shared, dist.get_rank() // shared
         samples: Any = self.eval_dataset
         sums = torch.zeros(2, len(samples), dtype=torch.float64, device=self.args.device)  # losses, tokens
@@ -118,14 +118,14 @@ class ChatTrainer(Trainer):
 class Recorder(TrainerCallback):
     """Keeps the journal and completes checkpoints, on rank 0 for all ranks."""
 
-    def __init__(self, run: Run, begun: Callable[[], None], notice: Notice) -> None:
+    def __init__(self, run: Run, begun: Callable[[], None], notice: PreemptionNotice) -> None:
         self.run = run
         self.begun = begun  # called when model and optimizer are there
         self.notice = notice
         self.trainer: ChatTrainer | None = None
         self.flops: Flops | None = None
-        copied = run.section.checkpoint_copies is not None
-        self.copying = Copying(run, dist.get_rank(), dist.get_world_size()) if copied else None
+        copies = run.section.checkpoint_copies
+        self.upload = CheckpointUpload(run, copies, dist.get_rank(), dist.get_world_size()) if copies else None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The engine is there now; the base model's answers come first."""
@@ -142,7 +142,7 @@ class Recorder(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The last step is always evaluated, saved and sampled; one after which all leave is saved."""
         last = state.global_step >= state.max_steps
-        if last or state.global_step % self.run.section.evaluation_steps == 0:
+        if last or state.global_step % self.run.section.sample_steps == 0:
             self._sample(state.global_step)
         if last:
             control.should_evaluate = args.eval_strategy != "no"
@@ -164,7 +164,7 @@ class Recorder(TrainerCallback):
             self.trainer.tokens_seen.zero_()
             entry |= {"loss": logs["loss"], "grad_norm": logs.get("grad_norm"), "lr": logs["learning_rate"]}
             seconds = time.monotonic() - self.trainer.since
-            entry |= {"tokens": tokens, "loss_tokens": loss_tokens, "seconds": seconds, "memory_bytes": most_held()}
+            entry |= {"tokens": tokens, "loss_tokens": loss_tokens, "seconds": seconds, "memory_bytes": peak_memory()}
             if self.flops is not None:
                 entry["mfu"] = self.flops.share(tokens, loss_tokens, seconds)
         else:
@@ -175,8 +175,8 @@ class Recorder(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Complete the checkpoint once all ranks have written theirs, then delete the oldest."""
-        if self.copying:
-            self.copying.finish()  # what is deleted below may be what is copied
+        if self.upload:
+            self.upload.finish()  # what is deleted below may be what is copied
         dist.barrier()
         root, section = self.run.checkpoints, self.run.section
         if state.is_world_process_zero:
@@ -187,13 +187,13 @@ class Recorder(TrainerCallback):
             best = best_step(entries, saved) if section.load_best_model_at_end else None
             remove_oldest(root, section.save_total_limit, best)
         dist.barrier()
-        if self.copying:
-            self.copying.begin(root / f"{PREFIX}{state.global_step}")
+        if self.upload:
+            self.upload.begin(root / f"{PREFIX}{state.global_step}")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Nothing ends before the last checkpoint is copied."""
-        if self.copying:
-            self.copying.finish()
+        if self.upload:
+            self.upload.finish()
 
     def _sample(self, step: int) -> None:
         if self.run.section.evaluation_inputs:

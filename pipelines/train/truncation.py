@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.train.loss_mask import IGNORED, Encoded
+from pipelines.train.loss_mask import IGNORE_INDEX, Encoded
 
 Messages = Sequence[dict[str, str]]
 
 
 @dataclass(frozen=True)
-class Limits:
+class TokenLimits:
     """Most tokens of a sample, of all before its last answer, and of that answer; what happens to rows above them."""
 
     max_length: int
@@ -32,7 +32,9 @@ class Fitted:
     too_long: bool
 
 
-def fit(encode: Callable[[Messages], Encoded], tokenizer: Any, messages: Messages, limits: Limits) -> Fitted:
+def encode_within(
+    limits: TokenLimits, encode: Callable[[Messages], Encoded], tokenizer: Any, messages: Messages
+) -> Fitted:
     """Encode a chat within the limits.
 
     A prompt above `max_input_length` first loses its oldest exchanges, then the end of its question; its system
@@ -52,16 +54,16 @@ def fit(encode: Callable[[Messages], Encoded], tokenizer: Any, messages: Message
 def answer_begin(sample: Encoded) -> int:
     """The place of the first token of the last answer: how many tokens its prompt has."""
     place = len(sample.labels)
-    while place and sample.labels[place - 1] == IGNORED:
+    while place and sample.labels[place - 1] == IGNORE_INDEX:
         place -= 1
-    while place and sample.labels[place - 1] != IGNORED:
+    while place and sample.labels[place - 1] != IGNORE_INDEX:
         place -= 1
     return place
 
 
 def loss_tokens(sample: Encoded) -> int:
     """Tokens with loss; the first has no token before it that it could be told from."""
-    return sum(label != IGNORED for label in sample.labels[1:])
+    return sum(label != IGNORE_INDEX for label in sample.labels[1:])
 
 
 def _within_input(
@@ -86,7 +88,7 @@ def _within_input(
     return sample
 
 
-def _cut(sample: Encoded, limits: Limits) -> list[Encoded]:
+def _cut(sample: Encoded, limits: TokenLimits) -> list[Encoded]:
     """Samples of at most `max_length` tokens."""
     size, length = limits.max_length, len(sample.tokens)
     ends = range(size, length + size, size) if limits.overlong == "split" else [size]

@@ -12,9 +12,9 @@ from typing import Any
 
 from pipelines.errors import DataError, StageError
 from pipelines.models.resolve import weight_shapes
+from pipelines.models.tokenizer import load_tokenizer
 from pipelines.train.checkpoint import replace_text
 from pipelines.train.checkpoint_universal import shard_count
-from pipelines.train.tokenize import load_tokenizer
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 

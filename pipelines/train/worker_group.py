@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,12 @@ from pipelines.progress import say
 from pipelines.recipe.train import Train, numbers_of_workers
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
-from pipelines.train.loop import train_loop
 from pipelines.train.memory import advice, free_memory, uses_gpu
 from pipelines.train.preemption import note_sigterm_in_worker, sigterm_noted, wait_until_gone
-from pipelines.train.run import Run
+from pipelines.train.run import Preempted, Run, WorkerFacts
+
+Loop = Callable[[Run, Callable[[], Any]], WorkerFacts | Preempted]
+"""What each worker runs, as `train_loop` of loop.py."""
 
 START_SECONDS = "300"
 FREE_SECONDS = 60
@@ -79,8 +81,8 @@ def memory_found(section: Train) -> int:
     return found
 
 
-def fit(run: Run) -> dict[str, Any]:
-    """Run the workers until they are done; returns what rank 0 returned.
+def run_workers(loop: Loop, run: Run) -> WorkerFacts:
+    """Run the loop in every worker until it is done; returns what rank 0 returned.
 
     Where a worker is lost, new ones go on from the last complete checkpoint, at most `max_failures` times, and only
     while there is progress; where workers were told to leave, they saved before, and that is no failure. Errors of our
@@ -100,7 +102,7 @@ def fit(run: Run) -> dict[str, Any]:
                     f"training was told to end and saved step {saved}; the same command goes on from there"
                 )
             try:
-                facts = _attempt(_as_wide_as_possible(run))
+                outcome = _attempt(loop, _as_wide_as_possible(run))
             except TrainingFailedError as error:
                 reached = max((entry["step"] for entry in read_journal(run.journal)), default=0)
                 cause = _own(error, run)
@@ -109,10 +111,10 @@ def fit(run: Run) -> dict[str, Any]:
                 failures += 1
                 say(f"  training: a worker was lost at step {reached}; going on from the last checkpoint")
             else:
-                if "left_at" not in facts:
-                    return facts
-                say(f"  training: workers were told to leave; saved at step {facts['left_at']}")
-                wait_until_gone(facts["nodes"])
+                if isinstance(outcome, WorkerFacts):
+                    return outcome
+                say(f"  training: workers were told to leave; saved at step {outcome.step}")
+                wait_until_gone(outcome.nodes)
 
 
 def _saved(run: Run) -> int:
@@ -120,13 +122,14 @@ def _saved(run: Run) -> int:
     return max(map(step_of, complete_checkpoints(run.checkpoints)), default=0)
 
 
-def _work(config: dict[str, Any]) -> dict[str, Any]:
+def _work(config: dict[str, Any]) -> WorkerFacts | Preempted:
     """What Ray Train runs in each worker."""
     from ray.train import get_preemption_info
 
+    loop: Loop = config["loop"]
     run: Run = config["run"]
     note_sigterm_in_worker(run.leave)
-    return train_loop(run, get_preemption_info)
+    return loop(run, get_preemption_info)
 
 
 def _as_wide_as_possible(run: Run) -> Run:
@@ -137,7 +140,7 @@ def _as_wide_as_possible(run: Run) -> Run:
     return replace(run, section=run.section.model_copy(update={"num_workers": number}))
 
 
-def _attempt(run: Run) -> dict[str, Any]:
+def _attempt(loop: Loop, run: Run) -> WorkerFacts | Preempted:
     """One group of workers, under a name of its own: Ray keeps nothing that a crash could leave half-written."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -149,7 +152,7 @@ def _attempt(run: Run) -> dict[str, Any]:
     failure_class: Any = FailureConfig  # typed as the one before Ray Train's second version
     trainer = trainer_class(
         _work,
-        train_loop_config={"run": run},
+        train_loop_config={"loop": loop, "run": run},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=run.section.num_workers, use_gpu=use_gpu, resources_per_worker=dict(each)
@@ -161,10 +164,10 @@ def _attempt(run: Run) -> dict[str, Any]:
         ),
     )
     try:
-        facts: dict[str, Any] = trainer.fit().return_value
+        outcome: WorkerFacts | Preempted = trainer.fit().return_value
     finally:
         shutil.rmtree(attempts, ignore_errors=True)
-    return facts
+    return outcome
 
 
 def _own(error: Exception, run: Run) -> DanluError | None:

@@ -7,8 +7,8 @@ import hashlib
 import os
 from typing import Any
 
-from serve.gateway.auth import Keys
-from serve.gateway.responses import Receive, RequestError, Scope, Send, send_body
+from serve.asgi import Receive, RequestError, Scope, Send, send_body
+from serve.auth import ApiKeys
 
 KEY = "VLLM_API_KEY"
 """Environment variable of an engine's process: the key that its gateway asks with."""
@@ -22,7 +22,7 @@ class RequireKey:
 
     def __init__(self, app: Any) -> None:
         self._app = app
-        self._keys = Keys((hashlib.sha256(os.environ[KEY].encode()).digest(),))
+        self._keys = ApiKeys((hashlib.sha256(os.environ[KEY].encode()).digest(),))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application; a websocket without the key is closed before it is accepted."""

@@ -2,8 +2,8 @@
 
     python -m serve.engine.server --report-fd N --host ADDRESS -- VLLM_ARGUMENTS
 
-Started by `serve.engine`, never by hand. It writes its port to the pipe N once the port is open, and ends with the
-process that started it.
+Started by `serve.engine.replica`; not a command for people. It writes its port to the pipe N once the port is open,
+and ends with the process that started it.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def fork_the_core() -> None:
     """Let vLLM's engine core be a fork of this process, which has imported everything already.
 
     On a CPU vLLM spawns two more interpreters, for the core and for one worker, and each imports vLLM again: 21 s
-    instead of 9 s on two cores. It does so to set OpenMP's environment, which `serve.engine` sets beforehand.
+    instead of 9 s on two cores. It does so to set OpenMP's environment, which `serve.engine.command` sets beforehand.
     """
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
 

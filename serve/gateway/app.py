@@ -16,13 +16,14 @@ from yarl import URL
 
 from pipelines.models.served import ServedModel, is_valid_name
 from pipelines.recipe.serve import Limits
-from serve import adapter_registry as adapters
+from serve import adapter_registry
+from serve.asgi import Headers, Receive, RequestError, Scope, Send, send_body, send_json
+from serve.auth import ApiKeys
 from serve.discovery import EngineRecord
-from serve.gateway.auth import Admission, Keys, Rates
+from serve.gateway.limits import Admission, Rates
 from serve.gateway.metrics import Metrics, Timing
 from serve.gateway.openapi import DESCRIPTION
 from serve.gateway.request_body import hold_to_limits, is_streamed, parse, read_body, rewritten
-from serve.gateway.responses import Headers, Receive, RequestError, Scope, Send, send_body, send_json, unavailable
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = (CHAT, "/v1/completions")
@@ -57,7 +58,7 @@ class Upstream:
 
 
 @dataclass(frozen=True)
-class Target:
+class NamedModel:
     """What a requested name stands for: the base or merged model whose engine answers, and the name it knows."""
 
     engine: str
@@ -65,12 +66,12 @@ class Target:
 
 
 @dataclass
-class Ask:
-    """One request for a completion, checked."""
+class Completion:
+    """One request for a completion, checked, and how far its answer is."""
 
     path: str
     body: bytes
-    target: Target
+    model: NamedModel
     streamed: bool
     timing: Timing
     started: bool = False
@@ -92,7 +93,7 @@ class Gateway:
         self.admission = Admission(self.limits)
         self.metrics = Metrics()
         self.session: aiohttp.ClientSession | None = None
-        self._keys = Keys(keys)
+        self._keys = ApiKeys(keys)
         self._look_again = look_again
         self._rates = Rates(self.limits)
         self._engine_headers = CIMultiDict(
@@ -100,8 +101,8 @@ class Gateway:
         )
         self._engines: dict[str, list[Upstream]] = {model.name: [] for model in models}
         self._created = int(time.time())
-        self._fixed = {n: Target(model.name, n) for model in models for n in (model.name, *model.adapters)}
-        self._published: dict[str, Target] = {}
+        self._fixed = {n: NamedModel(model.name, n) for model in models for n in (model.name, *model.adapters)}
+        self._published: dict[str, NamedModel] = {}
         self._retired: set[str] = set()
         self._held_until: dict[str, float] = {}
         self.stopping = False
@@ -128,11 +129,13 @@ class Gateway:
 
     def update_published(self) -> None:
         """Read the registries of adapters again; blocking."""
-        published: dict[str, Target] = {}
+        published: dict[str, NamedModel] = {}
         for model in self.models:
             if model.registry is not None:
-                published |= {version: Target(model.name, version) for version in adapters.versions(model.registry)}
-                published |= {a: Target(model.name, version) for a, version in adapters.aliases(model.registry).items()}
+                for version in adapter_registry.versions(model.registry):
+                    published[version] = NamedModel(model.name, version)
+                for alias, version in adapter_registry.aliases(model.registry).items():
+                    published[alias] = NamedModel(model.name, version)
         self._published = published
 
     def missing(self) -> list[str]:
@@ -180,43 +183,43 @@ class Gateway:
 
     def model_cards(self) -> list[dict[str, Any]]:
         """`/v1/models`: every model, adapter and alias; an adapter's parent is its base."""
-        return [self._card(name, target) for name, target in {**self._published, **self._fixed}.items()]
+        return [self._card(name, model) for name, model in {**self._published, **self._fixed}.items()]
 
-    def _card(self, name: str, target: Target) -> dict[str, Any]:
+    def _card(self, name: str, model: NamedModel) -> dict[str, Any]:
         return {
             "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "danlu",
-            "root": target.name,
-            "parent": None if name == target.engine else target.engine,
+            "root": model.name,
+            "parent": None if name == model.engine else model.engine,
         }
 
     async def _complete(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         model = ""
         try:
             caller = self._keys.check(scope["headers"])
-            ask = self._check(path, await read_body(scope, receive, self.limits.max_body_bytes))
-            model = ask.target.name
+            request = self._check(path, await read_body(scope, receive, self.limits.max_body_bytes))
+            model = request.model.name
             self._rates.admit(caller)
-            await unless_disconnected(receive, self._answer(ask, caller, send))
+            await unless_disconnected(receive, self._answer(request, caller, send))
         except RequestError as error:
             self.metrics.answered(model, error.status)
             raise
 
-    def _check(self, path: str, body: bytes) -> Ask:
-        request = parse(body)
-        name = request.get("model")
-        target = self._resolve(name)
-        streamed = is_streamed(request)
-        changed = hold_to_limits(request, self.limits, is_chat=path == CHAT)
-        if changed or streamed or name != target.name:
+    def _check(self, path: str, body: bytes) -> Completion:
+        fields = parse(body)
+        name = fields.get("model")
+        model = self._resolve(name)
+        streamed = is_streamed(fields)
+        changed = hold_to_limits(fields, self.limits, is_chat=path == CHAT)
+        if changed or streamed or name != model.name:
             if self.limits.tokens_per_minute is not None:
-                request.pop("stream_interval", None)  # a broken-off stream is charged by its frames: one for each token
-            body = rewritten(request, target.name, streamed)
-        return Ask(path, body, target, streamed, Timing())
+                fields.pop("stream_interval", None)  # a broken-off stream is charged by its frames: one for each token
+            body = rewritten(fields, model.name, streamed)
+        return Completion(path, body, model, streamed, Timing())
 
-    def _resolve(self, name: Any) -> Target:
+    def _resolve(self, name: Any) -> NamedModel:
         """What a name stands for; the resolver in the engines joins names to a folder, so unknown ones end here."""
         known = isinstance(name, str) and (self._fixed.get(name) or self._published.get(name))
         if known:
@@ -228,21 +231,21 @@ class Gateway:
         message = f"The model {name!r} does not exist; GET /v1/models lists those that do"
         raise RequestError(404, message, "model_not_found", "model")
 
-    async def _answer(self, ask: Ask, caller: str, send: Send) -> None:
-        await self._enter(ask.target.name)
+    async def _answer(self, request: Completion, caller: str, send: Send) -> None:
+        await self._enter(request.model.name)
         try:
-            status = await self._ask_engines(ask, send)
+            status = await self._forward(request, send)
         except asyncio.CancelledError:
-            self.metrics.answered(ask.target.name, CLIENT_CLOSED)
-            self._rates.spend(caller, ask.timing.frames)  # about a token each; what they were is not known any more
+            self.metrics.answered(request.model.name, CLIENT_CLOSED)
+            self._rates.spend(caller, request.timing.frames)  # about a token each; what they were is not known any more
             raise
         finally:
-            self.metrics.in_flight[ask.target.name] -= 1
+            self.metrics.in_flight[request.model.name] -= 1
             self.admission.leave()
         if status is None:
             return
-        self.metrics.answered(ask.target.name, status)
-        usage = self.metrics.finished(ask.target.name, ask.streamed, ask.timing)
+        self.metrics.answered(request.model.name, status)
+        usage = self.metrics.finished(request.model.name, request.streamed, request.timing)
         self._rates.spend(caller, usage.prompt + usage.completion)
 
     async def _enter(self, model: str) -> None:
@@ -257,17 +260,17 @@ class Gateway:
             self.metrics.queued[model] -= 1
         self.metrics.in_flight[model] += 1
 
-    async def _ask_engines(self, ask: Ask, send: Send) -> int | None:
+    async def _forward(self, request: Completion, send: Send) -> int | None:
         """Copy the answer of an engine, the next one where one dies before it; None where one dies in the middle."""
         while True:
-            upstream = await self._pick(ask.target)
+            upstream = await self._pick(request.model)
             upstream.in_flight += 1
             try:
-                return await self._copy(upstream, ask, send)
+                return await self._copy(upstream, request, send)
             except aiohttp.ClientError:
                 upstream.failed_at = upstream.beat
-                if ask.started:
-                    await self._break_off(ask, send)
+                if request.started:
+                    await self._break_off(request, send)
                     return None
                 if self._look_again is not None:
                     await self._look_again()  # it may have been stopped on purpose a moment ago
@@ -277,30 +280,31 @@ class Gateway:
     def _usable(self, engine: str) -> list[Upstream]:
         return [upstream for upstream in self._engines.get(engine, ()) if upstream.failed_at != upstream.beat]
 
-    async def _pick(self, target: Target) -> Upstream:
+    async def _pick(self, model: NamedModel) -> Upstream:
         """The engine with the fewest requests; where the last one was stopped on purpose, its successor."""
-        while not (usable := self._usable(target.engine)):
-            if self.stopping or time.monotonic() >= self._held_until.get(target.engine, 0.0):
-                raise unavailable(target.name)
+        while not (usable := self._usable(model.engine)):
+            if self.stopping or time.monotonic() >= self._held_until.get(model.engine, 0.0):
+                raise unavailable(model.name)
             await asyncio.sleep(HOLD_POLL_SECONDS)
         return min(usable, key=lambda upstream: upstream.in_flight)
 
-    async def _copy(self, upstream: Upstream, ask: Ask, send: Send) -> int:
+    async def _copy(self, upstream: Upstream, request: Completion, send: Send) -> int:
         assert self.session is not None, "the gateway answers requests only while it has a client session"
-        async with self.session.post(upstream.urls[ask.path], data=ask.body, headers=self._engine_headers) as answer:
+        url = upstream.urls[request.path]
+        async with self.session.post(url, data=request.body, headers=self._engine_headers) as answer:
             headers = [(k.lower(), v) for k, v in answer.raw_headers if k.lower() not in DROPPED_HEADERS]
-            if not ask.streamed or answer.status != 200:
+            if not request.streamed or answer.status != 200:
                 body = await answer.read()
                 if answer.status == 500 and not await self._is_healthy(upstream):
                     raise aiohttp.ServerDisconnectedError("the engine's core has died")
-                ask.timing.see(body)
+                request.timing.see(body)
                 headers.append((b"content-length", str(len(body)).encode()))
-                await start(ask, send, answer.status, headers)
+                await start(request, send, answer.status, headers)
                 await send({"type": "http.response.body", "body": body})
                 return answer.status
-            await start(ask, send, answer.status, headers)
+            await start(request, send, answer.status, headers)
             async for chunk in answer.content.iter_any():
-                ask.timing.see(chunk)
+                request.timing.see(chunk)
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
             return answer.status
@@ -311,17 +315,22 @@ class Gateway:
         async with self.session.get(upstream.urls["/health"]) as answer:
             return answer.status == 200
 
-    async def _break_off(self, ask: Ask, send: Send) -> None:
+    async def _break_off(self, request: Completion, send: Send) -> None:
         """End a stream whose engine died in the middle: an error frame, and no `[DONE]`."""
-        error = unavailable(ask.target.name)
-        self.metrics.answered(ask.target.name, error.status)
+        error = unavailable(request.model.name)
+        self.metrics.answered(request.model.name, error.status)
         await send({"type": "http.response.body", "body": b"data: " + error.body + b"\n\n"})
 
 
-async def start(ask: Ask, send: Send, status: int, headers: Headers) -> None:
+def unavailable(name: str) -> RequestError:
+    """The 503 for a model whose engine is gone."""
+    return RequestError(503, f"No engine serves {name!r} at the moment, try again", "engine_unavailable", retry_after=2)
+
+
+async def start(request: Completion, send: Send, status: int, headers: Headers) -> None:
     """Send the head of an answer; from here on the request cannot be given to another engine."""
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    ask.started = True
+    request.started = True
 
 
 def require_method(scope: Scope, method: str) -> None:

@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from pipelines.models.served import ServedModel
 from pipelines.recipe.serve import Limits
-from serve import discovery as directory
+from serve import discovery
 from serve.gateway.app import Gateway
 
 ENGINE_CONNECT_SECONDS = 5.0
@@ -46,13 +46,13 @@ class GatewayPlan:
 class GatewayReplica:
     """Runs the gateway in a thread of its own, and keeps its list of engines and adapters up to date.
 
-    It finds the engines through the directory, so that either may be deployed anew without the other.
+    It finds the engines through `discovery`, so that either may be deployed anew without the other.
     """
 
     def __init__(self, plan: GatewayPlan) -> None:
         self._plan = plan
         self._gateway = Gateway(plan.models, plan.engine_key, plan.keys, plan.limits, self._look)
-        self._liveness = directory.Liveness()
+        self._liveness = discovery.Liveness()
         self._looking = asyncio.Lock()
         self._looked = 0.0
         self._server = uvicorn.Server(
@@ -95,14 +95,14 @@ class GatewayReplica:
         while True:
             await self._look()
             await asyncio.to_thread(self._gateway.update_published)
-            await asyncio.sleep(directory.BEAT_SECONDS)
+            await asyncio.sleep(discovery.BEAT_SECONDS)
 
     async def _look(self) -> None:
         """Take over which engines live now; many that ask at once get one look."""
         async with self._looking:
             if time.monotonic() - self._looked < LOOK_SECONDS:
                 return
-            found, retired = await asyncio.to_thread(directory.look, self._plan.app)
+            found, retired = await asyncio.to_thread(discovery.find_engines, self._plan.app)
             self._gateway.update(self._liveness.live(found), retired)
             self._looked = time.monotonic()
 
@@ -119,7 +119,7 @@ def engine_session() -> aiohttp.ClientSession:
 
 
 def with_origins(gateway: Gateway, origins: tuple[str, ...]) -> Any:
-    """The gateway, answered by which browsers let pages of the given origins ask it (CORS)."""
+    """The gateway with CORS headers for the allowed origins."""
     if not origins:
         return gateway
     headers = ["authorization", "content-type"]

@@ -18,18 +18,18 @@ COUNT = re.compile(rb'"(prompt_tokens|completion_tokens)"\s*:\s*(\d+)')
 
 
 @dataclass(frozen=True)
-class Usage:
+class TokenUsage:
     """Tokens of one request."""
 
     prompt: int = 0
     completion: int = 0
 
 
-def usage_in(last_bytes: bytes) -> Usage:
+def usage_in(last_bytes: bytes) -> TokenUsage:
     """The token counts in the end of an answer, plain or streamed; zeros where there are none, as in errors."""
     found = USAGE.findall(last_bytes)
     counts = dict(COUNT.findall(found[-1])) if found else {}
-    return Usage(int(counts.get(b"prompt_tokens", 0)), int(counts.get(b"completion_tokens", 0)))
+    return TokenUsage(int(counts.get(b"prompt_tokens", 0)), int(counts.get(b"completion_tokens", 0)))
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Metrics:
         """Count an answer; `model` is empty where none was named, or one that does not exist."""
         self._of(self._requests, model, str(status)).inc()
 
-    def finished(self, model: str, streamed: bool, timing: Timing) -> Usage:
+    def finished(self, model: str, streamed: bool, timing: Timing) -> TokenUsage:
         """Count a finished answer's tokens and times; returns its tokens."""
         usage = usage_in(timing.last_bytes)
         self._of(self._tokens, model, "prompt").inc(usage.prompt)

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from pipelines.recipe.serve import Limits
-from serve.gateway.responses import Receive, RequestError, Scope
+from serve.asgi import Receive, RequestError, Scope
 
 COMPLETION_TOKENS = 16
 """Tokens of an answer to `/v1/completions` that asks for no number of them, vLLM's default and OpenAI's."""

@@ -12,6 +12,7 @@ import openai
 from openai.types.chat import ChatCompletionMessageParam
 
 from pipelines.errors import InputError, StageError, nearest
+from pipelines.kill_with_parent import child_environment
 
 HELP = """\
 RESET                  forget the conversation
@@ -164,8 +165,9 @@ def page_command(base_url: str, host: str, port: int) -> list[str]:
         "client.toolbarMode": "viewer",
         "theme.primaryColor": "#c2410c",
     }
+    page = Path(__file__).parent / "chat_app.py"
     flags = [f"--{name}={value}" for name, value in options.items()]
-    return [sys.executable, "-m", "streamlit", "run", *flags, str(Path(__file__).parent / "chat_app.py"), base_url]
+    return [sys.executable, "-P", "-m", "streamlit", "run", *flags, str(page), base_url]
 
 
 def open_page(base_url: str, host: str, port: int) -> None:
@@ -173,6 +175,4 @@ def open_page(base_url: str, host: str, port: int) -> None:
     if importlib.util.find_spec("streamlit") is None:
         raise InputError("the chat page needs Streamlit: pip install 'danlu[ui]'; danlu chat needs nothing")
     command = page_command(base_url, host, port)
-    project = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")]))
-    os.execve(command[0], command, {**os.environ, "PYTHONPATH": path})
+    os.execve(command[0], command, child_environment())

@@ -19,17 +19,17 @@ from pipelines.errors import DataError, StageError
 from serve.ui import chat
 from serve.ui.chat_words import LANGUAGES, words
 from serve.ui.conversation import (
-    Answer,
-    Job,
-    Line,
+    BackgroundTask,
+    ChatReply,
+    ChatTurn,
     Persona,
-    Row,
-    Sampling,
-    Turn,
+    SamplingSettings,
+    TableRow,
+    Utterance,
+    answer_table,
+    answer_turn,
     as_csv,
     as_jsonl,
-    ask_table,
-    ask_turn,
     background_loop,
     discuss,
     prompts_in,
@@ -59,7 +59,7 @@ class Page:
     model: str
     second: str | None
     system: str
-    sampling: Sampling
+    sampling: SamplingSettings
     words: dict[str, str]
 
 
@@ -143,10 +143,10 @@ def chat_models(models: list[str], say: dict[str, str]) -> tuple[str, str | None
     return model, st.selectbox(say["second"], beside, format_func=lambda m: m or say["nobody"], key="chat_second")
 
 
-def sampling_settings(say: dict[str, str]) -> Sampling:
+def sampling_settings(say: dict[str, str]) -> SamplingSettings:
     """The sliders."""
-    usual = Sampling()
-    return Sampling(
+    usual = SamplingSettings()
+    return SamplingSettings(
         max_tokens=st.slider(say["max_tokens"], 1, 4096, usual.max_tokens, key="max_tokens"),
         temperature=st.slider(say["temperature"], 0.0, 2.0, usual.temperature, 0.05, key="temperature"),
         top_p=st.slider(say["top_p"], 0.05, 1.0, usual.top_p, 0.05, key="top_p"),
@@ -159,13 +159,13 @@ def sampling_settings(say: dict[str, str]) -> Sampling:
 def start(work: Coroutine[Any, Any, None]) -> None:
     """Begin work in the background, in place of what goes on."""
     stop()
-    st.session_state.job = Job(answers_loop(), work)
+    st.session_state.task = BackgroundTask(answers_loop(), work)
 
 
 def stop() -> None:
     """End what goes on; what has arrived stays."""
-    if "job" in st.session_state:
-        st.session_state.job.stop()
+    if "task" in st.session_state:
+        st.session_state.task.stop()
 
 
 def clear() -> None:
@@ -177,10 +177,10 @@ def clear() -> None:
 
 def is_running() -> bool:
     """Whether answers are still arriving."""
-    return "job" in st.session_state and st.session_state.job.running()
+    return "task" in st.session_state and st.session_state.task.running()
 
 
-def follow(answers: Callable[[], list[Answer]], draw: Callable[[], None], say: dict[str, str]) -> None:
+def follow(answers: Callable[[], list[ChatReply]], draw: Callable[[], None], say: dict[str, str]) -> None:
     """Draw what changes, above a stop button, until the work ends; then the page is drawn as a whole."""
     st.button(say["stop"], on_click=stop, icon=":material/stop_circle:")
     drawn: list[tuple[int, bool]] = []
@@ -193,7 +193,7 @@ def follow(answers: Callable[[], list[Answer]], draw: Callable[[], None], say: d
     st.rerun()
 
 
-def draw_answer(spot: DeltaGenerator, answer: Answer, say: dict[str, str], growing: bool) -> None:
+def draw_answer(spot: DeltaGenerator, answer: ChatReply, say: dict[str, str], growing: bool) -> None:
     """An answer with its numbers below it; a cursor stands at the end of one that grows."""
     growing = growing and not answer.ended
     with spot.container():
@@ -204,7 +204,7 @@ def draw_answer(spot: DeltaGenerator, answer: Answer, say: dict[str, str], growi
             st.caption(numbers(answer, say))
 
 
-def numbers(answer: Answer, say: dict[str, str]) -> str:
+def numbers(answer: ChatReply, say: dict[str, str]) -> str:
     """Model, tokens and times of an answer, as far as they are known."""
     parts = [f"**{answer.model}**"]
     if answer.completion_tokens:
@@ -216,9 +216,9 @@ def numbers(answer: Answer, say: dict[str, str]) -> str:
 
 def chat_mode(page: Page) -> None:
     """A conversation with one model, or with two side by side."""
-    turns: list[Turn] = st.session_state.setdefault("turns", [])
+    turns: list[ChatTurn] = st.session_state.setdefault("turns", [])
     if said := st.chat_input(page.words["say"]):
-        turns.append(Turn(said, []))
+        turns.append(ChatTurn(said, []))
         answer_last(page, turns)
     if not turns:
         st.info(page.words["welcome"], icon=":material/forum:")
@@ -234,13 +234,13 @@ def chat_mode(page: Page) -> None:
         st.rerun()
 
 
-def answer_last(page: Page, turns: list[Turn]) -> None:
+def answer_last(page: Page, turns: list[ChatTurn]) -> None:
     """Ask about what was said last, with the settings as they are now."""
-    turns[-1].answers = [Answer(model) for model in (page.model, page.second) if model]
-    start(ask_turn(page.client, turns, turns[-1].answers, page.system, page.sampling))
+    turns[-1].answers = [ChatReply(model) for model in (page.model, page.second) if model]
+    start(answer_turn(page.client, turns, turns[-1].answers, page.system, page.sampling))
 
 
-def draw_turn(turn: Turn, say: dict[str, str], growing: bool) -> list[DeltaGenerator]:
+def draw_turn(turn: ChatTurn, say: dict[str, str], growing: bool) -> list[DeltaGenerator]:
     """What was said and the answers in columns, which a phone stacks; returns the places of the answers."""
     with st.chat_message("user"):
         st.markdown(turn.said)
@@ -252,7 +252,7 @@ def draw_turn(turn: Turn, say: dict[str, str], growing: bool) -> list[DeltaGener
     return spots
 
 
-def redraw(spots: Sequence[DeltaGenerator], answers: Sequence[Answer], say: dict[str, str]) -> None:
+def redraw(spots: Sequence[DeltaGenerator], answers: Sequence[ChatReply], say: dict[str, str]) -> None:
     """Show how far answers have come."""
     for spot, answer in zip(spots, answers, strict=True):
         draw_answer(spot, answer, say, growing=True)
@@ -270,13 +270,13 @@ def table_mode(page: Page) -> None:
         st.error(str(error))
         return
     if st.button(say["run"], type="primary", disabled=not (prompts and chosen), icon=":material/play_arrow:"):
-        st.session_state.rows = [Row(prompt, [Answer(model) for model in chosen]) for prompt in prompts]
-        start(ask_table(page.client, st.session_state.rows, page.system, page.sampling))
+        st.session_state.rows = [TableRow(prompt, [ChatReply(model) for model in chosen]) for prompt in prompts]
+        start(answer_table(page.client, st.session_state.rows, page.system, page.sampling))
     if rows := st.session_state.get("rows"):
         draw_table(rows, say)
 
 
-def draw_table(rows: list[Row], say: dict[str, str]) -> None:
+def draw_table(rows: list[TableRow], say: dict[str, str]) -> None:
     """The answers so far, and when all are there, the downloads."""
     spot = st.empty()
     answers = [answer for row in rows for answer in row.answers]
@@ -301,7 +301,7 @@ def draw_table(rows: list[Row], say: dict[str, str]) -> None:
 def group_mode(page: Page) -> None:
     """Personas who answer each other in turn; a person gives the topic and may join in."""
     say = page.words
-    lines: list[Line] = st.session_state.setdefault("lines", [])
+    lines: list[Utterance] = st.session_state.setdefault("lines", [])
     with st.expander(say["who"], expanded=not lines, icon=":material/groups:"):
         personas, rounds = group_settings(page)
     names = [persona.name for persona in personas]
@@ -309,7 +309,7 @@ def group_mode(page: Page) -> None:
         st.error(say["same_names"].format(say["you"]))
         return
     if said := st.chat_input(say["topic"]):
-        lines.append(Line(say["you"], Answer("", said)))
+        lines.append(Utterance(say["you"], ChatReply("", said)))
         start(discuss(page.client, personas, rounds, lines, page.sampling))
     if not lines:
         st.info(say["group_welcome"], icon=":material/groups:")
@@ -347,7 +347,7 @@ def group_settings(page: Page) -> tuple[list[Persona], int]:
 
 
 def draw_lines(
-    spots: list[DeltaGenerator], lines: list[Line], names: list[str], say: dict[str, str], growing: bool
+    spots: list[DeltaGenerator], lines: list[Utterance], names: list[str], say: dict[str, str], growing: bool
 ) -> None:
     """The discussion so far; new lines get places of their own, and the last one grows."""
     for n, line in enumerate(list(lines)):
@@ -362,7 +362,7 @@ def draw_lines(
         draw_line(spots[n], line, say, growing and last)
 
 
-def draw_line(spot: DeltaGenerator, line: Line, say: dict[str, str], growing: bool) -> None:
+def draw_line(spot: DeltaGenerator, line: Utterance, say: dict[str, str], growing: bool) -> None:
     """One utterance under its speaker's name."""
     with spot.container():
         st.markdown(f"**{line.speaker}**")

@@ -31,7 +31,7 @@ Messages = list[ChatCompletionMessageParam]
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingSettings:
     """How an answer is drawn."""
 
     max_tokens: int = 512
@@ -41,7 +41,7 @@ class Sampling:
 
 
 @dataclass
-class Answer:
+class ChatReply:
     """One answer as it grows; times in seconds."""
 
     model: str
@@ -55,11 +55,11 @@ class Answer:
 
 
 @dataclass
-class Turn:
+class ChatTurn:
     """What a person said, and what each column's model answered."""
 
     said: str
-    answers: list[Answer]
+    answers: list[ChatReply]
 
 
 @dataclass(frozen=True)
@@ -72,22 +72,22 @@ class Persona:
 
 
 @dataclass
-class Line:
+class Utterance:
     """One utterance in a group; a person's has no model."""
 
     speaker: str
-    answer: Answer
+    answer: ChatReply
 
 
 @dataclass
-class Row:
+class TableRow:
     """A prompt of the table with each model's answer."""
 
     prompt: str
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[ChatReply] = field(default_factory=list)
 
 
-def history(turns: Iterable[Turn], column: int, system: str) -> Messages:
+def history(turns: Iterable[ChatTurn], column: int, system: str) -> Messages:
     """The messages that a column's model sees; a turn without an answer ends them, being the one asked about."""
     messages: Messages = [{"role": "system", "content": system}] if system.strip() else []
     for turn in turns:
@@ -100,7 +100,7 @@ def history(turns: Iterable[Turn], column: int, system: str) -> Messages:
     return messages
 
 
-def heard(persona: Persona, lines: Iterable[Line]) -> Messages:
+def persona_history(persona: Persona, lines: Iterable[Utterance]) -> Messages:
     """A group's lines as one of them hears it: its own as the assistant's, all others by name, joined to one turn."""
     messages: Messages = [{"role": "system", "content": persona.system}] if persona.system.strip() else []
     waiting: list[str] = []
@@ -117,7 +117,9 @@ def heard(persona: Persona, lines: Iterable[Line]) -> Messages:
     return messages
 
 
-async def ask(client: openai.AsyncOpenAI, messages: Messages, sampling: Sampling, answer: Answer) -> None:
+async def stream_reply(
+    client: openai.AsyncOpenAI, messages: Messages, sampling: SamplingSettings, answer: ChatReply
+) -> None:
     """Stream an answer into `answer`; what the endpoint refuses is noted there. Cancelling stops the engine too."""
     began = time.monotonic()
     penalty = sampling.repetition_penalty
@@ -141,7 +143,7 @@ async def ask(client: openai.AsyncOpenAI, messages: Messages, sampling: Sampling
         answer.seconds, answer.ended = time.monotonic() - began, True
 
 
-def _take(answer: Answer, part: ChatCompletionChunk, began: float) -> None:
+def _take(answer: ChatReply, part: ChatCompletionChunk, began: float) -> None:
     answer.seconds = time.monotonic() - began
     if part.choices and (piece := part.choices[0].delta.content):
         answer.to_first = answer.to_first or answer.seconds
@@ -156,39 +158,49 @@ def explanation(error: openai.OpenAIError) -> str:
     return str(body["message"]) if isinstance(body, dict) and "message" in body else str(error)
 
 
-async def ask_turn(
-    client: openai.AsyncOpenAI, turns: Sequence[Turn], answers: list[Answer], system: str, sampling: Sampling
+async def answer_turn(
+    client: openai.AsyncOpenAI,
+    turns: Sequence[ChatTurn],
+    answers: list[ChatReply],
+    system: str,
+    sampling: SamplingSettings,
 ) -> None:
     """Answer what was said last, every column's model at the same time."""
-    asked = [*turns[:-1], Turn(turns[-1].said, [])]
-    each = (ask(client, history(asked, n, system), sampling, answer) for n, answer in enumerate(answers))
+    asked = [*turns[:-1], ChatTurn(turns[-1].said, [])]
+    each = (stream_reply(client, history(asked, n, system), sampling, answer) for n, answer in enumerate(answers))
     await asyncio.gather(*each)
 
 
-async def ask_table(client: openai.AsyncOpenAI, rows: Iterable[Row], system: str, sampling: Sampling) -> None:
+async def answer_table(
+    client: openai.AsyncOpenAI, rows: Iterable[TableRow], system: str, sampling: SamplingSettings
+) -> None:
     """Fill a table's answers, a few prompts at a time."""
     places = asyncio.Semaphore(AT_ONCE)
 
-    async def fill(prompt: str, answer: Answer) -> None:
+    async def fill(prompt: str, answer: ChatReply) -> None:
         async with places:
-            await ask(client, history([Turn(prompt, [])], 0, system), sampling, answer)
+            await stream_reply(client, history([ChatTurn(prompt, [])], 0, system), sampling, answer)
 
     await asyncio.gather(*(fill(row.prompt, answer) for row in rows for answer in row.answers))
 
 
 async def discuss(
-    client: openai.AsyncOpenAI, personas: Sequence[Persona], rounds: int, lines: list[Line], sampling: Sampling
+    client: openai.AsyncOpenAI,
+    personas: Sequence[Persona],
+    rounds: int,
+    lines: list[Utterance],
+    sampling: SamplingSettings,
 ) -> None:
     """Let personas speak in turn, each hearing all lines so far; `lines` grows. An error ends the discussion."""
     for persona in list(personas) * rounds:
-        answer, messages = Answer(persona.model), heard(persona, lines)
-        lines.append(Line(persona.name, answer))
-        await ask(client, messages, sampling, answer)
+        answer, messages = ChatReply(persona.model), persona_history(persona, lines)
+        lines.append(Utterance(persona.name, answer))
+        await stream_reply(client, messages, sampling, answer)
         if answer.error:
             return
 
 
-class Job:
+class BackgroundTask:
     """Work in the event loop that goes on only while a page looks at it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> None:
@@ -269,7 +281,7 @@ def _jsonl_prompts(name: str, text: str) -> list[str]:
     return prompts
 
 
-def table_of(rows: Iterable[Row]) -> list[dict[str, Any]]:
+def table_of(rows: Iterable[TableRow]) -> list[dict[str, Any]]:
     """A row per prompt with, for each model, its answer (or its error), tokens and seconds."""
     table = []
     for row in rows:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import train, train_peer
 from benchmarks.train import Result, Setting
-from tests.pipelines.train.conftest import make_model
+from tests.model_families import write_qwen2
 
 
 def test_without_a_cuda_device_it_says_so_and_exits_3(
@@ -58,7 +58,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, folder: Path, model: Path, trainer:
 def test_the_peers_have_the_same_losses_however_rows_are_filled_up(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    model = make_model(tmp_path / "model")
+    model = write_qwen2(tmp_path / "model")
     draw = random.Random(0)
     rows = [[draw.randrange(3, 250) for _ in range(draw.randrange(5, 60))] for _ in range(8)]
     lines = [json.dumps({"input_ids": row, "labels": [-100, -100, *row[2:]]}) for row in rows]

@@ -39,6 +39,11 @@ def recipe(tmp_path: Path, text: str) -> str:
     return "mine.yaml"
 
 
+def test_version(tmp_path: Path) -> None:
+    result = danlu("--version", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (0, "danlu 0.1.0\n")
+
+
 def test_recipes_init_and_check(tmp_path: Path) -> None:
     assert "tiny" in danlu("recipes", cwd=tmp_path).stdout
     assert danlu("init", "tiny", "own.yaml", cwd=tmp_path).returncode == 0

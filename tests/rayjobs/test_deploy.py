@@ -9,70 +9,88 @@ import yaml
 
 pytest.importorskip("ray.serve")
 
+from pipelines.artifacts.reports.train import TrainReport
+from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import RecipeError
-from pipelines.models.served import ServedModel
-from pipelines.recipe.load import load_recipe
-from rayjobs import deploy, pipeline
+from pipelines.models.served import Lineup, ServedModel, lineup_of
+from pipelines.recipe.schema import Recipe
+from rayjobs import deploy
 from rayjobs.cluster import Cluster
+from rayjobs.pipeline import load, publish_adapter
 from serve.adapter_registry import aliases, versions
-from serve.engine.replica import adapter_room
+from serve.engine.command import adapter_room
+from tests.outputs import finished, merge_report, train_report
 
 
-def trained_place(folder: Path, **report: Any) -> Place:
+def trained(folder: Path, **report: Any) -> Output[TrainReport]:
     """A finished training stage whose adapter is a few bytes."""
-    place = Place(Workspace(str(folder)), "train", "f" * 8, {})
+    place = Place(Workspace(str(folder)), "train", "f" * 8)
     adapter = place.local("adapter")
     adapter.mkdir(parents=True)
     (adapter / "adapter_config.json").write_text(json.dumps({"r": 8, "base_model_name_or_path": "elsewhere"}))
     (adapter / "adapter_model.safetensors").write_bytes(b"weights")
-    whole = {"digest": "d", "model": str(folder / "base"), "adapter": "adapter", "trained": None, **report}
-    place.finish({"stage": "train", "report": whole})
-    return place
+    return finished(place, train_report(model=str(folder / "base"), **report))
+
+
+def lineup(recipe: Recipe) -> Lineup:
+    """The models of a recipe that trains one."""
+    found = lineup_of(recipe)
+    assert found is not None
+    return found
 
 
 def test_what_was_trained_is_published_for_endpoints_that_run(tmp_path: Path) -> None:
-    recipe, place = load_recipe("tiny"), trained_place(tmp_path)
-    assert [pipeline.publish_adapter(recipe, place) for _ in range(2)] == ["tiny@1", "tiny@1"]
-    (place.local("adapter") / "adapter_model.safetensors").write_bytes(b"trained on")
-    assert pipeline.publish_adapter(recipe, place) == "tiny@2"
+    recipe, output = load("tiny"), trained(tmp_path)
+    published = [publish_adapter(recipe, output.folder, output.report) for _ in range(2)]
+    assert published == ["tiny@1", "tiny@1"]
+    (output.folder.local("adapter") / "adapter_model.safetensors").write_bytes(b"trained on")
+    assert publish_adapter(recipe, output.folder, output.report) == "tiny@2"
     registry = tmp_path / "adapters"
     assert (versions(registry), aliases(registry)) == (["tiny@1", "tiny@2"], {"tiny": "tiny@2"})
     config = json.loads((registry / "tiny@2" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
-    assert deploy.trained_models(recipe, {"train": place}, registry) == [
+    assert deploy.trained_models(lineup(recipe), {"train": output}, registry) == [
         ServedModel("base", str(tmp_path / "base"), registry=str(registry))
     ]
 
 
 def test_a_model_that_was_trained_whole_is_served_beside_its_base(tmp_path: Path) -> None:
-    recipe, place = load_recipe("tiny"), trained_place(tmp_path, adapter=None, trained="trained")
-    assert pipeline.publish_adapter(recipe, place) is None
-    assert deploy.trained_models(recipe, {"train": place}, tmp_path / "adapters") == [
+    recipe, output = load("tiny"), trained(tmp_path, adapter=None, trained="trained")
+    assert publish_adapter(recipe, output.folder, output.report) is None
+    assert deploy.trained_models(lineup(recipe), {"train": output}, tmp_path / "adapters") == [
         ServedModel("base", str(tmp_path / "base")),
-        ServedModel("tiny", str(place.local("trained"))),
+        ServedModel("tiny", str(output.folder.local("trained"))),
+    ]
+
+
+def test_an_adapter_of_the_registry_is_served_beside_the_merged_model(tmp_path: Path) -> None:
+    recipe, output = load("tiny"), trained(tmp_path)
+    merged = finished(Place(Workspace(str(tmp_path)), "merge", "e" * 8), merge_report())
+    assert deploy.trained_models(lineup(recipe), {"train": output, "merge": merged}, tmp_path / "adapters") == [
+        ServedModel("base", str(tmp_path / "base"), registry=str(tmp_path / "adapters")),
+        ServedModel("tiny-merged", str(merged.folder.local("model"))),
     ]
 
 
 def test_engines_have_room_for_the_adapter_that_is_trained() -> None:
-    recipe = load_recipe("tiny", ["train.lora.r=32"])
+    recipe = load("tiny", ["train.lora.r=32"])
     assert recipe.serve.engine.max_lora_rank == 16
     section = deploy.served_section(recipe)
     base = ServedModel("base", "/m", registry="/adapters")
     assert adapter_room(base, section.engine) == (section.engine.max_loras, 32)
-    assert deploy.served_section(load_recipe("tiny")) == load_recipe("tiny").serve
+    assert deploy.served_section(load("tiny")) == load("tiny").serve
 
 
 def test_a_dora_adapter_is_neither_published_nor_served(tmp_path: Path) -> None:
-    recipe, place = load_recipe("tiny", ["train.lora.use_dora=true", "merge={}"]), trained_place(tmp_path)
-    assert pipeline.publish_adapter(recipe, place) is None
-    merged = Place(Workspace(str(tmp_path)), "merge", "e" * 8, {})
-    merged.finish({"stage": "merge", "report": {"digest": "d", "model": "model"}})
-    assert deploy.trained_models(recipe, {"train": place, "merge": merged}, tmp_path / "adapters") == [
+    recipe, output = load("tiny", ["train.lora.use_dora=true", "merge={}"]), trained(tmp_path)
+    assert publish_adapter(recipe, output.folder, output.report) is None
+    merged = finished(Place(Workspace(str(tmp_path)), "merge", "e" * 8), merge_report())
+    assert deploy.trained_models(lineup(recipe), {"train": output, "merge": merged}, tmp_path / "adapters") == [
         ServedModel("base", str(tmp_path / "base")),
-        ServedModel("tiny", str(merged.local("model"))),
+        ServedModel("tiny", str(merged.folder.local("model"))),
     ]
-    alone = load_recipe("tiny", ["train.lora.use_dora=true", "merge=null", "evaluate=null", "compare=null"])
+    alone = load("tiny", ["train.lora.use_dora=true", "merge=null", "evaluate=null", "compare=null"])
     with pytest.raises(RecipeError, match=r"merge: train\.lora\.use_dora: vLLM loads no DoRA adapters"):
         deploy.finished_models(alone, Workspace(str(tmp_path)), Cluster())
 
@@ -82,14 +100,14 @@ def test_an_open_address_without_keys_is_refused_before_anything_runs(
 ) -> None:
     monkeypatch.delenv("DANLU_API_KEYS", raising=False)
     with pytest.raises(RecipeError, match=r"serve\.host: others reach 0\.0\.0\.0"):
-        deploy.serve_forever(load_recipe("tiny"), Workspace(str(tmp_path)), Cluster(), host="0.0.0.0")
+        deploy.serve_forever(load("tiny"), Workspace(str(tmp_path)), Cluster(), host="0.0.0.0")
 
 
 def test_configuration_is_written_for_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = [ServedModel("base", "/shared/base", registry="/shared/adapters")]
     monkeypatch.setattr(deploy, "finished_models", lambda *_: models)
     files = tmp_path / "serve" / "config.yaml", tmp_path / "service.yaml"
-    deploy.write_config(load_recipe("tiny"), Workspace(str(tmp_path)), Cluster(), *files)
+    deploy.write_config(load("tiny"), Workspace(str(tmp_path)), Cluster(), *files)
     config, service = (yaml.safe_load(file.read_text()) for file in files)
     assert config["applications"][0]["args"]["model"]["path"] == "/shared/base"
     inner = yaml.safe_load(service["spec"]["serveConfigV2"])

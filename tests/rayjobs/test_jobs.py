@@ -15,8 +15,12 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from tests.foreign_packages import OURS, foreign_folder, run_task
+
 PROJECT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+ADDRESS = "DANLU_TEST_ADDRESS"
+"""Environment variable: where drivers reach the cluster."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -33,7 +37,7 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[dict[str, str]]:
-    """A fresh cluster of one node; yields the environment in which `ray job submit` reaches it."""
+    """A fresh cluster of one node; yields the environment in which `ray job submit` reaches it, and its address."""
     folder = tempfile.mkdtemp(prefix="dj-", dir="/tmp")
     gcs, dashboard, client, agent = free_ports(4)
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token", "DANLU_TEST_HEAD": folder}
@@ -44,7 +48,7 @@ def head() -> Iterator[dict[str, str]]:
     ]
     subprocess.run(["ray", "get-auth-token", "--generate"], env=env, check=True, capture_output=True)
     subprocess.run(start, env=env, check=True, capture_output=True, timeout=120)
-    yield {**env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    yield {**env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}", ADDRESS: f"127.0.0.1:{gcs}"}
     stop(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -96,3 +100,7 @@ def test_a_relative_workspace_is_refused(head: dict[str, str]) -> None:
     assert "absolute folder that every node sees" in said
     assert "exit code 2" in said or "code 2" in said, said[-2000:]
     assert "Traceback" not in said.split("Running entrypoint")[-1].split("failed")[0]
+
+
+def test_workers_of_a_cluster_search_no_driver_s_folder(head: dict[str, str], tmp_path: Path) -> None:
+    assert run_task(foreign_folder(tmp_path), head[ADDRESS], **head) == f"{OURS} False"

@@ -1,7 +1,6 @@
 """Servers in threads."""
 
 import asyncio
-import os
 import socket
 import subprocess
 import threading
@@ -9,12 +8,12 @@ import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
 
+from pipelines.kill_with_parent import child_environment
 from tests.serve.fake_engine import Serving, start
 
 __all__ = ["start"]
@@ -74,10 +73,9 @@ def _streamlit(base_url: str) -> Iterator[str]:
         port = probe.getsockname()[1]
     from serve.ui.chat import page_command
 
-    project = str(Path(__file__).parents[2])
     command = page_command(base_url, "127.0.0.1", port)
     with subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": project}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, env=child_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as server:
         try:
             until = time.monotonic() + 60

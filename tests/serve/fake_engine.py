@@ -14,9 +14,9 @@ import requests
 
 from pipelines.models.served import ServedModel
 from pipelines.recipe.serve import Limits
+from serve.asgi import send_json
 from serve.discovery import EngineRecord
 from serve.gateway.app import Gateway
-from serve.gateway.responses import send_json
 
 Serving = Callable[..., AbstractContextManager[str]]
 USAGE = {"prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2}

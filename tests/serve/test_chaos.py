@@ -19,9 +19,10 @@ pytest.importorskip("vllm")
 
 from ray import serve as ray_serve
 
+from pipelines.models.served import ServedModel
 from pipelines.recipe.serve import Engine, Limits, Serve
-from serve import discovery as directory
-from serve.app import ServedModel, applications, claim_port, deploy, endpoint, wait_until_ready
+from serve import discovery
+from serve.app import applications, claim_port, deploy, endpoint, wait_until_ready
 from serve.gateway.gateway_replica import GatewayPlan
 
 pytestmark = pytest.mark.slow
@@ -31,7 +32,8 @@ SECTION = Serve(engine=Engine(max_model_len=512, kv_cache_memory_bytes=64 << 20)
 
 DRIVER = """
 import sys, time, ray
-from serve.app import ServedModel, endpoint
+from pipelines.models.served import ServedModel
+from serve.app import endpoint
 from pipelines.recipe.serve import Engine, Serve
 ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=300 << 20, log_to_driver=False)
 with endpoint([ServedModel("base", sys.argv[1])], Serve(engine=Engine(kv_cache_memory_bytes=64 << 20))) as url:
@@ -150,7 +152,7 @@ def test_an_engine_deployed_anew_under_load_loses_no_request(
 ) -> None:
     app, port = "danlu-anew", claim_port("127.0.0.1", None)
     models = [ServedModel("base", str(tiny_model))]
-    plan = GatewayPlan(app, models, directory.shared_key(app), (), Limits(), "127.0.0.1", port)
+    plan = GatewayPlan(app, models, discovery.shared_key(app), (), Limits(), "127.0.0.1", port)
     targets = applications(plan, SECTION, tmp_path)
     try:
         deploy(targets, app)
@@ -168,7 +170,7 @@ def test_an_engine_deployed_anew_under_load_loses_no_request(
     finally:
         for name in reversed(targets):
             ray_serve.delete(name)
-        directory.forget(app)
+        discovery.forget(app)
     assert before - after and after - before  # beside them the endpoint of the other tests may run
     assert {result for _, _, result in load.answers} == {"ok"}
     waited = max(ended - began for began, ended, _ in load.answers)

@@ -19,10 +19,11 @@ import requests
 pytest.importorskip("vllm")
 
 from pipelines.errors import HardwareError, RecipeError, StageError
+from pipelines.models.served import ServedModel
 from pipelines.recipe.serve import Engine, Limits, Serve
-from serve import discovery as directory
+from serve import discovery
 from serve.adapter_registry import publish, set_alias
-from serve.app import ServedModel, endpoint
+from serve.app import endpoint
 from serve.engine.replica import requests_at
 from tests.serve.conftest import running_app
 
@@ -208,7 +209,7 @@ def test_the_running_endpoint_refuses_in_openai_s_form(url: str) -> None:
 
 def test_a_client_that_leaves_stops_the_engine(url: str) -> None:
     body = {"model": "base", "prompt": "x", "max_tokens": 480, "ignore_eos": True, "stream": True}
-    records, _ = directory.look(running_app())
+    records, _ = discovery.find_engines(running_app())
     (engine,) = (record.url for record in records if record.model == "base")
     with requests.post(f"{url}/completions", json=body, headers=KEY, stream=True, timeout=60) as answer:
         next(answer.iter_lines())

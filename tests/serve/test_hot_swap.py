@@ -16,10 +16,11 @@ import requests
 
 pytest.importorskip("vllm")
 
+from pipelines.models.served import ServedModel
 from pipelines.recipe.serve import Engine, Serve
-from serve import discovery as directory
+from serve import discovery
 from serve.adapter_registry import publish, remove
-from serve.app import ServedModel, endpoint
+from serve.app import endpoint
 from tests.serve.conftest import running_app
 
 pytestmark = pytest.mark.slow
@@ -49,8 +50,8 @@ def url(ray_cluster: None, tiny_model: Path, registry: Path, tmp_path_factory: p
 def engines_with(version: str) -> int:
     """How many engines have loaded a version, by their own lists."""
     app = running_app()
-    headers = {"authorization": f"Bearer {directory.shared_key(app)}"}
-    records, _ = directory.look(app)
+    headers = {"authorization": f"Bearer {discovery.shared_key(app)}"}
+    records, _ = discovery.find_engines(app)
     lists = (requests.get(f"{record.url}/v1/models", headers=headers, timeout=30).json() for record in records)
     return sum(version in [card["id"] for card in listed["data"]] for listed in lists)
 

@@ -1,5 +1,7 @@
 """Reports of the stages that leave rows."""
 
+from pydantic import Field
+
 from pipelines.artifacts.stage import Record, Report
 
 
@@ -7,7 +9,7 @@ class RowFiles(Record):
     """Parquet files in `pos` order, relative to the stage's folder."""
 
     rows: list[str]
-    dropped: list[str] = []
+    dropped: list[str] = Field([])
     """Schema `rows.DROPPED`."""
 
 

@@ -12,9 +12,9 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.clean.column import decode
 from pipelines.clean.kernels.fasttext_model import LABEL, Classifier, Floats, Ints
 from pipelines.clean.kernels.trie import lower_table
+from pipelines.similarity.utf8 import decode
 
 
 @cache

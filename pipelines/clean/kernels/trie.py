@@ -9,8 +9,8 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.clean.column import decode
 from pipelines.clean.kernels.characters import ALNUM, class_table
+from pipelines.similarity.utf8 import decode
 
 ANYWHERE, NOT_IN_LATIN, ALONE = 0, 1, 2
 """What may stand beside a word: anything, anything but a Latin letter or digit, no letter or digit at all."""

@@ -3,13 +3,13 @@
 import hashlib
 import string
 
-import numpy as np
 import pyarrow as pa
 import regex
 
 from pipelines.clean.column import Column, Indices
 from pipelines.clean.operators.registry import Parameters, operator
 from pipelines.similarity.hamming import Finder
+from pipelines.similarity.union_find import first_of_equal
 
 _NOT_LETTERS = regex.compile(rf"\s+|\d+|[{regex.escape(string.punctuation)}]")
 
@@ -17,8 +17,7 @@ _NOT_LETTERS = regex.compile(rf"\s+|\d+|[{regex.escape(string.punctuation)}]")
 def _cluster(keys: pa.Array, parameters: Parameters, find: Finder) -> Indices:
     """For each row the first row with an equal key."""
     codes = keys.dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    _, firsts = np.unique(codes, return_index=True)
-    return np.asarray(firsts[codes], dtype=np.int64)
+    return first_of_equal(codes.reshape(-1, 1))
 
 
 @operator("deduplicator", cluster=_cluster)

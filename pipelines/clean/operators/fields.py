@@ -70,10 +70,10 @@ def specified_numeric_field_filter(
 
     def reasons(rows: Indices) -> list[str]:
         given = values.take(pa.array(rows)).to_pylist()
-        told = ranged.reasons(rows)
+        reasons = ranged.reasons(rows)
         return [
             reason if counts[row] else f"{field_key} {value!r} is not a number"
-            for row, value, reason in zip(rows, given, told, strict=True)
+            for row, value, reason in zip(rows, given, reasons, strict=True)
         ]
 
     return Verdict(ranged.keep & counts, {field_key: numbers}, reasons)

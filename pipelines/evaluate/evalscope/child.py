@@ -2,59 +2,24 @@
 
     python -m pipelines.evaluate.evalscope.child JOBS.json
 
-JOBS.json is a list of `Job`s. Answers and scores appear in each job's folder, where a later run finds them and asks
-only for what is missing. Logs go to standard error. Exit code 0 when every job is complete.
+JOBS.json is a list of `ScoringJob`s. Answers and scores appear in each job's folder, where a later run finds them and
+asks only for what is missing. Logs go to standard error. Exit code 0 when every job is complete.
 """
 
-import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.evaluate.answers import drop_torn_line
+from pipelines.evaluate.evalscope.job import ScoringJob, read_jobs
 from pipelines.kill_with_parent import die_with_parent
 
 
-@dataclass(frozen=True)
-class Job:
-    """One data set asked of one model.
-
-    `folder` is evalscope's work folder, `benchmark` and `arguments` evalscope's name of the data set and what it needs
-    to know about it, `limit` the most rows of a subset, `generation` sampling parameters by OpenAI's names, `timeout`
-    the seconds one answer may take, `prompts` where the messages of its questions are listed, a JSON list a line, and
-    `answers` a file of `asking.Answer`s: where there is one, answers are taken from it and nothing is asked.
-    """
-
-    model: str
-    url: str
-    folder: str
-    benchmark: str
-    arguments: dict[str, Any]
-    limit: int | None
-    generation: dict[str, Any]
-    eval_batch_size: int
-    timeout: float
-    prompts: str
-    answers: str | None = None
-
-    def predictions(self) -> list[Path]:
-        """Evalscope's files of answers, one JSON object a line, a file for each subset."""
-        return sorted(Path(self.folder, "predictions", self.model).glob("*.jsonl"))
-
-    def reviews(self) -> list[Path]:
-        """Evalscope's files of scores, one JSON object a line, a file for each subset."""
-        return sorted(Path(self.folder, "reviews", self.model).glob("*.jsonl"))
-
-    def answered(self) -> int:
-        """How many answers are on disk, complete lines only."""
-        return sum(file.read_bytes().count(b"\n") for file in self.predictions())
-
-
-def run(job: Job, api_key: str) -> None:
+def run(job: ScoringJob, api_key: str) -> None:
     """Ask and score what is missing of one job."""
     from evalscope import run_task
 
@@ -63,15 +28,15 @@ def run(job: Job, api_key: str) -> None:
     run_task(task_config(job, api_key))
 
 
-def task_config(job: Job, api_key: str) -> Any:
+def task_config(job: ScoringJob, api_key: str) -> Any:
     """evalscope's `TaskConfig` for a job."""
-    from evalscope import TaskConfig
+    from evalscope import TaskConfig  # not before the caches are set, which it reads when imported
 
-    from pipelines.evaluate.evalscope.replay_model import KnownAnswers
+    from pipelines.evaluate.evalscope.replay_model import ReplayModel  # imports evalscope too
 
     began = Path(job.folder, "configs", "task_config.yaml").exists()
     return TaskConfig(
-        model=KnownAnswers(job.model, Path(job.answers)) if job.answers else job.model,
+        model=ReplayModel(job.model, Path(job.answers)) if job.answers else job.model,
         model_id=job.model,
         api_url=job.url,
         api_key=api_key,
@@ -87,15 +52,6 @@ def task_config(job: Job, api_key: str) -> Any:
         no_timestamp=True,
         seed=None,
     )
-
-
-def drop_torn_line(path: Path) -> None:
-    """Cut off what a killed process left of its last line, lest the next record be appended to it."""
-    if path.exists():
-        content = path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            os.truncate(path, end)
 
 
 def provide_punkt(folder: Path) -> None:
@@ -122,11 +78,6 @@ def provide_punkt(folder: Path) -> None:
         for name, lines in tables.items():
             (model / name).write_text("\n".join(lines), encoding="utf-8")
         nltk.data.path.insert(0, str(folder))
-
-
-def read_jobs(path: Path) -> list[Job]:
-    """The jobs that the parent wrote to `path`."""
-    return [Job(**job) for job in json.loads(path.read_text(encoding="utf-8"))]
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
+from pipelines.artifacts.reports.rows import SplitReport
+from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Place
 from pipelines.errors import DataError
 from pipelines.evaluate.questions import Question, folder_questions, held_out_questions
-from pipelines.recipe.evaluate import Benchmark
-from pipelines.recipe.schema import Recipe
+from pipelines.recipe.evaluate import Benchmark, Evaluate
 
 QUESTION_ANSWERING = "general_qa"
 SUBSET = "test"
@@ -36,36 +37,33 @@ class Dataset:
         return "local_path" in self.arguments
 
 
-def prepare(recipe: Recipe, place: Place) -> list[Dataset]:
+def prepare(section: Evaluate, split: Output[SplitReport], system: str | None, place: Place) -> list[Dataset]:
     """Every data set of `evaluate.datasets`, written to the stage's folder where evalscope needs another form."""
-    assert recipe.evaluate
     seen: Counter[str] = Counter()
     prepared = []
-    for entry in recipe.evaluate.datasets:
+    for entry in section.datasets:
         seen[entry.benchmark] += 1
         number = seen[entry.benchmark]
         label = entry.benchmark if number == 1 else f"{entry.benchmark}-{number}"
         folder = place.local("questions", label)
         folder.mkdir(parents=True, exist_ok=True)
-        if entry.benchmark in ("test", QUESTION_ANSWERING):
-            prepared.append(_questions(recipe, place, entry, label, folder))
-        else:
+        if entry.benchmark not in ("test", QUESTION_ANSWERING):
             prepared.append(Dataset(label, entry.benchmark, _arguments(entry, folder), []))
+            continue
+        if entry.path is None:
+            questions = held_out_questions(split, system, section.limit)
+        else:
+            questions = folder_questions(Path(entry.path), entry.subsets, system, section.limit)
+        _write_questions(questions, folder / f"{SUBSET}.jsonl")
+        arguments = {"local_path": str(folder), "subset_list": [SUBSET]}
+        prepared.append(Dataset(label, QUESTION_ANSWERING, arguments, questions))
     return prepared
 
 
-def _questions(recipe: Recipe, place: Place, entry: Benchmark, label: str, folder: Path) -> Dataset:
-    assert recipe.evaluate
-    limit = recipe.evaluate.limit
-    if entry.path is None:
-        questions = held_out_questions(recipe, place, limit)
-    else:
-        questions = folder_questions(recipe, Path(entry.path), entry.subsets, limit)
+def _write_questions(questions: list[Question], file: Path) -> None:
+    """The questions as evalscope's general_qa reads them."""
     rows = ({"messages": question.messages, "response": question.reference} for question in questions)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / f"{SUBSET}.jsonl").write_text(lines, encoding="utf-8")
-    arguments = {"local_path": str(folder), "subset_list": [SUBSET]}
-    return Dataset(label, QUESTION_ANSWERING, arguments, questions)
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def _arguments(entry: Benchmark, folder: Path) -> dict[str, Any]:

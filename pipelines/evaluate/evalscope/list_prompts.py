@@ -2,22 +2,23 @@
 
     python -m pipelines.evaluate.evalscope.list_prompts JOBS.json
 
-JOBS.json is a list of `Job`s; each says where its prompts are to be written.
+JOBS.json is a list of `ScoringJob`s; each says where its prompts are to be written.
 """
 
 import json
 import sys
 from pathlib import Path
 
-from pipelines.evaluate.evalscope.child import Job, own_caches, read_jobs, task_config
+from pipelines.evaluate.evalscope.child import own_caches, task_config
+from pipelines.evaluate.evalscope.job import ScoringJob, read_jobs
 from pipelines.kill_with_parent import die_with_parent
 
 
-def write_prompts(job: Job) -> None:
+def write_prompts(job: ScoringJob) -> None:
     """Write the messages of every question of a job."""
     from evalscope.api.registry import get_benchmark  # not before the caches are set, which it reads when imported
 
-    from pipelines.evaluate.evalscope.replay_model import plain
+    from pipelines.evaluate.evalscope.replay_model import plain  # imports evalscope too
 
     subsets = get_benchmark(job.benchmark, task_config(job, "none")).load_dataset()
     asked = (plain(sample.input) for samples in subsets.values() for sample in samples)

@@ -1,4 +1,4 @@
-"""A model for evalscope whose answers are known before it asks."""
+"""A model for evalscope that replays answers which are kept in a file."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,11 @@ from typing import Any
 from evalscope.api.messages import ChatMessage, ChatMessageAssistant
 from evalscope.api.model import ChatCompletionChoice, ModelAPI, ModelOutput
 
-from pipelines.evaluate.ask import kept_answers
-from pipelines.evaluate.batch import key_of
+from pipelines.evaluate.answers import kept_answers, key_of
 
 
-class KnownAnswers(ModelAPI):
-    """evalscope's interface to a model, over the file of answers that `offline.answer_jobs` filled."""
+class ReplayModel(ModelAPI):
+    """evalscope's interface to a model, over the file of answers that `batch.answer_jobs` filled."""
 
     def __init__(self, model: str, file: Path) -> None:
         super().__init__(model_name=model)

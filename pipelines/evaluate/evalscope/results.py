@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import StageError
-from pipelines.evaluate.evalscope.child import Job
+from pipelines.evaluate.evalscope.job import ScoringJob
 from pipelines.metrics.rouge import words
 
 METRICS = {
@@ -44,7 +44,7 @@ class Scored:
         return sum(not answer.strip() for answer in self.answers)
 
 
-def read_scored(job: Job, references: Sequence[str]) -> Scored:
+def read_scored(job: ScoringJob, references: Sequence[str]) -> Scored:
     """The answers and scores of a question-answering job, one per reference in order.
 
     StageError where an answer is missing or a metric was not computed.
@@ -80,7 +80,7 @@ class BenchmarkScores:
     unread: int
 
 
-def read_benchmark(job: Job) -> BenchmarkScores:
+def read_benchmark(job: ScoringJob) -> BenchmarkScores:
     """The result of a complete job; StageError where a metric was not computed."""
     report = json.loads(Path(job.folder, "reports", job.model, f"{job.benchmark}.json").read_text(encoding="utf-8"))
     rows = sorted(_scored_rows(job), key=lambda row: (row.subset, row.index))  # they lie as they arrived
@@ -115,7 +115,7 @@ class _ScoredRow:
     values: dict[str, float]
 
 
-def _scored_rows(job: Job) -> Iterator[_ScoredRow]:
+def _scored_rows(job: ScoringJob) -> Iterator[_ScoredRow]:
     """Every row that has both an answer and a score; StageError where either is an error in disguise."""
     outputs = {
         (file.stem, row["index"]): row["model_output"]["choices"][0]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.artifacts.workspace import Place, Workspace, fingerprint, open_workspace
-from pipelines.errors import DataError, InputError
+from pipelines.artifacts.workspace import Place, Workspace, fingerprint, open_workspace, to_json
+from pipelines.errors import InputError
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -32,30 +32,19 @@ def test_one_of_many_processes_commits(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["commit.json"]
 
 
-def test_a_stage_is_complete_only_with_its_manifest(workspace: Workspace) -> None:
-    place = Place(workspace, "clean", "abc")
-    assert place.manifest() is None
-    with pytest.raises(DataError, match="not complete"):
-        place.report()
-    place.finish({"report": {"digest": "d", "outputs": {"rows": ["x/1.parquet"]}}})
-    assert place.report()["digest"] == "d"
-    assert place.outputs("rows") == [place.path("x/1.parquet")]
-    assert place.relative(place.outputs("rows")) == ["x/1.parquet"]
+def test_a_folder_within_a_stage_is_cleared_with_it(workspace: Workspace) -> None:
+    place = Place(workspace, "train", "abc")
+    within = place.within("data", "1")
+    within.finish(b"{}")
+    assert within.path("manifest.json") == place.path("data", "1", "manifest.json")
+    assert place.relative([within.path("x/1.parquet")]) == ["data/1/x/1.parquet"]
     place.clear()
-    assert place.manifest() is None
-
-
-def test_damaged_manifest_is_named(workspace: Workspace) -> None:
-    place = Place(workspace, "clean", "abc")
-    workspace.write(place.path("manifest.json"), b"{")
-    with pytest.raises(DataError, match=r"clean/abc/manifest\.json"):
-        place.manifest()
+    assert not workspace.exists(within.path("manifest.json"))
 
 
 def test_json_keeps_chinese_readable(workspace: Workspace) -> None:
-    place = Place(workspace, "clean", "abc")
-    place.finish({"名": "丹炉"})
-    assert "丹炉" in workspace.read(place.path("manifest.json")).decode()
+    workspace.write(workspace.path("a.json"), to_json({"名": "丹炉"}))
+    assert "丹炉" in workspace.read(workspace.path("a.json")).decode()
 
 
 def test_fingerprint_follows_from_its_parts_alone() -> None:

@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.artifacts.reports.clean import NumberStatistic, StringStatistic
+from pipelines.artifacts.stage import Output
+from pipelines.artifacts.workspace import Workspace
 from pipelines.clean import statistics
 from pipelines.clean.statistics import ERROR, describe_numbers, sketch, sketched_quantile
 from pipelines.recipe.schema import Recipe
@@ -35,7 +37,7 @@ def golden(shared_data: Path) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def done(
     shared_data: Path, golden: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
-) -> dict[str, Place]:
+) -> dict[str, Output[Any]]:
     folder = tmp_path_factory.mktemp("analyze")
     corpus = pq.read_table(shared_data / "corpora" / "zhihu_real.parquet")
     wanted = set(golden.id)
@@ -52,44 +54,51 @@ def done(
     return pipeline.run(recipe, Workspace(str(folder / "run")), Cluster())
 
 
-def told(place: Place) -> dict[str, dict[str, Any]]:
-    return {statistic["name"]: statistic for statistic in place.report()["statistics"]}
+def described(output: Output[Any]) -> dict[str, Any]:
+    return {entry.name: entry for entry in output.report.statistics}
 
 
-def test_the_table_is_the_one_that_data_juicers_analyzer_prints(done: dict[str, Place], golden: pd.DataFrame) -> None:
-    found = told(done["analyze"])
+def test_the_table_is_the_one_that_data_juicers_analyzer_prints(
+    done: dict[str, Output[Any]], golden: pd.DataFrame
+) -> None:
+    found = described(done["analyze"])
     assert list(found) == ["text_len", "lang", "lang_score", "alnum_ratio", "special_char_ratio"]
     assert len(golden) > 1000
     for name in ("text_len", "lang_score", "alnum_ratio", "special_char_ratio"):
         expected = golden[name].describe(percentiles=[0.25, 0.5, 0.75])
+        entry = found[name]
+        assert isinstance(entry, NumberStatistic)
+        values = entry.model_dump()
         for key, value in expected.items():
-            assert found[name][key] == pytest.approx(value, rel=1e-6, abs=1e-9), (name, key)
+            assert values[key] == pytest.approx(value, rel=1e-6, abs=1e-9), (name, key)
     expected = golden["lang"].describe()
-    assert {key: found["lang"][key] for key in ("count", "unique", "top", "freq")} == expected.to_dict()
+    assert isinstance(found["lang"], StringStatistic)
+    assert found["lang"].model_dump(include={"count", "unique", "top", "freq"}) == expected.to_dict()
 
 
-def test_it_says_where_thresholds_cut_and_what_three_sigma_is(done: dict[str, Place], golden: pd.DataFrame) -> None:
-    report = done["analyze"].report()
-    cuts = {entry["operator"]: entry["cuts"] for entry in report["filters"]}
+def test_it_says_where_thresholds_cut_and_what_three_sigma_is(
+    done: dict[str, Output[Any]], golden: pd.DataFrame
+) -> None:
+    cuts = {entry.operator: entry.cuts for entry in done["analyze"].report.filters}
     assert cuts["special_characters_filter"] == int((golden.special_char_ratio > 0.2).sum()) > 0
     assert cuts["text_length_filter"] == 0
-    values, sigma = golden.alnum_ratio, told(done["analyze"])["alnum_ratio"]["sigma"]
-    assert sigma["low"] == pytest.approx(values.mean() - 3 * values.std(), abs=1e-9)
-    assert sigma["beyond"] == int((abs(values - values.mean()) > 3 * values.std()).sum())
-    histogram = told(done["analyze"])["alnum_ratio"]["histogram"]
-    assert sum(histogram["counts"]) == len(golden)
+    values, sigma = golden.alnum_ratio, described(done["analyze"])["alnum_ratio"].sigma
+    assert sigma.low == pytest.approx(values.mean() - 3 * values.std(), abs=1e-9)
+    assert sigma.beyond == int((abs(values - values.mean()) > 3 * values.std()).sum())
+    histogram = described(done["analyze"])["alnum_ratio"].histogram
+    assert sum(histogram.counts) == len(golden)
 
 
-def test_after_clean_the_same_is_told_of_what_is_left(done: dict[str, Place], golden: pd.DataFrame) -> None:
-    before, after = told(done["analyze"]), told(done["analyze_clean"])
+def test_after_clean_the_same_is_told_of_what_is_left(done: dict[str, Output[Any]], golden: pd.DataFrame) -> None:
+    before, after = described(done["analyze"]), described(done["analyze_clean"])
     left = golden[golden.special_char_ratio <= 0.2]
-    assert after["special_char_ratio"]["count"] == len(left) == done["clean"].report()["rows"]
-    assert after["special_char_ratio"]["max"] == pytest.approx(left.special_char_ratio.max(), abs=1e-9)
-    assert after["text_len"]["histogram"]["edges"] == before["text_len"]["histogram"]["edges"]
+    assert after["special_char_ratio"].count == len(left) == done["clean"].report.rows
+    assert after["special_char_ratio"].max == pytest.approx(left.special_char_ratio.max(), abs=1e-9)
+    assert after["text_len"].histogram.edges == before["text_len"].histogram.edges
 
 
-def test_the_report_shows_both(done: dict[str, Place], golden: pd.DataFrame) -> None:
-    page = Path(done["clean"].workspace.path("report.html")).read_text(encoding="utf-8")
+def test_the_report_shows_both(done: dict[str, Output[Any]], golden: pd.DataFrame) -> None:
+    page = Path(done["clean"].folder.workspace.path("report.html")).read_text(encoding="utf-8")
     assert "<h2>Analysis</h2>" in page
     for name in ("text_len", "lang_score", "alnum_ratio", "special_char_ratio"):
         assert f"<title>{name}" in page
@@ -122,12 +131,13 @@ def test_above_the_limit_quantiles_come_from_the_sketch(monkeypatch: pytest.Monk
     exact = describe_numbers(lambda: iter(np.array_split(values, 3)), len(values))
     monkeypatch.setattr(statistics, "EXACT", 1000)
     large = describe_numbers(lambda: iter(np.array_split(values, 3)), len(values))
-    assert (exact["exact"], large["exact"]) == (True, False)
+    assert exact and large
+    assert (exact.exact, large.exact) == (True, False)
     for key in ("count", "mean", "std", "min", "max"):
-        assert large[key] == pytest.approx(exact[key], rel=1e-12)
-    for key in ("1%", "25%", "50%", "75%", "99%"):
-        assert large[key] == pytest.approx(exact[key], rel=2 * ERROR)
+        assert getattr(large, key) == pytest.approx(getattr(exact, key), rel=1e-12)
+    for key in ("p1", "p25", "p50", "p75", "p99"):
+        assert getattr(large, key) == pytest.approx(getattr(exact, key), rel=2 * ERROR)
 
 
 def test_a_statistic_that_no_row_has() -> None:
-    assert describe_numbers(lambda: iter([np.array([np.nan])]), 1) == {"count": 0}
+    assert describe_numbers(lambda: iter([np.array([np.nan])]), 1) is None

@@ -2,16 +2,15 @@
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from pipelines.artifacts.workspace import Workspace
 from pipelines.clean.operators import OPERATORS
-from pipelines.clean.stage import determinants
+from pipelines.clean.stage import CleanStage
 from pipelines.errors import RecipeError
-from pipelines.recipe.load import load_recipe
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
+from tests.outputs import rows_of
 
 OWN = '''
 import pyarrow as pa
@@ -66,16 +65,16 @@ def folder(tmp_path: Path) -> Path:
 
 def problems_of(folder: Path) -> dict[str, str]:
     with pytest.raises(RecipeError) as caught:
-        load_recipe(str(folder / "own.yaml"))
+        pipeline.load(str(folder / "own.yaml"))
     return {problem.key: problem.message for problem in caught.value.problems}
 
 
 def test_they_run_on_workers_like_the_built_in_ones(folder: Path, ray_cluster: None) -> None:
-    recipe = load_recipe(str(folder / "own.yaml"))
+    recipe = pipeline.load(str(folder / "own.yaml"))
     done = pipeline.run(recipe, Workspace(str(folder / "run")), Cluster())
-    (rows,) = done["clean"].outputs("rows")
-    assert pq.read_table(rows)["response"].to_pylist() == ["好的", "可以吗？"]
-    dropped = {row["pos"]: row for path in done["clean"].outputs("dropped") for row in pq.read_table(path).to_pylist()}
+    outputs = done["clean"].report.outputs
+    assert [row["response"] for row in rows_of(done["clean"], outputs.rows)] == ["好的", "可以吗？"]
+    dropped = {row["pos"]: row for row in rows_of(done["clean"], outputs.dropped)}
     assert {pos: row["operator"] for pos, row in dropped.items()} == {
         1: "question_marks_filter",
         2: "text_length_filter",
@@ -85,10 +84,11 @@ def test_they_run_on_workers_like_the_built_in_ones(folder: Path, ray_cluster: N
 
 
 def test_the_file_is_part_of_what_decides_the_output(folder: Path) -> None:
-    recipe = load_recipe(str(folder / "own.yaml"))
-    before = determinants(recipe)
+    recipe = pipeline.load(str(folder / "own.yaml"))
+    assert recipe.clean
+    before = CleanStage(recipe.clean).fingerprint_inputs()
     (folder / "my_ops.py").write_text(OWN.replace("谢邀", "谢谢"), encoding="utf-8")
-    assert determinants(recipe) != before
+    assert CleanStage(recipe.clean).fingerprint_inputs() != before
 
 
 def test_they_are_checked_like_the_built_in_ones(folder: Path) -> None:

@@ -18,12 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.artifacts.shards import read_tables
+from pipelines.artifacts.reports.rows import RowsReport
+from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.clean.stage import clean
+from pipelines.clean.stage import CleanInputs, CleanStage
 from pipelines.errors import DataError, StageError
-from pipelines.recipe.schema import Recipe
-from tests.test_crash import assert_nothing_survives, finish, place, start
+from pipelines.recipe.clean import Clean
+from rayjobs import pipeline
+from tests.outputs import finished_rows, rows_of
+from tests.test_crash import assert_nothing_survives, finish, start
 
 SLOW = """
 import os
@@ -70,28 +73,25 @@ def lift(hard: int) -> None:
 """
 
 
-def rows_of(count: int, width: int) -> pa.Table:
+def made_rows(count: int, width: int) -> pa.Table:
     random = np.random.default_rng(3)
     texts = [f"{i} " + random.bytes(width).hex() for i in range(count)]
     texts[-1] += " here"
     return pa.table({"row_id": [f"r{i}" for i in range(count)], "pos": range(count), "response": texts})
 
 
-def ingested(workspace: Workspace, table: pa.Table, shards: int) -> Place:
+def ingested(workspace: Workspace, table: pa.Table, shards: int) -> Output[RowsReport]:
     found = Place(workspace, "ingest", "in")
-    paths = []
-    for index in range(shards):
+    names = [f"rows/{index}.parquet" for index in range(shards)]
+    for index, name in enumerate(names):
         low, high = table.num_rows * index // shards, table.num_rows * (index + 1) // shards
-        paths.append(found.path("rows", f"{index}.parquet"))
-        with workspace.parquet_writer(paths[-1], table.schema) as writer:
+        with workspace.parquet_writer(found.path(name), table.schema) as writer:
             writer.write_table(table.slice(low, high - low))
-    found.finish({"report": {"digest": "d", "outputs": {"rows": found.relative(paths)}}})
-    return found
+    return finished_rows(found, table.num_rows, names)
 
 
-def recipe(process: list[Any], *custom: Path) -> Recipe:
-    section = {"process": process, "custom_operators": [str(path) for path in custom]}
-    return Recipe.model_validate({"name": "r", "ingest": {"source": "none"}, "clean": section})
+def stage(process: list[Any], *custom: Path) -> CleanStage:
+    return CleanStage(Clean(process=process, custom_operators=[str(path) for path in custom]))
 
 
 @pytest.fixture
@@ -112,18 +112,17 @@ def flag(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path, ray_cluster: None, flag: Path) -> None:
     (tmp_path / "ops.py").write_text(FILLED.format(flag=str(flag)), encoding="utf-8")
-    made = recipe(["filled_disk_mapper", {"text_length_filter": {"min_len": 5}}], tmp_path / "ops.py")
+    made = stage(["filled_disk_mapper", {"text_length_filter": {"min_len": 5}}], tmp_path / "ops.py")
     workspace = Workspace(str(tmp_path / "w"))
-    source = ingested(workspace, rows_of(400, 1000), 4)
-    found = Place(workspace, "clean", "c", {"ingest": source})
+    inputs = CleanInputs(ingested(workspace, made_rows(400, 1000), 4))
+    found = Place(workspace, "clean", "c")
     with pytest.raises(StageError, match=r"no room to write it \(File too large\); make room and run again"):
-        clean(made, found)
+        made.run(found, inputs)
     before = {path: workspace.read(path) for path in workspace.list(found.path("rows-0", "commits"))}
     assert len(before) < 4
     flag.unlink()
     time.sleep(1)  # until the limit is lifted
-    report = clean(made, found)
-    assert report["rows"] == 400
+    assert made.run(found, inputs).rows == 400
     assert {path: workspace.read(path) for path in before} == before
     left = {Path(path).name for path in workspace.list(found.path("rows-0", "data"))}
     commits = [workspace.read_json(path) for path in workspace.list(found.path("rows-0", "commits"))]
@@ -133,8 +132,8 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path, ray_cluster
 @pytest.mark.parametrize("damage", ["gone", "cut", "garbled"])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, ray_cluster: None, damage: str) -> None:
     workspace = Workspace(str(tmp_path / "w"))
-    source = ingested(workspace, rows_of(200, 500), 3)
-    path = Path(source.outputs("rows")[1])
+    source = ingested(workspace, made_rows(200, 500), 3)
+    path = Path(source.paths(source.report.outputs.rows)[1])
     whole = path.read_bytes()
     middle = len(whole) // 2
     path.write_bytes(
@@ -142,13 +141,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, ray_cluster: None, 
     )
     if damage == "gone":
         path.unlink()
-    found = Place(workspace, "clean", "c", {"ingest": source})
+    found = Place(workspace, "clean", "c")
+    length = stage([{"text_length_filter": {"min_len": 5}}])
     with pytest.raises(
         DataError, match=r"(?s)1\.parquet: cannot be read .*; delete the folder of its stage and run again"
     ):
-        clean(recipe([{"text_length_filter": {"min_len": 5}}]), found)
+        length.run(found, CleanInputs(source))
     path.write_bytes(whole)
-    assert clean(recipe([{"text_length_filter": {"min_len": 5}}]), found)["rows"] == 200
+    assert length.run(found, CleanInputs(source)).rows == 200
 
 
 def of_run(folder: Path, wanted: str) -> list[psutil.Process]:
@@ -161,6 +161,11 @@ def of_run(folder: Path, wanted: str) -> list[psutil.Process]:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found
+
+
+def output_of(folder: Path, stage: str, arguments: list[str]) -> Output[Any]:
+    recipe = pipeline.load(arguments[0], arguments[1:])
+    return pipeline.status(recipe, Workspace(str(folder / "w")))[stage]
 
 
 @pytest.mark.slow
@@ -189,26 +194,25 @@ def test_a_killed_process_changes_nothing_in_the_result(short: Path, flag: Path,
         finish(short, "clean", *arguments)
     straight = short / "straight"
     finish(straight, "clean", *arguments)
-    reports = [place(folder, "clean", arguments).report() for folder in (short, straight)]
-    assert reports[0]["digest"] == reports[1]["digest"] and reports[0]["rows"] > 0
-    assert [o["rows_out"] for o in reports[0]["operators"]] == [o["rows_out"] for o in reports[1]["operators"]]
+    reports = [output_of(folder, "clean", arguments).report for folder in (short, straight)]
+    assert reports[0].digest == reports[1].digest and reports[0].rows > 0
+    assert [o.rows_out for o in reports[0].operators] == [o.rows_out for o in reports[1].operators]
 
 
 TWO_NODES = """
 import json, sys
 import ray
 from ray.cluster_utils import Cluster
-from pipelines.clean import stage
-from pipelines.recipe.load import load_recipe
 from pipelines.artifacts.workspace import Workspace
+from pipelines.similarity import on_ray
 from rayjobs import cluster, pipeline
 
 nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 200 << 20})
 nodes.add_node(num_cpus=1, object_store_memory=200 << 20)
-stage.ALONE = 100
+on_ray.ALONE = 100
 ray.init(address=nodes.address, log_to_driver=False)
 assert len(ray.nodes()) == 2
-pipeline.run(load_recipe(sys.argv[1]), Workspace(sys.argv[2]), cluster.Cluster(nodes.address))
+pipeline.run(pipeline.load(sys.argv[1]), Workspace(sys.argv[2]), cluster.Cluster(nodes.address))
 ray.shutdown()
 nodes.shutdown()
 """
@@ -234,7 +238,7 @@ def test_two_nodes_give_data_juicers_rows(
     env = {**os.environ, "TMPDIR": str(short), "RAY_TMPDIR": str(short)}
     result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-4000:]
-    found = place(short, "clean", [str(short / "r.yaml")])
-    kept = [row["id"] for table in read_tables(found.workspace, found.outputs("rows")) for row in table.to_pylist()]
+    found = output_of(short, "clean", [str(short / "r.yaml")])
+    kept = [row["id"] for row in rows_of(found, found.report.outputs.rows)]
     ranked = sorted((row for row in golden if row["final_rank"] is not None), key=lambda row: row["final_rank"])
     assert kept == [row["id"] for row in ranked]

@@ -20,7 +20,7 @@ def rows(responses: list[str | None], **columns: Any) -> pa.Table:
 
 def run(table: pa.Table, *process: Any) -> Outcome:
     (phase,) = build_plan(process, "zh", "response").phases
-    return apply(phase.rows, table, "response", phase.whole)
+    return apply(phase.row_ops, table, "response", phase.dataset_ops)
 
 
 @pytest.fixture
@@ -73,13 +73,13 @@ def test_a_row_leaves_with_operator_reason_statistics_and_text() -> None:
     ]
     assert done.stats["text_len"].to_pylist() == [1, 15, 6]
     assert done.stats["special_char_ratio"].to_pylist() == [None, pytest.approx(1 / 8), 1]
-    assert [(t.operator, t.rows_in, t.rows_out, t.changed) for t in done.tallies] == [
+    assert [(o.operator, o.rows_in, o.rows_out, o.changed) for o in done.operators] == [
         ("text_length_filter", 3, 2, 0),
         ("clean_email_mapper", 2, 2, 1),
         ("special_characters_filter", 2, 1, 0),
     ]
     (sample,) = done.samples
-    assert (sample["row_id"], sample["before"], sample["after"]) == ("r1", "足够长的一段话 a@b.com", "足够长的一段话 ")
+    assert (sample.row_id, sample.before, sample.after) == ("r1", "足够长的一段话 a@b.com", "足够长的一段话 ")
 
 
 def test_an_operator_that_raises_names_the_row(picky: None) -> None:
@@ -160,7 +160,7 @@ def test_turns_of_the_assistant_are_the_text_of_a_conversation() -> None:
     ]
     assert done.dropped["row_id"].to_pylist() == ["r2"]
     assert done.stats["text_len"].to_pylist() == [5, 6, 1]  # turns are joined by newlines
-    assert done.tallies[0].changed == 2
+    assert done.operators[0].changed == 2
 
 
 def test_turns_of_the_user_and_the_system_are_read_and_written_where_they_are_trained() -> None:
@@ -185,7 +185,7 @@ def test_turns_of_the_user_and_the_system_are_read_and_written_where_they_are_tr
     assert (first["query"], first["system"], first["response"]) == ("给", "我是 ", "好")
     assert second == table.to_pylist()[1]
     assert (third["query"], third["system"], third["messages"]) == ("问 ", "单 ", None)
-    assert [tally.changed for tally in done.tallies] == [2, 2, 0]
+    assert [stats.changed for stats in done.operators] == [2, 2, 0]
     assert done.stats["text_len"].to_pylist() == [5, 3, 2]  # both questions and the newline between them
 
 
@@ -197,7 +197,7 @@ def test_real_rows_leave_where_data_juicer_drops_them(
 
     golden = pq.read_table(shared_data / "goldens" / "zhihu_real_m1.parquet").to_pylist()
     (phase,) = build_plan(zhihu_process(1, 100), "data_juicer", "response", assets).phases
-    done = apply(phase.rows, corpus, "response", phase.whole)
+    done = apply(phase.row_ops, corpus, "response", phase.dataset_ops)
     stats = {row["pos"]: row for row in done.stats.to_pylist()}
     dropped = {row["pos"]: row["operator"] for row in done.dropped.to_pylist()}
     kept = {row["pos"]: row["response"] for row in done.kept.to_pylist()}

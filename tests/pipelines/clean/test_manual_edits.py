@@ -8,13 +8,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pipelines.artifacts.reports.clean import CleanReport, EditCounts
+from pipelines.artifacts.reports.rows import RowsReport
 from pipelines.artifacts.rows import MESSAGES
-from pipelines.artifacts.shards import read_tables
+from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.clean.manual_edits import export_rows
-from pipelines.clean.stage import clean, determinants
+from pipelines.clean.stage import CleanInputs, CleanStage
 from pipelines.errors import DataError, InputError
-from pipelines.recipe.schema import Recipe
+from pipelines.recipe.clean import Clean
+from tests.outputs import finished, finished_rows, rows_of
 
 PROCESS: list[Any] = [{"text_length_filter": {"min_len": 5}}, {"alphanumeric_filter": {"min_ratio": 0.6}}]
 TEXTS = ["这是第一个回答", "短", "这是第三个回答", "！！！！！！", "这是第五个回答", "这是第六个回答，很好"]
@@ -29,32 +32,32 @@ TABLE = pa.table(
 )
 
 
-def recipe(edited: Path | None = None, dialect: str = "zh", process: list[Any] = PROCESS) -> Recipe:
+def section_of(edited: Path | None = None, dialect: str = "zh", process: list[Any] = PROCESS) -> Clean:
     section = {"process": process, "dialect": dialect, "edited": str(edited) if edited else None}
-    return Recipe.model_validate({"name": "r", "ingest": {"source": "none"}, "clean": section})
+    return Clean.model_validate(section)
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Place:
-    workspace = Workspace(str(tmp_path / "w"))
-    found = Place(workspace, "ingest", "in")
-    paths = [found.path("rows", f"{index}.parquet") for index in range(2)]
-    for index, path in enumerate(paths):
-        with workspace.parquet_writer(path, TABLE.schema) as writer:
-            writer.write_table(TABLE.slice(3 * index, 3))
-    found.finish({"report": {"digest": "d", "outputs": {"rows": found.relative(paths)}}})
-    return found
+def source(tmp_path: Path) -> Output[RowsReport]:
+    return ingested(Workspace(str(tmp_path / "w")), TABLE.slice(0, 3), TABLE.slice(3))
 
 
-def cleaned(source: Place, name: str, made: Recipe) -> tuple[Place, dict[str, Any]]:
-    found = Place(source.workspace, "clean", name, {"ingest": source})
-    report = clean(made, found)
-    found.finish({"report": report})
-    return found, report
+def ingested(workspace: Workspace, *tables: pa.Table) -> Output[RowsReport]:
+    place = Place(workspace, "ingest", "in")
+    names = [f"rows/{index}.parquet" for index in range(len(tables))]
+    for name, table in zip(names, tables, strict=True):
+        with workspace.parquet_writer(place.path(name), table.schema) as writer:
+            writer.write_table(table)
+    return finished_rows(place, sum(table.num_rows for table in tables), names)
 
 
-def read(place: Place, kind: str = "rows") -> list[dict[str, Any]]:
-    return [row for table in read_tables(place.workspace, place.outputs(kind)) for row in table.to_pylist()]
+def cleaned(source: Output[RowsReport], name: str, section: Clean) -> Output[CleanReport]:
+    place = Place(source.folder.workspace, "clean", name)
+    return finished(place, CleanStage(section).run(place, CleanInputs(source)))
+
+
+def read(output: Output[CleanReport]) -> list[dict[str, Any]]:
+    return rows_of(output, output.report.outputs.rows)
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -74,53 +77,56 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 def test_what_was_exported_and_edited_becomes_the_data(
-    source: Place, tmp_path: Path, ray_cluster: None, suffix: str
+    source: Output[RowsReport], tmp_path: Path, ray_cluster: None, suffix: str
 ) -> None:
-    before, _ = cleaned(source, "before", recipe())
+    before = cleaned(source, "before", section_of())
     path = tmp_path / f"rows.{suffix}"
-    assert export_rows(before, path) == 6
+    assert export_rows(before, source, path) == 6
     lines = {line["row_id"]: line for line in lines_of(path)}
     assert [str(lines[f"r{i}"]["kept"]).lower() for i in range(6)] == ["true", "false", "true", "false", "true", "true"]
     assert lines["r1"]["operator"] == "text_length_filter" and "text_len 1 is below" in lines["r1"]["reason"]
     assert float(lines["r3"]["alnum_ratio"]) == 0 and float(lines["r0"]["text_len"]) == 7
-    untouched, report = cleaned(source, "untouched", recipe(path))
-    assert report["by_hand"] == {"untouched": 4} and read(untouched) == read(before)
+    untouched = cleaned(source, "untouched", section_of(path))
+    assert untouched.report.manual_edits == EditCounts(untouched=4) and read(untouched) == read(before)
     lines["r0"]["response"] = "改过的第一个回答"
     lines["r3"]["kept"], lines["r3"]["response"] = "true", "放回来的回答"
     lines["r4"]["kept"] = "false"
     lines["r5"]["upvotes"] = "17" if suffix == "csv" else 17
     del lines["r2"]
     write_lines(path, list(lines.values()))
-    after, report = cleaned(source, "after", recipe(path))
-    assert report["by_hand"] == {"changed": 3, "dropped": 1, "restored": 1}
-    assert "by hand: 3 changed, 1 dropped, 1 restored" in report["summary"]
+    after = cleaned(source, "after", section_of(path))
+    assert after.report.manual_edits == EditCounts(changed=3, dropped=1, restored=1)
+    assert after.report.summary == "4 of 6 rows stay; by hand: 3 changed, 1 dropped, 1 restored"
     assert [(row["row_id"], row["pos"], row["response"], row["upvotes"], row["score"]) for row in read(after)] == [
         ("r0", 0, "改过的第一个回答", 5, 0.5),
         ("r2", 20, TEXTS[2], None, 0.25),
         ("r3", 30, "放回来的回答", 3, 2.0),
         ("r5", 50, TEXTS[5], 17, 4.0),
     ]
-    assert ("r4", "edited_by_hand") in [(row["row_id"], row["operator"]) for row in read(after, "dropped")]
-    assert report["rows"] == 4
+    dropped = rows_of(after, after.report.outputs.dropped)
+    assert ("r4", "edited_by_hand") in [(row["row_id"], row["operator"]) for row in dropped]
+    assert after.report.rows == 4
 
 
-def test_where_cleaning_reorders_a_row_comes_back_at_the_end(source: Place, tmp_path: Path, ray_cluster: None) -> None:
+def test_where_cleaning_reorders_a_row_comes_back_at_the_end(
+    source: Output[RowsReport], tmp_path: Path, ray_cluster: None
+) -> None:
     top = [*PROCESS, {"topk_specified_field_selector": {"field_key": "score", "topk": 3}}]
     write_lines(tmp_path / "rows.jsonl", [{"row_id": "r2", "kept": True}])
-    after, _ = cleaned(source, "top", recipe(tmp_path / "rows.jsonl", "data_juicer", top))
+    after = cleaned(source, "top", section_of(tmp_path / "rows.jsonl", "data_juicer", top))
     assert [(row["row_id"], row["pos"]) for row in read(after)] == [("r5", 0), ("r4", 1), ("r0", 2), ("r2", 3)]
 
 
-def test_somebodys_work_is_not_written_over(source: Place, tmp_path: Path, ray_cluster: None) -> None:
-    before, _ = cleaned(source, "before", recipe())
+def test_somebodys_work_is_not_written_over(source: Output[RowsReport], tmp_path: Path, ray_cluster: None) -> None:
+    before = cleaned(source, "before", section_of())
     path = tmp_path / "rows.csv"
     path.write_text("hours of work", encoding="utf-8")
     with pytest.raises(InputError, match=r"rows\.csv: exists already; name another file"):
-        export_rows(before, path)
+        export_rows(before, source, path)
     assert path.read_text(encoding="utf-8") == "hours of work"
-    before.workspace.remove(source.outputs("rows")[1])
+    before.folder.workspace.remove(source.paths(source.report.outputs.rows)[1])
     with pytest.raises(DataError):
-        export_rows(before, tmp_path / "new.jsonl")
+        export_rows(before, source, tmp_path / "new.jsonl")
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["rows.csv"]  # no half of a file
 
 
@@ -134,22 +140,18 @@ def test_what_is_changed_in_a_conversation_is_changed_where_it_is_trained(
     table = pa.table(
         {"row_id": ["a", "b", "c"], "pos": [0, 1, 2], **columns, "messages": pa.array([talk] * 3, MESSAGES)}
     )
-    source = Place(Workspace(str(tmp_path / "w")), "ingest", "in")
-    path = source.path("rows", "0.parquet")
-    with source.workspace.parquet_writer(path, table.schema) as writer:
-        writer.write_table(table)
-    source.finish({"report": {"digest": "d", "outputs": {"rows": source.relative([path])}}})
+    source = ingested(Workspace(str(tmp_path / "w")), table)
     keep: list[Any] = [{"text_length_filter": {"min_len": 1}}]
-    before, _ = cleaned(source, "before", recipe(process=keep))
+    before = cleaned(source, "before", section_of(process=keep))
     file = tmp_path / f"rows.{suffix}"
-    export_rows(before, file)
+    export_rows(before, source, file)
     lines = lines_of(file)
     lines[0]["response"], lines[0]["system"] = "改过的答", "你是护士"
     third = [*talk[:4], {"role": "assistant", "content": "整段改过"}]
     lines[2]["messages"] = json.dumps(third, ensure_ascii=False) if suffix == "csv" else third
     write_lines(file, lines)
-    after, report = cleaned(source, "after", recipe(file, process=keep))
-    assert report["by_hand"] == {"changed": 2, "untouched": 1}
+    after = cleaned(source, "after", section_of(file, process=keep))
+    assert after.report.manual_edits == EditCounts(changed=2, untouched=1)
     first, second, last = read(after)
     assert [turn["content"] for turn in first["messages"]] == ["你是护士", "问一", "答一", "问二", "改过的答"]
     assert second["messages"] == talk
@@ -164,18 +166,19 @@ def test_what_is_changed_in_a_conversation_is_changed_where_it_is_trained(
     ],
 )
 def test_rows_and_values_that_do_not_fit_are_named(
-    source: Place, tmp_path: Path, ray_cluster: None, line: dict[str, Any], said: str
+    source: Output[RowsReport], tmp_path: Path, ray_cluster: None, line: dict[str, Any], said: str
 ) -> None:
     write_lines(tmp_path / "rows.jsonl", [line])
     with pytest.raises(DataError, match=said):
-        cleaned(source, "wrong", recipe(tmp_path / "rows.jsonl"))
+        cleaned(source, "wrong", section_of(tmp_path / "rows.jsonl"))
 
 
 def test_the_file_is_part_of_what_decides_the_output(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     with pytest.raises(InputError, match="no such file"):
-        determinants(recipe(path))
+        CleanStage(section_of(path)).fingerprint_inputs()
     write_lines(path, [{"row_id": "r0", "kept": True}])
-    first = determinants(recipe(path))
+    first = CleanStage(section_of(path)).fingerprint_inputs()
     path.write_text('{"row_id": "r0", "kept": false}')
-    assert determinants(recipe(path)) != first != determinants(recipe())
+    second = CleanStage(section_of(path)).fingerprint_inputs()
+    assert second != first != CleanStage(section_of()).fingerprint_inputs()

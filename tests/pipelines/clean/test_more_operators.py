@@ -9,8 +9,8 @@ import pytest
 
 from pipelines.clean.column import Column
 from pipelines.clean.operators import OPERATORS
-from pipelines.clean.operators.minhash import _optimal_bands
 from pipelines.similarity.hamming import find_here
+from pipelines.similarity.minhash import optimal_bands
 
 TEXTS = [
     "好好好好好好好好好好好好",
@@ -123,4 +123,4 @@ def test_minhash() -> None:
     ("threshold", "permutations", "bands"), [(0.7, 256, (25, 10)), (0.5, 64, (14, 4)), (0.8, 128, (9, 13))]
 )
 def test_bands_are_those_datasketch_chooses(threshold: float, permutations: int, bands: tuple[int, int]) -> None:
-    assert _optimal_bands(threshold, permutations) == bands
+    assert optimal_bands(threshold, permutations) == bands

@@ -70,7 +70,7 @@ def test_row_operators_between_whole_data_set_ones_run_fused() -> None:
     plan = build_plan(
         ["clean_email_mapper", "text_length_filter", dedup, "clean_ip_mapper", top, dedup], "zh", "response"
     )
-    shape = [([s.operator.name for s in p.rows], [s.operator.name for s in p.whole]) for p in plan.phases]
+    shape = [([s.operator.name for s in p.row_ops], [s.operator.name for s in p.dataset_ops]) for p in plan.phases]
     assert shape == [
         (["clean_email_mapper", "text_length_filter"], ["document_simhash_deduplicator"]),
         (["clean_ip_mapper"], ["topk_specified_field_selector", "document_simhash_deduplicator"]),

@@ -6,16 +6,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from pipelines.artifacts.reports.evaluate import CompareReport, EvaluateReport
+from pipelines.artifacts.reports.rows import SplitReport
+from pipelines.artifacts.reports.train import MergeReport, TrainReport
 from pipelines.artifacts.rows import ROW
+from pipelines.artifacts.stage import Output, Report, read_manifest
 from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.evaluate.compare import CompareStage
+from pipelines.evaluate.endpoint import ModelInputs
+from pipelines.evaluate.stage import EvaluateStage
+from pipelines.models.served import Lineup, lineup_of
 from pipelines.recipe.schema import Recipe
 from tests.local_server import Handler, listening
+from tests.outputs import finished, finished_split, merge_report, train_report
 
 Answer = Callable[[str, str], str]
+R = TypeVar("R", bound=Report)
 
 
 @dataclass
@@ -84,29 +94,63 @@ def make_recipe(url: str, **sections: Any) -> Recipe:
     return Recipe.model_validate(tree)
 
 
-def finished(place: Place, report: dict[str, Any]) -> Place:
-    """The place of a stage that is complete with the given report."""
-    place.finish({"stage": place.stage, "fingerprint": place.fingerprint, "seconds": 1.0, "report": report})
-    return place
+def lineup(recipe: Recipe) -> Lineup:
+    """The models of a recipe that trains."""
+    found = lineup_of(recipe)
+    assert found
+    return found
 
 
-def place_at(root: Path, stage: str) -> Place:
-    """A place for an evaluation stage after stages that are complete below `root`."""
+def evaluate_stage(recipe: Recipe) -> EvaluateStage:
+    """The stage `evaluate` of a recipe."""
+    assert recipe.evaluate and recipe.train
+    return EvaluateStage(recipe.evaluate, lineup(recipe), recipe.serve, recipe.train.system, recipe.seed)
+
+
+def compare_stage(recipe: Recipe) -> CompareStage:
+    """The stage `compare` of a recipe."""
+    assert recipe.compare and recipe.train
+    return CompareStage(recipe.compare, lineup(recipe), recipe.serve, recipe.train.system, recipe.seed)
+
+
+def evaluate(recipe: Recipe, inputs: ModelInputs) -> EvaluateReport:
+    """What the stage `evaluate` of a recipe reports at its place beside its inputs."""
+    return evaluate_stage(recipe).run(place_beside(inputs, "evaluate"), inputs)
+
+
+def compare(recipe: Recipe, inputs: ModelInputs) -> CompareReport:
+    """What the stage `compare` of a recipe reports at its place beside its inputs."""
+    return compare_stage(recipe).run(place_beside(inputs, "compare"), inputs)
+
+
+def place_beside(inputs: ModelInputs, stage: str) -> Place:
+    """A place for a stage in the workspace of its inputs."""
+    return Place(inputs.train.folder.workspace, stage, "3" * 16)
+
+
+def make_inputs(
+    root: Path, rows: list[dict[str, Any]], train: TrainReport | None = None, merge: MergeReport | None = None
+) -> ModelInputs:
+    """Finished stages below `root`: a split whose test side holds `rows`, a training, and a merge."""
     workspace = Workspace(str(root))
-    inputs = {name: Place(workspace, name, "0" * 16) for name in ("split", "train", "merge")}
-    return Place(workspace, stage, "3" * 16, inputs)
-
-
-def make_place(root: Path, stage: str, rows: list[dict[str, Any]]) -> Place:
-    """The same, with a split whose test side holds `rows`."""
-    place = place_at(root, stage)
+    places = [Place(workspace, stage, "0" * 16) for stage in ("split", "train", "merge")]
     names = [name for name in ROW.names if name != "messages" or any("messages" in row for row in rows)]
     schema = pa.schema([ROW.field(name) for name in names])
     table = pa.Table.from_pylist([{"pos": i, **row} for i, row in enumerate(rows)], schema=schema)
-    split = place.inputs["split"]
-    with place.workspace.parquet_writer(split.path("test.parquet"), schema) as writer:
+    with workspace.parquet_writer(places[0].path("test.parquet"), schema) as writer:
         writer.write_table(table)
-    finished(split, {"digest": "s", "outputs": {"train": [], "test": ["test.parquet"]}})
-    finished(place.inputs["train"], {"digest": "t", "model": "base", "adapter": "adapter", "checkpoints": []})
-    finished(place.inputs["merge"], {"digest": "m", "model": "model"})
-    return place
+    return ModelInputs(
+        finished_split(places[0], [], ["test.parquet"]),
+        finished(places[1], train or train_report()),
+        finished(places[2], merge or merge_report()),
+    )
+
+
+def read_inputs(root: Path) -> ModelInputs:
+    """What `make_inputs` left below `root`, in another process."""
+
+    def output(stage: str, kind: type[R]) -> Output[R]:
+        place = Place(Workspace(str(root)), stage, "0" * 16)
+        return Output(stage, place, read_manifest(place, kind))
+
+    return ModelInputs(output("split", SplitReport), output("train", TrainReport), output("merge", MergeReport))

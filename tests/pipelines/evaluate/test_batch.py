@@ -9,18 +9,24 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from pipelines.artifacts.workspace import Place
 from pipelines.errors import StageError
-from pipelines.evaluate import batch as offline
-from pipelines.evaluate.compare import compare
-from pipelines.evaluate.endpoint import served_models
-from pipelines.evaluate.stage import evaluate
+from pipelines.evaluate import batch
+from pipelines.evaluate.endpoint import ModelInputs
 from pipelines.llm.vllm_batch import Completion
-from pipelines.models.served import ServedModel
+from pipelines.models.served import ServedModel, served_models
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.serve import Serve
+from tests.outputs import merge_report, train_report
 from tests.pipelines.evaluate.evalscope.test_datasets import CHOICES, choose, write
-from tests.pipelines.evaluate.fake_endpoint import ChatServer, finished, make_place, make_recipe
+from tests.pipelines.evaluate.fake_endpoint import (
+    ChatServer,
+    compare,
+    evaluate,
+    lineup,
+    make_inputs,
+    make_recipe,
+    place_beside,
+)
 
 ROWS = [{"row_id": f"r{i}", "query": f"第{i}个问题？", "response": f"答案：{'AB'[i % 2]}"} for i in range(20)]
 
@@ -59,7 +65,7 @@ class Engines:
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
     made = Engines()
-    monkeypatch.setattr(offline, "complete", made.complete)
+    monkeypatch.setattr(batch, "complete", made.complete)
     return made
 
 
@@ -82,46 +88,47 @@ def test_scores_are_those_of_the_same_answers_over_http(
         {"benchmark": "ceval", "path": str(tmp_path / "ceval"), "subsets": ["logic"], "few_shot_num": 2},
     ]
     over_http = evaluate(
-        make_recipe(chat_server.url, evaluate={"datasets": datasets}), make_place(tmp_path / "h", "evaluate", ROWS)
+        make_recipe(chat_server.url, evaluate={"datasets": datasets}), make_inputs(tmp_path / "h", ROWS)
     )
-    place = make_place(tmp_path / "v", "evaluate", ROWS)
-    without = evaluate(by_vllm(evaluate={"datasets": datasets}), place)
+    inputs = make_inputs(tmp_path / "v", ROWS)
+    without = evaluate(by_vllm(evaluate={"datasets": datasets}), inputs)
     assert without == over_http
     assert sorted(engines.asked) == sorted(chat_server.asked())
     assert len(engines.asked) == 3 * (20 + 8 + 8)
-    cut = [json.loads(line) for line in place.local("answers-by-engine.jsonl").read_text("utf-8").splitlines()]
+    file = place_beside(inputs, "evaluate").local("answers-by-engine.jsonl")
+    cut = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     assert {row["finish_reason"] for row in cut if "第8" in row["query"]} == {"length"}
 
 
 def test_what_was_answered_before_the_engine_died_is_not_asked_again(engines: Engines, tmp_path: Path) -> None:
-    place = make_place(tmp_path, "evaluate", ROWS)
+    inputs = make_inputs(tmp_path, ROWS)
     engines.blocks_to_live = 4  # base and its adapter are one engine's 40 rows
     with pytest.raises(StageError, match="the engine died"):
-        evaluate(by_vllm(), place)
+        evaluate(by_vllm(), inputs)
     assert len(engines.asked) == 32
-    with open(place.local("answers-by-engine.jsonl"), "a", encoding="utf-8") as torn:
+    with open(place_beside(inputs, "evaluate").local("answers-by-engine.jsonl"), "a", encoding="utf-8") as torn:
         torn.write('{"key": "0123')
     engines.blocks_to_live = 100
-    report = evaluate(by_vllm(), place)
+    report = evaluate(by_vllm(), inputs)
     assert len(engines.asked) == len(set(engines.asked)) == 60
-    assert report["results"]["test"]["rows"] == 20
-    assert evaluate(by_vllm(), place) == report
+    assert report.results["test"].rows == 20
+    assert evaluate(by_vllm(), inputs) == report
     assert len(engines.asked) == 60
 
 
 def test_a_refused_question_is_named_and_the_others_are_kept(engines: Engines, tmp_path: Path) -> None:
-    place = make_place(tmp_path, "evaluate", ROWS)
+    inputs = make_inputs(tmp_path, ROWS)
     engines.refuses = "第3个"
     with pytest.raises(StageError, match="3 questions were refused, the first: 第3个问题？: too long"):
-        evaluate(by_vllm(), place)
+        evaluate(by_vllm(), inputs)
     engines.refuses = ""
-    evaluate(by_vllm(), place)
+    evaluate(by_vllm(), inputs)
     assert len(engines.asked) == 60 + 3
 
 
 def test_compare_asks_engines_too(engines: Engines, tmp_path: Path) -> None:
-    report = compare(by_vllm(), make_place(tmp_path, "compare", ROWS))
-    assert [row["answers"]["tiny"] for row in report["rows"]] == ["答案：B"] * 3
+    report = compare(by_vllm(), make_inputs(tmp_path, ROWS))
+    assert [row.answers["tiny"] for row in report.rows] == ["答案：B"] * 3
     assert len(engines.asked) == 9
 
 
@@ -133,30 +140,25 @@ def test_an_endpoint_and_engines_exclude_each_other() -> None:
 @pytest.fixture
 def trained(
     tmp_path: Path, tiny_model: Path, marker_adapters: dict[str, Path], merged_model: Path
-) -> Callable[[str], Place]:
-    """Places after a training whose adapter says R, and after its merge."""
-
-    def place(name: str) -> Place:
-        made = make_place(tmp_path / name, "evaluate", ROWS)
-        report = {"digest": "t", "model": str(tiny_model), "adapter": str(marker_adapters["red"]), "checkpoints": []}
-        finished(made.inputs["train"], report)
-        finished(made.inputs["merge"], {"digest": "m", "model": str(merged_model)})
-        return made
-
-    return place
+) -> Callable[[str], ModelInputs]:
+    """What a training left whose adapter says R, and its merge."""
+    train = train_report(model=str(tiny_model), adapter=str(marker_adapters["red"]))
+    return lambda name: make_inputs(tmp_path / name, ROWS, train, merge_report(model=str(merged_model)))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_real_engines_answer_as_the_endpoint_does(trained: Callable[[str], Place]) -> None:
+def test_real_engines_answer_as_the_endpoint_does(trained: Callable[[str], ModelInputs]) -> None:
     from serve.app import endpoint
 
     engine = {"max_model_len": 256, "max_num_seqs": 16, "kv_cache_memory_bytes": 64 << 20}
     serving = {"num_cpus": 0.5, "engine": engine}
     recipe = by_vllm().model_copy(update={"serve": Serve.model_validate(serving)})
-    place = trained("v")
-    without = evaluate(recipe, place)
-    with endpoint(served_models(recipe, place), recipe.serve, log_dir=place.local("logs")) as url:
+    inputs = trained("v")
+    place = place_beside(inputs, "evaluate")
+    without = evaluate(recipe, inputs)
+    models = served_models(lineup(recipe), inputs.train, inputs.merge)
+    with endpoint(models, recipe.serve, log_dir=place.local("logs")) as url:
         over_http = evaluate(make_recipe(url), trained("h"))
     assert without == over_http
     lines = place.local("answers.jsonl").read_text(encoding="utf-8").splitlines()

@@ -9,16 +9,21 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import jieba
 import pytest
 
+from pipelines.artifacts.reports.evaluate import EvaluateReport
 from pipelines.artifacts.workspace import Place
 from pipelines.errors import DataError, StageError
-from pipelines.evaluate.stage import evaluate
-from pipelines.metrics.bootstrap import bootstrap
-from tests.pipelines.evaluate.fake_endpoint import ChatServer, chat_server_running, make_place, make_recipe
+from tests.pipelines.evaluate.fake_endpoint import (
+    ChatServer,
+    chat_server_running,
+    evaluate,
+    make_inputs,
+    make_recipe,
+    place_beside,
+)
 
 PROJECT = Path(__file__).parents[3]
 
@@ -46,14 +51,14 @@ def answer(model: str, query: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Place]:
-    place = make_place(tmp_path_factory.mktemp("evaluated"), "evaluate", ROWS)
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluateReport, Place]:
+    inputs = make_inputs(tmp_path_factory.mktemp("evaluated"), ROWS)
     with chat_server_running() as server, pytest.MonkeyPatch.context() as environment:
         environment.setenv("OPENAI_API_KEY", KEY)
         server.answer = answer
-        report = evaluate(make_recipe(server.url), place)
+        report = evaluate(make_recipe(server.url), inputs)
         assert server.keys == {f"Bearer {KEY}"}
-    return report, place
+    return report, place_beside(inputs, "evaluate")
 
 
 # --- the plain definitions, over the words that evalscope makes of a text ---
@@ -112,11 +117,11 @@ def bleu(answer: str, reference: str, n: int) -> float:
     return penalty * clipped / sum(have.values())
 
 
-def test_rouge_and_bleu_equal_the_plain_definitions(evaluated: tuple[dict[str, Any], Place]) -> None:
+def test_rouge_and_bleu_equal_the_plain_definitions(evaluated: tuple[EvaluateReport, Place]) -> None:
     report, _ = evaluated
     pairs = [(row["query"], row["response"]) for row in ROWS]
     for model in ("base", "tiny"):
-        scores = report["results"]["test"]["models"][model]["scores"]
+        scores = report.results["test"].models[model].scores
         expected: dict[str, list[float]] = {}
         for query, reference in pairs:
             text = ANSWERS[model, query]
@@ -132,73 +137,67 @@ def test_rouge_and_bleu_equal_the_plain_definitions(evaluated: tuple[dict[str, A
                 expected.setdefault(f"bleu-{n}", []).append(bleu(text, reference, n))
         for name, values in expected.items():
             assert scores[name] == pytest.approx(sum(values) / len(values), abs=1e-6), (model, name)
-    models = report["results"]["test"]["models"]
-    assert models["tiny"]["scores"]["rouge-l-f"] > models["base"]["scores"]["rouge-l-f"] > 0
+    models = report.results["test"].models
+    assert models["tiny"].scores["rouge-l-f"] > models["base"].scores["rouge-l-f"] > 0
 
 
-def test_report_counts_empty_answers_and_compares_with_base(evaluated: tuple[dict[str, Any], Place]) -> None:
+def test_report_counts_empty_answers_and_compares_with_base(evaluated: tuple[EvaluateReport, Place]) -> None:
     report, place = evaluated
-    result = report["results"]["test"]
-    models = result["models"]
-    assert result["rows"] == 4
-    assert report["models"] == list(models) == ["base", "tiny", "tiny-merged"]
-    assert models["base"]["empty"] == 1
-    assert models["tiny"]["empty"] == 0
-    assert result["changed"]["improved"][0]["query"] == "今天吃什么？"  # from nothing to the reference itself
-    assert result["changed"]["improved"][0]["difference"] == pytest.approx(1, abs=1e-6)
-    assert result["changed"]["harmed"] == []
-    assert models["base"]["style"]["loop"] == 0.25
+    result = report.results["test"]
+    models = result.models
+    assert result.rows == 4
+    assert report.models == list(models) == ["base", "tiny", "tiny-merged"]
+    assert models["base"].empty == 1
+    assert models["tiny"].empty == 0
+    assert result.changed.improved[0].query == "今天吃什么？"  # from nothing to the reference itself
+    assert result.changed.improved[0].difference == pytest.approx(1, abs=1e-6)
+    assert result.changed.harmed == []
+    assert models["base"].style["loop"] == 0.25
     lengths = [len(ANSWERS["tiny", str(row["query"])]) for row in ROWS]
-    assert models["tiny"]["style"]["length"] == sum(lengths) / 4
-    delta = result["deltas"]["tiny"]["rouge-l-f"]
-    difference = models["tiny"]["scores"]["rouge-l-f"] - models["base"]["scores"]["rouge-l-f"]
-    assert delta["value"] == pytest.approx(difference)
-    assert delta["low"] <= delta["value"] <= delta["high"]
+    assert models["tiny"].style["length"] == sum(lengths) / 4
+    delta = result.deltas["tiny"]["rouge-l-f"]
+    difference = models["tiny"].scores["rouge-l-f"] - models["base"].scores["rouge-l-f"]
+    assert delta.value == pytest.approx(difference)
+    assert delta.low <= delta.value <= delta.high
     lines = [json.loads(line) for line in place.local("answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["row_id"] for line in lines] == ["r0", "r1", "r2", "r3"]
     assert lines[3]["answers"] == {"base": "", "tiny": "谢邀。吃面。以上。", "tiny-merged": "谢邀。吃面。以上。"}
 
 
-def test_bootstrap_interval_of_equal_differences_is_a_point() -> None:
-    interval = bootstrap([0.5] * 10, seed=1)
-    assert (interval.value, interval.low, interval.high) == (0.5, 0.5, 0.5)
-
-
-def test_bootstrap_weighs_rows() -> None:
-    interval = bootstrap([1.0, 0.0], seed=1, weights=[3, 1])
-    assert interval.value == 0.75
-    assert (interval.low, interval.high) == (0.0, 1.0)
-
-
-def test_bootstrap_interval_has_the_width_of_the_normal_one() -> None:
-    values = [0.0, 1.0] * 200  # standard error 0.5 / sqrt(400) = 0.025
-    interval = bootstrap(values, seed=7)
-    assert interval.low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006)
-    assert interval.high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
-
-
 def test_the_training_system_prompt_is_asked_with(chat_server: ChatServer, tmp_path: Path) -> None:
     chat_server.answer = answer
-    place = make_place(tmp_path, "evaluate", ROWS)
+    inputs = make_inputs(tmp_path, ROWS)
     recipe = make_recipe(chat_server.url, train={"system": "你是知乎答主。"}, evaluate={"limit": 1}, merge=None)
-    evaluate(recipe, place)
+    evaluate(recipe, inputs)
     assert {request["messages"][0]["content"] for request in chat_server.requests} == {"你是知乎答主。"}
     assert chat_server.asked() == [("base", "苹果是什么？"), ("tiny", "苹果是什么？")]
     assert chat_server.requests[0]["max_tokens"] == 32
 
 
+def test_packages_in_the_current_folder_are_not_taken_for_ours(
+    chat_server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("pipelines", "serve", "rayjobs"):
+        (tmp_path / "mine" / package).mkdir(parents=True)
+        (tmp_path / "mine" / package / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path / "mine")
+    chat_server.answer = answer
+    recipe = make_recipe(chat_server.url, evaluate={"limit": 1}, merge=None)
+    report = evaluate(recipe, make_inputs(tmp_path / "run", ROWS))
+    assert report.results["test"].rows == 1
+
+
 DRIVER = """
 import sys
 from pathlib import Path
-from tests.pipelines.evaluate.fake_endpoint import make_recipe, place_at
-from pipelines.evaluate.stage import evaluate
-evaluate(make_recipe(sys.argv[2], evaluate={"eval_batch_size": 2}, merge=None), place_at(Path(sys.argv[1]), "evaluate"))
+from tests.pipelines.evaluate.fake_endpoint import evaluate, make_recipe, read_inputs
+evaluate(make_recipe(sys.argv[2], evaluate={"eval_batch_size": 2}, merge=None), read_inputs(Path(sys.argv[1])))
 """
 
 
 def test_killed_half_way_it_asks_only_for_what_is_missing(chat_server: ChatServer, tmp_path: Path) -> None:
     rows = [{"row_id": f"r{i}", "query": f"问题{i}？", "response": f"谢邀。答案是{i}。以上。"} for i in range(10)]
-    place = make_place(tmp_path, "evaluate", rows)
+    inputs = make_inputs(tmp_path, rows)
     chat_server.delay = 0.15
     command = [sys.executable, "-c", DRIVER, str(tmp_path), chat_server.url]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, cwd=PROJECT)
@@ -210,21 +209,21 @@ def test_killed_half_way_it_asks_only_for_what_is_missing(chat_server: ChatServe
     time.sleep(0.5)  # requests that were in flight
     before = len(chat_server.requests)
     assert 13 <= before < 20
-    files = sorted(place.local("evalscope").rglob("predictions/*/*.jsonl"))
+    files = sorted(place_beside(inputs, "evaluate").local("evalscope").rglob("predictions/*/*.jsonl"))
     kept = sum(file.read_bytes().count(b"\n") for file in files)
     with open(files[-1], "ab") as torn:
         torn.write(b'{"index": 3, "model": "ti')
 
     chat_server.delay = 0.0
-    report = evaluate(make_recipe(chat_server.url, merge=None), place)
+    report = evaluate(make_recipe(chat_server.url, merge=None), inputs)
 
     assert len(chat_server.requests) - before == 20 - kept
     assert before - kept <= 2  # what was in flight, two at a time, is all that is asked twice
     assert set(Counter(chat_server.asked()).values()) <= {1, 2}
-    assert report["results"]["test"]["models"]["tiny"]["empty"] == 0
+    assert report.results["test"].models["tiny"].empty == 0
 
     asked = len(chat_server.requests)
-    again = evaluate(make_recipe(chat_server.url, merge=None), place)
+    again = evaluate(make_recipe(chat_server.url, merge=None), inputs)
     assert len(chat_server.requests) == asked
     assert again == report
 
@@ -232,40 +231,40 @@ def test_killed_half_way_it_asks_only_for_what_is_missing(chat_server: ChatServe
 def test_a_row_without_reference_is_named(chat_server: ChatServer, tmp_path: Path) -> None:
     rows = [*ROWS, {"row_id": "r9", "query": "问？", "response": " \n"}]
     with pytest.raises(DataError, match="test row r9: no reference"):
-        evaluate(make_recipe(chat_server.url), make_place(tmp_path, "evaluate", rows))
+        evaluate(make_recipe(chat_server.url), make_inputs(tmp_path, rows))
 
 
 def test_an_empty_test_split_is_an_error(chat_server: ChatServer, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the test split is empty"):
-        evaluate(make_recipe(chat_server.url), make_place(tmp_path, "evaluate", []))
+        evaluate(make_recipe(chat_server.url), make_inputs(tmp_path, []))
 
 
 def test_an_endpoint_that_is_down_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"http://127\.0\.0\.1:9/v1: the endpoint does not list its models"):
-        evaluate(make_recipe("http://127.0.0.1:9/v1"), make_place(tmp_path, "evaluate", ROWS))
+        evaluate(make_recipe("http://127.0.0.1:9/v1"), make_inputs(tmp_path, ROWS))
 
 
 def test_a_model_that_is_not_served_is_named(chat_server: ChatServer, tmp_path: Path) -> None:
     chat_server.models = ["base", "tiny"]
     with pytest.raises(StageError, match="serves base, tiny; missing: tiny-merged"):
-        evaluate(make_recipe(chat_server.url), make_place(tmp_path, "evaluate", ROWS))
+        evaluate(make_recipe(chat_server.url), make_inputs(tmp_path, ROWS))
 
 
 def test_a_refused_question_is_not_taken_for_an_answer(chat_server: ChatServer, tmp_path: Path) -> None:
     chat_server.status, chat_server.error = 400, "maximum context length is 64 tokens"
     recipe = make_recipe(chat_server.url, evaluate={"limit": 1}, merge=None)
     with pytest.raises(StageError, match=r"refused the question: .*maximum context length is 64"):
-        evaluate(recipe, make_place(tmp_path, "evaluate", ROWS))
+        evaluate(recipe, make_inputs(tmp_path, ROWS))
 
 
 def test_a_server_error_stops_with_its_message(chat_server: ChatServer, tmp_path: Path) -> None:
     chat_server.status, chat_server.error = 401, "wrong key"
     recipe = make_recipe(chat_server.url, evaluate={"limit": 1}, merge=None)
     with pytest.raises(StageError, match=r"evalscope stopped: .*wrong key"):
-        evaluate(recipe, make_place(tmp_path, "evaluate", ROWS))
+        evaluate(recipe, make_inputs(tmp_path, ROWS))
 
 
-def test_the_key_is_written_nowhere(evaluated: tuple[dict[str, Any], Place]) -> None:
+def test_the_key_is_written_nowhere(evaluated: tuple[EvaluateReport, Place]) -> None:
     files = [file for file in Path(evaluated[1].workspace.root).rglob("*") if file.is_file()]
     assert len(files) > 10
     assert not [file for file in files if KEY.encode() in file.read_bytes()]

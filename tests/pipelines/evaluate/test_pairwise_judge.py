@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
+from pipelines.artifacts.reports.evaluate import ComparedRow
 from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import RecipeError, StageError
-from pipelines.evaluate.compare import determinants, preflight
-from pipelines.evaluate.pairwise_judge import judge_answers, verdict
-from pipelines.recipe.evaluate import Judge
+from pipelines.evaluate.pairwise_judge import judge_answers, winning_letter
+from pipelines.recipe.evaluate import PairwiseJudge
 from pipelines.recipe.load import load_recipe
-from tests.pipelines.evaluate.fake_endpoint import ChatServer, make_recipe
+from tests.pipelines.evaluate.fake_endpoint import ChatServer, compare_stage, make_recipe
 
 ROWS = [
-    {"row_id": f"r{i}", "query": f"问{i}？", "reference": "", "answers": {"base": f"坏{i}", "tiny": f"好{i}"}}
+    ComparedRow(row_id=f"r{i}", query=f"问{i}？", reference="", answers={"base": f"坏{i}", "tiny": f"好{i}"})
     for i in range(4)
 ]
 
@@ -31,11 +31,11 @@ ROWS = [
     ],
 )
 def test_the_last_letter_that_stands_alone_counts(text: str, expected: str | None) -> None:
-    assert verdict(text) == expected
+    assert winning_letter(text) == expected
 
 
-def judge(url: str, **endpoint: Any) -> Judge:
-    return Judge.model_validate({"model": "judge", "endpoints": [{"base_url": url, **endpoint}]})
+def judge(url: str, **endpoint: Any) -> PairwiseJudge:
+    return PairwiseJudge.model_validate({"model": "judge", "endpoints": [{"base_url": url, **endpoint}]})
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -50,17 +50,18 @@ def test_places_are_swapped_and_failures_counted(chat_server: ChatServer, tmp_pa
             return "坏的那个更好。\n" + ("B" if good_is_first else "A")  # sure of the base
         return "不好说。"  # names nobody
 
-    rows = [{**row, "answers": {"base": "坏", "tiny": "妙"}} for row in ROWS]
+    rows = [row.model_copy(update={"answers": {"base": "坏", "tiny": "妙"}}) for row in ROWS]
     chat_server.answer = lambda model, prompt: opinion(model, prompt.split("问题：")[1].replace("妙", "好"))
     workspace, section = Workspace(str(tmp_path)), judge(chat_server.url)
     result = judge_answers(workspace, section, rows, "base", "tiny", seed=1)
-    assert result["outcomes"] == {"r0": 1.0, "r1": 0.5, "r2": 0.0, "r3": None}
-    assert (result["wins"], result["ties"], result["losses"], result["failed"]) == (1, 1, 1, 1)
-    assert result["win_rate"]["value"] == 0.5
-    assert result["win_rate"]["low"] <= 0.5 <= result["win_rate"]["high"]
+    assert result.outcomes == {"r0": 1.0, "r1": 0.5, "r2": 0.0, "r3": None}
+    assert (result.wins, result.ties, result.losses, result.failed) == (1, 1, 1, 1)
+    assert result.win_rate
+    assert result.win_rate.value == 0.5
+    assert result.win_rate.low <= 0.5 <= result.win_rate.high
     assert len(chat_server.requests) == 8
-    more = [*rows, {**rows[0], "row_id": "r4"}]
-    assert judge_answers(workspace, section, more, "base", "tiny", seed=1)["wins"] == 2
+    more = [*rows, rows[0].model_copy(update={"row_id": "r4"})]
+    assert judge_answers(workspace, section, more, "base", "tiny", seed=1).wins == 2
     assert len(chat_server.requests) == 10  # the ledger knows the others
 
 
@@ -77,11 +78,12 @@ def test_the_judge_has_a_key_of_its_own(
 ) -> None:
     section = {"model": "judge", "endpoints": [{"base_url": chat_server.url, "api_key_env": "JUDGE_KEY"}]}
     recipe = make_recipe(chat_server.url, compare={"judge": section})
-    with pytest.raises(RecipeError, match=r"compare\.judge\.endpoints\[0\]\.api_key_env: .*JUDGE_KEY is not set"):
-        preflight(recipe)
+    (problem,) = compare_stage(recipe).preflight()
+    assert problem.key == "compare.judge.endpoints[0].api_key_env"
+    assert "JUDGE_KEY is not set" in problem.message
     monkeypatch.setenv("OPENAI_API_KEY", "models")
     monkeypatch.setenv("JUDGE_KEY", "judge")
-    preflight(recipe)
+    assert compare_stage(recipe).preflight() == []
     assert recipe.compare and recipe.compare.judge
     chat_server.answer = lambda model, prompt: "C"
     judge_answers(Workspace(str(tmp_path)), recipe.compare.judge, ROWS[:1], "base", "tiny", seed=1)
@@ -97,7 +99,7 @@ def test_where_the_judge_answers_does_not_decide_what_it_says() -> None:
     }
     other = {**one, "endpoints": [{"base_url": "http://other/v1"}]}
     first, second, third = (
-        determinants(make_recipe("http://models/v1", compare={"judge": section}))
+        compare_stage(make_recipe("http://models/v1", compare={"judge": section})).fingerprint_inputs()
         for section in (one, other, {**one, "model": "another"})
     )
     assert first == second != third

@@ -12,8 +12,8 @@ from pydantic import SecretStr
 
 from benchmarks.answering_server import Behaviour, answer_to, listen
 from pipelines.llm.client import Client, parse_retry_after
-from pipelines.llm.requests import Outcome, Verdict
-from pipelines.recipe.llm import Asking, Endpoint, Sampling
+from pipelines.llm.requests import Outcome, OutcomeKind
+from pipelines.recipe.llm import Endpoint, ModelRequests, Sampling
 from tests.pipelines.synthesize.serving import in_thread
 
 PROMPT = [{"role": "user", "content": "祝姐姐生日"}]
@@ -21,17 +21,17 @@ PROMPT = [{"role": "user", "content": "祝姐姐生日"}]
 
 def client_of(url: str, timeout: float, key: SecretStr | None = None, **more: Any) -> Client:
     endpoint = Endpoint(base_url=url)
-    return Client(endpoint, Asking(model="m", endpoints=[endpoint], timeout=timeout, **more), key)
+    return Client(endpoint, ModelRequests(model="m", endpoints=[endpoint], timeout=timeout, **more), key)
 
 
-def ask(behaviour: Behaviour, key: str | None = None, timeout: float = 5.0, path: str = "/v1") -> Outcome:
+def send(behaviour: Behaviour, key: str | None = None, timeout: float = 5.0, path: str = "/v1") -> Outcome:
     async def run() -> Outcome:
         server = await listen(behaviour)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}{path}"
         sampling = Sampling(temperature=1.0, top_k=20)
         client = client_of(url, timeout, SecretStr(key) if key else None, generation=sampling)
         try:
-            return await client.ask(PROMPT)
+            return await client.send(PROMPT)
         finally:
             await client.close()
             server.close()
@@ -40,42 +40,52 @@ def ask(behaviour: Behaviour, key: str | None = None, timeout: float = 5.0, path
 
 
 def test_an_answer_with_its_tokens() -> None:
-    outcome = ask(Behaviour(delay=0))
-    assert outcome == Outcome(Verdict.ANSWER, "", answer_to(PROMPT), 5, len(answer_to(PROMPT)))
+    outcome = send(Behaviour(delay=0))
+    assert outcome == Outcome(OutcomeKind.ANSWERED, "", answer_to(PROMPT), 5, len(answer_to(PROMPT)))
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "verdict", "reason", "said"),
+    ("behaviour", "kind", "reason", "said"),
     [
-        ({"finish_reason": "length"}, Verdict.FAILURE, "truncated", "愿你"),
-        ({"finish_reason": "content_filter"}, Verdict.FAILURE, "filtered", "愿你"),
-        ({"faults": {"429": 1.0}, "retry_after": 7}, Verdict.REFUSED, "rate_limit", "slow down"),
-        ({"faults": {"500": 1.0}}, Verdict.AGAIN, "status_500", "injected"),
-        ({"faults": {"drop": 1.0}}, Verdict.AGAIN, "connection", ""),
-        ({"faults": {"hang": 1.0}}, Verdict.AGAIN, "timeout", ""),
-        ({"body": b"<!doctype html><p>login"}, Verdict.AGAIN, "html", "login"),
-        ({"body": b"hello", "content_type": b"text/html"}, Verdict.AGAIN, "html", "hello"),
-        ({"body": b"{broken"}, Verdict.AGAIN, "not_json", "{broken"),
-        ({"body": b'{"ok":true}'}, Verdict.AGAIN, "not_a_completion", "ok"),
-        ({"body": b"[]"}, Verdict.AGAIN, "not_a_completion", "[]"),
-        ({"body": b'{"choices":[{"message":{"content":"\xff\xfe"}}]}'}, Verdict.FAILURE, "invalid_utf8", "byte 35"),
-        ({"body": b'{"choices":[{"message":{"content":" "}}]}'}, Verdict.FAILURE, "empty", ""),
-        ({"body": b'{"choices":[{"message":{"refusal":"no"}}]}'}, Verdict.FAILURE, "refused", "no"),
-        ({"body": b"x" * (10 << 20)}, Verdict.FAILURE, "too_large", "4 MiB"),
-        ({"status": 400, "body": b'{"error":{"code":"data_inspection_failed"}}'}, Verdict.FAILURE, "filtered", "data"),
-        ({"status": 400, "body": b'{"error":{"message":"too long"}}'}, Verdict.FAILURE, "rejected", "too long"),
-        ({"status": 402, "body": b"{}"}, Verdict.FATAL, "quota", "402"),
-        ({"status": 404, "body": b'{"error":"no model"}'}, Verdict.FATAL, "not_found", "no model"),
-        ({"status": 429, "body": b'{"error":{"code":"insufficient_quota"}}'}, Verdict.FATAL, "quota", "insufficient"),
-        ({"status": 408, "body": b"{}"}, Verdict.AGAIN, "status_408", "408"),
-        ({"status": 502, "body": b"<html>Bad gateway"}, Verdict.AGAIN, "status_502", "Bad gateway"),
-        ({"status": 503, "body": b"\xff\xfe"}, Verdict.AGAIN, "status_503", "503"),
+        ({"finish_reason": "length"}, OutcomeKind.FAILED, "truncated", "愿你"),
+        ({"finish_reason": "content_filter"}, OutcomeKind.FAILED, "filtered", "愿你"),
+        ({"faults": {"429": 1.0}, "retry_after": 7}, OutcomeKind.RATE_LIMITED, "rate_limit", "slow down"),
+        ({"faults": {"500": 1.0}}, OutcomeKind.RETRY, "status_500", "injected"),
+        ({"faults": {"drop": 1.0}}, OutcomeKind.RETRY, "connection", ""),
+        ({"faults": {"hang": 1.0}}, OutcomeKind.RETRY, "timeout", ""),
+        ({"body": b"<!doctype html><p>login"}, OutcomeKind.RETRY, "html", "login"),
+        ({"body": b"hello", "content_type": b"text/html"}, OutcomeKind.RETRY, "html", "hello"),
+        ({"body": b"{broken"}, OutcomeKind.RETRY, "not_json", "{broken"),
+        ({"body": b'{"ok":true}'}, OutcomeKind.RETRY, "not_a_completion", "ok"),
+        ({"body": b"[]"}, OutcomeKind.RETRY, "not_a_completion", "[]"),
+        ({"body": b'{"choices":[{"message":{"content":"\xff\xfe"}}]}'}, OutcomeKind.FAILED, "invalid_utf8", "byte 35"),
+        ({"body": b'{"choices":[{"message":{"content":" "}}]}'}, OutcomeKind.FAILED, "empty", ""),
+        ({"body": b'{"choices":[{"message":{"refusal":"no"}}]}'}, OutcomeKind.FAILED, "refused", "no"),
+        ({"body": b"x" * (10 << 20)}, OutcomeKind.FAILED, "too_large", "4 MiB"),
+        (
+            {"status": 400, "body": b'{"error":{"code":"data_inspection_failed"}}'},
+            OutcomeKind.FAILED,
+            "filtered",
+            "data",
+        ),
+        ({"status": 400, "body": b'{"error":{"message":"too long"}}'}, OutcomeKind.FAILED, "rejected", "too long"),
+        ({"status": 402, "body": b"{}"}, OutcomeKind.FATAL, "quota", "402"),
+        ({"status": 404, "body": b'{"error":"no model"}'}, OutcomeKind.FATAL, "not_found", "no model"),
+        (
+            {"status": 429, "body": b'{"error":{"code":"insufficient_quota"}}'},
+            OutcomeKind.FATAL,
+            "quota",
+            "insufficient",
+        ),
+        ({"status": 408, "body": b"{}"}, OutcomeKind.RETRY, "status_408", "408"),
+        ({"status": 502, "body": b"<html>Bad gateway"}, OutcomeKind.RETRY, "status_502", "Bad gateway"),
+        ({"status": 503, "body": b"\xff\xfe"}, OutcomeKind.RETRY, "status_503", "503"),
     ],
 )
-def test_every_failure_has_its_class(behaviour: dict[str, Any], verdict: Verdict, reason: str, said: str) -> None:
+def test_every_failure_has_its_class(behaviour: dict[str, Any], kind: OutcomeKind, reason: str, said: str) -> None:
     began = time.monotonic()
-    outcome = ask(Behaviour(**{"delay": 0.0, **behaviour}), timeout=1.0)
-    assert (outcome.verdict, outcome.reason) == (verdict, reason)
+    outcome = send(Behaviour(**{"delay": 0.0, **behaviour}), timeout=1.0)
+    assert (outcome.kind, outcome.reason) == (kind, reason)
     assert said in outcome.text
     assert outcome.retry_after == (7 if reason == "rate_limit" else 0)
     assert time.monotonic() - began < 5
@@ -84,11 +94,11 @@ def test_every_failure_has_its_class(behaviour: dict[str, Any], verdict: Verdict
 def test_a_key_that_the_endpoint_repeats_is_not_shown() -> None:
     key = "sk-1234567890"
     body = f'{{"error":{{"message":"wrong key {key}"}}}}'.encode()
-    outcome = ask(Behaviour(delay=0, status=401, body=body), key=key)
-    assert (outcome.verdict, outcome.reason) == (Verdict.FATAL, "key")
+    outcome = send(Behaviour(delay=0, status=401, body=body), key=key)
+    assert (outcome.kind, outcome.reason) == (OutcomeKind.FATAL, "key")
     assert outcome.text == '401: {"error":{"message":"wrong key ***"}}'
-    assert ask(Behaviour(delay=0, key=key), key=key).verdict is Verdict.ANSWER
-    assert ask(Behaviour(delay=0, key=key), key="sk-other").verdict is Verdict.FATAL
+    assert send(Behaviour(delay=0, key=key), key=key).kind is OutcomeKind.ANSWERED
+    assert send(Behaviour(delay=0, key=key), key="sk-other").kind is OutcomeKind.FATAL
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
@@ -97,30 +107,30 @@ def test_an_answer_that_came_while_the_process_stood_still_is_read(
 ) -> None:
     async def run(url: str) -> Outcome:
         client = client_of(url, timeout=2)
-        asked = asyncio.create_task(client.ask(PROMPT))
+        sent = asyncio.create_task(client.send(PROMPT))
         while not behaviour.log:
             await asyncio.sleep(0.01)
         time.sleep(2.5)
         try:
-            return await asked
+            return await sent
         finally:
             await client.close()
 
     behaviour = Behaviour(delay=0.3)
     with in_thread(behaviour) as url, asyncio.Runner(loop_factory=new_loop) as runner:
-        assert runner.run(run(url)).verdict is Verdict.ANSWER
+        assert runner.run(run(url)).kind is OutcomeKind.ANSWERED
 
 
 def test_nobody_listens() -> None:
     async def run() -> Outcome:
         client = client_of("http://127.0.0.1:9/v1", timeout=5)
         try:
-            return await client.ask(PROMPT)
+            return await client.send(PROMPT)
         finally:
             await client.close()
 
     outcome = asyncio.run(run())
-    assert (outcome.verdict, outcome.reason) == (Verdict.AGAIN, "connection")
+    assert (outcome.kind, outcome.reason) == (OutcomeKind.RETRY, "connection")
     assert "127.0.0.1" in outcome.text
 
 

@@ -11,19 +11,28 @@ import pytest
 from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import StageError
 from pipelines.llm import ledger
-from pipelines.llm.ledger import GroupCommit, Kind, Record, Writer, encode, read_index, read_payloads, scan
+from pipelines.llm.ledger import (
+    GroupCommit,
+    LedgerRecord,
+    LedgerWriter,
+    RecordKind,
+    encode,
+    read_index,
+    read_payloads,
+    scan,
+)
 
 
 def key(number: int) -> bytes:
     return number.to_bytes(16, "big")
 
 
-def answer(number: int, text: str = "", kind: Kind = Kind.ANSWER) -> Record:
-    return Record(key(number), kind, (text or f"祝福{number}").encode(), input_tokens=10, output_tokens=number)
+def answer(number: int, text: str = "", kind: RecordKind = RecordKind.ANSWER) -> LedgerRecord:
+    return LedgerRecord(key(number), kind, (text or f"祝福{number}").encode(), input_tokens=10, output_tokens=number)
 
 
-def write(workspace: Workspace, *groups: list[Record]) -> None:
-    writer = Writer(workspace)
+def write(workspace: Workspace, *groups: list[LedgerRecord]) -> None:
+    writer = LedgerWriter(workspace)
     for group in groups:
         writer.append(group)
     writer.close()
@@ -40,8 +49,8 @@ def workspace(request: pytest.FixtureRequest, tmp_path: Path) -> Workspace:
 
 
 def test_what_was_written_is_found_and_the_last_record_counts(workspace: Workspace) -> None:
-    write(workspace, [answer(1), answer(2)], [answer(3, kind=Kind.FAILURE), answer(4, kind=Kind.FAILURE)])
-    write(workspace, [answer(1, "新"), Record(key(3), Kind.FORGOTTEN, b"")], [answer(5)])
+    write(workspace, [answer(1), answer(2)], [answer(3, kind=RecordKind.FAILURE), answer(4, kind=RecordKind.FAILURE)])
+    write(workspace, [answer(1, "新"), LedgerRecord(key(3), RecordKind.FORGOTTEN, b"")], [answer(5)])
     index = read_index(workspace)
     assert index.kinds([key(number) for number in range(1, 7)]).tolist() == [1, 1, 0, 2, 1, 0]
     assert payloads(workspace, [5, 1, 2]) == ["祝福5", "新", "祝福2"]
@@ -60,7 +69,7 @@ def test_a_tail_torn_at_any_byte_loses_only_its_record(tmp_path: Path) -> None:
         assert len(entries) == kept
         assert damaged == cut - (ends[kept - 1] if kept else 0)
     workspace = Workspace(str(tmp_path))
-    writer = Writer(workspace)
+    writer = LedgerWriter(workspace)
     writer.append([answer(1), answer(2)])
     writer.close()
     (segment,) = (tmp_path / "ledger").glob("*.log")
@@ -83,7 +92,7 @@ def test_a_damaged_byte_costs_one_record_not_those_behind_it() -> None:
 
 def test_a_full_disk_stops_the_run_and_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = Workspace(str(tmp_path))
-    writer = Writer(workspace)
+    writer = LedgerWriter(workspace)
     writer.append([answer(1)])
 
     def half(descriptor: int, data: bytes) -> None:
@@ -101,11 +110,11 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_there(tmp_path: Path, monke
 def test_two_runs_do_not_write_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "LOCK_SECONDS", 0.3)
     workspace = Workspace(str(tmp_path))
-    writer = Writer(workspace)
+    writer = LedgerWriter(workspace)
     with pytest.raises(StageError, match="another run"):
-        Writer(workspace)
+        LedgerWriter(workspace)
     writer.close()
-    Writer(workspace).close()
+    LedgerWriter(workspace).close()
 
 
 def test_segments_are_sealed_at_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +132,7 @@ def test_concurrent_appends_share_an_fsync(tmp_path: Path, monkeypatch: pytest.M
     workspace = Workspace(str(tmp_path))
 
     async def run() -> None:
-        group = GroupCommit(Writer(workspace))
+        group = GroupCommit(LedgerWriter(workspace))
         await asyncio.gather(*(group.append([answer(number)]) for number in range(200)))
         assert read_index(workspace).kinds([key(199)]).tolist() == [1]  # on disk before it returns
         await group.close()
@@ -135,12 +144,12 @@ def test_concurrent_appends_share_an_fsync(tmp_path: Path, monkeypatch: pytest.M
 
 WRITE_FOREVER = """
 import sys
-from pipelines.llm.ledger import Kind, Record, Writer
+from pipelines.llm.ledger import LedgerRecord, LedgerWriter, RecordKind
 from pipelines.artifacts.workspace import Workspace
-writer = Writer(Workspace(sys.argv[1]))
+writer = LedgerWriter(Workspace(sys.argv[1]))
 number = int(sys.argv[2])
 while True:
-    writer.append([Record((number + i).to_bytes(16, "big"), Kind.ANSWER, b"x" * 300) for i in range(7)])
+    writer.append([LedgerRecord((number + i).to_bytes(16, "big"), RecordKind.ANSWER, b"x" * 300) for i in range(7)])
     number += 7
     print(number, flush=True)
 """
@@ -160,7 +169,7 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
         process.wait()
         acknowledged = int(said[-1]) if said else acknowledged + 7
         kinds = read_index(Workspace(str(tmp_path))).kinds([key(number) for number in range(acknowledged)])
-        assert (kinds == Kind.ANSWER).all()
+        assert (kinds == RecordKind.ANSWER).all()
 
 
 def test_a_hundred_thousand_keys_are_read_in_a_moment(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.llm.rate_limiter import Limiter, Usage
+from pipelines.llm.rate_limiter import RateLimiter, Usage
 from pipelines.recipe.llm import Endpoint
 from tests.pipelines.synthesize.serving import most_in_a_minute
 
 
-def limiter(input_tokens: float = 100, output_tokens: float = 50, **limits: Any) -> Limiter:
-    return Limiter(Endpoint(base_url="http://x/v1", **limits), input_tokens, output_tokens)
+def limiter(input_tokens: float = 100, output_tokens: float = 50, **limits: Any) -> RateLimiter:
+    return RateLimiter(Endpoint(base_url="http://x/v1", **limits), input_tokens, output_tokens)
 
 
 class Worker:
@@ -24,7 +24,7 @@ class Worker:
         self.ends: list[float] = []
         self.unused = self.most = 0
 
-    def renew(self, shared: Limiter, now: float, tokens: tuple[int, int]) -> float:
+    def renew(self, shared: RateLimiter, now: float, tokens: tuple[int, int]) -> float:
         finished = sum(end <= now for end in self.ends)
         self.ends = [end for end in self.ends if end > now]
         lease = shared.lease(
@@ -56,7 +56,7 @@ class Worker:
 
 
 def simulate(
-    shared: Limiter, workers: int, minutes: float, seconds: float, tokens: tuple[int, int] = (1, 1)
+    shared: RateLimiter, workers: int, minutes: float, seconds: float, tokens: tuple[int, int] = (1, 1)
 ) -> list[float]:
     """The moments at which requests were started."""
     pool = [Worker(f"w{number}", number, seconds) for number in range(workers)]
@@ -102,7 +102,7 @@ def test_a_worker_that_is_gone_frees_what_it_held() -> None:
     shared = limiter(max_in_flight=10)
     assert shared.lease("a", Usage(waiting=99), 0.0).max_in_flight == 10
     assert shared.lease("b", Usage(waiting=99), 0.1).max_in_flight == 0
-    shared.forget("a")
+    shared.release("a")
     assert shared.lease("b", Usage(waiting=99), 0.2).max_in_flight == 10
 
 
@@ -143,7 +143,7 @@ def test_retry_after_is_waited_for() -> None:
 class Endpoints:
     """Workers on a limiter before a server that refuses a share of what it is sent, and all above `most` at once."""
 
-    def __init__(self, shared: Limiter, workers: int, stray: float = 0.0, most: int = 1 << 30) -> None:
+    def __init__(self, shared: RateLimiter, workers: int, stray: float = 0.0, most: int = 1 << 30) -> None:
         self.shared, self.stray, self.most, self.draw = shared, stray, most, random.Random(5)
         self.events: list[tuple[float, int, str, int, float]] = []
         self.allowed, self.in_flight, self.answered = [0] * workers, [0] * workers, [0] * workers

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from pipelines.llm import vllm_batch as batch_inference
+from pipelines.llm import vllm_batch
 from pipelines.llm.vllm_batch import Prompt, complete
 from pipelines.models.served import ServedModel
 from pipelines.recipe.serve import Engine, Serve
@@ -25,8 +25,8 @@ def prompt_of(row: dict[str, Any]) -> Prompt:
 
 
 def test_seeds_stay_whole_numbers_beside_requests_without_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(batch_inference, "tokenize", lambda *_: [1])
-    asked = batch_inference._preprocess(ServedModel("tiny", str(tmp_path)), prompt_of)
+    monkeypatch.setattr(vllm_batch, "tokenize", lambda *_: [1])
+    asked = vllm_batch._preprocess(ServedModel("tiny", str(tmp_path)), prompt_of)
     made = [asked({"pos": pos, "seed": seed})["sampling_params"] for pos, seed in enumerate(SEEDS)]
     arrived = pa.array(made).to_numpy(zero_copy_only=False)  # as Ray Data gives them to the engine's stage
     assert [sampling["seed"] for sampling in arrived] == [5, 5, 6, -1, -1, 0, -3, (1 << 63) - 1]

@@ -14,8 +14,9 @@ from pipelines.errors import RecipeError, StageError
 from pipelines.models.convert import convert, family_of
 from pipelines.models.convert_tokenizer import chatglm3_tokenizer
 from pipelines.models.resolve import resolve
-from pipelines.train.loss_mask import IGNORED, control_tokens, encode
-from tests.pipelines.train import families
+from pipelines.models.tokenizer import control_tokens
+from pipelines.train.loss_mask import IGNORE_INDEX, encode
+from tests import model_families as families
 
 CHAT = [
     {"role": "system", "content": "你是老师"},
@@ -133,7 +134,7 @@ def test_a_chat_has_the_tokens_and_the_loss_of_the_published_format(family: dict
     encoded = encode(tokenizer, control_tokens(tokenizer), chat)
     expected = published_chat(family, chat)
     assert encoded.tokens == [token for token, _ in expected]
-    assert encoded.labels == [token if loss else IGNORED for token, loss in expected]
+    assert encoded.labels == [token if loss else IGNORE_INDEX for token, loss in expected]
     prompt = tokenizer.apply_chat_template(chat[:-1], tokenize=False, add_generation_prompt=True)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     assert ids == encoded.tokens[: len(ids)] and encoded.labels[len(ids)] == encoded.tokens[len(ids)]

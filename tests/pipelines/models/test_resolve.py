@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import RecipeError, StageError
-from pipelines.models.resolve import (
-    check_folder,
-    max_positions,
-    model_digest,
-    resolve,
-    weight_shapes,
-    with_chat_template,
-)
+from pipelines.models.resolve import check_folder, max_positions, model_digest, resolve, weight_shapes
+from pipelines.models.tokenizer import with_chat_template
 
 
 def test_a_folder_is_used_where_it_lies(tiny_model: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import signal
 import pytest
 
 from pipelines.errors import DataError, StageError
-from pipelines.models.subprocess_task import in_own_process
+from pipelines.models.subprocess_task import run_in_subprocess
 
 
 def twice(number: int) -> int:
@@ -21,8 +21,8 @@ def wrong() -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_process_that_is_killed_and_one_that_refuses_say_so() -> None:
-    assert in_own_process(twice, 2) == 4
+    assert run_in_subprocess(twice, 2) == 4
     with pytest.raises(StageError, match="killed: its process was killed, most likely for want of memory"):
-        in_own_process(killed)
+        run_in_subprocess(killed)
     with pytest.raises(DataError, match="row 3: broken"):
-        in_own_process(wrong)
+        run_in_subprocess(wrong)

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import RecipeError
-from pipelines.recipe.load import load_recipe
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
+from rayjobs.pipeline import load as load_recipe
 
 HEAD = """
 # Process config example, as data-juicer's documentation has it
@@ -74,7 +74,7 @@ def written(tmp_path: Path, text: str) -> str:
     return str(tmp_path / "theirs.yaml")
 
 
-def run(path: str, tmp_path: Path) -> dict[str, Place]:
+def run(path: str, tmp_path: Path) -> pipeline.Outputs:
     recipe = load_recipe(path)
     return pipeline.run(recipe, Workspace(str(tmp_path / "run")), Cluster())
 
@@ -169,7 +169,7 @@ def test_any_table_keeps_its_columns_and_types(tmp_path: Path, ray_cluster: None
         rows[0],
         rows[2],
     ]
-    assert done["ingest"].report()["columns"] == ["text", "meta", "score"]
+    assert done["ingest"].report.columns == ["text", "meta", "score"]
 
 
 def test_rows_unlike_the_first_are_counted_with_their_lines(tmp_path: Path, ray_cluster: None) -> None:
@@ -178,9 +178,9 @@ def test_rows_unlike_the_first_are_counted_with_their_lines(tmp_path: Path, ray_
     text = f"dataset_path: {tmp_path}/rows.jsonl\nprocess: [text_length_filter: {{min_len: 1, if_missing: drop}}]\n"
     recipe = load_recipe(written(tmp_path, text), ["ingest.max_broken=2"])
     done = pipeline.run(recipe, Workspace(str(tmp_path / "run")), Cluster())
-    assert done["ingest"].report()["rows"] == 1001 and done["ingest"].report()["broken"] == 2
-    (dropped,) = done["ingest"].outputs("dropped")
+    assert done["ingest"].report.rows == 1001 and done["ingest"].report.broken == 2
+    (dropped,) = done["ingest"].paths(done["ingest"].report.outputs.dropped)
     reasons = {row["row_id"]: row["reason"] for row in pq.read_table(dropped).to_pylist()}
     assert list(reasons) == ["rows.jsonl:1001", "rows.jsonl:1002"]
     assert reasons["rows.jsonl:1002"] == "column m is not in the first rows"
-    assert done["clean"].report()["rows"] == 1000
+    assert done["clean"].report.rows == 1000

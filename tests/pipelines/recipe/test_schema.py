@@ -5,8 +5,9 @@ import pytest
 
 from pipelines.artifacts.workspace import open_workspace
 from pipelines.errors import RecipeError
-from pipelines.recipe.load import load_recipe, shipped_recipes
+from pipelines.recipe.load import shipped_recipes
 from rayjobs.cluster import Cluster
+from rayjobs.pipeline import load as load_recipe
 from rayjobs.pipeline import run
 
 GOOD = """

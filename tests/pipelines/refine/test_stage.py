@@ -5,19 +5,22 @@ import random
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.answering_server import Behaviour
+from pipelines.artifacts.reports.rows import IngestReport
+from pipelines.artifacts.reports.synthesize import RefineReport
+from pipelines.artifacts.stage import Inputs, Output
 from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.errors import DataError
-from pipelines.ingest.stage import ingest
+from pipelines.errors import DataError, Problem
+from pipelines.ingest.stage import IngestStage
+from pipelines.recipe.refine import Refine
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.synthesize import Style
-from pipelines.refine.rules import RULES, Asked
-from pipelines.refine.stage import cell_of, determinants, judge_text, refine
+from pipelines.refine.rules import RULES, Expected
+from pipelines.refine.stage import Demands, RefineInputs, RefineStage, apply_rules, cell_of, check_refine, demands_of
 from pipelines.similarity.minhash import near_duplicates, pairs_of
+from tests.outputs import finished, rows_of
 from tests.pipelines.synthesize import wishes
 from tests.pipelines.synthesize.serving import in_thread
 
@@ -32,35 +35,52 @@ def recipe(source: Path, **section: Any) -> Recipe:
     )
 
 
-def rows(place: Place, kind: str) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = pa.concat_tables([pq.read_table(path) for path in place.outputs(kind)]).to_pylist()
-    return made
+def stage(what: Recipe) -> RefineStage:
+    assert what.refine
+    return RefineStage(what.refine, demands_of(what.refine, what.synthesize))
+
+
+def ingested(what: Recipe, workspace: Workspace) -> Output[IngestReport]:
+    """The rows of the recipe's source."""
+    assert what.ingest
+    place = Place(workspace, "ingest", "i")
+    return finished(place, IngestStage(what.ingest).run(place, Inputs()))
+
+
+def refined(what: Recipe, source: Output[IngestReport], name: str = "r") -> Output[RefineReport]:
+    """Run the stage on these rows, and mark it complete."""
+    place = Place(source.folder.workspace, "refine", name)
+    return finished(place, stage(what).run(place, RefineInputs(source)))
+
+
+def kept_of(output: Output[RefineReport]) -> list[dict[str, Any]]:
+    return rows_of(output, output.report.outputs.rows)
+
+
+def dropped_of(output: Output[RefineReport]) -> list[dict[str, Any]]:
+    return rows_of(output, output.report.outputs.dropped)
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_real_wishes(tmp_path: Path, shared_data: Path) -> None:
     what = recipe(shared_data / "tianji-wishes-chinese-v0.1.json", fix=["quotes"])
-    workspace = Workspace(str(tmp_path))
-    source = Place(workspace, "ingest", "i")
-    source.finish({"report": ingest(what, source)})
-    place = Place(workspace, "refine", "r", {"ingest": source})
-    report = refine(what, place)
-    place.finish({"report": report})
-    kept, dropped = rows(place, "rows"), rows(place, "dropped")
+    source = ingested(what, Workspace(str(tmp_path)))
+    output = refined(what, source)
+    report, kept, dropped = output.report, kept_of(output), dropped_of(output)
     assert len(kept) + len(dropped) == 2976
-    assert len(kept) == report["rows"] > 2600
+    assert len(kept) == report.rows > 2600
     reasons = {
         operator: [r for r in dropped if r["operator"] == operator] for operator in {r["operator"] for r in dropped}
     }
     assert len(reasons["particle"]) == 33
     assert len(reasons["opening"]) == 20
     assert "尊敬的医生先生/女士：" in [row["text"] for row in reasons["non_answer"]]
-    assert {"mended": sum(o["changed"] for o in report["operators"] if o["operator"] == "quotes")} == {"mended": 59}
-    original = {row["row_id"]: row["response"] for row in rows(source, "rows")}
+    assert sum(operator.changed for operator in report.operators if operator.operator == "quotes") == 59
+    original = {row["row_id"]: row["response"] for row in rows_of(source, source.report.outputs.rows)}
     changed = [row for row in kept if row["response"] != original[row["row_id"]].strip()]
     assert all(original[row["row_id"]].strip()[1:-1] == row["response"] for row in changed)
     assert 50 <= len(changed) <= 59
-    assert {example["after"] for example in report["examples"]["particle"]} == {None}
+    assert {example.after for example in report.examples["particle"]} == {None}
     repeats = reasons["near_duplicate"]
     by_id = {row["row_id"]: row["response"] for row in kept}
     for row in repeats:
@@ -68,23 +88,18 @@ def test_the_real_wishes(tmp_path: Path, shared_data: Path) -> None:
         assert len(one & other) / len(one | other) >= 0.8
     numbers = [row["pos"] for row in kept]
     assert numbers == sorted(numbers)
-    operators = {operator["operator"]: operator["rows_in"] - operator["rows_out"] for operator in report["operators"]}
+    operators = {operator.operator: operator.rows_in - operator.rows_out for operator in report.operators}
     assert operators == {name: len(reasons.get(name, [])) for name in operators}
 
 
-def small(tmp_path: Path, **section: Any) -> tuple[Recipe, Place]:
-    """A recipe that only judges, or takes edits, and where its rows go."""
+def small(tmp_path: Path, **section: Any) -> Recipe:
+    """A recipe that only judges, or takes edits."""
     lines = [{"query": "祝姐姐生日", "response": text} for text in ("生日快乐！", "愿你笑口常开！", "祝福语。")]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     styles = {"正常": {}}
     refining = {"dimensions": {"name": ["姐姐"]}, "styles": styles, "rules": ["empty"], "near_duplicates": None}
-    what = Recipe.model_validate({"name": "t", "ingest": {"source": str(path)}, "refine": {**refining, **section}})
-    workspace = Workspace(str(tmp_path / "w"))
-    source = Place(workspace, "ingest", "i")
-    if source.manifest() is None:
-        source.finish({"report": ingest(what, source)})
-    return what, Place(workspace, "refine", str(len(list(tmp_path.glob("w/refine/*")))), {"ingest": source})
+    return Recipe.model_validate({"name": "t", "ingest": {"source": str(path)}, "refine": {**refining, **section}})
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -94,48 +109,51 @@ def test_a_judge_scores_every_answer(tmp_path: Path) -> None:
         "high": '```json\n{"reason": "亲切", "score": 6,}\n```',
         "none": "我觉得很好",
     }
+    source = ingested(small(tmp_path), Workspace(str(tmp_path / "w")))
     for name, text in said.items():
         body = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
         with in_thread(Behaviour(delay=0.01, body=body)) as url:
             judge = {"model": name, "endpoints": [{"base_url": url}], "rubric": "自然、切题", "min_score": 6}
-            what, place = small(tmp_path, judge=judge)
-            report = refine(what, place)
-        place.finish({"report": report})
-        told = {operator["operator"]: operator["rows_in"] - operator["rows_out"] for operator in report["operators"]}
+            output = refined(small(tmp_path, judge=judge), source, name)
+        report = output.report
+        dropped = {operator.operator: operator.rows_in - operator.rows_out for operator in report.operators}
         if name == "low":
-            assert (report["rows"], told["judge"]) == (0, 3)
-            assert {row["reason"] for row in rows(place, "dropped")} == {"score 4: 像套话"}
-            assert report["examples"]["judge"][0]["why"] == "score 4: 像套话"
-            assert refine(small(tmp_path, judge={**judge, "min_score": 4})[0], place)  # asks nobody: nobody listens
+            assert (report.rows, dropped["judge"]) == (0, 3)
+            assert {row["reason"] for row in dropped_of(output)} == {"score 4: 像套话"}
+            assert report.examples["judge"][0].why == "score 4: 像套话"
+            lower = small(tmp_path, judge={**judge, "min_score": 4})  # the ledger has its answers: nobody listens
+            assert refined(lower, source, "lower").report.rows == 3
         else:
-            assert (report["rows"], told["judge"]) == (3, 0)
-            assert report["unjudged"] == ({} if name == "high" else {"malformed": 3})
+            assert (report.rows, dropped["judge"]) == (3, 0)
+            assert report.unjudged == ({} if name == "high" else {"malformed": 3})
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_a_person_changed_is_taken_back(tmp_path: Path) -> None:
-    what, place = small(tmp_path)
-    place.finish({"report": refine(what, place)})
-    first, second, _ = rows(place, "rows")
+    source = ingested(small(tmp_path), Workspace(str(tmp_path / "w")))
+    first, second, _ = kept_of(refined(small(tmp_path), source, "whole"))
     path = tmp_path / "edited.jsonl"
     edits = [{**first, "response": "姐姐，生日快乐！"}, second]
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in edits), encoding="utf-8")
-    what, place = small(tmp_path, edited=str(path))
-    report = refine(what, place)
-    place.finish({"report": report})
-    assert [row["response"] for row in rows(place, "rows")] == ["姐姐，生日快乐！", "愿你笑口常开！"]
-    assert [(row["operator"], row["text"]) for row in rows(place, "dropped")] == [("by_hand", "祝福语。")]
-    assert report["operators"][-1] == {"operator": "by_hand", "rows_in": 3, "rows_out": 2, "changed": 1}
-    before = determinants(what)
+    what = small(tmp_path, edited=str(path))
+    output = refined(what, source, "edited")
+    assert [row["response"] for row in kept_of(output)] == ["姐姐，生日快乐！", "愿你笑口常开！"]
+    assert [(row["operator"], row["text"]) for row in dropped_of(output)] == [("by_hand", "祝福语。")]
+    assert output.report.operators[-1].model_dump() == {
+        "operator": "by_hand",
+        "rows_in": 3,
+        "rows_out": 2,
+        "changed": 1,
+    }
+    before = stage(what).fingerprint_inputs()
     path.write_text(path.read_text(encoding="utf-8") + '{"row_id": "9"}\n', encoding="utf-8")
-    assert determinants(what) != before
+    assert stage(what).fingerprint_inputs() != before
     with pytest.raises(DataError, match=r"edited.jsonl: no row 9 is left"):
-        refine(what, small(tmp_path)[1])
+        refined(what, source, "another row")
     path.write_text(json.dumps({"row_id": first["row_id"], "kept": False}) + "\n", encoding="utf-8")
-    place = small(tmp_path)[1]
-    place.finish({"report": refine(what, place)})
-    assert [row["response"] for row in rows(place, "rows")] == ["愿你笑口常开！", "祝福语。"]  # a list of changes
-    assert [row["reason"] for row in rows(place, "dropped")] == [f"kept is false in {path}"]
+    output = refined(what, source, "changes")
+    assert [row["response"] for row in kept_of(output)] == ["愿你笑口常开！", "祝福语。"]  # a list of changes
+    assert [row["reason"] for row in dropped_of(output)] == [f"kept is false in {path}"]
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -151,18 +169,14 @@ def test_what_is_mended_in_a_conversation_is_mended_where_it_is_trained(tmp_path
     for edited in (None, str(tmp_path / "edited.jsonl")):
         given = {"name": "t", "ingest": {"source": source}, "refine": {**section, "edited": edited}}
         what = Recipe.model_validate(given)
-        workspace = Workspace(str(tmp_path / f"w{len(reports)}"))
-        place = Place(workspace, "ingest", "i")
-        place.finish({"report": ingest(what, place)})
-        done = Place(workspace, "refine", "r", {"ingest": place})
-        reports.append(refine(what, done))
-        done.finish({"report": reports[-1]})
-        (row,) = rows(done, "rows")
+        output = refined(what, ingested(what, Workspace(str(tmp_path / f"w{len(reports)}"))))
+        reports.append(output.report)
+        (row,) = kept_of(output)
         assert [turn["content"] for turn in row["messages"][-2:]] == [row["query"], row["response"]]
         assert row["response"] == "愿妈妈生日快乐！"
     assert row["query"] == "生日祝福，短些"
-    assert "by_hand" not in reports[0]["examples"]
-    assert [operator["changed"] for operator in reports[1]["operators"]] == [1, 0, 1]
+    assert "by_hand" not in reports[0].examples
+    assert [operator.changed for operator in reports[1].operators] == [1, 0, 1]
 
 
 def test_near_duplicates_are_those_that_exact_comparison_finds(shared_data: Path) -> None:
@@ -203,15 +217,32 @@ def _said_again(text: str, number: int) -> str:
 
 
 def test_mending_comes_before_measuring() -> None:
-    asked = Asked({}, Style(template="", max_length=4), {})
-    assert judge_text(" “生日快乐” ", asked, ["quotes", "length"], ["quotes"]) == ("生日快乐", None, ["quotes"])
-    assert judge_text("“生日快乐”", asked, ["quotes", "length"], []) == ("“生日快乐”", "quotes", [])
-    assert judge_text("生日快乐！", asked, list(RULES), []) == ("生日快乐！", "length", [])
+    expected = Expected({}, Style(template="", max_length=4), {})
+    assert apply_rules(" “生日快乐” ", expected, ["quotes", "length"], ["quotes"]) == ("生日快乐", None, ["quotes"])
+    assert apply_rules("“生日快乐”", expected, ["quotes", "length"], []) == ("“生日快乐”", "quotes", [])
+    assert apply_rules("生日快乐！", expected, list(RULES), []) == ("生日快乐！", "length", [])
+
+
+def test_rules_that_do_not_exist_are_named() -> None:
+    assert check_refine(Refine(rules=[*RULES])) == []
+    problem = Problem("refine.rules", "no rule 'lenght'; did you mean 'length'?")
+    assert check_refine(Refine(rules=["quotes", "lenght"])) == [problem]
+
+
+def test_a_key_of_the_judge_that_is_not_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DANLU_TEST_KEY", raising=False)
+    endpoint = {"base_url": "http://x/v1", "api_key_env": "DANLU_TEST_KEY"}
+    judge = {"model": "m", "endpoints": [endpoint], "rubric": "自然"}
+    key, said = "refine.judge.endpoints[0].api_key_env", "the environment variable DANLU_TEST_KEY is not set"
+    assert stage(small(tmp_path, judge=judge)).preflight() == [Problem(key, said)]
+    monkeypatch.setenv("DANLU_TEST_KEY", "sk-1")
+    assert stage(small(tmp_path, judge=judge)).preflight() == []
 
 
 def test_the_cell_of_a_row_from_elsewhere() -> None:
-    found = cell_of({"row_id": "1", "query": "祝邻居赵大妈新婚快乐,小红书风格"}, wishes.DIMENSIONS, wishes.STYLES)
+    demands = Demands(wishes.STYLES, wishes.DIMENSIONS)
+    found = cell_of({"row_id": "1", "query": "祝邻居赵大妈新婚快乐,小红书风格"}, demands)
     assert found == {"style": "小红书", "name": "邻居赵大妈", "scene": "新婚快乐"}
-    assert cell_of({"row_id": "1", "query": "祝姐姐生日"}, wishes.DIMENSIONS, wishes.STYLES)["style"] == "正常"
+    assert cell_of({"row_id": "1", "query": "祝姐姐生日"}, demands)["style"] == "正常"
     with pytest.raises(DataError, match=r"row 7: no value of refine.dimensions.scene is in its query '祝姐姐好'"):
-        cell_of({"row_id": "7", "query": "祝姐姐好"}, wishes.DIMENSIONS, wishes.STYLES)
+        cell_of({"row_id": "7", "query": "祝姐姐好"}, demands)

@@ -5,11 +5,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.artifacts.reports.rows import RowsReport
 from pipelines.artifacts.rows import ROW
+from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import InputError
 from pipelines.refine.xtuner_export import export_conversations
 from pipelines.sources.adapters import conversation
+from tests.outputs import finished_rows
 
 TALK = [("system", "师"), ("user", "一"), ("assistant", "二"), ("user", "三"), ("assistant", "四")]
 ROWS = [
@@ -26,20 +29,19 @@ ROWS = [
 ]
 
 
-def finished(folder: Path, files: list[list[dict[str, object]]]) -> Place:
+def output_of(folder: Path, files: list[list[dict[str, object]]]) -> Output[RowsReport]:
     place = Place(Workspace(str(folder)), "refine", "f")
     for number, rows in enumerate(files):
         path = Path(place.path(f"{number}.parquet"))
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows, schema=ROW), path)
     names = [f"{number}.parquet" for number in range(len(files))]
-    place.finish({"report": {"digest": "x", "outputs": {"rows": names}}})
-    return place
+    return finished_rows(place, sum(map(len, files)), names)
 
 
 def test_what_is_exported_comes_back_through_ingest(tmp_path: Path) -> None:
     path = tmp_path / "out" / "wishes.json"
-    assert export_conversations(finished(tmp_path, [ROWS[:2], [], ROWS[2:]]), path) == 3
+    assert export_conversations(output_of(tmp_path, [ROWS[:2], [], ROWS[2:]]), path) == 3
     made = json.loads(path.read_text(encoding="utf-8"))
     assert made[0] == {"conversation": [{"system": "送祝福大师", "input": "祝姐姐生日", "output": "生日快乐🎂"}]}
     for row, exported in zip(ROWS, made, strict=True):
@@ -49,7 +51,7 @@ def test_what_is_exported_comes_back_through_ingest(tmp_path: Path) -> None:
 
 
 def test_nothing_and_nowhere(tmp_path: Path) -> None:
-    empty = finished(tmp_path, [[]])
+    empty = output_of(tmp_path, [[]])
     assert export_conversations(empty, tmp_path / "none.json") == 0
     assert json.loads((tmp_path / "none.json").read_text()) == []
     (tmp_path / "file").write_text("x")

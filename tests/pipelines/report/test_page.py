@@ -11,8 +11,13 @@ import pytest
 from rich.console import Console
 from selectolax.lexbor import LexborHTMLParser
 
+from pipelines.artifacts.reports.clean import CleanReport
+from pipelines.artifacts.reports.evaluate import CompareReport, EvaluateReport
+from pipelines.artifacts.reports.interval import Interval
+from pipelines.artifacts.reports.rows import IngestReport, SplitReport
+from pipelines.artifacts.reports.train import MergeReport, TrainReport
+from pipelines.artifacts.stage import Manifest, Output, Report, read_manifest
 from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.recipe.schema import Recipe
 from pipelines.report.charts import line_chart, ticks
 from pipelines.report.page import closing, environment, verdict, write_report
 from pipelines.report.training import training
@@ -33,15 +38,40 @@ def model_report(f1: float, loop: float) -> dict[str, Any]:
     }
 
 
+def step_entry(step: int) -> dict[str, Any]:
+    seen = {"tokens": 100, "loss_tokens": 50, "seconds": 0.5, "memory_bytes": 1 << 30}
+    return {"step": step, "loss": 4.0 - step / 20, "grad_norm": 1.0, "lr": 1e-4, **seen}
+
+
+def token_counts(samples: int, truncated: int) -> dict[str, int]:
+    return {"rows": samples, "samples": samples, "truncated": truncated, "left_out": 0, "tokens": 9, "loss_tokens": 5}
+
+
 def quality(f1: float, loop: float) -> dict[str, float]:
     return {"rouge-l-f": f1, "loop": loop, "rep-4": 0.0, "length": 20.0}
 
 
 REPORTS: dict[str, dict[str, Any]] = {
-    "ingest": {"summary": "640 rows from 1 file", "digest": "a"},
+    "ingest": {
+        "summary": "640 rows from 1 file",
+        "digest": "a",
+        "rows": 640,
+        "outputs": {"rows": []},
+        "broken": 0,
+        "adapter": "zhihu_kol",
+        "source": "x.jsonl",
+        "columns": ["row_id", "pos"],
+    },
     "clean": {
         "summary": "500 of 640 rows kept",
         "digest": "b",
+        "rows": 500,
+        "rows_in": 640,
+        "dialect": "zh",
+        "by_hand": {},
+        "statistics": [],
+        "clusters": [],
+        "outputs": {"rows": []},
         "operators": [
             {
                 "index": 0,
@@ -72,11 +102,16 @@ REPORTS: dict[str, dict[str, Any]] = {
             }
         ],
     },
-    "split": {"summary": "440 rows to train, 60 to test", "digest": "c"},
+    "split": {
+        "summary": "440 rows to train, 60 to test",
+        "digest": "c",
+        "rows": {"train": 440, "test": 60},
+        "outputs": {"train": [], "test": []},
+    },
     "train": {
         "summary": "60 steps",
         "digest": "d",
-        "losses": [{"step": step, "loss": 4.0 - step / 20} for step in range(1, 61)],
+        "losses": [step_entry(step) for step in range(1, 61)],
         "eval_losses": [
             {"step": 0, "eval_loss": 4.1, "eval_rouge-l-f": 0.0},
             {"step": 40, "eval_loss": 1.125, "eval_rouge-l-f": 0.25},
@@ -93,13 +128,33 @@ REPORTS: dict[str, dict[str, Any]] = {
         "eval_loss": 1.25,
         "eval_loss_delta": {"value": -2.85, "low": -3.0, "high": -2.7},
         "steps": 60,
-        "samples": {"samples": 440, "truncated": 7},
+        "samples": token_counts(440, truncated=7),
+        "held_out_samples": token_counts(32, truncated=0),
         "trainable_parameters": 4_884_480,
         "tokens_per_second": 512.4,
+        "loss_tokens_per_second": 256.2,
+        "training_seconds": 100.0,
+        "zero_stage": 2,
+        "resumed_at": 0,
+        "workers": 1,
+        "peak_memory_bytes": 1 << 30,
+        "peak_device_memory_bytes": None,
+        "dtype": "float32",
         "model": "/somewhere/base",
         "adapter": "adapter",
+        "trained": None,
     },
-    "merge": {"summary": "merged", "digest": "e", "model": "model"},
+    "merge": {
+        "summary": "merged",
+        "digest": "e",
+        "model": "model",
+        "bytes": 1,
+        "dtype": "float32",
+        "merge_difference": 0.0,
+        "reload_difference": 0.0,
+        "rounding_difference": 0.0,
+        "largest_logit": 20.0,
+    },
     "evaluate": {
         "summary": "16 rows",
         "digest": "f",
@@ -123,6 +178,7 @@ REPORTS: dict[str, dict[str, Any]] = {
                     }
                     for name in ("tiny", "tiny-merged")
                 },
+                "changed": {"improved": [], "harmed": []},
             }
         },
         "benchmarks": {
@@ -151,6 +207,8 @@ REPORTS: dict[str, dict[str, Any]] = {
             }
         ],
         "files": {"table": "compare.md"},
+        "empty": {"base": 0, "tiny": 0, "tiny-merged": 0},
+        "generation": {"max_tokens": 96},
         "groups": {"identity": {name: {"length": 9.0, "loop": 0.0, "base": 0.3} for name in ("base", "tiny")}},
         "checkpoints": {
             "rows": [
@@ -174,30 +232,38 @@ REPORTS: dict[str, dict[str, Any]] = {
             "losses": 1,
             "failed": 0,
             "win_rate": {"value": 0.8, "low": 0.6, "high": 1.0},
+            "outcomes": {},
         },
     },
 }
 
 
-@pytest.fixture
-def recipe() -> Recipe:
-    sections: dict[str, Any] = {"ingest": {"source": "x.jsonl"}, "split": {"test_ratio": 0.1}, "train": {"model": "m"}}
-    return Recipe.model_validate(
-        {"name": "tiny", **sections, "merge": {}, "evaluate": {}, "compare": {}, "clean": {"process": ["x"]}}
-    )
+KINDS: dict[str, type[Report]] = {
+    "ingest": IngestReport,
+    "clean": CleanReport,
+    "split": SplitReport,
+    "train": TrainReport,
+    "merge": MergeReport,
+    "evaluate": EvaluateReport,
+    "compare": CompareReport,
+}
 
 
-def finished(root: Path, *names: str) -> tuple[Workspace, dict[str, Place]]:
+def finished(root: Path, *names: str) -> tuple[Workspace, dict[str, Output[Any]]]:
     workspace = Workspace(str(root))
-    done = {name: Place(workspace, name, "0" * 16) for name in names}
-    for name, place in done.items():
-        place.finish({"stage": name, "seconds": 12.5, "environment": environment(), "report": REPORTS[name]})
+    done: dict[str, Output[Any]] = {}
+    for name in names:
+        place = Place(workspace, name, "0" * 16)
+        report = KINDS[name].model_validate(REPORTS[name])
+        manifest = Manifest(stage=name, seconds=12.5, environment=environment(), report=report)
+        manifest.write(place)
+        done[name] = Output(name, place, read_manifest(place, KINDS[name]))
     return workspace, done
 
 
-def page(root: Path, recipe: Recipe, *names: str) -> LexborHTMLParser:
+def page(root: Path, *names: str) -> LexborHTMLParser:
     workspace, done = finished(root, *names)
-    write_report(recipe, workspace, done)
+    write_report("tiny", workspace, done, is_complete=len(names) == len(REPORTS))
     return LexborHTMLParser((root / "report.html").read_text(encoding="utf-8"))
 
 
@@ -205,8 +271,8 @@ def texts(tree: LexborHTMLParser, selector: str) -> list[str]:
     return [node.text(strip=True) for node in tree.css(selector)]
 
 
-def test_page_of_a_complete_run_shows_every_stage(tmp_path: Path, recipe: Recipe) -> None:
-    tree = page(tmp_path, recipe, *REPORTS)
+def test_page_of_a_complete_run_shows_every_stage(tmp_path: Path) -> None:
+    tree = page(tmp_path, *REPORTS)
     assert texts(tree, "h2") == [
         "Stages",
         "Cleaning",
@@ -241,12 +307,12 @@ def test_page_of_a_complete_run_shows_every_stage(tmp_path: Path, recipe: Recipe
     assert rows["answers without a choice"][1] == "3"
     assert texts(tree, "h3") == ["Held out, by step", "test, 16 rows", "ceval, 40 rows", "Probes by group"]
     assert rows["你是谁？"][3] == "谢邀。\n以上。"
-    assert rows["torch"][1] == environment()["packages"]["torch"]
+    assert rows["torch"][1] == environment().packages["torch"]
     assert "unfinished" not in tree.css_first("p").text()
 
 
-def test_page_holds_everything_and_asks_the_network_for_nothing(tmp_path: Path, recipe: Recipe) -> None:
-    tree = page(tmp_path, recipe, *REPORTS)
+def test_page_holds_everything_and_asks_the_network_for_nothing(tmp_path: Path) -> None:
+    tree = page(tmp_path, *REPORTS)
     assert not tree.css("script, link, img[src], iframe")
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "http://" not in html and "https://" not in html and "url(" not in html
@@ -256,8 +322,8 @@ def test_page_holds_everything_and_asks_the_network_for_nothing(tmp_path: Path, 
     assert "/somewhere" not in html
 
 
-def test_recommendations_and_the_judge_are_told(tmp_path: Path, recipe: Recipe) -> None:
-    tree = page(tmp_path, recipe, *REPORTS)
+def test_recommendations_and_the_judge_are_told(tmp_path: Path) -> None:
+    tree = page(tmp_path, *REPORTS)
     said = " ".join(texts(tree, "p"))
     assert "Recommended: step 40." in said
     assert "Recommended: temperature 0, repetition penalty 1.1." in said
@@ -287,8 +353,8 @@ onload = () => { const page = document.querySelector("iframe").contentDocument, 
 
 
 @pytest.mark.parametrize("width", [320, 1000])
-def test_a_browser_shows_the_page_without_complaint(tmp_path: Path, recipe: Recipe, chromium: str, width: int) -> None:
-    page(tmp_path, recipe, *REPORTS)
+def test_a_browser_shows_the_page_without_complaint(tmp_path: Path, chromium: str, width: int) -> None:
+    page(tmp_path, *REPORTS)
     probe = PROBE % (width, escape((tmp_path / "report.html").read_text(encoding="utf-8")))
     (tmp_path / "probe.html").write_text(probe, encoding="utf-8")
     quiet = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
@@ -299,23 +365,23 @@ def test_a_browser_shows_the_page_without_complaint(tmp_path: Path, recipe: Reci
     assert "CONSOLE" not in result.stderr
 
 
-def test_data_cannot_write_html(tmp_path: Path, recipe: Recipe) -> None:
-    tree = page(tmp_path, recipe, *REPORTS)
+def test_data_cannot_write_html(tmp_path: Path) -> None:
+    tree = page(tmp_path, *REPORTS)
     cell = next(node for node in tree.css("table.answers td") if "alert" in node.text())
     assert cell.text() == NASTY
     assert not cell.css("script")
 
 
-def test_loss_curves_are_drawn(tmp_path: Path, recipe: Recipe) -> None:
-    tree = page(tmp_path, recipe, *REPORTS)
+def test_loss_curves_are_drawn(tmp_path: Path) -> None:
+    tree = page(tmp_path, *REPORTS)
     lines = tree.css("svg polyline")
     assert [len(line.attributes["points"].split()) for line in lines] == [60, 3, 2, 2]
     assert len(tree.css("svg circle.dot")) == 3 + 4
     assert {"training loss", "held-out loss", "optimizer step"} <= set(texts(tree, "svg text"))
 
 
-def test_the_recommended_checkpoint_is_ringed_and_explained(tmp_path: Path, recipe: Recipe) -> None:
-    tree = page(tmp_path, recipe, "train")
+def test_the_recommended_checkpoint_is_ringed_and_explained(tmp_path: Path) -> None:
+    tree = page(tmp_path, "train")
     (ring,) = tree.css("svg circle.ring")
     place = [ring.attributes[key] for key in ("cx", "cy")]
     dots = [[dot.attributes[key] for key in ("cx", "cy")] for dot in tree.css("svg circle.dot")]
@@ -341,33 +407,34 @@ def test_the_recommended_checkpoint_is_ringed_and_explained(tmp_path: Path, reci
     ],
 )
 def test_what_is_recommended_follows_from_the_evaluations(changed: dict[str, Any], told: str) -> None:
-    shown = training({**REPORTS["train"], **changed})["recommendation"]
+    shown = training(TrainReport.model_validate({**REPORTS["train"], **changed}))["recommendation"]
     assert told in shown and bool(told) == bool(shown)
 
 
-def test_page_is_drawn_after_the_first_stage_too(tmp_path: Path, recipe: Recipe) -> None:
-    tree = page(tmp_path, recipe, "ingest")
+def test_page_is_drawn_after_the_first_stage_too(tmp_path: Path) -> None:
+    tree = page(tmp_path, "ingest")
     assert texts(tree, "h2") == ["Stages", "Environment", "Files"]
     assert "the stages after ingest have not run" in tree.css_first("p").text()
 
 
-def test_verdict_follows_the_intervals(recipe: Recipe) -> None:
-    sentences = verdict(recipe, REPORTS)
+def test_verdict_follows_the_intervals() -> None:
+    evaluated = EvaluateReport.model_validate(REPORTS["evaluate"])
+    sentences = verdict("tiny", TrainReport.model_validate(REPORTS["train"]), evaluated)
     assert sentences == [
         "Held-out loss: tiny beats the base, -2.850, 95 % interval -3.000 to -2.700 (4.100 to 1.250).",
         "ROUGE-L F1: tiny beats the base, +0.350, 95 % interval +0.300 to +0.400.",
         "Share of answers that loop: tiny beats the base, -0.500, 95 % interval -0.700 to -0.300.",
     ]
     worse = {"rouge-l-f": delta(-0.2, -0.3, -0.1), "loop": delta(0.1, -0.1, 0.3)}
-    reports = {"evaluate": {**REPORTS["evaluate"], "results": {"test": {"deltas": {"tiny": worse}}}}}
-    assert verdict(recipe, reports)[0].startswith("ROUGE-L F1: tiny is worse than the base")
-    assert verdict(recipe, reports)[1].startswith("Share of answers that loop: tiny does not differ clearly")
+    evaluated.results["test"].deltas["tiny"] = {name: Interval(**given) for name, given in worse.items()}
+    assert verdict("tiny", None, evaluated)[0].startswith("ROUGE-L F1: tiny is worse than the base")
+    assert verdict("tiny", None, evaluated)[1].startswith("Share of answers that loop: tiny does not differ clearly")
 
 
-def test_closing_shows_both_models_and_where_things_lie(tmp_path: Path, recipe: Recipe) -> None:
+def test_closing_shows_both_models_and_where_things_lie(tmp_path: Path) -> None:
     workspace, done = finished(tmp_path, *REPORTS)
     out = io.StringIO()
-    Console(file=out, width=200).print(closing(recipe, workspace, done))
+    Console(file=out, width=200).print(closing("tiny", workspace, done))
     shown = out.getvalue()
     assert "你是谁？" in shown and "谢邀。 以上。" in shown and "<script>" in shown
     assert "rouge-l-f" in shown and "+0.350 [+0.300, +0.400]" in shown
@@ -375,17 +442,17 @@ def test_closing_shows_both_models_and_where_things_lie(tmp_path: Path, recipe: 
     assert f"{tmp_path}/merge/{'0' * 16}/model" in shown
 
 
-def test_closing_after_cleaning_alone(tmp_path: Path, recipe: Recipe) -> None:
+def test_closing_after_cleaning_alone(tmp_path: Path) -> None:
     workspace, done = finished(tmp_path, "ingest", "clean")
     out = io.StringIO()
-    Console(file=out, width=200).print(closing(recipe, workspace, done))
+    Console(file=out, width=200).print(closing("tiny", workspace, done))
     assert f"{tmp_path}/clean/{'0' * 16}" in out.getvalue()
 
 
 def test_environment_names_versions_and_no_machine() -> None:
     found = environment()
-    assert found["cpus"] >= 1 and found["memory_gib"] > 0
-    assert {"ray", "pyarrow"} <= set(found["packages"])
+    assert (found.cpus or 0) >= 1 and found.memory_gib > 0
+    assert {"ray", "pyarrow"} <= set(found.packages)
     import socket
 
     assert socket.gethostname() not in str(found)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from pipelines.similarity import hamming as module
-from pipelines.similarity.hamming import Indices, Signatures, forest, near_duplicates, units
+from pipelines.similarity.hamming import Signatures, first_of_near, forest, units
+from pipelines.similarity.utf8 import Indices
 
 
 def brute_force(signatures: list[int], distance: int) -> list[int]:
@@ -32,18 +33,18 @@ def clustered(seed: int, rows: int) -> Signatures:
 @pytest.mark.parametrize("distance", [1, 3, 4, 6, 9])
 def test_agrees_with_all_pairs(distance: int) -> None:
     signatures = clustered(distance, 300)
-    assert near_duplicates(signatures, distance).tolist() == brute_force([int(s) for s in signatures], distance)
+    assert first_of_near(signatures, distance).tolist() == brute_force([int(s) for s in signatures], distance)
 
 
 def test_chains_join_whatever_their_order() -> None:
     ends = [0, 0b111111, 0b111111 << 6, (0b111111 << 6) | 0b111111]
-    assert near_duplicates(np.array(ends, np.uint64), 6).tolist() == [0, 0, 0, 0]
-    assert near_duplicates(np.array([ends[0], ends[3]], np.uint64), 6).tolist() == [0, 1]
+    assert first_of_near(np.array(ends, np.uint64), 6).tolist() == [0, 0, 0, 0]
+    assert first_of_near(np.array([ends[0], ends[3]], np.uint64), 6).tolist() == [0, 1]
 
 
 def test_units_of_work_may_be_cut_and_done_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     signatures = clustered(7, 3000)
-    whole = near_duplicates(signatures, 6)
+    whole = first_of_near(signatures, 6)
     monkeypatch.setattr(module, "KEYS_PER_UNIT", 500)
 
     def shuffled(distinct: Signatures, distance: int) -> list[tuple[Indices, Indices]]:
@@ -52,13 +53,13 @@ def test_units_of_work_may_be_cut_and_done_in_any_order(monkeypatch: pytest.Monk
         order = np.random.default_rng(1).permutation(len(work))
         return [forest(distinct, [work[i]], distance) for i in order]
 
-    assert (near_duplicates(signatures, 6, shuffled) == whole).all()
+    assert (first_of_near(signatures, 6, shuffled) == whole).all()
 
 
 def test_clusters_do_not_depend_on_the_order_of_the_rows() -> None:
     signatures = clustered(3, 2000)
     order = np.random.default_rng(2).permutation(len(signatures))
-    plain, permuted = near_duplicates(signatures, 6), near_duplicates(signatures[order], 6)
+    plain, permuted = first_of_near(signatures, 6), first_of_near(signatures[order], 6)
     assert len(set(plain)) == len(set(permuted))
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
@@ -68,16 +69,16 @@ def test_clusters_do_not_depend_on_the_order_of_the_rows() -> None:
 
 
 def test_a_million_equal_rows_cost_one() -> None:
-    near_duplicates(np.zeros(2, np.uint64), 6)
+    first_of_near(np.zeros(2, np.uint64), 6)
     began = time.perf_counter()
-    clusters = near_duplicates(np.full(1_000_000, 12345, np.uint64), 6)
+    clusters = first_of_near(np.full(1_000_000, 12345, np.uint64), 6)
     assert time.perf_counter() - began < 5
     assert not clusters.any()
 
 
 def test_nothing_and_one() -> None:
-    assert near_duplicates(np.zeros(0, np.uint64), 6).tolist() == []
-    assert near_duplicates(np.zeros(1, np.uint64), 6).tolist() == [0]
+    assert first_of_near(np.zeros(0, np.uint64), 6).tolist() == []
+    assert first_of_near(np.zeros(1, np.uint64), 6).tolist() == [0]
 
 
 def test_a_dense_ball_of_distinct_signatures_is_no_square() -> None:
@@ -86,6 +87,6 @@ def test_a_dense_ball_of_distinct_signatures_is_no_square() -> None:
     ball += [a | b | c for a in bits[:40] for b in bits[:40] for c in bits[:40] if a < b < c]
     signatures = np.array(ball, np.uint64)
     far = np.array([2**64 - 1, 2**64 - 2], np.uint64)
-    clusters = near_duplicates(np.concatenate([signatures, far]), 6)
+    clusters = first_of_near(np.concatenate([signatures, far]), 6)
     assert not clusters[:-2].any()
     assert clusters[-2:].tolist() == [len(signatures)] * 2

@@ -1,4 +1,4 @@
-"""A real server in a process of its own, and a recipe that asks it."""
+"""A real server in a process of its own, a recipe that sends it requests, and the stage that does."""
 
 import asyncio
 import json
@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.answering_server import Behaviour, listen
+from pipelines.artifacts.reports.synthesize import SynthesizeReport
+from pipelines.artifacts.stage import Inputs, Output
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.recipe.schema import Recipe
+from pipelines.synthesize.grid import Grid
+from pipelines.synthesize.stage import SynthesizeStage, grid_of
+from tests.outputs import finished
 
 PROJECT = Path(__file__).parents[3]
 
@@ -74,6 +79,23 @@ def recipe(url: str, cells: int = 4, **section: Any) -> Recipe:
 def place(folder: Path, name: str = "f") -> Place:
     """Where the stage writes."""
     return Place(Workspace(str(folder / "w")), "synthesize", name)
+
+
+def stage(what: Recipe) -> SynthesizeStage:
+    """The recipe's stage."""
+    assert what.synthesize
+    return SynthesizeStage(what.synthesize, what.serve, what.seed)
+
+
+def grid(what: Recipe) -> Grid:
+    """The recipe's grid."""
+    assert what.synthesize
+    return grid_of(what.synthesize, what.seed)
+
+
+def run(what: Recipe, where: Place) -> Output[SynthesizeReport]:
+    """Run the stage, and mark it complete."""
+    return finished(where, stage(what).run(where, Inputs()))
 
 
 @contextmanager

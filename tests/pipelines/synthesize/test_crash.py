@@ -18,11 +18,9 @@ import pytest
 import yaml
 
 from pipelines.artifacts.workspace import Workspace
-from pipelines.llm.ledger import Kind, read_index
-from pipelines.recipe.load import load_recipe
-from pipelines.synthesize.grid import Grid
+from pipelines.llm.ledger import RecordKind, read_index
 from rayjobs import pipeline
-from tests.pipelines.synthesize.serving import Server, recipe
+from tests.pipelines.synthesize.serving import Server, grid, recipe
 
 IN_FLIGHT = 32
 
@@ -56,12 +54,10 @@ def write_recipe(folder: Path, server: Server, cells: int) -> None:
 
 def settled(folder: Path) -> set[str]:
     """The prompts that have an answer in the ledger, by the server's names for them."""
-    what = load_recipe(str(folder / "mine.yaml"))
-    assert what.synthesize
-    grid = Grid(what.synthesize, what.seed)
-    requests = [grid.request(pos) for pos in grid.positions()]
+    made = grid(pipeline.load(str(folder / "mine.yaml")))
+    requests = [made.request(pos) for pos in made.positions()]
     kinds = read_index(Workspace(str(folder / "w"))).kinds([request.key for request in requests])
-    known = [request.messages for request, kind in zip(requests, kinds, strict=True) if kind == Kind.ANSWER]
+    known = [request.messages for request, kind in zip(requests, kinds, strict=True) if kind == RecordKind.ANSWER]
     return {hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()[:16] for messages in known}
 
 
@@ -69,10 +65,8 @@ def finish(folder: Path) -> str:
     process = start(folder)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    places = pipeline.status(load_recipe(str(folder / "mine.yaml")), Workspace(str(folder / "w")))
-    (found,) = [place for name, _, place in places if name == "synthesize"]
-    assert found
-    digest: str = found.report()["digest"]
+    outputs = pipeline.status(pipeline.load(str(folder / "mine.yaml")), Workspace(str(folder / "w")))
+    digest: str = outputs["synthesize"].report.digest
     return digest
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
-from pipelines.artifacts.workspace import Place
+from pipelines.artifacts.reports.synthesize import SynthesizeReport
+from pipelines.artifacts.stage import Output
 from pipelines.errors import HardwareError, InputError
 from pipelines.llm.dispatch import look_up
 from pipelines.llm.vllm_batch import tokenize
@@ -15,8 +15,8 @@ from pipelines.recipe.load import load_recipe
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.serve import Engine, Serve
 from pipelines.synthesize.local import generate, model_of
-from pipelines.synthesize.stage import grid_of, synthesize
-from tests.pipelines.synthesize.serving import place, recipe
+from tests.outputs import rows_of
+from tests.pipelines.synthesize.serving import grid, place, recipe, run
 
 SERVE = Serve(num_cpus=0.5, engine=Engine(max_model_len=512, max_num_seqs=8, kv_cache_memory_bytes=64 << 20))
 GRID: dict[str, Any] = {
@@ -35,10 +35,8 @@ def asked(url: str, model: str, engine: str) -> Recipe:
     return what.model_copy(update={"serve": SERVE})
 
 
-def rows(where: Place, report: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
-    return {
-        row["row_id"]: row for path in report["outputs"][kind] for row in pq.read_table(where.path(path)).to_pylist()
-    }
+def answered(output: Output[SynthesizeReport]) -> dict[str, dict[str, Any]]:
+    return {row["row_id"]: row for row in rows_of(output, output.report.outputs.rows)}
 
 
 def test_a_shipped_recipe_names_the_model_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,13 +52,15 @@ def test_a_shipped_recipe_names_the_model_it_trains(monkeypatch: pytest.MonkeyPa
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_same_grid_in_the_cluster_and_over_http(tmp_path: Path) -> None:
-    from serve.app import ServedModel, endpoint
+    from pipelines.models.served import ServedModel
+    from serve.app import endpoint
 
     folder = str(resolve(model_of("tiny", SERVE)[0], tmp_path / "models"))
     assert tokenize(folder, [{"role": "user", "content": "Hi"}]).count(1) == 3  # <|im_start|>: system, user, assistant
     local, where = asked("http://127.0.0.1:9/v1", folder, "vllm"), place(tmp_path, "local")
-    report = synthesize(local, where)
-    answers, failures = rows(where, report, "rows"), rows(where, report, "dropped")
+    output = run(local, where)
+    report, answers = output.report, answered(output)
+    failures = {row["row_id"]: row for row in rows_of(output, report.outputs.dropped)}
     assert len(answers) + len(failures) == 15
     assert "Paris" in answers["France/short#0"]["response"]
     assert {name: failures[name]["reason"] for name in failures if "/cut" in name} == {
@@ -69,15 +69,14 @@ def test_the_same_grid_in_the_cluster_and_over_http(tmp_path: Path) -> None:
     too_long = [row for name, row in failures.items() if "/long" in name]
     assert [row["reason"] for row in too_long] == ["rejected"] * 5
     assert "512" in too_long[0]["text"]
-    assert report["output_tokens"] >= 5 * 24 and report["cost"] is None
-    assert not len(look_up(where.workspace, grid_of(local)).pending)
+    assert report.output_tokens >= 5 * 24 and report.cost is None
+    assert not len(look_up(where.workspace, grid(local)).pending)
     with endpoint([ServedModel("tiny", folder)], SERVE, log_dir=tmp_path) as url:
-        over_http = place(tmp_path / "h", "http")
-        other = synthesize(asked(url, "tiny", "api"), over_http)
-        said = rows(over_http, other, "rows")
-    assert other["failed"] == report["failed"]
+        over_http = run(asked(url, "tiny", "api"), place(tmp_path / "h", "http"))
+    said = answered(over_http)
+    assert over_http.report.failed == report.failed
     assert {name: row["response"] for name, row in said.items()} == {n: row["response"] for n, row in answers.items()}
-    assert other["input_tokens"] == report["input_tokens"]
+    assert over_http.report.input_tokens == report.input_tokens
 
 
 @pytest.mark.slow
@@ -93,8 +92,7 @@ def test_engines_in_the_cluster_enforce_a_schema(tmp_path: Path) -> None:
         **{**GRID, "styles": styles},
         answer={**answer, "response_format": "json_schema"},
     ).model_copy(update={"serve": SERVE})
-    where = place(tmp_path)
-    answers = rows(where, synthesize(what, where), "rows")
+    answers = answered(run(what, place(tmp_path)))
     assert len(answers) == 5
     assert {row["response"] for row in answers.values()} <= {'{"capital": "Paris"}', '{"capital": "Rome"}'}
 
@@ -103,7 +101,6 @@ def test_engines_in_the_cluster_enforce_a_schema(tmp_path: Path) -> None:
 def test_what_cannot_be_generated_is_said_before_anything_starts(tmp_path: Path) -> None:
     what, workspace = asked("http://x/v1", "no-such-model", "vllm"), place(tmp_path).workspace
     with pytest.raises(InputError, match="no-such-model"):
-        generate(what, workspace, grid_of(what), lambda state: state.pending)
-    large = what.model_copy(update={"serve": Serve(num_cpus=64)})
+        generate(SERVE, workspace, grid(what), lambda state: state.pending)
     with pytest.raises(HardwareError, match=r"the engines need 64 CPU, the cluster has 2; lower serve.num_cpus"):
-        generate(large, workspace, grid_of(large), lambda state: state.pending)
+        generate(Serve(num_cpus=64), workspace, grid(what), lambda state: state.pending)

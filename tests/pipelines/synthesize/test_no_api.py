@@ -8,13 +8,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
-from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.recipe.load import load_recipe
+from pipelines.artifacts.stage import Output
+from pipelines.artifacts.workspace import Workspace
 from rayjobs import pipeline
 from serve.app import claim_port
+from tests.outputs import rows_of
 
 pytestmark = pytest.mark.slow
 
@@ -40,8 +40,8 @@ cli.main()
 """
 
 
-def refined(folder: Path, *overrides: str) -> dict[str, Place]:
-    """Run the shipped recipe to its refined rows; its finished stages by name."""
+def refined(folder: Path, *overrides: str) -> dict[str, Output[Any]]:
+    """Run the shipped recipe to its refined rows; what its finished stages left, by name."""
     command = [str(Path(sys.executable).parent / "danlu"), "run", "wishes", "--to", "refine"]
     environment = {name: value for name, value in os.environ.items() if not name.endswith("API_KEY")}
     done = subprocess.run(
@@ -52,13 +52,11 @@ def refined(folder: Path, *overrides: str) -> dict[str, Place]:
         timeout=400,
     )
     assert done.returncode == 0, done.stderr
-    what = load_recipe("wishes", [*GRID, *overrides])
-    return {name: place for name, _, place in pipeline.status(what, Workspace(str(folder))) if place}
+    return pipeline.status(pipeline.load("wishes", [*GRID, *overrides]), Workspace(str(folder)))
 
 
-def answers(place: Place) -> dict[str, Any]:
-    kept = [row for path in place.outputs("rows") for row in pq.read_table(path).to_pylist()]
-    dropped = [row for path in place.outputs("dropped") for row in pq.read_table(path).to_pylist()]
+def answers(output: Output[Any]) -> dict[str, Any]:
+    kept, dropped = (rows_of(output, names) for names in (output.report.outputs.rows, output.report.outputs.dropped))
     return {row["row_id"]: row["response"] for row in kept} | {
         row["row_id"]: (row["reason"], row["text"]) for row in dropped
     }
@@ -73,9 +71,7 @@ def test_a_small_grid_in_the_cluster_and_behind_danlu_serve(tmp_path: Path) -> N
         for scene in ("生日", "春节")
         for style in ("小红书", "正常", "严肃")
     }
-    report = local["refine"].report()
-    (first, *_) = report["operators"]
-    assert first["rows_in"] == local["synthesize"].report()["rows"]
+    assert local["refine"].report.operators[0].rows_in == local["synthesize"].report.rows
     (model,) = (str(path.parent) for path in (tmp_path / "local" / "models").glob("*/config.json"))  # converted above
     port = claim_port("127.0.0.1", None)
     command = [sys.executable, "-c", SERVE, model, "--port", str(port), "--workspace", str(tmp_path / "serve")]

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.answering_server import Behaviour
@@ -13,8 +12,8 @@ from pipelines.artifacts.rows import messages_of
 from pipelines.errors import DataError
 from pipelines.recipe.synthesize import Passages
 from pipelines.synthesize.passages import cut, with_passages
-from pipelines.synthesize.stage import determinants, synthesize
-from tests.pipelines.synthesize.serving import in_thread, place, recipe
+from tests.outputs import rows_of
+from tests.pipelines.synthesize.serving import in_thread, place, recipe, run, stage
 
 
 def pieces(text: str, **section: Any) -> list[str]:
@@ -56,11 +55,11 @@ def test_what_counts_is_what_the_files_hold(tmp_path: Path) -> None:
     assert what.synthesize
     found = with_passages(what.synthesize).dimensions["passage"]
     assert found == ["春节是农历新年。", "人们贴春联、放鞭炮，全家团圆吃年夜饭。", "第二个文件。"]
-    before = determinants(what)
+    before = stage(what).fingerprint_inputs()
     (tmp_path / "b.txt").rename(tmp_path / "c.txt")
-    assert determinants(what) == before
+    assert stage(what).fingerprint_inputs() == before
     (tmp_path / "c.txt").write_text("改了。", encoding="utf-8")
-    assert determinants(what) != before
+    assert stage(what).fingerprint_inputs() != before
 
 
 def test_documents_that_cannot_be_read_are_named(tmp_path: Path) -> None:
@@ -69,7 +68,7 @@ def test_documents_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     for name, said in (("a.txt", "a.txt: byte 3 is not UTF-8"), ("b.txt", "no text in it"), ("c.txt", "No such file")):
         what = recipe("http://x/v1", **section(tmp_path / name))
         with pytest.raises(DataError, match=said):
-            determinants(what)
+            stage(what).fingerprint_inputs()
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -91,10 +90,10 @@ def test_pairs_and_dialogues_become_rows(tmp_path: Path) -> None:
             where = place(tmp_path, shape)
             if shape == "text":
                 with pytest.raises(Exception, match="malformed 4"):
-                    synthesize(what, where)
+                    run(what, where)
                 continue
-            report = synthesize(what, where)
-            rows = [row for path in report["outputs"]["rows"] for row in pq.read_table(where.path(path)).to_pylist()]
+            output = run(what, where)
+            rows = rows_of(output, output.report.outputs.rows)
         if shape == "pairs":
             assert [row["pos"] for row in rows] == [0, 1, 1000, 1001, 2000, 2001, 3000, 3001]
             assert [(row["query"], row["response"]) for row in rows[:2]] == [

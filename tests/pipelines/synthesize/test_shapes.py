@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines.llm.requests import MalformedError
-from pipelines.recipe.synthesize import Answer, Synthesize
+from pipelines.recipe.synthesize import AnswerShape, Synthesize
 from pipelines.synthesize.grid import Grid
 from pipelines.synthesize.shapes import conversations, response_format
 
@@ -24,7 +24,7 @@ CELL = {"persona": "爱莉希雅", "partner": "芽衣"}
 
 
 def read(text: str, **answer: Any) -> list[list[tuple[str, str]]]:
-    found = conversations(text, "写一张贺卡", Answer.model_validate(answer), CELL)
+    found = conversations(text, "写一张贺卡", AnswerShape.model_validate(answer), CELL)
     return [[(turn["role"], turn["content"]) for turn in turns] for turns in found]
 
 
@@ -99,11 +99,11 @@ def test_a_dialogue_is_one_conversation_in_turns() -> None:
 
 
 def test_what_the_endpoint_is_told() -> None:
-    assert response_format(Answer(shape="pairs")) is None
-    assert response_format(Answer(shape="pairs", response_format="json_object")) == {"type": "json_object"}
-    whole = response_format(Answer(shape="json", json_schema=CARD, response_format="json_schema"))
+    assert response_format(AnswerShape(shape="pairs")) is None
+    assert response_format(AnswerShape(shape="pairs", response_format="json_object")) == {"type": "json_object"}
+    whole = response_format(AnswerShape(shape="json", json_schema=CARD, response_format="json_schema"))
     assert whole == {"type": "json_schema", "json_schema": {"name": "json", "schema": CARD}}
-    wrapped = response_format(Answer(shape="pairs", response_format="json_schema"))
+    wrapped = response_format(AnswerShape(shape="pairs", response_format="json_schema"))
     assert wrapped and wrapped["json_schema"]["schema"]["properties"]["items"]["type"] == "array"
 
 
@@ -118,7 +118,7 @@ def test_what_the_endpoint_is_told() -> None:
 )
 def test_a_wrong_section_is_named(answer: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
-        Answer.model_validate(answer)
+        AnswerShape.model_validate(answer)
 
 
 def test_the_sections_in_the_guide_are_valid() -> None:

@@ -11,50 +11,35 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.answering_server import Behaviour, answer_to
-from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import RecipeError, StageError
 from pipelines.llm.dispatch import forget_failures
-from pipelines.llm.ledger import Writer, read_index
-from pipelines.llm.requests import Outcome, Verdict, record_of
+from pipelines.llm.ledger import LedgerWriter, read_index
+from pipelines.llm.requests import Outcome, OutcomeKind, record_of
 from pipelines.progress import STEADY_INTERVAL
 from pipelines.recipe.schema import Recipe
-from pipelines.synthesize.grid import Grid
-from pipelines.synthesize.stage import determinants, grid_of, synthesize
-from tests.pipelines.synthesize.serving import Server, in_thread, place, recipe
+from tests.outputs import rows_of
+from tests.pipelines.synthesize.serving import Server, grid, in_thread, place, recipe, run, stage
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def rows(where: Place, kind: str = "rows") -> list[dict[str, Any]]:
-    table: pa.Table = pa.concat_tables([pq.read_table(path) for path in where.outputs(kind)])
-    return table.to_pylist()
-
-
-def run(what: Recipe, where: Place) -> dict[str, Any]:
-    report = synthesize(what, where)
-    where.finish({"report": report})
-    return report
-
-
 def digests(what: Recipe) -> set[str]:
     """The server's names for the prompts of a recipe."""
-    assert what.synthesize
-    grid = Grid(what.synthesize, what.seed)
-    prompts = [grid.request(pos).messages for pos in grid.positions()]
+    made = grid(what)
+    prompts = [made.request(pos).messages for pos in made.positions()]
     return {hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:16] for prompt in prompts}
 
 
 def test_every_cell_gets_its_answer_once(tmp_path: Path, start_server: Callable[..., Server]) -> None:
     server = start_server()
     what = recipe(server.url, cells=20, price=(price := {"input": 0.1, "output": "0.3"}))
-    report = run(what, place(tmp_path))
-    made = rows(place(tmp_path))
-    assert report["rows"] == len(made) == 40
+    output = run(what, place(tmp_path))
+    report, made = output.report, rows_of(output, output.report.outputs.rows)
+    assert report.rows == len(made) == 40
     assert [row["pos"] for row in made] == list(range(40))
     first = made[1]
     assert (first["row_id"], first["query"], first["system"]) == ("人0/严肃#0", "祝人0,严肃风格", "送祝福大师")
@@ -65,16 +50,17 @@ def test_every_cell_gets_its_answer_once(tmp_path: Path, start_server: Callable[
     assert log["most_in_flight"] <= 32
     answers = sum(len(row["response"]) for row in made)
     prompts = sum(len(row["name"]) + len(row["style"]) - 1 + (row["style"] == "严肃") for row in made)
-    assert (report["output_tokens"], report["currency"]) == (answers, "CNY")
-    assert Decimal(report["cost"]) == (report["input_tokens"] * Decimal("0.1") + answers * Decimal("0.3")) / 1_000_000
-    assert report["input_tokens"] < prompts * 2
+    assert (report.output_tokens, report.currency) == (answers, "CNY")
+    assert report.cost
+    assert Decimal(report.cost) == (report.input_tokens * Decimal("0.1") + answers * Decimal("0.3")) / 1_000_000
+    assert report.input_tokens < prompts * 2
     # another place, as after --from: all is in the ledger
     again = run(what, place(tmp_path, "g"))
-    assert again["digest"] == report["digest"]
+    assert again.report.digest == report.digest
     assert len(server.log()["requests"]) == 40
     # a larger grid asks for what is new only
     more = run(recipe(server.url, cells=22, price=price), place(tmp_path, "h"))
-    assert more["rows"] == 44
+    assert more.report.rows == 44
     assert len(server.log()["requests"]) == 44
 
 
@@ -82,9 +68,9 @@ def test_every_cell_gets_its_answer_once(tmp_path: Path, start_server: Callable[
 def test_faults_are_met_with_patience(tmp_path: Path, start_server: Callable[..., Server], workers: int) -> None:
     server = start_server(**{"429": 0.05, "500": 0.03, "drop": 0.01, "hang": 0.01})
     what = recipe(server.url, cells=200, workers=workers, timeout=2.0)
-    report = run(what, place(tmp_path))
-    assert report["rows"] == 400
-    assert report["failed"] == {}
+    report = run(what, place(tmp_path)).report
+    assert report.rows == 400
+    assert report.failed == {}
     outcomes = server.outcomes()
     faults = sum(outcome != "ok" for outcome in outcomes)
     assert faults > 10
@@ -101,8 +87,8 @@ def test_an_endpoint_that_allows_less_is_found_out(tmp_path: Path, start_server:
         {"base_url": servers[1].url, "max_in_flight": 8, "weight": 3},
     ]
     what = recipe("http://x/v1", cells=40, endpoints=endpoints)
-    report = run(what, place(tmp_path))
-    assert report["rows"] == 80
+    report = run(what, place(tmp_path)).report
+    assert report.rows == 80
     assert servers[0].outcomes().count("ok") == 80
     refused = servers[1].outcomes()
     # at its weight it would refuse three times for each answer elsewhere, 240 in all; how many less depends on speed
@@ -145,30 +131,31 @@ def test_answers_that_cannot_be_read_lose_nothing(
 ) -> None:
     run(recipe(start_server().url, cells=4), place(tmp_path))
     with in_thread(Behaviour(delay=0.01, body=body)) as url:
-        assert run(recipe(url, cells=6), place(tmp_path, "g"))["failed"] == {reason: 4}
-    assert len(rows(place(tmp_path, "g"))) == 8
+        output = run(recipe(url, cells=6), place(tmp_path, "g"))
+    assert output.report.failed == {reason: 4}
+    assert len(rows_of(output, output.report.outputs.rows)) == 8
     again, sound = recipe(start_server().url, cells=6), place(tmp_path, "h")
-    assert forget_failures(sound.workspace, grid_of(again)) == 4
-    assert run(again, sound)["rows"] == 12
+    assert forget_failures(sound.workspace, grid(again)) == 4
+    assert run(again, sound).report.rows == 12
 
 
 def test_an_answer_that_cannot_be_written_is_asked_again_though_it_was_filed(
     tmp_path: Path, start_server: Callable[..., Server]
 ) -> None:
     what, where = recipe(start_server().url, cells=2), place(tmp_path)
-    grid = grid_of(what)
-    filed = [grid.request(pos) for pos in grid.positions()]
-    writer = Writer(where.workspace)
+    requests = [grid(what).request(pos) for pos in grid(what).positions()]
+    writer = LedgerWriter(where.workspace)
     texts = ("半\ud83d", "一句完整的祝福")
     writer.append(
-        record_of(request, Outcome(Verdict.ANSWER, "", text), 1, 0.1)
-        for request, text in zip(filed[:2], texts, strict=True)
+        record_of(request, Outcome(OutcomeKind.ANSWERED, "", text), 1, 0.1)
+        for request, text in zip(requests[:2], texts, strict=True)
     )
     writer.close()
-    assert run(what, where)["failed"] == {"malformed": 1}
-    assert rows(where, "dropped")[0]["text"] == "半\\ud83d"
-    assert forget_failures(where.workspace, grid) == 1
-    assert run(what, place(tmp_path, "g"))["rows"] == 4
+    output = run(what, where)
+    assert output.report.failed == {"malformed": 1}
+    assert rows_of(output, output.report.outputs.dropped)[0]["text"] == "半\\ud83d"
+    assert forget_failures(where.workspace, grid(what)) == 1
+    assert run(what, place(tmp_path, "g")).report.rows == 4
 
 
 def test_failures_have_a_class_and_are_asked_again_when_told(
@@ -176,18 +163,19 @@ def test_failures_have_a_class_and_are_asked_again_when_told(
 ) -> None:
     broken, sound = start_server(**{"500": 0.6}), start_server()
     what = recipe(broken.url, cells=10, max_attempts=1)
-    report = run(what, place(tmp_path))
-    assert report["failed"].keys() == {"status_500"}
-    failed = report["failed"]["status_500"]
-    dropped = rows(place(tmp_path), "dropped")
+    output = run(what, place(tmp_path))
+    assert output.report.failed.keys() == {"status_500"}
+    failed = output.report.failed["status_500"]
+    dropped = rows_of(output, output.report.outputs.dropped)
     assert [row["reason"] for row in dropped] == ["status_500"] * failed
     assert "injected" in dropped[0]["text"]
     assert dropped[0]["row_id"].startswith("人")
     mended = recipe(sound.url, cells=10, max_attempts=1)
-    assert determinants(mended) == determinants(what)
-    assert run(mended, place(tmp_path, "g"))["failed"] == {"status_500": failed}  # not asked again by itself
-    assert forget_failures(place(tmp_path).workspace, grid_of(mended)) == failed
-    assert run(mended, place(tmp_path, "h"))["rows"] == 20
+    assert stage(mended).fingerprint_inputs() == stage(what).fingerprint_inputs()
+    unasked = run(mended, place(tmp_path, "g")).report  # failures are not sent again by themselves
+    assert unasked.failed == {"status_500": failed}
+    assert forget_failures(place(tmp_path).workspace, grid(mended)) == failed
+    assert run(mended, place(tmp_path, "h")).report.rows == 20
     assert len(sound.outcomes()) == failed
 
 
@@ -202,7 +190,8 @@ def test_a_budget_is_kept(tmp_path: Path, start_server: Callable[..., Server]) -
     spent = re.search(r"used up, ([\d.]+) of 2 CNY", str(caught.value))
     assert spent and 1.9 < float(spent[1]) <= 2.0
     whole = run(recipe(server.url, cells=100, price=price, generation={"max_tokens": 40}), place(tmp_path))
-    assert float(whole["cost"]) == pytest.approx(float(spent[1]) / settled * 200, rel=0.05)
+    assert whole.report.cost
+    assert float(whole.report.cost) == pytest.approx(float(spent[1]) / settled * 200, rel=0.05)
     assert len(server.outcomes()) == 200
 
 
@@ -239,7 +228,7 @@ def test_a_missing_key_is_said_before_anything_starts(tmp_path: Path, monkeypatc
 @pytest.mark.slow
 def test_two_runs_at_once_do_not_pay_twice(tmp_path: Path, start_server: Callable[..., Server]) -> None:
     server = start_server()
-    writer = Writer(place(tmp_path).workspace)
+    writer = LedgerWriter(place(tmp_path).workspace)
     with pytest.raises(StageError, match="another run is writing answers here; wait for it or stop it") as caught:
         run(recipe(server.url), place(tmp_path))
     writer.close()
@@ -262,7 +251,7 @@ def test_a_full_disk_is_said_plainly(tmp_path: Path, start_server: Callable[...,
         kept = len(read_index(place(tmp_path).workspace).entries)
         assert 100 < kept < 800
         subprocess.run(["mount", "-o", "remount,size=4m", str(ledger)], check=True)
-        assert run(what, place(tmp_path))["rows"] == 800
+        assert run(what, place(tmp_path)).report.rows == 800
         assert len(server.outcomes()) <= 800 + 3 * 32
     finally:
         subprocess.run(["umount", "-l", str(ledger)], check=True)

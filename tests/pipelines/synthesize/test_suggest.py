@@ -12,8 +12,8 @@ from pipelines.artifacts.workspace import Workspace
 from pipelines.llm.requests import MalformedError
 from pipelines.recipe.load import load_recipe
 from pipelines.report.charts import heat_map as drawn
-from pipelines.synthesize.grid import Grid, heat_map
-from pipelines.synthesize.suggest import misfits, questions_about, suggest_map, values_of
+from pipelines.synthesize.grid import Grid, compatibility_map
+from pipelines.synthesize.suggest import misfits, requests_about, suggest_map, values_of
 from tests.pipelines.synthesize.serving import in_thread, recipe
 
 AXES = {"name": ["爷爷", "奶奶", "同学"], "scene": ["生日", "新婚快乐", "重阳节"]}
@@ -27,8 +27,8 @@ def grid(url: str = "http://x/v1", **more: Any) -> Grid:
 
 def test_each_value_is_asked_about_against_the_dimensions_behind_it() -> None:
     values = values_of(grid())
-    questions = questions_about(grid(), values)
-    requests = list(map(questions.request, questions.positions()))
+    source = requests_about(grid(), values)
+    requests = list(map(source.request, source.positions()))
     assert [values[request.pos].value for request in requests] == [*AXES["name"], *AXES["scene"]]
     first, last = requests[0].messages[0]["content"], requests[-1].messages[0]["content"]
     assert "“祝爷爷”" in first and "- scene：生日、新婚快乐、重阳节\n- style：正常、严肃" in first
@@ -37,7 +37,7 @@ def test_each_value_is_asked_about_against_the_dimensions_behind_it() -> None:
     found = misfits(values[0], '```json\n{"scene": ["新婚快乐", "婚礼"], "style": []}\n```')
     assert found == {"scene": ("新婚快乐",), "style": ()}
     with pytest.raises(MalformedError):
-        questions.check(requests[0], '{"scene": "新婚快乐"}')
+        source.check_answer(requests[0], '{"scene": "新婚快乐"}')
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -69,24 +69,25 @@ def test_the_proposal_goes_into_the_recipe(tmp_path: Path) -> None:
 
 def test_the_map_counts_what_is_asked() -> None:
     rules = [{"where": {"name": "爷爷", "scene": "新婚*"}}, {"where": {"scene": "重阳节", "style": "严肃"}}]
-    counted = heat_map(grid(compatibility=rules, samples_per_cell=3))
-    assert counted == {
+    counted = compatibility_map(grid(compatibility=rules, samples_per_cell=3))
+    assert counted
+    assert counted.model_dump() == {
         "dimensions": ["name", "scene"],
         "rows": AXES["name"],
         "columns": AXES["scene"],
         "shares": [[1, 0, 0.5], [1, 1, 0.5], [1, 1, 0.5]],
     }
-    chart = drawn("map", counted["rows"], counted["columns"], counted["shares"])
+    chart = drawn("map", counted.rows, counted.columns, counted.shares)
     assert chart.count("<rect") == 8 and "爷爷, 新婚快乐: 0 %" in chart and "奶奶, 重阳节: 50 %" in chart
 
 
 def test_the_shipped_grid_is_drawn_by_people_and_occasions() -> None:
     what = load_recipe("wishes").synthesize
     assert what
-    counted = heat_map(Grid(what, 42))
-    assert counted and counted["dimensions"] == ["name", "scene"]
-    shares = dict(zip(counted["rows"], counted["shares"], strict=True))
-    scenes = counted["columns"]
+    counted = compatibility_map(Grid(what, 42))
+    assert counted and counted.dimensions == ["name", "scene"]
+    shares = dict(zip(counted.rows, counted.shares, strict=True))
+    scenes = counted.columns
     assert shares["爷爷"][scenes.index("新婚快乐")] == 0
     assert shares["同事"][scenes.index("新婚快乐")] == 1
     assert shares["妹妹"][scenes.index("生日")] == pytest.approx(2 / 3)

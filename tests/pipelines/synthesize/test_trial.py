@@ -10,9 +10,8 @@ import pytest
 import yaml
 
 from pipelines.errors import InputError
-from pipelines.synthesize.stage import synthesize
 from pipelines.synthesize.trial import try_cells
-from tests.pipelines.synthesize.serving import Server, place, recipe
+from tests.pipelines.synthesize.serving import Server, place, recipe, run
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -21,7 +20,8 @@ def test_a_trial_projects_and_its_answers_count(tmp_path: Path, start_server: Ca
     price = {"input": "0", "output": "1000000"}
     what = recipe(server.url, cells=30, price=price, endpoint={"requests_per_minute": 600, "max_in_flight": 8})
     workspace = place(tmp_path).workspace
-    *answers, tried, left, money = try_cells(what, workspace, 10)
+    assert what.synthesize
+    *answers, tried, left, money = try_cells(what.synthesize, what.serve, what.seed, workspace, 10)
     assert len(answers) == 5
     assert answers[0].startswith("人0/正常#0: 愿你平安喜乐")
     length = len(answers[0].split(": ")[1])
@@ -31,10 +31,10 @@ def test_a_trial_projects_and_its_answers_count(tmp_path: Path, start_server: Ca
     assert f"{50 * length} output tokens, 5 s" in left  # at 600 a minute
     assert money == f"spent {10 * length:.4f} CNY, about {50 * length:.4f} more, {60 * length:.4f} CNY in all"
     assert len(server.outcomes()) == 10
-    synthesize(what, place(tmp_path))
+    run(what, place(tmp_path))
     assert len(server.outcomes()) == 60
     with pytest.raises(InputError, match="every cell has its answer"):
-        try_cells(what, workspace, 10)
+        try_cells(what.synthesize, what.serve, what.seed, workspace, 10)
 
 
 def test_the_options_of_the_command(tmp_path: Path, start_server: Callable[..., Server]) -> None:

@@ -9,13 +9,12 @@ import psutil
 import pytest
 
 from pipelines.artifacts.workspace import Workspace
-from pipelines.llm.ledger import Kind, read_index
-from pipelines.synthesize.stage import synthesize
-from tests.pipelines.synthesize.serving import Server, most_in_a_minute, place, recipe
+from pipelines.llm.ledger import RecordKind, read_index
+from tests.pipelines.synthesize.serving import Server, most_in_a_minute, place, recipe, run
 
 
 def worker_processes() -> list[psutil.Process]:
-    """The asking workers of this test's own Ray."""
+    """The workers of this test's own Ray that send requests."""
     import ray
 
     session = ray._private.worker._global_node.get_session_dir_path()
@@ -50,11 +49,11 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path, start_server: Callable[.
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    report = synthesize(what, place(tmp_path))
+    report = run(what, place(tmp_path)).report
     killer.join()
     assert len(killed) == 1
-    assert report["rows"] == 400
-    assert report["failed"] == {}
+    assert report.rows == 400
+    assert report.failed == {}
     assert len(server.outcomes()) <= 400 + 2 * 32  # what it had asked and not filed is asked again
 
 
@@ -68,10 +67,9 @@ def test_every_cell_once_within_the_rate_whatever_goes_wrong(
     server = start_server(0.3, **{"429": 0.05, "500": 0.03, "drop": 0.01, "hang": 0.01})
     endpoint = {"requests_per_minute": rate, "max_in_flight": 256}
     what = recipe(server.url, cells=requests // 2, workers=workers, timeout=10.0, endpoint=endpoint)
-    report = synthesize(what, place(tmp_path))
-    assert report["rows"] == requests
+    assert run(what, place(tmp_path)).report.rows == requests
     index = read_index(Workspace(str(tmp_path / "w")))
-    assert set(index.entries["kind"]) == {Kind.ANSWER}
+    assert set(index.entries["kind"]) == {RecordKind.ANSWER}
     assert len(index.entries) == len({bytes(key) for key in index.entries["key"]}) == requests
     log = server.log()["requests"]
     assert len({digest for _, digest, outcome in log if outcome == "ok"}) == requests

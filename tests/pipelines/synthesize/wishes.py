@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from pipelines.recipe.synthesize import Style
-from pipelines.refine.rules import Asked
+from pipelines.refine.rules import Expected
 
 NAMES = [
     *("赵老师", "大舅", "大伯", "李总", "邻居赵大妈", "母亲", "姐姐", "妹妹", "哥哥", "弟弟", "爷爷", "奶奶", "外公"),
@@ -62,11 +62,11 @@ def real(folder: Path) -> list[dict[str, str]]:
     return [row["conversation"][0] for row in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def asked(query: str) -> Asked:
-    """What a real row was asked for."""
+def expected(query: str) -> Expected:
+    """What the answer of a real row should be."""
     style = next((name for name in STYLES if f"{name}风格" in query), "正常")
     cell = {name: max((v for v in values if v in query), key=len) for name, values in DIMENSIONS.items()}
-    return Asked(cell, STYLES[style], DIMENSIONS, ALIASES)
+    return Expected(cell, STYLES[style], DIMENSIONS, ALIASES)
 
 
 PARTICLE = (  # a mark before a particle

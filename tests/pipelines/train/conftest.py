@@ -1,4 +1,4 @@
-"""A tiny random model with a real chat template, and finished splits to train on."""
+"""Finished splits to train a tiny random model on, which has a real chat template."""
 
 import json
 import random
@@ -11,37 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.artifacts.reports.rows import SideFiles, Sides, SplitReport
+from pipelines.artifacts.reports.train import TrainReport
+from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.recipe.schema import Recipe
-from tests.pipelines.train.families import CHATML, byte_level_tokenizer
+from pipelines.train.stage import TrainInputs, TrainStage
+from tests.model_families import tiny_model
+from tests.outputs import finished
 
-
-def make_model(folder: Path) -> Path:
-    """A Qwen2 of two layers with random weights and a byte-level tokenizer, as a Hugging Face folder."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    byte_level_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|im_end|>", CHATML).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=300,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model's folder."""
-    return make_model(tmp_path_factory.mktemp("model"))
+__all__ = ["tiny_model"]
 
 
 def chats(count: int) -> list[dict[str, Any]]:
@@ -59,8 +38,10 @@ def chats(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def finished_split(workspace: Workspace, train: list[dict[str, Any]], test: list[dict[str, Any]]) -> Place:
-    """A split stage's place as the split leaves it, the training rows in two files."""
+def finished_split(
+    workspace: Workspace, train: list[dict[str, Any]], test: list[dict[str, Any]]
+) -> Output[SplitReport]:
+    """What a split leaves, the training rows in two files."""
     place = Place(workspace, "split", "s")
     half = len(train) // 2
     files = {"train": [train[:half], train[half:]], "test": [test]}
@@ -71,8 +52,8 @@ def finished_split(workspace: Workspace, train: list[dict[str, Any]], test: list
             place.local(name).parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.Table.from_pylist(rows), place.local(name))
             outputs.setdefault(side, []).append(name)
-    place.finish({"report": {"digest": "d", "outputs": outputs}})
-    return place
+    sides, written = Sides(train=len(train), test=len(test)), SideFiles(train=outputs["train"], test=outputs["test"])
+    return finished(place, SplitReport(summary="", digest="d", rows=sides, outputs=written))
 
 
 def train_recipe(model: Path, **train: Any) -> Recipe:
@@ -90,6 +71,27 @@ def train_recipe(model: Path, **train: Any) -> Recipe:
     return Recipe.model_validate(json.loads(json.dumps(tree)))
 
 
+def train_stage(recipe: Recipe) -> TrainStage:
+    """The recipe's stage, as the pipeline makes it."""
+    assert recipe.train
+    return TrainStage(recipe.train, recipe.ingest, recipe.seed)
+
+
+def problems_of(recipe: Recipe) -> str:
+    """What would stop training, for `match`."""
+    return "\n".join(f"{problem.key}: {problem.message}" for problem in train_stage(recipe).preflight())
+
+
+def place_for(split: Output[SplitReport]) -> Place:
+    """Where what is trained on the split belongs."""
+    return Place(split.folder.workspace, "train", "f")
+
+
+def train(recipe: Recipe, split: Output[SplitReport]) -> Output[TrainReport]:
+    """Train, and finish the place as the pipeline does."""
+    return finished(place_for(split), train_stage(recipe).run(place_for(split), TrainInputs(split)))
+
+
 @pytest.fixture(scope="session")
 def recipe_of(tiny_model: Path) -> Callable[..., Recipe]:
     """Make a recipe that trains the tiny model; keywords override its train section."""
@@ -97,10 +99,10 @@ def recipe_of(tiny_model: Path) -> Callable[..., Recipe]:
 
 
 @pytest.fixture(scope="session")
-def split_in() -> Callable[[Path, int], Place]:
+def split_in() -> Callable[[Path, int], Output[SplitReport]]:
     """Make a finished split of some training rows and four test rows in a workspace."""
 
-    def make(workspace: Path, rows: int) -> Place:
+    def make(workspace: Path, rows: int) -> Output[SplitReport]:
         data = chats(rows + 4)
         return finished_split(Workspace(str(workspace)), data[:rows], data[rows:])
 
@@ -108,6 +110,8 @@ def split_in() -> Callable[[Path, int], Place]:
 
 
 @pytest.fixture
-def split_of(split_in: Callable[[Path, int], Place], tmp_path: Path) -> Callable[[int], Place]:
+def split_of(
+    split_in: Callable[[Path, int], Output[SplitReport]], tmp_path: Path
+) -> Callable[[int], Output[SplitReport]]:
     """Make such a split in a workspace of this test's own."""
     return partial(split_in, tmp_path / "ws")

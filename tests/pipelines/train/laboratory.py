@@ -9,18 +9,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from pipelines.artifacts.reports.rows import SplitReport
 from pipelines.artifacts.rows import messages_of
 from pipelines.artifacts.shards import Attempt
-from pipelines.artifacts.workspace import Place
+from pipelines.artifacts.stage import Output
+from pipelines.models.tokenizer import load_tokenizer
 from pipelines.recipe.schema import Recipe
 from pipelines.train import tokenize as tokenizing
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
 from pipelines.train.loss_mask import encode
 from pipelines.train.run import Run
-from pipelines.train.tokenize import Tokenized, load_tokenizer
+from pipelines.train.tokenize import Tokenized
+from tests.outputs import rows_of
 
 STEPS = 6
 
@@ -28,20 +29,21 @@ STEPS = 6
 class Laboratory:
     """Runs by name, trained in groups that share one start-up."""
 
-    def __init__(self, root: Path, model: Path, recipe_of: Callable[..., Recipe], split: Place) -> None:
+    def __init__(self, root: Path, model: Path, recipe_of: Callable[..., Recipe], split: Output[SplitReport]) -> None:
         self.root = root
         self.model = model
         self.recipe_of = recipe_of
-        self.training = self._tokens(split, "train")
-        self.held_out = self._tokens(split, "test")
-        self.held_out_rows = [row for path in split.outputs("test") for row in pq.read_table(path).to_pylist()]
+        files = split.report.outputs
+        self.held_out_rows = rows_of(split, files.test)
+        self.training = self._tokens(split, "train", rows_of(split, files.train))
+        self.held_out = self._tokens(split, "test", self.held_out_rows)
 
-    def _tokens(self, split: Place, side: str) -> Tokenized:
+    def _tokens(self, split: Output[SplitReport], side: str, rows: list[dict[str, Any]]) -> Tokenized:
         tokenizer, control = load_tokenizer(self.model)
-        rows = [row for path in split.outputs(side) for row in pq.read_table(path).to_pylist()]
-        attempt = Attempt(split.workspace, str(self.root / "tokens"), side, {})
+        workspace = split.folder.workspace
+        attempt = Attempt(workspace, str(self.root / "tokens"), side, {})
         encoded = [encode(tokenizer, control, messages_of(row)) for row in rows]
-        tokenizing._write_shard(split.workspace, attempt, [[sample] for sample in encoded])
+        tokenizing._write_shard(workspace, attempt, [[sample] for sample in encoded])
         index = self.root / "tokens" / f"{side}.npy"
         index.write_bytes(tokenizing._npy(tokenizing.np.arange(len(rows))))
         return Tokenized([{**attempt.files, "samples": len(rows)}], str(index), len(rows), {})

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipelines.train.attention import NAME, register
-from pipelines.train.loss_mask import IGNORED
+from pipelines.train.loss_mask import IGNORE_INDEX
 from pipelines.train.samples import collate
 
 
@@ -18,7 +18,7 @@ def losses_one_by_one(model: Any, samples: list[Any]) -> Any:
         ids, targets = torch.tensor(tokens)[None].long(), torch.tensor(labels)[None].long()
         with torch.no_grad():
             loss = model(input_ids=ids, labels=targets).loss
-        total += loss * int((targets[:, 1:] != IGNORED).sum())
+        total += loss * int((targets[:, 1:] != IGNORE_INDEX).sum())
     return total
 
 
@@ -36,7 +36,7 @@ def test_samples_in_one_row_have_the_loss_they_have_alone(tiny_model: Path, wind
     samples = []
     for length in (11, 7, 1, 23):
         tokens = draw.integers(3, 300, length).astype(np.int32)
-        labels = np.where(draw.random(length) < 0.5, tokens, IGNORED).astype(np.int32)
+        labels = np.where(draw.random(length) < 0.5, tokens, IGNORE_INDEX).astype(np.int32)
         labels[-1:] = tokens[-1:]
         samples.append((tokens, labels))
     models = [

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.artifacts.workspace import Place
+from pipelines.artifacts.reports.rows import SplitReport
+from pipelines.artifacts.stage import Output
 from pipelines.models.convert import convert
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.train import Merge
 from pipelines.train.merge import write_merged
 from pipelines.train.run import Run
-from tests.pipelines.train import families
+from tests import model_families as families
 from tests.pipelines.train.laboratory import Laboratory, losses
 
 pytestmark = pytest.mark.slow
@@ -25,7 +26,7 @@ def laboratories(
     tmp_path_factory: pytest.TempPathFactory,
     tiny_model: Path,
     recipe_of: Callable[..., Recipe],
-    split_in: Callable[[Path, int], Place],
+    split_in: Callable[[Path, int], Output[SplitReport]],
 ) -> dict[str, Laboratory]:
     """One for each family, over the same rows."""
     root = tmp_path_factory.mktemp("families")
@@ -67,8 +68,8 @@ def test_merged_it_is_base_and_adapter(trained: dict[str, Run], name: str, tmp_p
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run = trained[name]
-    facts = write_merged(run.model, run.trained, tmp_path / "model", Merge(dtype="float32"))
-    assert facts["merge_difference"] < 1e-4 and facts["reload_difference"] == 0
+    written = write_merged(run.model, run.trained, tmp_path / "model", Merge(dtype="float32"))
+    assert written.merge_difference < 1e-4 and written.reload_difference == 0
     base = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32)
     ids = torch.arange(3, 90)[None]
     with torch.no_grad():

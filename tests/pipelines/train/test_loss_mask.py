@@ -5,8 +5,8 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.errors import DataError
-from pipelines.train.loss_mask import IGNORED, Encoded, control_tokens, encode, with_system
-from pipelines.train.tokenize import load_tokenizer
+from pipelines.models.tokenizer import control_tokens, load_tokenizer
+from pipelines.train.loss_mask import IGNORE_INDEX, Encoded, encode, with_system
 from tests.pipelines.train.conftest import train_recipe
 
 
@@ -14,7 +14,7 @@ def text_with_loss(tokenizer: Any, encoded: Encoded) -> list[str]:
     """The stretches of text that carry loss, in order."""
     stretches: list[list[int]] = [[]]
     for token, label in zip(encoded.tokens, encoded.labels, strict=True):
-        if label == IGNORED:
+        if label == IGNORE_INDEX:
             stretches.append([])
         else:
             assert label == token
@@ -31,7 +31,7 @@ def test_one_turn_matches_tokens_written_by_hand(tiny_model: Path) -> None:
     letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "HiYo"]
     prompt = [start, *user, newline, *letters[:2], end, newline, start, *assistant, newline]
     assert encoded.tokens == [*prompt, *letters[2:], end, newline]
-    assert encoded.labels == [IGNORED] * len(prompt) + [*letters[2:], end] + [IGNORED]
+    assert encoded.labels == [IGNORE_INDEX] * len(prompt) + [*letters[2:], end] + [IGNORE_INDEX]
 
 
 def test_loss_is_on_every_assistant_turn_and_its_end_only(tiny_model: Path) -> None:

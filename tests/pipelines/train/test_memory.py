@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from pipelines.artifacts.reports.rows import SplitReport
+from pipelines.artifacts.stage import Output
 from pipelines.errors import HardwareError, StageError
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.train import Train
+from pipelines.train import memory
 from pipelines.train.journal import read_journal
 from pipelines.train.memory import (
     GIB,
@@ -28,8 +31,8 @@ from pipelines.train.memory import (
 )
 from pipelines.train.run import Run
 from pipelines.train.tokenize import Tokenized
-from tests.pipelines.train import families
-from tests.pipelines.train.conftest import train_recipe
+from tests import model_families as families
+from tests.pipelines.train.conftest import train, train_recipe
 from tests.pipelines.train.laboratory import Laboratory
 
 # Qwen2-7B, from its configuration: 28 layers of width 3584, 28 heads of 128, 4 of them for keys and values
@@ -187,8 +190,6 @@ def test_check_compares_with_what_is_free(tiny_model: Path) -> None:
 
 def test_check_says_what_merging_takes(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A 7B model takes 28.4 GiB in float32 and the libraries 0.875."""
-    from pipelines.train import memory
-
     assert describe_merge(section(model="hf://some/model")) == ""
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr(memory, "shapes_of", lambda folder: QWEN2_7B)
@@ -239,10 +240,10 @@ def run_of(model: Path, folder: Path, **changes: Any) -> Run:
 def test_an_allocation_that_fails_is_explained(tiny_model: Path, tmp_path: Path) -> None:
     import torch
 
-    from pipelines.train.oom import Meter, explained
+    from pipelines.train.oom import MemoryMeter, explained
 
     run = run_of(tiny_model, tmp_path)
-    meter = Meter()
+    meter = MemoryMeter()
     told = r"out of memory: weights took at least \d{6}.* GiB, estimated 0\.00; "
     with pytest.raises(StageError, match=told), explained(run, meter):
         torch.empty(1 << 50, dtype=torch.uint8)
@@ -255,10 +256,10 @@ def test_an_allocation_that_fails_is_explained(tiny_model: Path, tmp_path: Path)
 
 
 def test_an_estimate_that_held_is_not_blamed(tiny_model: Path, tmp_path: Path) -> None:
-    from pipelines.train.oom import Meter, explanation
+    from pipelines.train.oom import MemoryMeter, explanation
 
     run = run_of(tiny_model, tmp_path, max_length=500, method="full")
-    meter = Meter()
+    meter = MemoryMeter()
     meter.mark()
     assert meter.made
     assert "was not exceeded, but so much was not free" in explanation(run, meter, meter.made + 1000)
@@ -297,7 +298,11 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_the_estimate_is_the_measured_peak_within_15_percent(
-    small_model: Path, split_in: Callable[[Path, int], Any], tmp_path: Path, name: str, wanted: dict[str, Any]
+    small_model: Path,
+    split_in: Callable[[Path, int], Output[SplitReport]],
+    tmp_path: Path,
+    name: str,
+    wanted: dict[str, Any],
 ) -> None:
     """Rows packed to the full length, as the estimate takes them; the peak is the process's resident memory."""
     laboratory = Laboratory(tmp_path, small_model, partial(train_recipe, small_model), split_in(tmp_path, 80))
@@ -306,23 +311,23 @@ def test_the_estimate_is_the_measured_peak_within_15_percent(
     laboratory.train([run])
     assert [entry["tokens"] > 1400 for entry in read_journal(run.journal) if "loss" in entry] == [True, True]
     shapes = shapes_of(small_model)
-    assert shapes and run.section.zero_stage != "auto"
+    assert shapes
     seen = json.loads((run.folder / "facts.json").read_text())["peak_memory_bytes"]
-    told = estimate(run.section, shapes, run.section.zero_stage)
+    told = estimate(run.section, shapes, run.zero_stage)
     assert 0.85 < told.total / seen < 1.15, (str(told), seen / GIB)
 
 
 @pytest.mark.slow
 def test_a_run_keeps_the_stage_that_auto_chose(
-    ray_cluster: None, recipe_of: Callable[..., Recipe], split_in: Callable[[Path, int], Any], tmp_path: Path
+    ray_cluster: None,
+    recipe_of: Callable[..., Recipe],
+    split_in: Callable[[Path, int], Output[SplitReport]],
+    tmp_path: Path,
 ) -> None:
-    from pipelines.artifacts.workspace import Place
-    from pipelines.train.stage import train
-
     split = split_in(tmp_path, 8)
-    place = Place(split.workspace, "train", "f", {"split": split})
-    report = train(recipe_of(zero_stage="auto", num_workers=1, max_steps=1), place)
-    assert report["zero_stage"] == json.loads(place.local("zero_stage.json").read_text()) == 0
-    place.local("zero_stage.json").write_text("2")
-    place.local("adapter", "adapter_model.safetensors").unlink()
-    assert train(recipe_of(zero_stage="auto", num_workers=1, max_steps=1), place)["zero_stage"] == 2
+    trained = train(recipe_of(zero_stage="auto", num_workers=1, max_steps=1), split)
+    record = trained.folder.local("zero_stage.json")
+    assert trained.report.zero_stage == json.loads(record.read_text()) == 0
+    record.write_text("2")
+    trained.folder.local("adapter", "adapter_model.safetensors").unlink()
+    assert train(recipe_of(zero_stage="auto", num_workers=1, max_steps=1), split).report.zero_stage == 2

@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 
-from pipelines.artifacts.workspace import Place
+from pipelines.artifacts.reports.rows import SplitReport
+from pipelines.artifacts.stage import Output
+from pipelines.metrics.rouge import rouge_l_f
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.train import Merge
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
 from pipelines.train.merge import write_merged
 from pipelines.train.run import Run
+from pipelines.train.samples import Samples
 from tests.pipelines.train.laboratory import STEPS, Laboratory, losses
 
 pytestmark = pytest.mark.slow
@@ -52,7 +55,7 @@ def laboratory(
     tmp_path_factory: pytest.TempPathFactory,
     tiny_model: Path,
     recipe_of: Callable[..., Recipe],
-    split_in: Callable[[Path, int], Place],
+    split_in: Callable[[Path, int], Output[SplitReport]],
 ) -> Laboratory:
     root = tmp_path_factory.mktemp("laboratory")
     return Laboratory(root, tiny_model, recipe_of, split_in(root, 30))
@@ -118,8 +121,6 @@ def test_what_is_left_has_the_held_out_loss_of_training(trained: dict[str, Run],
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from pipelines.train.samples import Samples
-
     run = trained[name]
     if run.section.method == "full":
         model = AutoModelForCausalLM.from_pretrained(run.trained, dtype=torch.float32)
@@ -145,8 +146,8 @@ def test_merged_it_answers_as_it_was_trained(trained: dict[str, Run], name: str,
     from transformers import AutoModelForCausalLM
 
     run = trained[name]
-    facts = write_merged(run.model, run.trained, tmp_path / "model", Merge(dtype="float32"))
-    assert facts["merge_difference"] < 1e-4 and facts["reload_difference"] == 0
+    written = write_merged(run.model, run.trained, tmp_path / "model", Merge(dtype="float32"))
+    assert written.merge_difference < 1e-4 and written.reload_difference == 0
     full = run.section.method == "full"
     model = AutoModelForCausalLM.from_pretrained(run.trained if full else run.model, dtype=torch.float32)
     model = model if full else PeftModel.from_pretrained(model, run.trained).eval()
@@ -238,8 +239,8 @@ def test_what_was_trained_on_four_bits_is_merged_into_the_published_weights_or_i
     laboratory.train([run])
     for base in ("original", "dequantized"):
         merge = Merge.model_validate({"dtype": "float32", "base": base})
-        facts = write_merged(run.model, run.trained, tmp_path / base, merge)
-        assert facts["merge_difference"] < 1e-4 and facts["reload_difference"] == 0
+        written = write_merged(run.model, run.trained, tmp_path / base, merge)
+        assert written.merge_difference < 1e-4 and written.reload_difference == 0
         assert "quantization_config" not in json.loads((tmp_path / base / "config.json").read_text())
     options: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **options)
@@ -278,7 +279,7 @@ def test_answers_while_training_are_kept_and_the_best_checkpoint_is_left(laborat
     """A learning rate that rises until it ruins the model: the weights that are left are not those of the last step."""
     section: dict[str, Any] = {
         "evaluation_inputs": ["What is 1 and 2?", "red", "一"],
-        "evaluation_steps": 4,
+        "sample_steps": 4,
         "evaluation_max_tokens": 6,
         "load_best_model_at_end": True,
         "save_total_limit": 1,
@@ -311,8 +312,6 @@ def test_held_out_rows_are_answered_at_each_evaluation(laboratory: Laboratory) -
     """The scores of the last evaluation, and those of answers made one by one, from the rows, with no padding."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from pipelines.metrics.rouge import rouge_l_f
 
     section: dict[str, Any] = {"predict_with_generate": True, "evaluation_max_tokens": 12, "eval_steps": 3}
     runs = [laboratory.run(f"predicting {stage}", zero_stage=stage, **section) for stage in (2, 3)]

@@ -11,21 +11,23 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
+from pipelines.artifacts.reports.rows import SplitReport
+from pipelines.artifacts.reports.train import TrainReport
+from pipelines.artifacts.stage import Output, read_manifest
 from pipelines.artifacts.workspace import Place
 from pipelines.recipe.schema import Recipe
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
 from pipelines.train.preemption import sigterm_noted
-from pipelines.train.stage import train
-from tests.pipelines.train.test_stage import DRIVER, is_worker, place_for, wait_until
+from tests.pipelines.train.conftest import place_for, train
+from tests.pipelines.train.test_stage import DRIVER, is_worker, wait_until
 
 RecipeOf = Callable[..., Recipe]
-SplitIn = Callable[[Path, int], Place]
+SplitIn = Callable[[Path, int], Output[SplitReport]]
 
 ROWS, STEPS = 30, 150
 SECTION = {
@@ -44,14 +46,18 @@ import ray
 from ray.cluster_utils import Cluster
 from pipelines.recipe.schema import Recipe
 from pipelines.train.journal import read_journal
-from pipelines.train.stage import train
+from pipelines.train.stage import TrainInputs, TrainStage
+from pipelines.artifacts.reports.rows import SplitReport
+from pipelines.artifacts.reports.train import TrainReport
+from pipelines.artifacts.stage import Manifest, Output, read_manifest
 from pipelines.artifacts.workspace import Place, Workspace
 
 nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
 other = nodes.add_node(num_cpus=1, object_store_memory=100 << 20)
 ray.init(address=nodes.address, log_to_driver=False)
 workspace = Workspace(sys.argv[1])
-place = Place(workspace, "train", "f", {"split": Place(workspace, "split", "s")})
+split, place = Place(workspace, "split", "s"), Place(workspace, "train", "f")
+inputs = TrainInputs(Output("split", split, read_manifest(split, SplitReport)))
 
 def drain():
     while len(read_journal(place.local("metrics.jsonl"))) < 10:
@@ -63,7 +69,9 @@ def drain():
     subprocess.run(command, check=True)
 
 threading.Thread(target=drain, daemon=True).start()
-place.finish({"report": train(Recipe.model_validate_json(sys.argv[2]), place)})
+recipe = Recipe.model_validate_json(sys.argv[2])
+report = TrainStage(recipe.train, recipe.ingest, recipe.seed).run(place, inputs)
+Manifest[TrainReport](report=report).write(place)
 ray.shutdown()
 nodes.shutdown()
 """
@@ -72,16 +80,17 @@ nodes.shutdown()
 @pytest.fixture(scope="module")
 def straight(
     ray_cluster: None, recipe_of: RecipeOf, split_in: SplitIn, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
+) -> TrainReport:
     """The report of a run that nothing disturbed."""
-    return train(recipe_of(**SECTION), place_for(split_in(tmp_path_factory.mktemp("straight"), ROWS)))
+    return train(recipe_of(**SECTION), split_in(tmp_path_factory.mktemp("straight"), ROWS)).report
 
 
-def assert_same_end(report: dict[str, Any], straight: dict[str, Any]) -> None:
-    for key in ("loss", "grad_norm", "lr", "tokens", "step"):
-        assert [entry[key] for entry in report["losses"]] == [entry[key] for entry in straight["losses"]]
-    assert report["eval_losses"] == straight["eval_losses"]
-    assert report["digest"] == straight["digest"]
+def assert_same_end(report: TrainReport, straight: TrainReport) -> None:
+    same = {"loss", "grad_norm", "lr", "tokens", "step"}
+    losses, undisturbed = ([entry.model_dump(include=same) for entry in one.losses] for one in (report, straight))
+    assert losses == undisturbed
+    assert report.eval_losses == straight.eval_losses
+    assert report.digest == straight.digest
 
 
 def steps_in(place: Place) -> int:
@@ -90,9 +99,10 @@ def steps_in(place: Place) -> int:
 
 @pytest.mark.slow
 def test_a_worker_that_gets_sigterm_saves_first(
-    straight: dict[str, Any], recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
+    straight: TrainReport, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
 ) -> None:
-    place = place_for(split_in(tmp_path, ROWS))
+    split = split_in(tmp_path, ROWS)
+    place = place_for(split)
     seen: list[int] = []
 
     def terminate_one() -> None:
@@ -104,17 +114,18 @@ def test_a_worker_that_gets_sigterm_saves_first(
 
     terminator = threading.Thread(target=terminate_one)
     terminator.start()
-    report = train(recipe_of(**SECTION, max_failures=0), place)
+    report = train(recipe_of(**SECTION, max_failures=0), split).report
     terminator.join()
-    assert 10 <= seen[0] < STEPS and report["resumed_at"] == seen[0]
+    assert 10 <= seen[0] < STEPS and report.resumed_at == seen[0]
     assert_same_end(report, straight)
 
 
 @pytest.mark.slow
 def test_a_driver_that_gets_sigterm_saves_and_goes_on_when_started_again(
-    straight: dict[str, Any], recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
+    straight: TrainReport, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
 ) -> None:
-    place = place_for(split_in(tmp_path, ROWS))
+    split = split_in(tmp_path, ROWS)
+    place = place_for(split)
     recipe = recipe_of(**SECTION)
     with (tmp_path / "log").open("wb") as log:
         driver = subprocess.Popen(
@@ -131,14 +142,14 @@ def test_a_driver_that_gets_sigterm_saves_and_goes_on_when_started_again(
     assert 10 <= saved < STEPS
     told = f"training was told to end and saved step {saved}; the same command goes on from there"
     assert told in (tmp_path / "log").read_text()
-    report = train(recipe, place)
-    assert report["resumed_at"] == saved
+    report = train(recipe, split).report
+    assert report.resumed_at == saved
     assert_same_end(report, straight)
 
 
 @pytest.mark.slow
 def test_a_node_that_is_drained_is_left_and_training_goes_on_with_one_worker(
-    straight: dict[str, Any], recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
+    straight: TrainReport, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
 ) -> None:
     place = place_for(split_in(tmp_path, ROWS))
     recipe = recipe_of(**{**SECTION, "num_workers": [1, 2]}, max_failures=0)
@@ -147,11 +158,10 @@ def test_a_node_that_is_drained_is_left_and_training_goes_on_with_one_worker(
         environment = {**os.environ, "RAY_TMPDIR": folder}
         result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr[-4000:]
-    report = place.report()
-    assert report["workers"] == 1 and 10 <= report["resumed_at"] < STEPS
-    assert [entry["loss"] for entry in report["losses"]] == pytest.approx(
-        [entry["loss"] for entry in straight["losses"]], abs=1e-4
-    )
+    manifest = read_manifest(place, TrainReport)
+    assert manifest and manifest.report.workers == 1 and 10 <= manifest.report.resumed_at < STEPS
+    losses, undisturbed = ([entry.loss for entry in one.losses] for one in (manifest.report, straight))
+    assert losses == pytest.approx(undisturbed, abs=1e-4)
 
 
 def test_sigterm_is_noted_and_then_does_again_what_it_did(tmp_path: Path) -> None:

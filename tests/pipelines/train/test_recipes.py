@@ -4,21 +4,25 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 import yaml
 
+from pipelines.artifacts.reports.rows import Sides
+from pipelines.artifacts.stage import Inputs
 from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.ingest.stage import ingest
+from pipelines.ingest.stage import IngestStage
 from pipelines.models.convert import convert
-from pipelines.recipe.load import load_recipe, shipped_recipes
-from pipelines.split import split
+from pipelines.recipe.load import shipped_recipes
+from pipelines.recipe.train import Train
+from pipelines.split import SplitInputs, SplitStage
 from pipelines.train.loss_mask import Encoded
 from pipelines.train.samples import Samples
 from pipelines.train.tokenize import source_of, tokenize
 from pipelines.train.truncation import answer_begin
-from tests.pipelines.train import families
+from rayjobs.pipeline import load, text_key_of
+from tests import model_families as families
+from tests.outputs import finished, rows_of
 
 GLM3 = {"lora.r": 8, "lora.lora_alpha": 32, "lora.lora_dropout": 0.1, "max_input_length": 128, "dtype": "float16"}
 GLM3 |= {"max_output_length": 256, "global_batch_size": 1, "max_steps": 3000, "save_steps": 500, "eval_steps": 500}
@@ -40,8 +44,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_recipe_has_the_numbers_it_was_published_with(name: str) -> None:
     """Read without the stages before, which need model files that are not everywhere."""
-    from pipelines.recipe.train import Train
-
     train = Train.model_validate(yaml.safe_load(shipped_recipes()[name].read_text(encoding="utf-8"))["train"])
     tree = train.model_dump()
     tree |= {f"lora.{key}": value for key, value in tree["lora"].items()}
@@ -75,20 +77,22 @@ def test_real_rows_stay_within_the_published_limits(
     rows: int,
     columns: tuple[str, str],
 ) -> None:
-    recipe = load_recipe(name, [f"ingest.source={shared_data / file}"])
-    assert recipe.train
+    recipe = load(name, [f"ingest.source={shared_data / file}"])
+    assert recipe.ingest and recipe.split and recipe.train
     workspace = Workspace(str(tmp_path))
-    ingested = Place(workspace, "ingest", "i")
-    ingested.finish({"report": ingest(recipe, ingested)})
-    assert ingested.report()["rows"] == rows
-    divided = Place(workspace, "split", "s", {"ingest": ingested})
-    divided.finish({"report": split(recipe, divided)})
+    place = Place(workspace, "ingest", "i")
+    ingested = finished(place, IngestStage(recipe.ingest).run(place, Inputs()))
+    assert ingested.report.rows == rows
+    place = Place(workspace, "split", "s")
+    splitting = SplitStage(recipe.split, recipe.ingest, text_key_of(recipe), recipe.seed)
+    split = finished(place, splitting.run(place, SplitInputs(ingested)))
     if name == "counseling":
-        assert divided.report()["rows"] == {"train": 1200, "test": 300}
-    place = Place(workspace, "train", "t", {"split": divided})
+        assert split.report.rows == Sides(train=1200, test=300)
+    place = Place(workspace, "train", "t")
     section = recipe.train
+    source = source_of(section, recipe.ingest, place, split, "train")
     data = tokenize(
-        place, "tokens", chatglm3 / "native", [source_of(recipe, place, "train")], seed=1,
+        place, "tokens", chatglm3 / "native", [source], seed=1,
         max_length=section.max_length, max_input_length=section.max_input_length,
         max_output_length=section.max_output_length,
     )  # fmt: skip
@@ -99,7 +103,7 @@ def test_real_rows_stay_within_the_published_limits(
     prompts = [answer_begin(sample) for sample in encoded]
     answers = [len(sample.tokens) - prompt for sample, prompt in zip(encoded, prompts, strict=True)]
     assert max(prompts) <= 128 and max(answers) <= 256
-    train_ids = {row for path in divided.outputs("train") for row in pq.read_table(path)["row_id"].to_pylist()}
+    train_ids = {row["row_id"] for row in rows_of(split, split.report.outputs.train)}
     sp = sentencepiece.SentencePieceProcessor(model_file=str(chatglm3 / "published" / "tokenizer.model"))
     lines = (shared_data / file).read_text(encoding="utf-8").splitlines()
     long = [
@@ -113,11 +117,11 @@ def test_real_rows_stay_within_the_published_limits(
 
 
 def test_a_character_gets_its_names(ray_cluster: None, tmp_path: Path) -> None:
-    recipe = load_recipe("persona", ['ingest.replace={"{{NAME}}": 爱莉, "{{AUTHOR}}": 往世乐土}'])
+    recipe = load("persona", ['ingest.replace={"{{NAME}}": 爱莉, "{{AUTHOR}}": 往世乐土}'])
+    assert recipe.ingest
     place = Place(Workspace(str(tmp_path)), "ingest", "i")
-    place.finish({"report": ingest(recipe, place)})
-    (path,) = place.outputs("rows")
-    rows = pq.read_table(path).to_pylist()
+    ingested = finished(place, IngestStage(recipe.ingest).run(place, Inputs()))
+    rows = rows_of(ingested, ingested.report.outputs.rows)
     text = json.dumps(rows, ensure_ascii=False)
     assert "{{" not in text and text.count("爱莉") > 40 and text.count("往世乐土") > 20
     assert sum(row["messages"] is not None for row in rows) == 5

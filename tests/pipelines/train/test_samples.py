@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.train.loss_mask import IGNORED
+from pipelines.train.loss_mask import IGNORE_INDEX
 from pipelines.train.samples import Samples, Schedule, collate, rows_of_epoch, total_rows
 from pipelines.train.tokenize import Tokenized
 
@@ -44,7 +44,7 @@ def test_each_epoch_has_every_sample_once_in_an_order_of_its_own(tmp_path: Path)
 
 
 def test_collated_samples_stand_one_after_another_without_leaking_targets() -> None:
-    one = (np.array([5, 6, 7], np.int32), np.array([IGNORED, 6, 7], np.int32))
+    one = (np.array([5, 6, 7], np.int32), np.array([IGNORE_INDEX, 6, 7], np.int32))
     two = (np.array([8, 9], np.int32), np.array([8, 9], np.int32))  # its first token has no token before it
     batch = collate([[one], [two]])
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]

@@ -7,9 +7,9 @@ import pytest
 from pipelines.errors import RecipeError
 from pipelines.recipe.load import load_recipe
 from pipelines.train import sequence
-from pipelines.train.loss_mask import IGNORED
+from pipelines.train.loss_mask import IGNORE_INDEX
 from pipelines.train.samples import Schedule, collate
-from pipelines.train.sequence import Sharing, check_heads, own_part
+from pipelines.train.sequence import SequenceGroup, check_heads, own_part
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -20,11 +20,11 @@ def test_the_parts_of_a_row_make_up_the_row(size: int, monkeypatch: pytest.Monke
     samples = []
     for length in (5, 9, 3):
         tokens = draw.integers(1, 99, length).astype(np.int32)
-        samples.append((tokens, np.where(draw.random(length) < 0.5, tokens, IGNORED).astype(np.int32)))
+        samples.append((tokens, np.where(draw.random(length) < 0.5, tokens, IGNORE_INDEX).astype(np.int32)))
     whole = collate([samples])
     parts = []
     for rank in range(size):
-        monkeypatch.setattr(sequence, "_sharing", Sharing(None, rank, size))
+        monkeypatch.setattr(sequence, "_group", SequenceGroup(None, rank, size))
         parts.append(own_part(whole))
     assert len({part["input_ids"].shape for part in parts}) == 1
     for name in ("input_ids", "position_ids"):
@@ -36,7 +36,7 @@ def test_the_parts_of_a_row_make_up_the_row(size: int, monkeypatch: pytest.Monke
     assert places == whole["logits_to_keep"].tolist()
     bounds = parts[0]["cu_seq_lens_q"].tolist()
     assert bounds[:4] == [0, 5, 14, 17] and bounds[-1] == size * width
-    monkeypatch.setattr(sequence, "_sharing", Sharing(None, 0, 1))
+    monkeypatch.setattr(sequence, "_group", SequenceGroup(None, 0, 1))
     assert own_part(whole) is whole
 
 

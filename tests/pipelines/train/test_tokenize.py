@@ -1,41 +1,42 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from pipelines.artifacts.workspace import Place
-from pipelines.errors import DataError, InputError, RecipeError
+from pipelines.artifacts.reports.rows import SplitReport
+from pipelines.artifacts.stage import Output
+from pipelines.errors import DataError, RecipeError
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.train import parse_data
+from pipelines.train import tokenize as module
 from pipelines.train.samples import Samples
-from pipelines.train.stage import determinants, preflight
-from pipelines.train.tokenize import Source, Tokenized, parse_data, source_of, tokenize
+from pipelines.train.tokenize import Tokenized, TrainingSource, tokenize
+from tests.outputs import rows_of
+from tests.pipelines.train.conftest import place_for, problems_of, train_stage
 
-SplitOf = Callable[[int], Place]
-
-
-def stage(split: Place) -> Place:
-    return Place(split.workspace, "train", "f", {"split": split})
+Split = Output[SplitReport]
+SplitOf = Callable[[int], Split]
 
 
 def run(
-    place: Place,
+    split: Split,
     model: Path,
     take: int | None,
     name: str = "t",
     max_length: int = 256,
     overlong: str = "truncate",
 ) -> Tokenized:
-    sources = [Source(place.inputs["split"].outputs("train"), take)]
-    return tokenize(place, name, model, sources, max_length=max_length, overlong=overlong, seed=1)
+    sources = [TrainingSource(split.paths(split.report.outputs.train), take)]
+    return tokenize(place_for(split), name, model, sources, max_length=max_length, overlong=overlong, seed=1)
 
 
-def read_rows(place: Place) -> list[dict[str, Any]]:
-    return [row for path in place.inputs["split"].outputs("train") for row in pq.read_table(path).to_pylist()]
+def source_of(recipe: Recipe, split: Split, item: str) -> TrainingSource:
+    assert recipe.train
+    return module.source_of(recipe.train, recipe.ingest, place_for(split), split, item)
 
 
 def numbers(data: Tokenized) -> list[int]:
@@ -45,12 +46,12 @@ def numbers(data: Tokenized) -> list[int]:
 def test_all_rows_become_samples_in_their_order(ray_cluster: None, split_of: SplitOf, tiny_model: Path) -> None:
     from transformers import AutoTokenizer
 
-    place = stage(split_of(10))
-    data = run(place, tiny_model, None)
+    split = split_of(10)
+    data = run(split, tiny_model, None)
     samples = Samples(data)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     texts = [tokenizer.decode(samples[number][0]) for number in range(10)]
-    rows = read_rows(place)
+    rows = rows_of(split, split.report.outputs.train)
     for text, row in zip(texts, rows, strict=True):
         assert text == (
             f"<|im_start|>user\n{row['query']}<|im_end|>\n<|im_start|>assistant\n{row['response']}<|im_end|>\n"
@@ -63,23 +64,23 @@ def test_all_rows_become_samples_in_their_order(ray_cluster: None, split_of: Spl
 
 
 def test_fewer_rows_are_drawn_and_more_are_repeated(ray_cluster: None, split_of: SplitOf, tiny_model: Path) -> None:
-    place = stage(split_of(10))
-    few = run(place, tiny_model, 4, "few")
+    split = split_of(10)
+    few = run(split, tiny_model, 4, "few")
     assert few.counts["samples"] == 4 and numbers(few) == [0, 1, 2, 3]
-    many = run(place, tiny_model, 23, "many")
+    many = run(split, tiny_model, 23, "many")
     assert many.counts["samples"] == 10
     assert np.bincount(numbers(many)).tolist().count(3) == 3 and len(numbers(many)) == 23
-    assert numbers(run(place, tiny_model, 23, "again")) == numbers(many)
+    assert numbers(run(split, tiny_model, 23, "again")) == numbers(many)
 
 
 def test_long_samples_are_cut_and_those_without_an_answer_left_out(
     ray_cluster: None, split_of: SplitOf, tiny_model: Path
 ) -> None:
-    place = stage(split_of(10))
-    whole = Samples(run(place, tiny_model, None, "whole"))
+    split = split_of(10)
+    whole = Samples(run(split, tiny_model, None, "whole"))
     prompts = [int(np.argmax(labels != -100)) for _, labels in (whole[number] for number in range(10))]
     limit = sorted(prompts)[5] + 1  # the shorter half keeps its first token of answer
-    data = run(place, tiny_model, None, "cut", max_length=limit)
+    data = run(split, tiny_model, None, "cut", max_length=limit)
     left = [number for number, prompt in enumerate(prompts) if prompt < limit]
     assert numbers(data) == list(range(len(left)))
     assert data.counts["left_out"] == 10 - len(left) and data.counts["samples"] == len(left)
@@ -87,76 +88,76 @@ def test_long_samples_are_cut_and_those_without_an_answer_left_out(
     for number, row in enumerate(left):
         assert [array.tolist() for array in Samples(data)[number]] == [array[:limit].tolist() for array in whole[row]]
     with pytest.raises(DataError, match=r"none of 10 rows has an answer within train.max_length 3"):
-        run(place, tiny_model, None, "nothing", max_length=3)
+        run(split, tiny_model, None, "nothing", max_length=3)
 
 
 def test_what_is_tokenized_already_is_not_done_again(ray_cluster: None, split_of: SplitOf, tiny_model: Path) -> None:
-    place = stage(split_of(6))
-    first = run(place, tiny_model, None)
+    split = split_of(6)
+    first = run(split, tiny_model, None)
     times = {
         path: Path(path).stat().st_mtime_ns
         for shard in first.shards
         for path in map(str, shard.values())
         if path.endswith(".npy")
     }
-    assert run(place, tiny_model, None) == first
+    assert run(split, tiny_model, None) == first
     assert {path: Path(path).stat().st_mtime_ns for path in times} == times
 
 
 def test_long_rows_are_dropped_or_split_where_the_recipe_says_so(
     ray_cluster: None, split_of: SplitOf, tiny_model: Path
 ) -> None:
-    place = stage(split_of(10))
-    whole = Samples(run(place, tiny_model, None, "whole"))
+    split = split_of(10)
+    whole = Samples(run(split, tiny_model, None, "whole"))
     lengths = whole.lengths.tolist()
     limit = sorted(lengths)[4]
-    dropped = run(place, tiny_model, None, "dropped", max_length=limit, overlong="drop")
+    dropped = run(split, tiny_model, None, "dropped", max_length=limit, overlong="drop")
     assert Samples(dropped).lengths.tolist() == [length for length in lengths if length <= limit]
-    split = run(place, tiny_model, 25, "split", max_length=limit, overlong="split")
+    pieced = run(split, tiny_model, 25, "split", max_length=limit, overlong="split")
     labels = [array.tolist() for _, array in (whole[number] for number in range(10))]
     pieces = [[row[at : at + limit] for at in range(0, len(row), limit)] for row in labels]
     kept = [[piece for piece in row if any(label != -100 for label in piece[1:])] for row in pieces]
-    opened = Samples(split)
+    opened = Samples(pieced)
     drawn = [opened[number][1].tolist() for number in range(len(opened))]
     assert drawn[: sum(map(len, kept))] == [piece for row in kept for piece in row]
-    assert split.counts["samples"] == sum(map(len, kept)) and len(opened) > 2 * split.counts["samples"]
+    assert pieced.counts["samples"] == sum(map(len, kept)) and len(opened) > 2 * pieced.counts["samples"]
 
 
 def test_a_file_is_ingested_once_and_mixed_in(
     ray_cluster: None, split_of: SplitOf, tiny_model: Path, recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    place = stage(split_of(6))
+    split = split_of(6)
     file = tmp_path / "more.jsonl"
     rows = [{"instruction": f"say {number}", "input": "", "output": f"it is {number}"} for number in range(5)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     items = ["train", f"{file}#7"]
     recipe = recipe_of(data=items)
-    sources = [source_of(recipe, place, item) for item in items]
-    data = tokenize(place, "t", tiny_model, sources, max_length=256, seed=1)
+    sources = [source_of(recipe, split, item) for item in items]
+    data = tokenize(place_for(split), "t", tiny_model, sources, max_length=256, seed=1)
     assert len(numbers(data)) == 6 + 7 and data.counts["rows"] == 6 + 5
     times = [Path(path).stat().st_mtime_ns for path in sources[1].files]
-    assert source_of(recipe, place, items[1]) == sources[1]
+    assert source_of(recipe, split, items[1]) == sources[1]
     assert [Path(path).stat().st_mtime_ns for path in sources[1].files] == times
-    before = determinants(recipe)
+    before = train_stage(recipe).fingerprint_inputs()
     file.write_text(file.read_text().replace("it is 3", "it is three"))
-    assert determinants(recipe) != before
+    assert train_stage(recipe).fingerprint_inputs() != before
 
 
 def test_a_source_of_its_own_settings_is_mixed_in(
     ray_cluster: None, split_of: SplitOf, tiny_model: Path, recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    place = stage(split_of(6))
+    split = split_of(6)
     file = tmp_path / "自我认知.csv"
     file.write_bytes("query,response\n你是谁？,我是{{NAME}}。\n".encode("gb18030"))
     settings = {"source": str(file), "encoding": "gb18030", "replace": {"{{NAME}}": "爱莉"}}
     recipe = recipe_of(data=["train", "who#2"], sources={"who": settings})
-    sources = [source_of(recipe, place, item) for item in ("train", "who#2")]
+    sources = [source_of(recipe, split, item) for item in ("train", "who#2")]
     (row,) = pq.read_table(sources[1].files[0]).to_pylist()
     assert (row["query"], row["response"], sources[1].take) == ("你是谁？", "我是爱莉。", 2)
-    data = tokenize(place, "t", tiny_model, sources, max_length=256, seed=1)
+    data = tokenize(place_for(split), "t", tiny_model, sources, max_length=256, seed=1)
     assert len(numbers(data)) == 6 + 2
     other = recipe_of(data=["train", "who#2"], sources={"who": {**settings, "replace": {"{{NAME}}": "小炉"}}})
-    assert determinants(other) != determinants(recipe)
+    assert train_stage(other).fingerprint_inputs() != train_stage(recipe).fingerprint_inputs()
 
 
 def test_a_source_that_is_not_used_or_called_like_a_side_is_refused(recipe_of: Callable[..., Recipe]) -> None:
@@ -168,19 +169,20 @@ def test_a_source_that_is_not_used_or_called_like_a_side_is_refused(recipe_of: C
 
 
 def test_a_file_that_is_not_there_is_said_before_anything_runs(recipe_of: Callable[..., Recipe]) -> None:
-    with pytest.raises(InputError, match=r"^train.data: ingest.source missing\.jsonl: no such file"):
-        preflight(recipe_of(data=["train", "missing.jsonl#5"]))
-    with pytest.raises(RecipeError, match=r"train.data: 'whom' is no side of the split; did you mean 'who'\?"):
-        preflight(recipe_of(data=["train", "who", "whom"], sources={"who": {"source": "x.jsonl"}}))
+    told = problems_of(recipe_of(data=["train", "missing.jsonl#5"]))
+    assert told.startswith("train.data: ingest.source missing.jsonl: no such file")
+    told = problems_of(recipe_of(data=["train", "who", "whom"], sources={"who": {"source": "x.jsonl"}}))
+    assert "train.data: ingest.source x.jsonl: no such file" in told
+    assert "train.data: 'whom' is no side of the split; did you mean 'who'?" in told
 
 
 def test_data_entries_name_a_side_and_a_number(split_of: SplitOf, recipe_of: Callable[..., Recipe]) -> None:
     recipe = recipe_of()
     assert parse_data("train") == ("train", None)
     assert parse_data("train#4000") == ("train", 4000)
-    place = stage(split_of(6))
-    assert source_of(recipe, place, "test#2") == Source(place.inputs["split"].outputs("test"), 2)
+    split = split_of(6)
+    assert source_of(recipe, split, "test#2") == TrainingSource(split.paths(split.report.outputs.test), 2)
     with pytest.raises(RecipeError, match=r"train.data.*did you mean 'train'"):
-        source_of(recipe, place, "trian#4")
+        source_of(recipe, split, "trian#4")
     with pytest.raises(RecipeError, match="ROWS above 0"):
         parse_data("train#0")

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.train.loss_mask import IGNORED, Encoded, control_tokens, encode
-from pipelines.train.tokenize import load_tokenizer
-from pipelines.train.truncation import Fitted, Limits, answer_begin, fit
-from tests.pipelines.train import families
+from pipelines.models.convert_tokenizer import chatglm3_tokenizer
+from pipelines.models.tokenizer import control_tokens, load_tokenizer
+from pipelines.train.loss_mask import IGNORE_INDEX, Encoded, encode
+from pipelines.train.truncation import Fitted, TokenLimits, answer_begin, encode_within
+from tests import model_families as families
 
 QUESTION, ANSWER = "abcdefghij一二三", "klmnopqrst"
 
@@ -19,7 +20,7 @@ def chat(*contents: str, system: str | None = None) -> list[dict[str, str]]:
 
 def fitted(tokenizer: Any, messages: list[dict[str, str]], **limits: Any) -> Fitted:
     work = partial(encode, tokenizer, control_tokens(tokenizer))
-    return fit(work, tokenizer, messages, Limits(**{"max_length": 512, **limits}))
+    return encode_within(TokenLimits(**{"max_length": 512, **limits}), work, tokenizer, messages)
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_the_oldest_exchanges_go_before_the_question_does(tokenizer: Any) -> Non
 def test_an_answer_is_cut_and_not_taught_to_end_there(tokenizer: Any) -> None:
     (sample,) = fitted(tokenizer, chat(QUESTION, ANSWER), max_output_length=4).samples
     assert tokenizer.decode(sample.tokens).endswith("<|im_start|>assistant\nklmn")
-    assert [label for label in sample.labels if label != IGNORED] == sample.tokens[-4:]
+    assert [label for label in sample.labels if label != IGNORE_INDEX] == sample.tokens[-4:]
 
 
 def test_rows_above_any_limit_are_dropped_where_the_recipe_says_so(tokenizer: Any) -> None:
@@ -72,8 +73,6 @@ def test_rows_above_any_limit_are_dropped_where_the_recipe_says_so(tokenizer: An
 
 
 def test_tokenizers_that_put_a_space_before_texts_fit_too(tmp_path: Path) -> None:
-    from pipelines.models.convert_tokenizer import chatglm3_tokenizer
-
     families.write_chatglm3(tmp_path)
     glm = chatglm3_tokenizer(tmp_path)
     question = "你是谁？" * 30
@@ -84,6 +83,6 @@ def test_tokenizers_that_put_a_space_before_texts_fit_too(tmp_path: Path) -> Non
 
 
 def test_the_last_answer_begins_after_the_last_question() -> None:
-    labels = [IGNORED, 5, 6, IGNORED, IGNORED, 7, 8, IGNORED]
+    labels = [IGNORE_INDEX, 5, 6, IGNORE_INDEX, IGNORE_INDEX, 7, 8, IGNORE_INDEX]
     assert answer_begin(Encoded([0] * 8, labels)) == 5
-    assert answer_begin(Encoded([0] * 3, [IGNORED] * 3)) == 0
+    assert answer_begin(Encoded([0] * 3, [IGNORE_INDEX] * 3)) == 0

@@ -1,16 +1,14 @@
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.errors import DataError, RecipeError
-from pipelines.recipe.schema import Recipe
+from pipelines.errors import DataError, Problem
 from pipelines.recipe.train import Merge, OwnSampling
-from pipelines.train.merge import preflight, write_merged
+from pipelines.train.merge import MergeStage, write_merged
 from pipelines.train.weights import check_base, digest_weights
-from tests.pipelines.train import families
+from tests import model_families as families
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +66,7 @@ def test_what_a_person_accepts_is_the_merged_models_own_sampling(
     assert digest_weights(tmp_path / "accepted") == digest_weights(tmp_path / "as-it-was")
 
 
-def test_going_back_from_four_bits_is_refused_where_there_were_none(recipe_of: Callable[..., Recipe]) -> None:
-    recipe = recipe_of().model_copy(update={"merge": Merge(base="dequantized")})
-    with pytest.raises(RecipeError, match=r"merge.base: dequantized needs train.method: qlora, and it is lora"):
-        preflight(recipe)
+def test_going_back_from_four_bits_is_refused_where_there_were_none() -> None:
+    told = "dequantized needs train.method: qlora, and it is lora; leave it out"
+    assert MergeStage(Merge(base="dequantized"), "lora").preflight() == [Problem("merge.base", told)]
+    assert MergeStage(Merge(base="dequantized"), "qlora").preflight() == []

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 
@@ -26,7 +27,7 @@ def main() -> None:
     for run in pickle.loads(Path(file).read_bytes()):
         facts = train_loop(run, lambda: None)
         if rank == "0":
-            (run.folder / "facts.json").write_text(json.dumps(facts))
+            (run.folder / "facts.json").write_text(json.dumps(asdict(facts)))
         AcceleratorState._reset_state(True)
         unset_hf_deepspeed_config()
     dist.destroy_process_group()

@@ -5,7 +5,7 @@ import torch
 
 vllm = pytest.importorskip("vllm")
 
-from serve import vllm_cpu_lora  # noqa: E402
+from serve.engine import cpu_lora  # noqa: E402
 from serve.engine.cpu_lora import expand, register, rows_by_adapter, shrink  # noqa: E402
 
 SLOTS, RANK, INPUT, OUTPUT = 3, 4, 6, 5
@@ -32,7 +32,7 @@ def test_rows_get_their_own_adapter_and_rows_without_one_get_nothing(indices: li
 
 
 def test_a_vllm_it_was_not_written_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_cpu_lora.vllm, "__version__", "0.99.0")
+    monkeypatch.setattr(cpu_lora.vllm, "__version__", "0.99.0")
     with pytest.raises(RuntimeError, match=r"vLLM 0\.99\.0: adapters on a CPU are known to be correct with 0\.29\.0"):
         register()
 

@@ -11,7 +11,8 @@ import requests
 
 from pipelines.models.served import ServedModel
 from pipelines.recipe.serve import Engine
-from serve.engine.replica import EnginePlan, environment, start_process, vllm_arguments, wait_until_healthy
+from serve.engine.command import EnginePlan, environment, vllm_arguments
+from serve.engine.replica import start_process, wait_until_healthy
 from tests.serve.fake_engine import Serving
 
 SECRET = "the-engine-s-key"

@@ -10,8 +10,9 @@ import requests
 
 pytest.importorskip("vllm")
 
+from pipelines.models.served import ServedModel
 from pipelines.recipe.serve import Autoscaling, Engine, Serve
-from serve.app import ServedModel, endpoint
+from serve.app import endpoint
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.engine.replica import temporary
+from serve.engine.command import temporary
 from serve.engine.scratch import short_folder, sweep
 
 OWNER = """
@@ -39,7 +39,7 @@ def test_the_folder_of_a_killed_engine_is_removed_and_that_of_a_living_one_is_no
 ) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as parent:
         monkeypatch.setattr(tempfile, "tempdir", parent)
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
         with subprocess.Popen(
             [sys.executable, "-c", OWNER, parent], stdout=subprocess.PIPE, text=True, env=environment
         ) as owner:

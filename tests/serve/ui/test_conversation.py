@@ -12,24 +12,24 @@ import openai
 import pytest
 
 from pipelines.errors import DataError
-from serve.gateway.responses import send_json
+from serve.asgi import send_json
 from serve.ui import conversation
 from serve.ui.conversation import (
-    Answer,
-    Job,
-    Line,
+    BackgroundTask,
+    ChatReply,
+    ChatTurn,
     Persona,
-    Row,
-    Sampling,
-    Turn,
+    SamplingSettings,
+    TableRow,
+    Utterance,
+    answer_table,
+    answer_turn,
     as_csv,
     as_jsonl,
-    ask_table,
-    ask_turn,
     background_loop,
     discuss,
-    heard,
     history,
+    persona_history,
     prompts_in,
     table_of,
 )
@@ -84,7 +84,7 @@ def client(serving: Serving, engine: Engine) -> Iterator[openai.AsyncOpenAI]:
 LOOP = background_loop()
 
 
-def finish(job: Job) -> None:
+def finish(job: BackgroundTask) -> None:
     until = time.monotonic() + 20
     while job.running():
         assert time.monotonic() < until
@@ -101,10 +101,10 @@ def assistant(text: str) -> dict[str, str]:
 
 def test_each_column_sees_its_own_answers_and_no_refused_turns() -> None:
     turns = [
-        Turn("a", [Answer("x", "ax"), Answer("y", "ay")]),
-        Turn("b", [Answer("x", "", error="too long"), Answer("y", "by")]),
-        Turn("c", [Answer("x", "cx")]),  # asked while there was one column
-        Turn("d", []),
+        ChatTurn("a", [ChatReply("x", "ax"), ChatReply("y", "ay")]),
+        ChatTurn("b", [ChatReply("x", "", error="too long"), ChatReply("y", "by")]),
+        ChatTurn("c", [ChatReply("x", "cx")]),  # asked while there was one column
+        ChatTurn("d", []),
     ]
     assert history(turns, 0, " ") == [user("a"), assistant("ax"), user("c"), assistant("cx"), user("d")]
     second = [user("a"), assistant("ay"), user("b"), assistant("by"), user("c"), assistant("cx"), user("d")]
@@ -113,26 +113,26 @@ def test_each_column_sees_its_own_answers_and_no_refused_turns() -> None:
 
 def test_a_persona_hears_the_others_by_name_and_itself_as_the_assistant() -> None:
     lines = [
-        Line("You", Answer("", "topic")),
-        Line("A", Answer("m", "a1")),
-        Line("B", Answer("m", "b1")),
-        Line("C", Answer("m", "")),
-        Line("A", Answer("m", "a2")),
+        Utterance("You", ChatReply("", "topic")),
+        Utterance("A", ChatReply("m", "a1")),
+        Utterance("B", ChatReply("m", "b1")),
+        Utterance("C", ChatReply("m", "")),
+        Utterance("A", ChatReply("m", "a2")),
     ]
-    assert heard(Persona("A", "m", "be A"), lines[:4]) == [
+    assert persona_history(Persona("A", "m", "be A"), lines[:4]) == [
         {"role": "system", "content": "be A"},
         user("You: topic"),
         assistant("a1"),
         user("B: b1"),
     ]
-    assert heard(Persona("C", "m"), lines[:3]) == [user("You: topic\nA: a1\nB: b1")]
+    assert persona_history(Persona("C", "m"), lines[:3]) == [user("You: topic\nA: a1\nB: b1")]
 
 
 def test_two_models_answer_the_same_turn_with_counts_and_times(client: openai.AsyncOpenAI, engine: Engine) -> None:
-    turns = [Turn("old", [Answer("x", "ox"), Answer("y", "oy")]), Turn("你好吗", [])]
-    turns[1].answers = [Answer("x"), Answer("y")]
-    sampling = Sampling(max_tokens=9, temperature=0.2, top_p=0.5, repetition_penalty=1.3)
-    finish(Job(LOOP, ask_turn(client, turns, turns[1].answers, "s", sampling)))
+    turns = [ChatTurn("old", [ChatReply("x", "ox"), ChatReply("y", "oy")]), ChatTurn("你好吗", [])]
+    turns[1].answers = [ChatReply("x"), ChatReply("y")]
+    sampling = SamplingSettings(max_tokens=9, temperature=0.2, top_p=0.5, repetition_penalty=1.3)
+    finish(BackgroundTask(LOOP, answer_turn(client, turns, turns[1].answers, "s", sampling)))
     for answer in turns[1].answers:
         assert (answer.text, answer.prompt_tokens, answer.completion_tokens) == ("你好吗", 7, 3)
         assert 0 < answer.to_first < answer.seconds
@@ -143,14 +143,14 @@ def test_two_models_answer_the_same_turn_with_counts_and_times(client: openai.As
 
 
 def test_a_refusal_is_shown_in_the_endpoint_s_words(client: openai.AsyncOpenAI) -> None:
-    turn = Turn("no", [Answer("x")])
-    finish(Job(LOOP, ask_turn(client, [turn], turn.answers, "", Sampling())))
+    turn = ChatTurn("no", [ChatReply("x")])
+    finish(BackgroundTask(LOOP, answer_turn(client, [turn], turn.answers, "", SamplingSettings())))
     assert (turn.answers[0].error, turn.answers[0].text, turn.answers[0].ended) == ("too long", "", True)
 
 
 def test_stopping_keeps_what_has_arrived_and_ends_the_request(client: openai.AsyncOpenAI, engine: Engine) -> None:
-    turn = Turn("slow" * 10, [Answer("x")])
-    job = Job(LOOP, ask_turn(client, [turn], turn.answers, "", Sampling()))
+    turn = ChatTurn("slow" * 10, [ChatReply("x")])
+    job = BackgroundTask(LOOP, answer_turn(client, [turn], turn.answers, "", SamplingSettings()))
     while not turn.answers[0].text:
         time.sleep(0.01)
     job.stop()
@@ -166,8 +166,8 @@ def test_work_that_nobody_looks_at_ends(
     client: openai.AsyncOpenAI, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(conversation, "UNWATCHED_SECONDS", 0.5)
-    turn = Turn("slow" * 20, [Answer("x")])
-    _job = Job(LOOP, ask_turn(client, [turn], turn.answers, "", Sampling()))
+    turn = ChatTurn("slow" * 20, [ChatReply("x")])
+    _job = BackgroundTask(LOOP, answer_turn(client, [turn], turn.answers, "", SamplingSettings()))
     until = time.monotonic() + 6
     while engine.cut == 0:
         assert time.monotonic() < until
@@ -179,18 +179,21 @@ def test_a_bug_in_the_work_is_not_swallowed() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        finish(Job(LOOP, broken()))
+        finish(BackgroundTask(LOOP, broken()))
 
 
 def test_a_table_is_filled_a_few_prompts_at_a_time(client: openai.AsyncOpenAI, engine: Engine) -> None:
-    rows = [Row(f"prompt {n}", [Answer("x"), Answer("y")]) for n in range(12)]
-    finish(Job(LOOP, ask_table(client, rows, "", Sampling())))
+    rows = [TableRow(f"prompt {n}", [ChatReply("x"), ChatReply("y")]) for n in range(12)]
+    finish(BackgroundTask(LOOP, answer_table(client, rows, "", SamplingSettings())))
     assert [[a.text for a in row.answers] for row in rows] == [[f"prompt {n}"] * 2 for n in range(12)]
     assert 1 < engine.most <= conversation.AT_ONCE
 
 
 def test_downloads_hold_the_table() -> None:
-    rows = [Row("=1+1", [Answer("x", "你好,\n世界", completion_tokens=4, seconds=1.234)]), Row("b", [Answer("x")])]
+    rows = [
+        TableRow("=1+1", [ChatReply("x", "你好,\n世界", completion_tokens=4, seconds=1.234)]),
+        TableRow("b", [ChatReply("x")]),
+    ]
     rows[1].answers[0].error = "refused"
     table = table_of(rows)
     assert table[0] == {"prompt": "=1+1", "x": "你好,\n世界", "x tokens": 4, "x s": 1.23}
@@ -203,8 +206,12 @@ def test_downloads_hold_the_table() -> None:
 
 
 def test_personas_answer_in_turn_and_hear_each_other(client: openai.AsyncOpenAI, engine: Engine) -> None:
-    lines = [Line("You", Answer("", "hi"))]
-    finish(Job(LOOP, discuss(client, [Persona("A", "x", "be A"), Persona("B", "y")], 2, lines, Sampling())))
+    lines = [Utterance("You", ChatReply("", "hi"))]
+    finish(
+        BackgroundTask(
+            LOOP, discuss(client, [Persona("A", "x", "be A"), Persona("B", "y")], 2, lines, SamplingSettings())
+        )
+    )
     assert [line.speaker for line in lines] == ["You", "A", "B", "A", "B"]
     assert lines[1].answer.text == "You: hi"
     assert lines[2].answer.text == "You: hi\nA: You: hi"  # the engine repeats what was heard last
@@ -212,9 +219,9 @@ def test_personas_answer_in_turn_and_hear_each_other(client: openai.AsyncOpenAI,
 
 
 def test_an_error_ends_a_discussion(client: openai.AsyncOpenAI) -> None:
-    lines = [Line("You", Answer("", "hi"))]
+    lines = [Utterance("You", ChatReply("", "hi"))]
     personas = [Persona("A", "x"), Persona("B", "refusing"), Persona("C", "x")]
-    finish(Job(LOOP, discuss(client, personas, 2, lines, Sampling())))
+    finish(BackgroundTask(LOOP, discuss(client, personas, 2, lines, SamplingSettings())))
     assert [(line.speaker, line.answer.error) for line in lines] == [("You", ""), ("A", ""), ("B", "too long")]
 
 

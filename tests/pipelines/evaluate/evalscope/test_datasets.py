@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from pipelines.artifacts.reports.evaluate import ModelBenchmark
 from pipelines.errors import DataError
-from pipelines.evaluate.stage import evaluate
-from tests.pipelines.evaluate.fake_endpoint import ChatServer, make_place, make_recipe
+from tests.pipelines.evaluate.fake_endpoint import ChatServer, evaluate, make_inputs, make_recipe
 
 ROWS = [{"row_id": "r0", "query": "问？", "response": "答。"}]
 
@@ -56,21 +56,21 @@ def test_multiple_choice_and_a_folder_of_questions(chat_server: ChatServer, tmp_
         {"benchmark": "general_qa", "path": str(tmp_path / "qa"), "subsets": ["mine"]},
     ]
     recipe = make_recipe(chat_server.url, evaluate={"datasets": datasets}, merge=None)
-    report = evaluate(recipe, make_place(tmp_path / "run", "evaluate", ROWS))
+    report = evaluate(recipe, make_inputs(tmp_path / "run", ROWS))
 
     for name in ("general_mcq", "ceval"):
-        result = report["benchmarks"][name]
-        assert result["rows"] == 8
-        assert result["models"]["base"] == {"scores": {"accuracy": 2 / 8}, "unread": 0}
-        assert result["models"]["tiny"] == {"scores": {"accuracy": 3 / 8}, "unread": 1}
-        assert result["deltas"]["tiny"]["accuracy"]["value"] == pytest.approx(1 / 8)
+        result = report.benchmarks[name]
+        assert result.rows == 8
+        assert result.models["base"] == ModelBenchmark(scores={"accuracy": 2 / 8}, unread=0)
+        assert result.models["tiny"] == ModelBenchmark(scores={"accuracy": 3 / 8}, unread=1)
+        assert result.deltas["tiny"]["accuracy"].value == pytest.approx(1 / 8)
     prompts = [request["messages"][-1]["content"] for request in chat_server.requests]
     assert sum("以下是一些示例问题" in prompt and prompt.count("解析：略") == 2 for prompt in prompts) == 16
-    mine = report["results"]["general_qa"]
-    assert mine["rows"] == 2
-    assert mine["models"]["tiny"]["scores"]["rouge-1-f"] == pytest.approx(0.5, abs=1e-6)  # one of two is the same
-    assert math.isclose(mine["models"]["tiny"]["style"]["length"], len("答案：B"))
-    assert "ceval, 8 rows: accuracy base 0.250, tiny 0.375" in report["summary"]
+    mine = report.results["general_qa"]
+    assert mine.rows == 2
+    assert mine.models["tiny"].scores["rouge-1-f"] == pytest.approx(0.5, abs=1e-6)  # one of two is the same
+    assert math.isclose(mine.models["tiny"].style["length"], len("答案：B"))
+    assert "ceval, 8 rows: accuracy base 0.250, tiny 0.375" in report.summary
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_broken_rows_are_named_before_anything_is_asked(
     (tmp_path / "mine.jsonl").write_text(content, encoding="utf-8")
     datasets = [{"benchmark": "general_qa", "path": str(tmp_path), "subsets": ["mine"]}]
     with pytest.raises(DataError, match=message):
-        evaluate(make_recipe(chat_server.url, evaluate={"datasets": datasets}), make_place(tmp_path, "evaluate", ROWS))
+        evaluate(make_recipe(chat_server.url, evaluate={"datasets": datasets}), make_inputs(tmp_path, ROWS))
     assert not chat_server.requests
 
 
@@ -95,14 +95,14 @@ def test_a_missing_subset_names_those_that_are_there(chat_server: ChatServer, tm
     write(tmp_path / "other.jsonl", ROWS)
     datasets = [{"benchmark": "general_qa", "path": str(tmp_path), "subsets": ["mine"]}]
     with pytest.raises(DataError, match=r"mine\.jsonl: no such file; subsets in that folder: other"):
-        evaluate(make_recipe(chat_server.url, evaluate={"datasets": datasets}), make_place(tmp_path, "evaluate", ROWS))
+        evaluate(make_recipe(chat_server.url, evaluate={"datasets": datasets}), make_inputs(tmp_path, ROWS))
 
 
 def test_files_of_ceval_must_say_their_split(chat_server: ChatServer, tmp_path: Path) -> None:
     write(tmp_path / "logic.jsonl", CHOICES)
     datasets = [{"benchmark": "ceval", "path": str(tmp_path), "subsets": ["logic"]}]
     with pytest.raises(DataError, match=r"logic\.jsonl: not called SUBSET_SPLIT\.jsonl"):
-        evaluate(make_recipe(chat_server.url, evaluate={"datasets": datasets}), make_place(tmp_path, "evaluate", ROWS))
+        evaluate(make_recipe(chat_server.url, evaluate={"datasets": datasets}), make_inputs(tmp_path, ROWS))
 
 
 @pytest.mark.parametrize(

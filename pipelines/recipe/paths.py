@@ -1,0 +1,33 @@
+"""The files and folders that a recipe reads, as the types of its fields tell them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipelines.recipe.base import ReadPath, Section
+
+
+def paths_read(recipe: Section) -> dict[str, str]:
+    """Every path that a recipe reads, by the key that names it, such as `clean.assets.lid.176.ftz`."""
+    return dict(_paths("", recipe))
+
+
+def _paths(prefix: str, section: Section) -> Iterator[tuple[str, str]]:
+    for name, field in type(section).model_fields.items():
+        marks = [mark for mark in field.metadata if isinstance(mark, ReadPath)]
+        for key, value in _entries(f"{prefix}{name}", getattr(section, name)):
+            if isinstance(value, Section):
+                yield from _paths(f"{key}.", value)
+            elif isinstance(value, str) and marks and (path := marks[0].path_in(section, value)):
+                yield key, path
+
+
+def _entries(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What a field holds, by key: the entries of a list or mapping, or the value itself."""
+    if isinstance(value, list):
+        for number, entry in enumerate(value):
+            yield from _entries(f"{key}[{number}]", entry)
+    elif isinstance(value, dict):
+        for name, entry in value.items():
+            yield from _entries(f"{key}.{name}", entry)
+    else:
+        yield key, value

@@ -1,0 +1,111 @@
+"""How much callers may ask: rates per key, requests in flight and waiting."""
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from pipelines.recipe.serve import Limits
+from serve.asgi import RequestError
+
+
+@dataclass
+class TokenBucket:
+    """An allowance per minute: refilled evenly over a minute, holding one minute's worth at most."""
+
+    per_minute: int
+    left: float = field(init=False)
+    at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left, self.at = float(self.per_minute), time.monotonic()
+
+    def wait(self, amount: float) -> float:
+        """Seconds until `amount` is there, 0 when it is."""
+        now = time.monotonic()
+        self.left = min(self.per_minute, self.left + (now - self.at) * self.per_minute / 60)
+        self.at = now
+        return max(0.0, (amount - self.left) * 60 / self.per_minute)
+
+    def take(self, amount: float) -> None:
+        """Use up; may go below zero, for costs that are known afterwards."""
+        self.left -= amount
+
+
+class Rates:
+    """Requests and tokens per minute of every caller."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._requests: dict[str, TokenBucket] = {}
+        self._tokens: dict[str, TokenBucket] = {}
+
+    def admit(self, caller: str) -> None:
+        """Count one request; raises RequestError 429 when the caller has none left this minute."""
+        if self._limits.tokens_per_minute is not None:
+            bucket = _bucket(self._tokens, caller, self._limits.tokens_per_minute)
+            self._refuse_after(bucket.wait(1), "tokens")
+        if self._limits.requests_per_minute is not None:
+            bucket = _bucket(self._requests, caller, self._limits.requests_per_minute)
+            self._refuse_after(bucket.wait(1), "requests")
+            bucket.take(1)
+
+    def spend(self, caller: str, tokens: int) -> None:
+        """Count the tokens of an answer; what goes beyond the limit is taken off the coming minutes."""
+        if self._limits.tokens_per_minute is not None:
+            self._tokens[caller].take(tokens)
+
+    @staticmethod
+    def _refuse_after(seconds: float, what: str) -> None:
+        if seconds > 0:
+            message = f"Rate limit reached: {what} per minute; try again in {seconds:.0f} s"
+            raise RequestError(429, message, "rate_limit_exceeded", retry_after=seconds)
+
+
+def _bucket(buckets: dict[str, TokenBucket], caller: str, per_minute: int) -> TokenBucket:
+    found = buckets.get(caller)
+    if found is None:
+        found = buckets[caller] = TokenBucket(per_minute)
+    return found
+
+
+class Admission:
+    """At most so many requests in flight; so many more wait their turn, in order; the rest are refused."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.in_flight = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait."""
+        return sum(not turn.done() for turn in self._waiting)
+
+    async def enter(self) -> None:
+        """Take a place in flight, to be given back by `leave`; raises RequestError 429 when the queue is full."""
+        if self.in_flight < self._limits.max_in_flight:
+            self.in_flight += 1
+        else:
+            await self._wait()
+
+    def leave(self) -> None:
+        """Give the place to who waits longest."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.in_flight -= 1
+
+    async def _wait(self) -> None:
+        if self.queued >= self._limits.max_queued:
+            raise RequestError(429, "Too many requests are waiting, try again", "queue_full", retry_after=2)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn  # the place passes over from the request that ended: in_flight stays as it is
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.leave()
+            raise

@@ -1,0 +1,61 @@
+"""A workspace that version 0.1.0 made is continued: every manifest is read, and no finished stage is done again.
+
+`tests/data/workspace-0.1.0` was written by that version: `tiny` on 200 rows, whole up to the split, of the stages after
+it the manifests.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipelines.artifacts.stage import read_manifest
+from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.errors import DataError
+from rayjobs import pipeline
+from rayjobs.cluster import Cluster
+
+MADE = Path(__file__).parents[2] / "data" / "workspace-0.1.0"
+OVERRIDES = ["ingest.limit=200", "analyze={}"]
+STAGES = pipeline.stages_of(pipeline.load("tiny", [*OVERRIDES, "export.path=rows.jsonl"]))
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Workspace:
+    """A copy of that workspace."""
+    return Workspace(str(shutil.copytree(MADE, tmp_path / "workspace")))
+
+
+def test_finished_stages_are_up_to_date(older: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    done = pipeline.run(pipeline.load("tiny", OVERRIDES), older, Cluster(), last="split")
+    assert [name for name, output in done.items() if output.is_complete] == [
+        *("ingest", "analyze", "clean", "analyze_clean", "split"),
+    ]
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"{name}: up to date" for name in done]
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=[stage.name for stage in STAGES])
+def test_every_manifest_is_read_whole(stage: pipeline.AnyStage) -> None:
+    (folder,) = (MADE / stage.name).iterdir()
+    place = Place(Workspace(str(MADE)), stage.name, folder.name)
+    manifest = read_manifest(place, stage.reports)
+    written = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest is not None
+    assert manifest.model_dump(mode="json", exclude_unset=True) == written
+
+
+@pytest.mark.parametrize("damage", ["unknown key", "missing key", "no manifest"])
+def test_a_manifest_of_another_kind_is_refused_by_name(older: Workspace, damage: str) -> None:
+    (path,) = Path(older.root, "split").glob("*/manifest.json")
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if damage == "unknown key":
+        manifest["report"]["sides"] = 2
+    elif damage == "missing key":
+        del manifest["report"]["digest"]
+    else:
+        manifest = ["split"]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(DataError, match=r"split/.*/manifest.json: not a manifest that this version of danlu reads"):
+        pipeline.status(pipeline.load("tiny", OVERRIDES), older)

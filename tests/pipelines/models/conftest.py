@@ -1,0 +1,3 @@
+from tests.model_families import tiny_model
+
+__all__ = ["tiny_model"]

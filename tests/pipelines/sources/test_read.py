@@ -1,0 +1,290 @@
+"""Reading a source whole: its rows, in order, and what cannot be read."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.artifacts.reports.rows import IngestReport
+from pipelines.artifacts.rows import RowDigest, messages_of
+from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.errors import DataError, InputError
+from pipelines.recipe.ingest import Ingest
+from pipelines.sources.read import read_once, read_source
+from tests.pipelines.sources.samples import rows_of, write_lines, written
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def run(tmp_path: Path, source: Path | str, **section: Any) -> tuple[IngestReport, pa.Table, pa.Table]:
+    place = Place(Workspace(str(tmp_path / "w")), "ingest", "f")
+    place.clear()
+    report = read_source(Ingest(source=str(source), **section), place)
+    return report, table_of(place, report.outputs.rows), table_of(place, report.outputs.dropped)
+
+
+def table_of(place: Place, names: list[str]) -> pa.Table:
+    return pa.concat_tables([pq.read_table(place.path(name)) for name in names])
+
+
+def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
+    rows = rows_of(500)
+    lines = write_lines(tmp_path / "a.jsonl", rows)
+    (tmp_path / "b.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet", row_group_size=90)
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(lines.read_bytes()))
+    with pa.CompressedOutputStream(str(tmp_path / "e.jsonl.zst"), "zstd") as stream:
+        stream.write(lines.read_bytes())
+    wanted = [(row["query"], row["response"], row["upvotes"]) for row in rows]
+    for name in ("a.jsonl", "b.json", "c.parquet", "d.jsonl.gz", "e.jsonl.zst"):
+        report, table, _ = run(tmp_path, tmp_path / name, shard_bytes=4096)
+        found = list(zip(*(table[column].to_pylist() for column in ("query", "response", "upvotes")), strict=True))
+        assert found == wanted, name
+        assert table["pos"].to_pylist() == list(range(500))
+        assert table["row_id"][3].as_py() == f"{name}:4"
+        assert report.adapter == "query_response"
+
+
+def test_earlier_runs_and_folders_of_conversations_are_merged(tmp_path: Path, shared_data: Path) -> None:
+    wishes = json.loads((shared_data / "tianji-wishes-chinese-v0.1.json").read_text(encoding="utf-8"))
+    (tmp_path / "old").mkdir()
+    parts = [wishes[:40], wishes[40:45], wishes[45:100]]
+    for number, part in enumerate(parts):
+        path = tmp_path / "old" / f"run-{number}.json"
+        path.write_text(json.dumps(part, ensure_ascii=False), encoding="utf-8")
+    for source in (tmp_path / "old", tmp_path / "old" / "run-*.json"):
+        report, table, _ = run(tmp_path, source)
+        assert (report.rows, report.adapter) == (100, "conversation")
+        answers = [entry["conversation"][0]["output"] for entry in wishes[:100]]
+        assert table["response"].to_pylist() == answers
+
+
+def test_parts_are_gone_when_they_are_read(tmp_path: Path) -> None:
+    rows = [{"query": str(i), "response": "答"} for i in range(300)]
+    for name in ("a.csv", "a.csv.gz", "a.json"):
+        _, table, _ = run(tmp_path, written(tmp_path / name, rows), shard_bytes=1000)
+        assert table["query"].to_pylist() == [row["query"] for row in rows]
+        assert table["row_id"][7].as_py() == f"{name}:8"
+        assert not list((tmp_path / "w").rglob("*.zst"))
+
+
+def test_what_no_row_is_in_csv_and_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("query,response\n甲,乙\n\n一,二,三\n丙,丁\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.csv:2: not as many fields as the header: \['一', '二', '三'\]"):
+        run(tmp_path, tmp_path / "a.csv")
+    (tmp_path / "a.json").write_text('[{"query": "甲", "response": "乙"}, 7]', encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.json:2: not a JSON object: 7"):
+        run(tmp_path, tmp_path / "a.json")
+    (tmp_path / "b.csv").write_bytes("query,response\n甲,乙\n".encode("gb18030"))
+    with pytest.raises(DataError, match=r"b\.csv:2: not UTF-8 text .*ingest\.encoding: gb18030"):
+        run(tmp_path, tmp_path / "b.csv")
+    (tmp_path / "c.jsonl").write_bytes('{"query": "甲", "response": "乙"}\n'.encode("gb18030"))
+    with pytest.raises(DataError, match=r"c\.jsonl:1: not valid JSON: .*set ingest\.encoding"):
+        run(tmp_path, tmp_path / "c.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"), [("a.csv", "gb18030"), ("a.jsonl.gz", "gbk"), ("a.json", "big5"), ("a.csv.zst", "utf-16")]
+)
+def test_other_encodings_are_read(tmp_path: Path, name: str, encoding: str) -> None:
+    rows = [{"query": f"第{i}行，\n一問", "response": "答" * (i % 9)} for i in range(300)]
+    source = written(tmp_path / name, rows)
+    whole = source.read_bytes()
+    plain = gzip.decompress(whole) if name.endswith(".gz") else whole
+    if name.endswith(".zst"):
+        with pa.CompressedInputStream(pa.BufferReader(whole), "zstd") as stream:
+            plain = stream.read()
+    data = plain.decode("utf-8-sig").encode(encoding)
+    packed = {".gz": gzip.compress, ".zst": lambda data: pa.compress(data, codec="zstd", asbytes=True)}
+    source.write_bytes(packed.get(source.suffix, bytes)(data))
+    _, table, _ = run(tmp_path, source, encoding=encoding, shard_bytes=2000)
+    assert table.select(["query", "response"]).to_pylist() == rows
+    assert table["row_id"][7].as_py() == f"{name.removesuffix('.gz').removesuffix('.zst')}:8"
+    assert not [file for file in (tmp_path / "w").rglob("a.*") if file.is_file()]  # the copies are gone
+    source.write_bytes(packed.get(source.suffix, bytes)(data + b"\xff"))
+    with pytest.raises(DataError, match=rf"{name}:\d+: not {encoding} text"):
+        run(tmp_path, source, encoding=encoding)
+
+
+def test_a_long_field_is_no_obstacle(tmp_path: Path) -> None:
+    source = written(tmp_path / "a.csv", [{"query": "长", "response": "文" * 140_000}])
+    _, table, _ = run(tmp_path, source)
+    assert len(table["response"][0].as_py()) == 140_000
+
+
+def test_csv_carries_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('query,response,note\n"问,甲","第一行\n第二行",x\n乙,答,y\n', encoding="utf-8")
+    _, table, _ = run(tmp_path, tmp_path / "a.csv")
+    assert table["response"].to_pylist() == ["第一行\n第二行", "答"]
+    assert table["note"].to_pylist() == ["x", "y"]
+
+
+def test_rows_do_not_depend_on_the_shards(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", rows_of(700))
+    digests = {
+        run(tmp_path, source, shard_bytes=size, concurrency=c)[0].digest
+        for size, c in ((1000, 2), (9999, 1), (1 << 20, None))
+    }
+    assert len(digests) == 1
+
+
+def test_limit_and_own_ids(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [{"id": f"k{i}", **row} for i, row in enumerate(rows_of(50))])
+    report, table, _ = run(tmp_path, source, limit=20, shard_bytes=500)
+    assert report.rows == 20
+    assert table["row_id"].to_pylist() == [f"k{i}" for i in range(20)]
+    assert "id" not in table.column_names
+
+
+def test_broken_lines_are_set_aside_and_counted(tmp_path: Path) -> None:
+    rows = rows_of(40)
+    source = write_lines(tmp_path / "a.jsonl", rows)
+    lines = source.read_bytes().splitlines()
+    lines[6] = b'{"query": "x", "resp'
+    lines[17] = '{"query": "只有问题"}'.encode()
+    lines[30] = b'{"query": "\xff", "response": "y"}'
+    lines[35] = b"[1]"
+    source.write_bytes(b"\n".join(lines))
+    with pytest.raises(DataError) as caught:
+        run(tmp_path, source)
+    message = str(caught.value)
+    assert "4 broken rows, read as query_response; ingest.max_broken allows 0. Mend them, or raise it" in message
+    for number, reason in (
+        (7, "not valid JSON"),
+        (18, "column response is missing; the row has query"),
+        (31, "not valid JSON"),
+        (36, "not a JSON object"),
+    ):
+        assert f"a.jsonl:{number}: {reason}" in message
+    report, table, dropped = run(tmp_path, source, max_broken=4)
+    assert (report.rows, report.broken) == (36, 4)
+    assert dropped["row_id"].to_pylist() == ["a.jsonl:7", "a.jsonl:18", "a.jsonl:31", "a.jsonl:36"]
+    assert table["pos"].to_pylist() == [i for i in range(40) if i not in (6, 17, 30, 35)]
+
+
+@pytest.mark.parametrize("adapter", ["auto", "columns"])
+def test_half_a_character_breaks_its_row_alone(tmp_path: Path, adapter: str) -> None:
+    rows = rows_of(1200)
+    rows[0]["response"], rows[7]["query"], rows[1100]["upvotes"] = "半\ud83d", "\ude00", 10**30
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(DataError, match=r"3 broken rows(.|\n)*a\.jsonl:1: holds half a character"):
+        run(tmp_path, source, adapter=adapter)
+    report, table, dropped = run(tmp_path, source, adapter=adapter, max_broken=3)
+    assert (report.rows, report.broken) == (1197, 3)
+    assert dropped["row_id"].to_pylist() == ["a.jsonl:1", "a.jsonl:8", "a.jsonl:1101"]
+    assert "半\\ud83d" in dropped["text"][0].as_py()
+    assert table["pos"].to_pylist() == [i for i in range(1200) if i not in (0, 7, 1100)]
+
+
+def test_value_of_another_type_is_broken_not_guessed(tmp_path: Path) -> None:
+    rows = rows_of(1500)
+    rows[1200]["upvotes"] = "many"
+    with pytest.raises(DataError, match=r"a\.jsonl:1201: column upvotes holds 'many' where the first rows hold int64"):
+        run(tmp_path, write_lines(tmp_path / "a.jsonl", rows))
+
+
+def test_wrong_adapter_names_the_one_that_fits(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", rows_of(3))
+    with pytest.raises(InputError, match=r"needs column .*INSTRUCTION.*adapter query_response fits") as caught:
+        run(tmp_path, source, adapter="zhihu_kol")
+    assert caught.value.exit_code == 2
+    other = write_lines(tmp_path / "b.jsonl", [{"a": 1}])
+    with pytest.raises(InputError, match=r"no adapter reads columns a; .*: query, response \(query_response\); "):
+        run(tmp_path, other)
+    other = write_lines(tmp_path / "c.jsonl", [{"Query": "问", "respnse": "答"}])
+    with pytest.raises(InputError, match=r"; rename Query to query and respnse to response for adapter query_response"):
+        run(tmp_path, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("a.parquet", b"PAR1junk"), ("a.jsonl.gz", b"junk"), ("a.json", b'[{"query": "a", "response": "b"},')],
+)
+def test_damaged_files_are_named(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=name.replace(".", r"\.")):
+        run(tmp_path, tmp_path / name)
+
+
+def test_rows_stand_in_name_order_whichever_shard_is_done_first(tmp_path: Path) -> None:
+    files = {"part-0": range(400), "part-1": range(400, 410), "part-2": range(410, 430)}
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for name in ("part-2", "part-0", "part-1"):
+        write_lines(folder / f"{name}.jsonl", [{"query": f"问题{i}", "response": "答"} for i in files[name]])
+    section = Ingest(source=str(folder), shard_bytes=5000)
+    place = Place(Workspace(str(tmp_path / "w")), "ingest", "f")
+    digests = set()
+    for late in ([], [0, 1], [3]):
+        for index in late:  # done again, and so after all others
+            place.local("rows", "commits", f"{index:05d}.json").unlink()
+        report = read_source(section, place)
+        commits = sorted(place.local("rows", "commits").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        assert len(commits) > 5
+        assert {int(path.stem) for path in commits[len(commits) - len(late) :]} == set(late)
+        table = table_of(place, report.outputs.rows)
+        assert table["query"].to_pylist() == [f"问题{i}" for i in range(430)]
+        assert table["pos"].to_pylist() == list(range(430))
+        digests.add(report.digest)
+    assert len(digests) == 1
+
+
+def test_the_system_prompt_stands_where_it_is_trained(tmp_path: Path) -> None:
+    talk = [
+        {"from": who, "value": said} for who, said in (("human", "一"), ("gpt", "二"), ("human", "三"), ("gpt", "四"))
+    ]
+    told = {"from": "system", "value": "自带"}
+    source = write_lines(
+        tmp_path / "a.jsonl", [{"conversations": turns} for turns in (talk, [told, *talk], talk[:2], [told, *talk[:2]])]
+    )
+    rows = run(tmp_path, source, system="你是{{谁}}", replace={"{{谁}}": "医生"})[1].to_pylist()
+    assert [row["system"] for row in rows] == ["你是医生", "自带"] * 2
+    said = [[(turn["role"], turn["content"]) for turn in messages_of(row)] for row in rows]
+    chat = [("user", "一"), ("assistant", "二"), ("user", "三"), ("assistant", "四")]
+    assert said == [[("system", system), *turns] for turns in (chat, chat[:2]) for system in ("你是医生", "自带")]
+
+
+def test_real_zhihu_sample(tmp_path: Path, shared_data: Path) -> None:
+    report, table, _ = run(tmp_path, shared_data / "zhihu_kol_sample.parquet", shard_bytes=1 << 20)
+    assert (report.adapter, report.rows, report.broken) == ("zhihu_kol", 6540, 0)
+    digest = RowDigest()
+    digest.update(table)
+    assert digest.hexdigest() == report.digest
+    assert table.schema.field("upvotes").type == pa.int64()
+
+
+def test_a_further_source_is_read_once(tmp_path: Path) -> None:
+    section = Ingest(source=str(write_lines(tmp_path / "a.jsonl", rows_of(30))))
+    place = Place(Workspace(str(tmp_path / "w")), "train", "f").within("data", "1")
+    assert place.path() == str(tmp_path / "w" / "train" / "f" / "data" / "1")
+    first = read_once(section, place)
+    assert table_of(place, first.report.outputs.rows)["upvotes"].to_pylist() == list(range(30))
+    (tmp_path / "a.jsonl").unlink()
+    again = read_once(section, place)
+    assert again.report == first.report and again.paths(again.report.outputs.rows) == first.paths(
+        first.report.outputs.rows
+    )
+
+
+def test_what_an_earlier_version_has_read_is_not_read_again(tmp_path: Path) -> None:
+    section = Ingest(source=str(write_lines(tmp_path / "a.jsonl", rows_of(3))))
+    place = Place(Workspace(str(tmp_path / "w")), "split/f", "test_source")
+    report = {
+        "summary": "3 rows from 1 file as query_response, 0 broken",
+        "digest": "0" * 32,
+        "rows": 3,
+        "broken": 0,
+        "adapter": "query_response",
+        "source": section.source,
+        "columns": ["row_id", "pos", "query", "response", "upvotes"],
+        "outputs": {"rows": ["rows/data/00000-0.rows.parquet"], "dropped": ["rows/data/00000-0.dropped.parquet"]},
+    }
+    place.finish(json.dumps({"report": report}).encode())
+    read = read_once(section, place)
+    assert read.report.model_dump() == report
+    assert read.paths(read.report.outputs.rows) == [place.path("rows/data/00000-0.rows.parquet")]

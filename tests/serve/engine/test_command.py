@@ -1,0 +1,75 @@
+"""What an engine's process is started with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import StageError
+from pipelines.models.served import ServedModel
+from pipelines.recipe.serve import Engine
+from serve.engine.command import HUGE_PAGES, EnginePlan, environment, vllm_arguments
+
+
+def plan(model: ServedModel, num_gpus: float = 0, **engine: object) -> EnginePlan:
+    return EnginePlan("app", model, Engine.model_validate(engine), num_gpus, "127.0.0.1", "secret-key", "/logs")
+
+
+def value(arguments: list[str], name: str) -> str:
+    return arguments[arguments.index(name) + 1]
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> str:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 12}))
+    return str(tmp_path)
+
+
+def test_adapters_on_a_cpu_never_start_without_the_corrected_operators(adapter: str) -> None:
+    arguments = vllm_arguments(plan(ServedModel("base", "/m", {"a": adapter})))
+    assert value(arguments, "--worker-extension-cls") == "serve.engine.cpu_lora.RequireCpuLora"
+    assert value(arguments, "--max-lora-rank") == "16"  # the least of vLLM's sizes that holds rank 12
+    assert value(arguments, "--lora-modules") == f"a={adapter}"
+    assert "--worker-extension-cls" not in vllm_arguments(plan(ServedModel("base", "/m", {"a": adapter}), num_gpus=1))
+    assert "--enable-lora" not in vllm_arguments(plan(ServedModel("base", "/m")))
+
+
+def test_a_cpu_computes_in_float32_unless_asked_otherwise() -> None:
+    model = ServedModel("base", "/m")
+    assert value(vllm_arguments(plan(model)), "--dtype") == "float32"
+    assert value(vllm_arguments(plan(model, dtype="bfloat16")), "--dtype") == "bfloat16"
+    assert value(vllm_arguments(plan(model, num_gpus=1)), "--dtype") == "auto"
+
+
+def test_the_key_is_in_the_environment_and_not_in_the_command_line(
+    adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DANLU_API_KEYS", "a-client-s-key")
+    engine = plan(ServedModel("base", "/m", {"a": adapter}, registry="/registry"))
+    assert "secret-key" not in " ".join(vllm_arguments(engine))
+    variables = environment(engine)
+    assert variables["VLLM_API_KEY"] == "secret-key"
+    assert "a-client-s-key" not in variables.values()
+    assert variables["VLLM_PLUGINS"].split(",") == ["danlu_cpu_lora", "lora_filesystem_resolver"]
+    assert (variables["HF_HUB_OFFLINE"], variables["VLLM_NO_USAGE_STATS"]) == ("1", "1")
+
+
+def test_an_engine_on_a_cpu_gets_the_libraries_that_vllm_would_preload() -> None:
+    model = ServedModel("base", "/m")
+    libraries = environment(plan(model))["LD_PRELOAD"].split(":")
+    assert [Path(library).name[:7] for library in libraries if Path(library).is_file()] == ["libgomp"] * len(libraries)
+    assert "LD_PRELOAD" not in environment(plan(model, num_gpus=1))
+
+
+def test_an_engine_on_a_cpu_asks_for_huge_pages_unless_the_user_said_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = plan(ServedModel("base", "/m"))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert environment(engine)["GLIBC_TUNABLES"] == HUGE_PAGES
+    assert "GLIBC_TUNABLES" not in environment(plan(ServedModel("base", "/m"), num_gpus=1))
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.perturb=7")
+    assert environment(engine)["GLIBC_TUNABLES"] == "glibc.malloc.perturb=7"
+
+
+def test_a_folder_that_is_no_adapter_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"adapter_config\.json: no such file"):
+        vllm_arguments(plan(ServedModel("base", "/m", {"a": str(tmp_path)})))

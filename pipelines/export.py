@@ -64,6 +64,10 @@ class ExportStage(Stage[ExportInputs, ExportReport]):
             if _takes_in(source, path)
         ]
 
+    def is_current(self, report: ExportReport) -> bool:
+        """Whether the file is still there, with the size it was written with."""
+        return all(size_of(path) == size for path, size in report.written.items())
+
     def run(self, place: Place, inputs: ExportInputs) -> ExportReport:
         """Write the rows to `export.path`; their columns are those that ingest found, without `pos`."""
         columns = None

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol, TypeVar
 
-from pipelines.artifacts.reports.rows import IngestReport, RowsReport
+from pipelines.artifacts.reports.rows import RowsReport
 from pipelines.artifacts.reports.train import TrainReport
 from pipelines.artifacts.stage import Inputs, Manifest, Output, Report, Stage, read_manifest
 from pipelines.artifacts.workspace import Place, Workspace, fingerprint

@@ -5,6 +5,7 @@ A canonical row has the columns of `ROW` that its source provides, then the sour
 """
 
 import json
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -16,8 +17,21 @@ import xxhash
 
 from pipelines.errors import DataError
 
-MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
+MESSAGE = pa.struct(
+    [
+        pa.field("role", pa.string()),  # system, user, assistant or tool
+        pa.field("content", pa.string()),
+        pa.field("reasoning", pa.string()),  # what an assistant thinks before it answers
+        pa.field("loss", pa.bool_()),  # false: context without labels; null: as the role has it
+        pa.field("tool_calls", pa.string()),  # JSON, a list in OpenAI's form
+        pa.field("tool_call_id", pa.string()),  # in a tool's turn, which call it answers
+    ]
+)
+"""A turn. Rows that were written by earlier versions have role and content alone."""
 MESSAGES = pa.list_(MESSAGE)
+
+TOOLS = pa.field("tools", pa.string())
+"""JSON, a list in OpenAI's form: a column of data sets in which a row has tools."""
 
 ROW = pa.schema(
     [
@@ -26,7 +40,8 @@ ROW = pa.schema(
         pa.field("system", pa.string()),
         pa.field("query", pa.string()),
         pa.field("response", pa.string()),
-        pa.field("messages", MESSAGES),  # only where a row has several turns; then query and response are its last pair
+        # Only where a row has several turns or a turn says more than text; query and response are then its last pair.
+        pa.field("messages", MESSAGES),
     ]
 )
 
@@ -44,6 +59,9 @@ DROPPED = pa.schema(
 
 SPEAKERS = {"system": "system", "query": "user", "response": "assistant"}
 """Columns that stand in `messages` too, where a row has them, and whose turns they are there."""
+
+Turn = dict[str, Any]
+"""A turn of `MESSAGE`."""
 
 DIGESTED_ROWS = 4096
 """Rows that are written out at a time to be hashed."""
@@ -161,13 +179,29 @@ def texts_of(table: pa.Table, name: str) -> pa.LargeStringArray:
     return pc.replace_with_mask(column, several, spoken)
 
 
-def messages_of(row: dict[str, object]) -> list[dict[str, str]]:
-    """The chat of one canonical row: its `messages`, or system, query and response as turns."""
+def turns_said(row: Mapping[str, Any]) -> list[Turn]:
+    """The chat of one canonical row with all that its turns say: its `messages`, or system, query and response."""
     turns = row.get("messages")
     if isinstance(turns, list) and turns:
-        return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+        return [without_nulls(turn) for turn in turns]
     pairs = (("system", row.get("system")), ("user", row.get("query")), ("assistant", row.get("response")))
     return [{"role": role, "content": str(text)} for role, text in pairs if text]
+
+
+def messages_of(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The chat of one canonical row as roles and texts, for those who ask a model or read what is said.
+
+    DataError for a conversation with tools, of which that would be a part.
+    """
+    turns = turns_said(row)
+    if row.get("tools") or any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns):
+        raise DataError(f"row {row.get('row_id')}: a conversation with tools can be trained, but not asked or judged")
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+
+
+def without_nulls(turn: Mapping[str, Any]) -> Turn:
+    """A turn without the fields that say nothing."""
+    return {name: value for name, value in turn.items() if value is not None}
 
 
 def with_same_messages(changed: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
@@ -185,18 +219,21 @@ def with_same_messages(changed: dict[str, Any], before: dict[str, Any]) -> dict[
     head = [turn for turn in turns if turn["role"] == "system"]
     if "system" in new:
         head = [{"role": "system", "content": changed["system"]}] if changed["system"] else []
-    *talk, asked, said = (turn for turn in turns if turn["role"] != "system")
-    asked = {**asked, "content": changed["query"]} if "query" in new else asked
-    said = {**said, "content": changed["response"]} if "response" in new else said
-    return {**changed, "messages": [*head, *talk, asked, said]}
+    talk = [turn for turn in turns if turn["role"] != "system"]
+    for column in ("query", "response"):
+        last = max((i for i, turn in enumerate(talk) if turn["role"] == SPEAKERS[column]), default=None)
+        if column in new and last is not None:
+            talk[last] = {**talk[last], "content": changed[column]}
+    return {**changed, "messages": [*head, *talk]}
 
 
-def _columns_of(row_id: str, turns: list[dict[str, str]]) -> dict[str, str | None]:
+def _columns_of(row_id: str, turns: list[Turn]) -> dict[str, str | None]:
     """What system, query and response are where these are the messages."""
-    if [turn["role"] for turn in turns[-2:]] != ["user", "assistant"]:
-        raise DataError(f"row {row_id}: messages must end with a user's turn and an assistant's")
+    asked = [turn["content"] for turn in turns if turn["role"] == "user"]
+    if turns[-1]["role"] != "assistant" or not asked:
+        raise DataError(f"row {row_id}: messages must have a user's turn and end with an assistant's")
     system = turns[0]["content"] if turns[0]["role"] == "system" else None
-    return {"system": system, "query": turns[-2]["content"], "response": turns[-1]["content"]}
+    return {"system": system, "query": asked[-1], "response": turns[-1]["content"]}
 
 
 def is_text(value: Any) -> bool:

@@ -88,7 +88,10 @@ def _write_turns(table: pa.Table, key: str, texts: Texts) -> pa.Table:
     spoken = pc.equal(turns.field("role"), SPEAKERS[key])
     spoken = pc.fill_null(spoken, False)
     contents = pc.replace_with_mask(turns.field("content"), spoken, texts.turns.array.cast(pa.string()))
-    rebuilt = pa.StructArray.from_arrays([turns.field("role"), contents], fields=list(messages.type.value_type))
+    fields = list(messages.type.value_type)
+    rebuilt = pa.StructArray.from_arrays(
+        [contents if field.name == "content" else turns.field(field.name) for field in fields], fields=fields
+    )
     lengths = pc.list_value_length(messages).to_numpy(zero_copy_only=False)
     offsets = pa.array(np.append(0, np.cumsum(lengths)), type=pa.int32())
     index = table.column_names.index("messages")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pipelines.artifacts.reports.rows import IngestReport
 from pipelines.artifacts.stage import Inputs, Stage
 from pipelines.artifacts.workspace import Place
-from pipelines.errors import InputError, Problem
+from pipelines.errors import DataError, InputError, Problem
 from pipelines.recipe.ingest import Ingest
 from pipelines.sources.read import check_source, read_source, source_fingerprint
 
@@ -19,7 +19,7 @@ class IngestStage(Stage[Inputs, IngestReport]):
     section: Ingest
 
     name: ClassVar[str] = "ingest"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     @property
     def reports(self) -> type[IngestReport]:
@@ -34,7 +34,7 @@ class IngestStage(Stage[Inputs, IngestReport]):
         """Whether the source's files are there, and an adapter reads the first of them."""
         try:
             check_source(self.section)
-        except InputError as error:
+        except (DataError, InputError) as error:
             return [Problem("", str(error))]
         return []
 

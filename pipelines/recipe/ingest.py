@@ -16,16 +16,30 @@ class Ingest(Section):
     )
     adapter: Literal[
         "auto",
+        "messages",
+        "sharegpt",
+        "conversation",
         "query_response",
         "zhihu_kol",
         "alpaca",
-        "sharegpt",
-        "messages",
-        "conversation",
+        "dolly",
+        "prompt_completion",
+        "prompt_response",
+        "question_answer",
+        "question_response",
         "advertisegen",
         "counseling",
+        "moss",
+        "text",
         "columns",
-    ] = Field("auto", description="schema of the source; auto recognises it; columns: any table, carried as it is")
+    ] = Field(
+        "auto", description="schema of the source; auto recognises that of each row; columns: any table, as it is"
+    )
+    columns: dict[str, str | None] = Field(
+        {},
+        description="columns of the source under the names that adapters read, such as {query: 问题, response: 答案}; a dot "
+        "leads into a structure; row_id names the column that names rows, null for file and line",
+    )
     encoding: str = Field("utf-8-sig", description="how the text of JSON and CSV files is encoded, such as gb18030")
     system: str | None = Field(None, description="system prompt given to rows that bring none")
     replace: dict[str, str] = Field({}, description="texts put in the place of others in every row, such as {{NAME}}")

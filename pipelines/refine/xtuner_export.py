@@ -7,9 +7,10 @@ from typing import Any
 
 from pipelines.artifacts.files import created, require_new
 from pipelines.artifacts.reports.rows import RowsReport
-from pipelines.artifacts.rows import messages_of
+from pipelines.artifacts.rows import messages_of, turns_said
 from pipelines.artifacts.shards import read_tables
 from pipelines.artifacts.stage import Output
+from pipelines.errors import DataError
 
 
 def export_conversations(output: Output[RowsReport], path: Path) -> int:
@@ -32,6 +33,11 @@ def export_conversations(output: Output[RowsReport], path: Path) -> int:
 def _turns(row: dict[str, Any]) -> list[dict[str, str]]:
     """One entry per exchange; the system prompt stands in the first."""
     messages = messages_of(row)
+    roles = [turn["role"] for turn in messages if turn["role"] != "system"]
+    if roles != ["user", "assistant"] * (len(roles) // 2):
+        raise DataError(f"row {row['row_id']}: xtuner's conversations are pairs, not {', '.join(roles)}; export others")
+    if any(turn.get("loss") is False or "reasoning" in turn for turn in turns_said(row)):
+        raise DataError(f"row {row['row_id']}: xtuner's conversations have no place for reasoning or loss: false")
     system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
     pairs = zip(messages[::2], messages[1::2], strict=True)
     turns = [{"system": "", "input": asked["content"], "output": said["content"]} for asked, said in pairs]

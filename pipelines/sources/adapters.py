@@ -1,121 +1,246 @@
 """Schema adapters: one row of a usual schema in, one canonical row out.
 
-An adapter is a function from the source's row to the canonical columns `system`, `query`, `response`, `messages`
-and whatever it computes besides; it raises ValueError, saying why, for a row it cannot read. The source's columns that
-an adapter does not consume are carried along. Adding a schema is one function and one line in `ADAPTERS`.
+An adapter is a function from the source's row to the canonical columns `system`, `query`, `response`, `messages`,
+`tools` and whatever it computes besides; it raises ValueError, saying why, for a row it cannot read, and counts what it
+had to decide. Which other columns of a row are carried and which refuse it, `pipelines.sources.row_keys` says. Adding a
+schema is one function and one line in `ADAPTERS`.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.artifacts.rows import Turn
+from pipelines.sources.turns import (
+    canonical_tools,
+    conversation_of,
+    json_of,
+    loss_of,
+    says_nothing,
+    turn_of,
+)
+
 Row = Mapping[str, Any]
 Canonical = dict[str, Any]
+Counts = Counter[str]
+"""What was decided while reading, by what it is called in the report."""
 
 _VOTES = re.compile(r"赞同(?:\s*([0-9][0-9,]*(?:\.[0-9]+)?)\s*(万|亿)?)?")
 _UNITS = {None: 1, "万": 10_000, "亿": 100_000_000}
-_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-}
+
+SAID_OF_ROW = ("loss", "weight", "reasoning", "reasoning_content", "thinking")
+"""Columns that say of a pair's answer what they would say in a turn."""
 
 
 @dataclass(frozen=True)
 class Adapter:
     """How one schema is read: `needs` every column named there, and consumes `uses`."""
 
-    read: Callable[[Row], Canonical]
+    read: Callable[[Row, Counts], Canonical]
     needs: frozenset[str]
     uses: frozenset[str]
 
 
-def query_response(row: Row) -> Canonical:
-    """`query`, `response` and, if given, `system`: the canonical names themselves."""
-    return {"system": _optional(row, "system"), "query": _text(row, "query"), "response": _text(row, "response")}
+def _pair(query: str, response: str) -> Callable[[Row, Counts], Canonical]:
+    """Reads a question and its answer from the columns of those names; either may be a list of turns, as TRL has it."""
+
+    def read(row: Row, counts: Counts) -> Canonical:
+        asked, said = row.get(query), row.get(response)
+        if isinstance(asked, list) or isinstance(said, list):
+            chat = [*_turns_or_text(asked, "user", query), *_turns_or_text(said, "assistant", response)]
+            return _conversation(row, chat, counts)
+        return _exchange(row, _text(row, query), _text(row, response), counts)
+
+    return read
 
 
-def zhihu_kol(row: Row) -> Canonical:
+def query_response(row: Row, counts: Counts) -> Canonical:
+    """`query`, `response` and, if given, `system`: the canonical names themselves.
+
+    A row that also has `messages`, as exports have, is read as those; ValueError where the two differ.
+    """
+    if says_nothing(row.get("messages")):
+        return _pair("query", "response")(row, counts)
+    return messages(row, counts)
+
+
+def zhihu_kol(row: Row, counts: Counts) -> Canonical:
     """OmniData/Zhihu-KOL: INSTRUCTION, RESPONSE and the vote count inside METADATA."""
     canonical = {"query": _text(row, "INSTRUCTION"), "response": _text(row, "RESPONSE")}
     try:
         metadata = json.loads(_text(row, "METADATA"))
     except ValueError:
         raise ValueError("METADATA is not JSON") from None
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("upvotes"), str):
+    if not isinstance(metadata, dict) or "upvotes" not in metadata:
         raise ValueError("METADATA has no upvotes")
+    if says_nothing(metadata["upvotes"]):
+        counts["rows without votes, which count as 0"] += 1
+        return {**canonical, "upvotes": 0}
+    if not isinstance(metadata["upvotes"], str):
+        raise ValueError(f"upvotes {metadata['upvotes']!r} is not like 赞同 15 or 赞同 1.2 万")
     return {**canonical, "upvotes": parse_votes(metadata["upvotes"])}
 
 
 def parse_votes(text: str) -> int:
-    """Zhihu's vote string as a number: `赞同` is 0, `赞同 15` is 15, `赞同 1.2 万` is 12000."""
+    """Zhihu's vote string as a number: `赞同` is 0, `赞同 15` is 15, `赞同 1.2 万` is 12000.
+
+    Digits may be of full width, and characters of no width may stand between them.
+    """
     match = _VOTES.fullmatch(text.strip())
+    if match is None:
+        plain = unicodedata.normalize("NFKC", text)
+        match = _VOTES.fullmatch("".join(c for c in plain if unicodedata.category(c) != "Cf").strip())
     if match is None:
         raise ValueError(f"upvotes {text!r} is not like 赞同 15 or 赞同 1.2 万")
     number, unit = match.groups()
     return round(float(number.replace(",", "")) * _UNITS[unit]) if number else 0
 
 
-def alpaca(row: Row) -> Canonical:
+def alpaca(row: Row, counts: Counts) -> Canonical:
     """Alpaca: `instruction`, `input`, `output`; the input, if any, follows the instruction on a line of its own."""
-    given = _optional(row, "input")
-    instruction = _text(row, "instruction")
-    query = f"{instruction}\n{given}" if given else instruction
-    return {"system": _optional(row, "system"), "query": query, "response": _text(row, "output")}
+    query = "\n".join(filter(None, (_text(row, "instruction"), _optional(row, "input"))))
+    return _exchange(row, query, _text(row, "output"), counts)
 
 
-def sharegpt(row: Row) -> Canonical:
-    """ShareGPT: `conversations` as a list of {from, value}."""
-    return from_turns(
-        _optional(row, "system"), [(turn.get("from"), turn.get("value")) for turn in _turns(row, "conversations")]
-    )
+def dolly(row: Row, counts: Counts) -> Canonical:
+    """Dolly: `instruction`, `context`, `response`, as alpaca's three."""
+    query = "\n".join(filter(None, (_text(row, "instruction"), _optional(row, "context"))))
+    return _exchange(row, query, _text(row, "response"), counts)
 
 
-def messages(row: Row) -> Canonical:
-    """OpenAI: `messages` as a list of {role, content}."""
-    return from_turns(
-        _optional(row, "system"), [(turn.get("role"), turn.get("content")) for turn in _turns(row, "messages")]
-    )
+def sharegpt(row: Row, counts: Counts) -> Canonical:
+    """ShareGPT: `conversations` as a list of {from, value} or {role, content}, or of {question, answer}."""
+    turns = _turns(row, "conversations")
+    if all("question" in turn and "answer" in turn for turn in turns):
+        for number, turn in enumerate(turns, start=1):
+            if more := [key for key in turn if key not in ("question", "answer") and not says_nothing(turn[key])]:
+                raise ValueError(f"turn {number} has {more[0]}, which is not read")
+        pairs = [(turn["question"], turn["answer"]) for turn in turns]
+        return _conversation(row, _exchanges(pairs, "conversations"), counts)
+    return _conversation(row, [turn_of(turn, number) for number, turn in enumerate(turns, start=1)], counts)
 
 
-def conversation(row: Row) -> Canonical:
+def messages(row: Row, counts: Counts) -> Canonical:
+    """OpenAI: `messages` as a list of {role, content}; their last pair may stand in `query` and `response` too."""
+    turns = _turns(row, "messages")
+    read = _conversation(row, [turn_of(turn, number) for number, turn in enumerate(turns, start=1)], counts)
+    for name in ("query", "response"):
+        if not says_nothing(row.get(name)) and row[name] != read[name]:
+            raise ValueError(f"{name} is not what the messages end with; delete {name} or the messages")
+    return read
+
+
+def conversation(row: Row, counts: Counts) -> Canonical:
     """xtuner: `conversation` as a list of {system, input, output}, one entry per turn."""
-    turns = _turns(row, "conversation")
-    pairs = [(role, turn.get(key)) for turn in turns for role, key in (("user", "input"), ("assistant", "output"))]
-    return from_turns(turns[0].get("system") or None, pairs)
+    chat: list[Turn] = []
+    for number, turn in enumerate(_turns(row, "conversation"), start=1):
+        read = ("system", "input", "output", "output_with_loss")
+        if more := [key for key in turn if key not in read and not says_nothing(turn[key])]:
+            raise ValueError(f"turn {number} has {more[0]}, which is not read")
+        if not says_nothing(turn.get("system")):
+            if chat:
+                raise ValueError(f"turn {number} has a system prompt, which only the first may have")
+            chat.append(_turn("system", turn["system"], "conversation"))
+        if chat and chat[-1]["role"] == "assistant" and turn.get("input") == "":
+            raise ValueError(f"turn {number} has an empty input")
+        if turn.get("input") != "" or chat:
+            chat.append(_turn("user", turn.get("input"), "conversation"))
+        answer = _turn("assistant", turn.get("output"), "conversation")
+        loss = loss_of({"loss": turn.get("output_with_loss")}, f"turn {number}")
+        chat.append(answer if loss is None else {**answer, "loss": loss})
+    return _conversation(row, chat, counts)
 
 
-def advertisegen(row: Row) -> Canonical:
-    """AdvertiseGen: attributes in `content`, the advertisement in `summary`."""
-    return {"query": _text(row, "content"), "response": _text(row, "summary")}
+def moss(row: Row, counts: Counts) -> Canonical:
+    """MOSS: `chat` as {turn_1: {Human, MOSS, …}, …}, with its marks of who speaks taken off."""
+    turns = row.get("chat")
+    if not isinstance(turns, Mapping) or not turns:
+        raise ValueError("chat is not {turn_1: {Human, MOSS}, …}")
+    pairs = []
+    for name, turn in turns.items():
+        if says_nothing(turn):  # tables fill up the turns that shorter conversations do not have
+            continue
+        if not isinstance(turn, Mapping) or not isinstance(turn.get("Human"), str) or not isinstance(turn.get("MOSS"), str):
+            raise ValueError(f"chat: {name} has no Human and MOSS")
+        for key, value in turn.items():
+            if key not in ("Human", "MOSS") and not says_nothing(value) and _unmarked(str(value)) not in ("", "None"):
+                raise ValueError(f"chat: {name} has {key}, which is not read")
+        pairs.append((_unmarked(turn["Human"]), _unmarked(turn["MOSS"])))
+    return _conversation(row, _exchanges(pairs, "chat"), counts)
 
 
-def counseling(row: Row) -> Canonical:
-    """Counseling conversations: `Context` and `Response`."""
-    return {"query": _text(row, "Context"), "response": _text(row, "Response")}
+def _unmarked(text: str) -> str:
+    """A text of MOSS without `<|Human|>:` before it and `<eoh>` after it."""
+    return re.sub(r"^\s*<\|[^|]*\|>:\s*|\s*<eo[a-z]+>\s*$", "", text)
 
 
-def from_turns(system: str | None, turns: Iterable[tuple[Any, Any]]) -> Canonical:
-    """A canonical row from (role, text) pairs; `messages` is filled only where there is more than one exchange."""
-    chat = [(_role(role), text) for role, text in turns]
-    if any(not isinstance(text, str) for _, text in chat):
-        raise ValueError("a turn has no text")
-    if chat and chat[0][0] == "system":
-        system, chat = chat[0][1], chat[1:]
-    roles = [role for role, _ in chat]
-    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise ValueError(f"turns must alternate user and assistant and end with an answer, not {roles}")
-    row: Canonical = {"system": system, "query": chat[-2][1], "response": chat[-1][1]}
-    if len(chat) > 2:
-        head = [{"role": "system", "content": system}] if system else []
-        row["messages"] = head + [{"role": role, "content": text} for role, text in chat]
-    return row
+def text(row: Row, counts: Counts) -> Canonical:
+    """Plain text in `text`: a row without a question, of which all is trained."""
+    return {"query": None, "response": _text(row, "text")}
+
+
+def _exchange(row: Row, query: str, response: str, counts: Counts) -> Canonical:
+    """A canonical row of a question and its answer, after what `history` says."""
+    system = _system(row)
+    history, tools = _history(row), canonical_tools(row.get("tools"))
+    marks = {name: row[name] for name in SAID_OF_ROW if not says_nothing(row.get(name))}
+    if not history and not tools and not marks:
+        return {"system": system, "query": query, "response": response}
+    answer = {"role": "assistant", "content": response, **{k: marks[k] for k in marks if k not in ("loss", "weight")}}
+    chat = [*history, {"role": "user", "content": query}, turn_of(answer, len(history) + 2)]
+    return _conversation(row, chat, counts)
+
+
+def _conversation(row: Row, chat: Iterable[Turn], counts: Counts) -> Canonical:
+    """A canonical row of turns and of what the row's columns say of all of them."""
+    read, joined = conversation_of(chat, _system(row), canonical_tools(row.get("tools")), loss_of(row, "the row"))
+    if joined:
+        counts["turns joined to the one before, of the same speaker"] += joined
+    return read
+
+
+def _system(row: Row) -> str | None:
+    found = {name: row[name] for name in ("system", "system_prompt") if not says_nothing(row.get(name))}
+    if len(found) > 1 and found["system"] != found["system_prompt"]:
+        raise ValueError("columns system and system_prompt differ; delete one")
+    return _text(found, next(iter(found))) if found else None
+
+
+def _history(row: Row) -> list[Turn]:
+    """The exchanges before the row's own, as pairs of texts or as turns."""
+    given = row.get("history")
+    if says_nothing(given):
+        return []
+    history = json_of(given, "history")
+    if not isinstance(history, list):
+        raise ValueError(f"history is not a list of [question, answer]: {history!r:.80}")
+    if all(isinstance(turn, Mapping) for turn in history):
+        return [turn_of(turn, number) for number, turn in enumerate(history, start=1)]
+    return list(_exchanges(history, "history"))
+
+
+def _exchanges(pairs: Iterable[Any], column: str) -> Iterator[Turn]:
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise ValueError(f"{column} has an entry that is no pair of question and answer: {pair!r:.80}")
+        yield _turn("user", pair[0], column)
+        yield _turn("assistant", pair[1], column)
+
+
+def _turn(role: str, said: Any, column: str) -> Turn:
+    if not isinstance(said, str):
+        raise ValueError(f"{column}: a turn has no text")
+    return {"role": role, "content": said}
+
+
+def _turns_or_text(given: Any, role: str, column: str) -> list[Turn]:
+    if isinstance(given, str):
+        return [{"role": role, "content": given}]
+    return [turn_of(turn, number) for number, turn in enumerate(_turns({column: given}, column), start=1)]
 
 
 def with_system(row: Canonical, system: str | None) -> Canonical:
@@ -139,18 +264,16 @@ def replaced(row: Canonical, texts: Mapping[str, str]) -> Canonical:
         return row
     said: Canonical = {name: filled(row[name]) for name in ("system", "query", "response") if name in row}
     if row.get("messages"):
-        said["messages"] = [{**turn, "content": filled(turn["content"])} for turn in row["messages"]]
+        texts_of_turn = ("content", "reasoning")
+        said["messages"] = [
+            {name: filled(value) if name in texts_of_turn else value for name, value in turn.items()}
+            for turn in row["messages"]
+        ]
     return {**row, **said}
 
 
-def _role(name: Any) -> str:
-    if name not in _ROLES:
-        raise ValueError(f"unknown role {name!r}")
-    return _ROLES[name]
-
-
 def _turns(row: Row, column: str) -> list[Mapping[str, Any]]:
-    turns = row.get(column)
+    turns = json_of(row.get(column), column) if isinstance(row.get(column), str) else row.get(column)
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
         raise ValueError(f"{column} is not a list of turns")
     return turns
@@ -162,29 +285,40 @@ def _text(row: Row, column: str) -> str:
         raise ValueError(f"column {column} is missing{there}")
     if not isinstance(row[column], str):
         raise ValueError(f"column {column} holds {type(row[column]).__name__}, not text")
-    text: str = row[column]
-    return text
+    found: str = row[column]
+    return found
 
 
 def _optional(row: Row, column: str) -> str | None:
-    return _text(row, column) if row.get(column) else None
+    return None if says_nothing(row.get(column)) else _text(row, column)
 
 
-def _adapter(read: Callable[[Row], Canonical], needs: str, also: str = "") -> Adapter:
+def _adapter(read: Callable[[Row, Counts], Canonical], needs: str, also: str = "") -> Adapter:
     columns = frozenset(needs.split())
     return Adapter(read, columns, columns | frozenset(also.split()))
 
 
+_PAIR = " ".join(("system system_prompt history tools", *SAID_OF_ROW))
+_CHAT = "system system_prompt tools loss weight"
+
 ADAPTERS: dict[str, Adapter] = {
-    "query_response": _adapter(query_response, "query response", "system"),
+    "messages": _adapter(messages, "messages", f"query response {_CHAT}"),
+    "sharegpt": _adapter(sharegpt, "conversations", _CHAT),
+    "conversation": _adapter(conversation, "conversation", _CHAT),
+    "query_response": _adapter(query_response, "query response", f"messages {_PAIR}"),
     "zhihu_kol": _adapter(zhihu_kol, "INSTRUCTION RESPONSE METADATA"),
-    "alpaca": _adapter(alpaca, "instruction output", "input system"),
-    "sharegpt": _adapter(sharegpt, "conversations", "system"),
-    "messages": _adapter(messages, "messages", "system"),
-    "conversation": _adapter(conversation, "conversation"),
-    "advertisegen": _adapter(advertisegen, "content summary"),
-    "counseling": _adapter(counseling, "Context Response"),
+    "alpaca": _adapter(alpaca, "instruction output", f"input {_PAIR}"),
+    "dolly": _adapter(dolly, "instruction response", f"context {_PAIR}"),
+    "prompt_completion": _adapter(_pair("prompt", "completion"), "prompt completion", _PAIR),
+    "prompt_response": _adapter(_pair("prompt", "response"), "prompt response", _PAIR),
+    "question_answer": _adapter(_pair("question", "answer"), "question answer", _PAIR),
+    "question_response": _adapter(_pair("question", "response"), "question response", _PAIR),
+    "advertisegen": _adapter(_pair("content", "summary"), "content summary", _PAIR),
+    "counseling": _adapter(_pair("Context", "Response"), "Context Response", _PAIR),
+    "moss": _adapter(moss, "chat", "system system_prompt"),
+    "text": _adapter(text, "text"),
 }
+"""The schemas, those first that say more of a row that has several."""
 
 
 def recognise(columns: Iterable[str]) -> str | None:

@@ -1,69 +1,109 @@
-"""Any table: the source's columns with their names and types, and a `row_id` and `pos` beside them."""
+"""Tables from rows: a shard's rows with the types that they have, and any table as it is, with `row_id` and `pos`."""
 
 import json
-from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.artifacts.rows import DROPPED, RowDigest, is_text
+from pipelines.artifacts.rows import DROPPED, ROW, RowDigest, is_text
 from pipelines.artifacts.shards import Attempt, Shard, Work
-from pipelines.errors import InputError
-from pipelines.sources.files import parquet_batches, read_shard, sample_rows, schema_of
+from pipelines.errors import DataError
+from pipelines.sources.column_types import (
+    UNFIT,
+    as_schema,
+    converted,
+    exceeds_float,
+    nested_column,
+    plain,
+    union,
+)
+from pipelines.sources.files import parquet_batches, read_shard, schema_of
+from pipelines.sources.row_keys import OWN_KEYS
 
 BATCH_ROWS = 2048
 COLUMN_ROWS = 8192
 """Rows that are read at a time where they stay columns."""
-SAMPLED = 1000
-"""Rows that types are inferred from where a source does not tell them."""
-_UNFIT = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError)
-"""What Arrow says of a value that a column cannot hold."""
+MAX_COLUMNS = 2000
+"""Columns of a data set: more are keys that stand for values."""
+
+ToColumn = Callable[[list[Any]], tuple[pa.Array, bool]]
+"""Makes a column of values, and says whether their types had to be widened."""
 
 
-def source_schema(files: list[str]) -> pa.Schema:
-    """The source's columns: as a Parquet file says, else inferred from the first rows.
+@dataclass
+class Rows:
+    """The rows of one shard, as far as they are read; in memory, as columns, until their types are known."""
 
-    Raises InputError where a column has the name of one that every row gets.
-    """
-    schema = schema_of(files[0])
-    if schema is None:
-        rows = sample_rows(files[0], SAMPLED)
-        names = dict.fromkeys(name for row in rows for name in row)
-        schema = pa.schema([pa.field(name, _type([row.get(name) for row in rows], name, files[0])) for name in names])
-    if "pos" in schema.names:
-        raise InputError(f"{files[0]}: column pos has the name that the order of the rows has here; rename it")
-    return schema.remove_metadata()
+    fixed: pa.Schema
+    """Columns whose types are known."""
+    to_column: ToColumn
+    """Makes the others."""
+    reader: str
+    """What rows that cannot be read are recorded as not being."""
+    tables: list[pa.Table] = field(default_factory=list)
+    broken: list[dict[str, Any]] = field(default_factory=list)
+    """Schema `DROPPED`."""
+    widened: set[str] = field(default_factory=set)
+
+    def add(self, rows: list[dict[str, Any]], names: Iterable[str]) -> None:
+        """Add rows, with the columns `names` beside the fixed ones; what no column can hold becomes broken."""
+        own = [name for name in names if name not in self.fixed.names]
+        if len(own) > MAX_COLUMNS:
+            raise DataError(
+                f"row {rows[0]['row_id']} and those after it have more than {MAX_COLUMNS} different columns; where keys "
+                "stand for values, make a list of them"
+            )
+        try:
+            self.tables.append(self._table(rows, own))
+        except (*UNFIT, UnicodeEncodeError, RecursionError):
+            fitting = [row for row in rows if self._fits(row, own)]
+            self.tables.append(self._table(fitting, own))
+
+    def _table(self, rows: list[dict[str, Any]], names: list[str]) -> pa.Table:
+        columns = [pa.array([row.get(name) for row in rows], kind) for name, kind in self._kinds()]
+        for name in names:
+            column, is_widened = self.to_column([row.get(name) for row in rows])
+            columns.append(column)
+            if is_widened:
+                self.widened.add(name)
+        return pa.table(columns, schema=pa.schema([*self.fixed, *map(_field, names, columns[len(self.fixed) :])]))
+
+    def _kinds(self) -> list[tuple[str, pa.DataType]]:
+        return [(field.name, field.type) for field in self.fixed]
+
+    def _fits(self, row: dict[str, Any], names: list[str]) -> bool:
+        try:
+            if not is_text({name: value for name, value in row.items() if name != "pos"}):
+                raise ValueError("holds half a character, a lone surrogate")
+            self._table([row], names)
+        except (*UNFIT, ValueError, RecursionError) as error:
+            reason = "is nested too deep" if isinstance(error, RecursionError) else str(error)
+            self.broken.append(broken_row(self.reader, row, reason, row))
+            return False
+        return True
+
+    def write(self, attempt: Attempt) -> dict[str, Any]:
+        """Write what was added; returns counts, the rows' digest, and `schema`, in hexadecimal digits."""
+        found = [self.fixed, *(table.schema for table in self.tables)]
+        schema, widened = union(found, lambda number, name: exceeds_float(self.tables[number - 1][name]))
+        return {
+            **write_shard(attempt, schema, (as_schema(table, schema) for table in self.tables), self.broken),
+            "widened": sorted({*self.widened, *widened}),
+        }
 
 
-def _type(values: list[Any], name: str, file: str) -> pa.DataType:
-    try:
-        found = pa.array(values).type
-    except UnicodeEncodeError:  # half a character, for which its row is set aside
-        return _type([value for value in values if is_text(value)], name, file)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-        raise InputError(f"{file}: column {name} holds values of several types ({error})") from None
-    return pa.string() if pa.types.is_null(found) else found
-
-
-def table_reader(schema: pa.Schema) -> Work:
-    """The work on one shard of a source with that schema."""
-
-    def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
-        own = [field for field in schema if field.name != "row_id"]
-        written = pa.schema([pa.field("row_id", pa.string(), False), pa.field("pos", pa.int64(), False), *own])
-        broken: list[dict[str, Any]] = []
-        return write_shard(attempt, written, _tables(shard, schema, written, broken), broken)
-
-    return work
+def _field(name: str, column: pa.Array) -> pa.Field:
+    return pa.field(name, column.type)
 
 
 def write_shard(
     attempt: Attempt, schema: pa.Schema, tables: Iterable[pa.Table], broken: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Write a shard's rows, and what reading them has added to `broken`; returns the counts and the rows' digest."""
+    """Write a shard's rows, and what reading them has added to `broken`; returns counts, digest and schema."""
     digest = RowDigest()
     with attempt.writer("rows", schema) as writer:
         for table in tables:
@@ -71,79 +111,94 @@ def write_shard(
             digest.update(table)
     with attempt.writer("dropped", DROPPED) as writer:
         writer.write_table(pa.Table.from_pylist(sorted(broken, key=lambda row: row["pos"]), schema=DROPPED))
-    return {"rows": digest.rows, "digest": digest.hexdigest(), "broken": len(broken)}
+    counts = {"rows": digest.rows, "digest": digest.hexdigest(), "broken": len(broken)}
+    return {**counts, "schema": schema.serialize().to_pybytes().hex()}
 
 
-def _tables(shard: Shard, schema: pa.Schema, written: pa.Schema, broken: list[dict[str, Any]]) -> Iterator[pa.Table]:
-    """The rows of a shard as tables; whole columns where its file has the source's schema."""
-    if "groups" not in shard or not schema.equals(schema_of(shard["path"])):
-        for rows in batches(_rows(shard, schema, broken), BATCH_ROWS):
-            yield table_of(rows, written, "columns", broken)
-        return
+def table_reader(named_by: str | None) -> Work:
+    """The work on one shard of any table; `named_by`: see `row_keys.classify`."""
+    keys = OWN_KEYS if named_by is None else (named_by,)
+
+    def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
+        if "groups" in shard:
+            return _copy_columns(shard, attempt, keys)
+        rows = Rows(pa.schema([ROW.field("row_id"), ROW.field("pos")]), nested_column, "columns")
+        for batch in batches(_rows(shard, keys, rows.broken), BATCH_ROWS):
+            names = dict.fromkeys(name for row in batch for name in row)
+            rows.add(batch, [name for name in names if name not in rows.fixed.names])
+        return {**rows.write(attempt), "own_keys": True, "counts": {}}
+
+    return work
+
+
+def _copy_columns(shard: Shard, attempt: Attempt, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Whole columns of a Parquet file, never row by row."""
+    schema = require_usable(shard["path"], schema_of(shard["path"]))
+    own = [pa.field(f.name, plain(f.type), f.nullable) for f in schema if f.name != "row_id"]
+    written = pa.schema([ROW.field("row_id"), ROW.field("pos"), *own])
     end = shard["first"] + shard["rows"]
-    for number, batch in parquet_batches(shard["path"], shard, COLUMN_ROWS):
-        if number < end:
-            yield _numbered(pa.table(batch.slice(0, end - number)), number, shard).cast(written)
+
+    def tables() -> Iterator[pa.Table]:
+        for number, batch in parquet_batches(shard["path"], shard, COLUMN_ROWS):
+            if number < end:
+                yield as_schema(_numbered(pa.table(batch.slice(0, end - number)), number, shard, keys), written)
+
+    counts = write_shard(attempt, written, tables(), [])
+    return {**counts, "widened": [], "own_keys": any(key in schema.names for key in keys), "counts": {}}
 
 
-def _numbered(table: pa.Table, number: int, shard: Shard) -> pa.Table:
+def require_usable(path: str, schema: pa.Schema) -> pa.Schema:
+    """The schema of a Parquet file; DataError where a name stands twice, or is that of the rows' order here."""
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}: column {twice[0]} is there twice; rename one")
+    if "pos" in schema.names:
+        raise DataError(f"{path}: column pos has the name that the order of the rows has here; rename it")
+    return schema
+
+
+def _numbered(table: pa.Table, number: int, shard: Shard, keys: tuple[str, ...]) -> pa.Table:
     """The table with `row_id` and `pos` in front; its first row is row `number` of its file."""
-    names = _own_ids(table)
+    names = _own_ids(table, keys)
     if names.null_count:
-        file = PurePosixPath(shard["path"]).name
-        names = pc.coalesce(names, pa.array([f"{file}:{i + 1}" for i in range(number, number + table.num_rows)]))
+        given = pa.array([f"{shard['name']}:{i + 1}" for i in range(number, number + table.num_rows)])
+        names = pc.coalesce(names, given)
     pos = pa.array(np.arange(table.num_rows) + (shard["pos"] + number - shard["first"]))
     rest = {name: table[name] for name in table.column_names if name != "row_id"}
     return pa.table({"row_id": names, "pos": pos, **rest})
 
 
-def _own_ids(table: pa.Table) -> pa.Array:
+def _own_ids(table: pa.Table, keys: tuple[str, ...]) -> pa.Array:
     """What `own_id` gives for each row, null where it gives nothing."""
-    key = next((name for name in ("row_id", "id") if name in table.column_names), None)
+    key = next((name for name in keys if name in table.column_names), None)
     if key is None:
         return pa.nulls(table.num_rows, pa.string())
     if pa.types.is_integer(table.schema.field(key).type):
-        return table[key].combine_chunks().cast(pa.string())
-    return pa.array([None if value in (None, "") else str(value) for value in table[key].to_pylist()], pa.string())
+        return converted(table[key].combine_chunks(), pa.string())
+    return pa.array([own_id(value) for value in table[key].to_pylist()], pa.string())
 
 
-def _rows(shard: Shard, schema: pa.Schema, broken: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _rows(shard: Shard, keys: tuple[str, ...], broken: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The rows of a shard with `row_id` and `pos`; what cannot be read goes to `broken`."""
-    file = PurePosixPath(shard["path"]).name
-    known = set(schema.names)
     for number, row, raw in read_shard(shard):
-        place = {"row_id": f"{file}:{number + 1}", "pos": shard["pos"] + number - shard["first"]}
+        place = {"row_id": f"{shard['name']}:{number + 1}", "pos": shard["pos"] + number - shard["first"]}
         if row is None:
             broken.append(broken_row("columns", place, raw, None))
-        elif extra := set(row) - known:
-            reason = f"column {', '.join(sorted(extra))} is not in the first rows"
+        elif "pos" in row:
+            reason = "column pos has the name that the order of the rows has here; rename it"
             broken.append(broken_row("columns", place, reason, row))
         else:
-            yield {**row, **place, **own_id(row)}
-
-
-def table_of(rows: list[dict[str, Any]], schema: pa.Schema, reader: str, broken: list[dict[str, Any]]) -> pa.Table:
-    """The rows as a table; those that do not fit into it go to `broken`, as what `reader` could not read."""
-    try:
-        return pa.Table.from_pylist(rows, schema=schema)
-    except _UNFIT:
-        fitting = []
-        for row in rows:
-            try:
-                pa.Table.from_pylist([row], schema=schema)
-            except UnicodeEncodeError:
-                broken.append(broken_row(reader, row, "holds half a character, a lone surrogate", row))
-            except _UNFIT as error:
-                broken.append(broken_row(reader, row, f"not like the first rows: {error}", row))
-            else:
-                fitting.append(row)
-        return pa.Table.from_pylist(fitting, schema=schema)
+            key = next((own for name in keys if name in row and (own := own_id(row[name]))), None)
+            yield {**row, **place, **({"row_id": key} if key else {})}
 
 
 def broken_row(reader: str, place: dict[str, Any], reason: str, row: dict[str, Any] | None) -> dict[str, Any]:
     """An entry of schema `DROPPED` for a row, if there is one, at the `row_id` and `pos` of `place`."""
-    text = "" if row is None else json.dumps(row, ensure_ascii=False, default=str)[:1000]
-    texts = {"row_id": place["row_id"], "reason": reason, "text": text}
+    try:
+        text = "" if row is None else json.dumps(row, ensure_ascii=False, default=str)[:1000]
+    except RecursionError:
+        text = "(nested too deep to be shown)"
+    texts = {"row_id": place["row_id"], "reason": reason[:1000], "text": text}
     return {
         **{name: value.encode("utf-8", "backslashreplace").decode() for name, value in texts.items()},
         "pos": place["pos"],
@@ -152,10 +207,13 @@ def broken_row(reader: str, place: dict[str, Any], reason: str, row: dict[str, A
     }
 
 
-def own_id(row: dict[str, Any]) -> dict[str, str]:
-    """The source's own key, where it has one; otherwise the file and line stay the row's name."""
-    key = row.get("row_id", row.get("id"))
-    return {} if key is None or key == "" else {"row_id": str(key)}
+def own_id(value: Any) -> str | None:
+    """The source's own key as a row's name; None where it is none, and file and line stay the name."""
+    if isinstance(value, str):
+        return value or None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else None
 
 
 def batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

@@ -14,9 +14,13 @@ from typing import IO, Any
 import pyarrow as pa
 
 from pipelines.artifacts.shards import Shard
+from pipelines.errors import DataError
 from pipelines.sources.files import (
+    DELIMITERS,
+    MAX_LINE,
     csv_reader,
     format_of,
+    header_of,
     is_compressed,
     is_lines,
     json_array,
@@ -49,7 +53,7 @@ def plan_shards(files: list[str], shard_bytes: int, limit: int | None, store: St
 def _parts(path: str, shard_bytes: int, store: Store) -> Iterator[Shard]:
     if format_of(path) == ".parquet":
         yield from _row_groups(path, shard_bytes)
-    elif format_of(path) == ".csv":
+    elif format_of(path) in DELIMITERS:
         yield from _csv_ranges(path, shard_bytes, store)
     elif is_lines(path):
         yield from _line_ranges(path, shard_bytes, store)
@@ -77,43 +81,54 @@ def _line_ranges(path: str, shard_bytes: int, store: Store) -> Iterator[Shard]:
     with open_bytes(path) as stream:
         begin = first = 0
         while block := stream.read(shard_bytes):
-            block += stream.readline()
+            block += stream.readline(MAX_LINE)
+            _require_line_end(path, block, shard_bytes)
             lines = block.count(b"\n") + (not block.endswith(b"\n"))
             where = _stored(block, store) if is_compressed(path) else {"begin": begin, "end": begin + len(block)}
             yield {**where, "first": first, "rows": lines}
             begin, first = begin + len(block), first + lines
 
 
+def _require_line_end(path: str, block: bytes, shard_bytes: int) -> None:
+    """DataError where a line goes on after so many bytes that it is not read."""
+    if len(block) >= shard_bytes + MAX_LINE and not block.endswith(b"\n"):
+        raise DataError(f"{path}: a line is longer than {MAX_LINE} bytes")
+
+
 def _csv_ranges(path: str, shard_bytes: int, store: Store) -> Iterator[Shard]:
     """Byte ranges that end where a record does, which may have line ends inside."""
     kept: list[bytes] | None = [] if is_compressed(path) else None
     with open_bytes(path) as stream:
-        lines = _Lines(stream, kept)
-        reader = csv_reader(lines)
-        header = next(reader, [])
+        lines = _Lines(path, stream, kept)
+        delimiter = DELIMITERS[str(format_of(path))]
+        reader = csv_reader(lines, delimiter)
+        header = header_of(path, reader)
         begin, first, rows = lines.take()[0], 0, 0
         for record in reader:
             rows += bool(record)  # a blank line is no record
             if lines.read - begin >= shard_bytes:
                 end, block = lines.take()
                 where = {"begin": begin, "end": end} if kept is None else _stored(block, store)
-                yield {**where, "header": header, "first": first, "rows": rows}
+                yield {**where, "header": header, "delimiter": delimiter, "first": first, "rows": rows}
                 begin, first, rows = end, first + rows, 0
         end, block = lines.take()
         where = {"begin": begin, "end": end} if kept is None else _stored(block, store)
-        yield {**where, "header": header, "first": first, "rows": rows}
+        yield {**where, "header": header, "delimiter": delimiter, "first": first, "rows": rows}
 
 
 class _Lines:
     """The lines of a text file, as it is read: how many bytes were read, and, with `kept`, the bytes themselves."""
 
-    def __init__(self, stream: IO[bytes], kept: list[bytes] | None) -> None:
+    def __init__(self, path: str, stream: IO[bytes], kept: list[bytes] | None) -> None:
         self.read = 0
+        self._path = path
         self._kept = kept
         self._text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
 
     def __iter__(self) -> Iterator[str]:
-        for line in self._text:
+        while line := self._text.readline(MAX_LINE):
+            if len(line) == MAX_LINE:
+                raise DataError(f"{self._path}: a line is longer than {MAX_LINE} characters")
             data = line.encode()
             if self._kept is not None:
                 self._kept.append(data)

@@ -15,20 +15,27 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
-import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
 from pipelines.artifacts.shards import Shard
 from pipelines.errors import DataError, InputError
+from pipelines.progress import say
 from pipelines.recipe.base import SHIPPED
+from pipelines.sources import json_layout
 
-SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
+SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+"""What stands between the fields of a line, by suffix."""
 COMPRESSIONS = (".gz", ".zst")
 METADATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "configuration.json")
 """Files that tell hubs what a data set is, and hold no rows of it."""
 BLOCK = 4 << 20
+MAX_LINE = 1 << 28
+"""Bytes that a line may have: more, and the file is refused rather than held in memory."""
+MAX_UNPACKED, MAX_RATIO = 1 << 30, 200
+"""Bytes that a compressed file may have inside, and above which it may have so many times what it has outside."""
 
 Numbered = tuple[int, dict[str, Any] | None, str]
 """Number of the row in its file from 0, the row or None where it cannot be read, and then what stands there."""
@@ -55,7 +62,11 @@ def list_files(source: str) -> list[str]:
     fs, path = _file_system(source)
     if fs.isdir(path):
         found = [name for name in fs.find(path) if format_of(name) and Path(name).name not in METADATA]
-    elif has_magic(path):
+        hidden = [name for name in found if any(part.startswith((".", "__MACOSX")) for part in _below(name, path))]
+        if hidden:
+            found = [name for name in found if name not in hidden]
+            say(f"ingest.source {given}: {len(hidden)} hidden files are left out, such as {hidden[0]}")
+    elif has_magic(path) and not fs.exists(path):
         found = [name for name in fs.glob(path) if fs.isfile(name) and Path(name).name not in METADATA]
     else:
         found = [path]
@@ -69,6 +80,19 @@ def list_files(source: str) -> list[str]:
                 "save a spreadsheet as CSV UTF-8"
             )
     return [name if "://" not in source else fs.unstrip_protocol(name) for name in sorted(found)]
+
+
+def _below(name: str, folder: str) -> list[str]:
+    return name.removeprefix(folder).strip("/").split("/")
+
+
+def names_of(files: list[str]) -> dict[str, str]:
+    """What rows call their files, by path: the file's name, after the folders in which the files differ."""
+    folders = [path.split("/")[:-1] for path in files]
+    shared = 0
+    while all(len(parts) > shared and parts[shared] == folders[0][shared] for parts in folders):
+        shared += 1
+    return {path: "/".join(path.split("/")[shared:]) for path in files}
 
 
 def _fetched(source: str) -> str:
@@ -131,9 +155,10 @@ def open_bytes(path: str) -> Iterator[IO[bytes]]:
         with fs.open(inner, "rb") as raw:
             if path.endswith(".gz"):
                 with gzip.GzipFile(fileobj=raw) as plain:
-                    yield plain  # type: ignore[misc]
+                    yield io.BufferedReader(_Bounded(path, plain, fs.size(inner)))  # type: ignore[arg-type]
             elif path.endswith(".zst"):
-                yield io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"))
+                plain = pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
+                yield io.BufferedReader(_Bounded(path, plain, fs.size(inner)))
             else:
                 yield raw
     except UnicodeDecodeError as error:
@@ -141,6 +166,32 @@ def open_bytes(path: str) -> Iterator[IO[bytes]]:
         raise DataError(f"{path}:{_first_not_utf8(path)}: not UTF-8 text ({error}); {hint}") from None
     except (EOFError, gzip.BadGzipFile, csv.Error, pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+class _Bounded(io.RawIOBase):
+    """What is inside a compressed file, up to a share of what it is outside: some unpack to any size."""
+
+    def __init__(self, path: str, plain: IO[bytes], size: int | None) -> None:
+        self._path = path
+        self._plain = plain
+        self._most = max(MAX_UNPACKED, MAX_RATIO * (size or 0))
+        self._read = 0
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer; DataError where it becomes too much."""
+        data = self._plain.read(len(buffer))
+        buffer[: len(data)] = data
+        self._read += len(data)
+        if self._read > self._most:
+            raise DataError(
+                f"{self._path}: unpacks to more than {self._most} bytes, {MAX_RATIO} times its size; unpack it yourself "
+                "if that is right"
+            )
+        return len(data)
 
 
 def _first_not_utf8(path: str) -> int:
@@ -178,26 +229,11 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
 
 
 def is_lines(path: str) -> bool:
-    """Whether a file holds one JSON object per line; `.json` files are looked into, since many do."""
-    kind = format_of(path)
-    if kind != ".json":
-        return kind == ".jsonl"
+    """Whether a file holds one JSON object per line; files are looked into, since names do not tell."""
+    if format_of(path) not in (".jsonl", ".ndjson", ".json"):
+        return False
     with open_bytes(path) as stream:
-        while (byte := stream.read(1)) and (byte.isspace() or byte in b"\xef\xbb\xbf"):
-            pass
-    return byte != b"["
-
-
-def columns_of(files: list[str]) -> list[str]:
-    """The column names of the first readable row of the first file."""
-    for path in files:
-        if format_of(path) == ".parquet":
-            with open_parquet(path) as file:
-                return list(file.schema_arrow.names)
-        for _, row, _ in _rows_of_file(path):
-            if row is not None:
-                return list(row)
-    return []
+        return json_layout.is_lines(stream.read(json_layout.HEAD))
 
 
 def first_broken(files: list[str]) -> str:
@@ -214,15 +250,13 @@ def schema_of(path: str) -> pa.Schema | None:
     if format_of(path) != ".parquet":
         return None
     with open_parquet(path) as file:
-        return file.schema_arrow
+        return file.schema_arrow.remove_metadata()
 
 
 def sample_rows(path: str, count: int) -> list[dict[str, Any]]:
     """The first readable rows of a file, to infer the types of its columns from."""
     rows: list[dict[str, Any]] = []
-    first = {"first": 0, "skip": 0, "groups": [0]}
-    reader = _read_parquet(path, first) if format_of(path) == ".parquet" else _rows_of_file(path)
-    for _, row, _ in reader:
+    for _, row, _ in _rows_of_file(path):
         if row is not None:
             rows.append(row)
         if len(rows) == count:
@@ -237,7 +271,7 @@ def read_shard(shard: Shard) -> Iterator[Numbered]:
         rows = _read_parquet(path, shard)
     elif "header" in shard:
         text = io.StringIO(_block(shard).decode(), newline="")
-        rows = _records(csv_reader(text), shard["header"], shard["first"])
+        rows = _records(csv_reader(text, shard["delimiter"]), shard["header"], shard["first"])
     elif "elements" in shard:
         rows = _stored_elements(_block(shard), shard["first"])
     else:
@@ -283,6 +317,9 @@ def _json_lines(stream: IO[bytes], first: int) -> Iterator[Numbered]:
         try:
             text = line.decode("utf-8-sig" if number == 0 else "utf-8")
             row = json.loads(text)
+        except RecursionError:
+            yield number, None, f"nested too deep: {line[:200].decode('utf-8', 'replace').rstrip()}"
+            continue
         except ValueError as error:  # includes UnicodeDecodeError
             hint = "; in another encoding? set ingest.encoding" if isinstance(error, UnicodeDecodeError) else ""
             yield number, None, f"not valid JSON: {error}{hint}: {line[:200].decode('utf-8', 'replace').rstrip()}"
@@ -293,20 +330,35 @@ def _json_lines(stream: IO[bytes], first: int) -> Iterator[Numbered]:
 
 
 def _rows_of_file(path: str) -> Iterator[Numbered]:
+    if format_of(path) == ".parquet":
+        with open_parquet(path) as file:
+            groups = [*range(file.num_row_groups)]
+        if groups:
+            yield from _read_parquet(path, {"first": 0, "skip": 0, "groups": groups})
+        return
+    delimiter = DELIMITERS.get(format_of(path) or "")
     with open_bytes(path) as stream:
-        if format_of(path) == ".csv":
-            reader = csv_reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
-            yield from _records(reader, next(reader, []), 0)
+        if delimiter:
+            reader = csv_reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), delimiter)
+            yield from _records(reader, header_of(path, reader), 0)
         elif is_lines(path):
             yield from _json_lines(stream, 0)
         else:
             yield from json_array(path, stream)
 
 
-def csv_reader(lines: Iterable[str]) -> Iterator[list[str]]:
+def csv_reader(lines: Iterable[str], delimiter: str = ",") -> Iterator[list[str]]:
     """The records of a CSV file, whatever the length of their fields."""
     csv.field_size_limit(sys.maxsize)
-    return csv.reader(lines)
+    return csv.reader(lines, delimiter=delimiter)
+
+
+def header_of(path: str, records: Iterator[list[str]]) -> list[str]:
+    """The names in the first record; DataError where one stands twice, for then columns cannot be told apart."""
+    header = next(records, [])
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise DataError(f"{path}: the header has {twice[0] or 'an empty name'!r} more than once; rename one")
+    return header
 
 
 def _records(records: Iterator[list[str]], header: list[str], first: int) -> Iterator[Numbered]:
@@ -318,16 +370,12 @@ def _records(records: Iterator[list[str]], header: list[str], first: int) -> Ite
 
 
 def _stored_elements(block: bytes, first: int) -> Iterator[Numbered]:
-    for number, line in enumerate(block.splitlines(), start=first):
+    for number, line in enumerate(block.split(b"\n")[:-1], start=first):
         element = json.loads(line)
         yield (number, element, "") if isinstance(element, dict) else (number, None, element)
 
 
 def json_array(path: str, stream: IO[bytes]) -> Iterator[Numbered]:
-    """The elements of a JSON array; DataError where it ends too early."""
-    number = -1
-    try:
-        for number, row in enumerate(ijson.items(stream, "item", use_float=True)):
-            yield (number, row, "") if isinstance(row, dict) else (number, None, f"not a JSON object: {row!r:.200}")
-    except ijson.JSONError as error:
-        raise DataError(f"{path}: broken after element {number} ({error})") from None
+    """The rows of a JSON file that has not one a line; DataError where it ends too early."""
+    for number, row in enumerate(json_layout.values_of(path, stream)):
+        yield (number, row, "") if isinstance(row, dict) else (number, None, f"not a JSON object: {row!r:.200}")

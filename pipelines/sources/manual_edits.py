@@ -107,9 +107,11 @@ def with_edits(
     DataError for a value that its column cannot hold.
     """
     said = {
-        name: _value(key, line[name], schema.field(name), row["row_id"])
+        name: value
         for name in names
-        if name in line and _differs(line[name], row[name])
+        if name in line
+        and _differs(line[name], row[name])
+        and (value := _value(key, line[name], schema.field(name), row["row_id"])) != row[name]
     }
     return with_same_messages({**row, **said}, row) if said else row
 
@@ -129,11 +131,26 @@ def _value(key: str, given: Any, field: pa.Field, row_id: str) -> Any:
     """What the file gives for one column of a row, as the column's type."""
     value = given
     if isinstance(value, str) and not pa.types.is_string(field.type) and not pa.types.is_large_string(field.type):
-        value = parsed(value) if value else None
+        value = _of_cell(value, field.type) if value else None
+    if name_of_unknown := _unknown_turn_key(value, field):
+        raise DataError(f"{key}: row {row_id}: {field.name}: a turn has no {name_of_unknown}; delete it")
     try:
         return pa.array([value], type=field.type)[0].as_py()
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"{key}: row {row_id}: {field.name} cannot be {given!r} ({error})") from None
+
+
+def _of_cell(text: str, kind: pa.DataType) -> Any:
+    """A spreadsheet's text as a value: it writes TRUE and FALSE."""
+    return parsed(text.lower() if pa.types.is_boolean(kind) else text)
+
+
+def _unknown_turn_key(value: Any, field: pa.Field) -> str | None:
+    """What a turn of edited `messages` says beside the fields that turns have; Arrow would drop it."""
+    if field.name != "messages" or not isinstance(value, list):
+        return None
+    known = {inner.name for inner in field.type.value_type}
+    return next((name for turn in value if isinstance(turn, dict) for name in turn if name not in known), None)
 
 
 def _read(key: str, path: str) -> bytes:

@@ -1,53 +1,59 @@
 """Reading one source whole into rows: ingest's own, the one of the rows held out, and those of further training data.
 
 The output is Parquet, one file per shard. A row that cannot be read is set aside with its file, line and reason;
-more of them than `max_broken` stop the run.
+more of them than `max_broken` stop the run. Columns and their types are those of all rows: a shard is written with what
+its own rows have, and those that have less than all of them together are written once more.
 """
 
-import json
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from difflib import get_close_matches
 from itertools import count
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.artifacts.reports.rows import IngestReport, RowFiles
-from pipelines.artifacts.rows import ROW, RowDigest
+from pipelines.artifacts.rows import ROW, TOOLS, RowDigest
 from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
 from pipelines.artifacts.stage import Manifest, Output, read_manifest
-from pipelines.artifacts.workspace import Place
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import DataError, InputError
 from pipelines.recipe.ingest import Ingest
-from pipelines.sources.adapters import ADAPTERS, Adapter, recognise, replaced, with_system
+from pipelines.sources.adapters import ADAPTERS, Counts, recognise, replaced, with_system
+from pipelines.sources.column_types import as_schema, exceeds_float, flat_column, settled, union
 from pipelines.sources.columns import (
     BATCH_ROWS,
+    Rows,
     batches,
     broken_row,
     own_id,
-    source_schema,
-    table_of,
+    require_usable,
     table_reader,
-    write_shard,
 )
 from pipelines.sources.cut import Store, plan_shards
 from pipelines.sources.files import (
-    columns_of,
     digest_file,
     first_broken,
+    format_of,
     is_hub,
     list_files,
+    names_of,
     read_shard,
     sample_rows,
+    schema_of,
 )
 from pipelines.sources.recode import as_utf8, is_utf8, remove_copies
+from pipelines.sources.row_keys import Columns, adapter_for, classify
 
 STORED = "parts"
 """Folder of parts that stand for files that cannot be cut, while they are read."""
 SHOWN = 5
 """Broken rows that an error message shows."""
+LOOKED_INTO = 20
+"""Files, and rows of each, that a recipe's check looks into."""
 
 
 def source_fingerprint(section: Ingest) -> dict[str, Any]:
@@ -55,37 +61,70 @@ def source_fingerprint(section: Ingest) -> dict[str, Any]:
     settings = section.model_dump(exclude={"concurrency", "max_broken", "source"})
     if is_hub(section.source):  # naming it must not download it
         return {"section": settings, "files": section.source}
-    files = [[PurePosixPath(path).name, digest_file(path)] for path in list_files(section.source)]
-    return {"section": settings, "files": files}
+    files = list_files(section.source)
+    names = names_of(files)
+    return {"section": settings, "files": [[names[path], digest_file(path)] for path in files]}
 
 
 def check_source(section: Ingest) -> None:
-    """InputError where the source's files are not there, or no adapter reads the first of them.
+    """InputError where the source's files are not there, or no adapter reads what stands first in them.
 
     Hubs and object storage are not asked, and what is in another encoding is not looked into.
     """
-    if "://" not in section.source:
-        files = list_files(section.source)
-        if section.adapter != "columns" and is_utf8(section.encoding):
-            _adapter_for(section, files)
+    if "://" in section.source:
+        return
+    files = list_files(section.source)
+    for path in files:
+        if format_of(path) == ".parquet":
+            require_usable(path, schema_of(path))
+    if section.adapter != "columns" and is_utf8(section.encoding):
+        _require_adapter(section, files)
+
+
+def describe_source(section: Ingest) -> str:
+    """How the source's first rows are read and which of their columns are carried; empty where it is not looked at."""
+    if "://" in section.source or section.adapter == "columns" or not is_utf8(section.encoding):
+        return ""
+    used, carried = Counter[str](), dict[str, None]()
+    for path in list_files(section.source)[:LOOKED_INTO]:
+        for row in sample_rows(path, LOOKED_INTO):
+            row = renamed(row, section.columns)
+            columns = classify(row, section.adapter, _named_by(section))
+            try:
+                name, _ = adapter_for(columns, row)
+            except ValueError:  # check_source and ingest say what it is
+                continue
+            used[name] += 1
+            carried.update(dict.fromkeys(columns.carried[name]))
+    if not used:
+        return ""
+    return f"as {' and '.join(sorted(used))}" + (f"; carried, not trained: {', '.join(carried)}" if carried else "")
 
 
 def read_source(section: Ingest, place: Place) -> IngestReport:
     """Read the source into canonical rows; the report counts rows and broken rows."""
-    files = as_utf8(list_files(section.source), section.encoding, place)
-    name, columns, work = _plan(section, files)
-    commits = run_shards(
-        place,
-        "rows",
-        lambda: plan_shards(files, section.shard_bytes, section.limit, _store(place)),
-        work,
-        concurrency=section.concurrency,
-        title="ingest",
-    )
+    given = list_files(section.source)
+    files = as_utf8(given, section.encoding, place)
+    names = dict(zip(files, names_of(given).values(), strict=True))
+
+    def plan() -> list[Shard]:
+        shards = plan_shards(files, section.shard_bytes, section.limit, _store(place))
+        return [{**shard, "name": names[shard["path"]]} for shard in shards]
+
+    if section.adapter == "columns":
+        work = table_reader(_named_by(section))
+    else:
+        _require_adapter(section, files)
+        work = _reader(section)
+    commits = run_shards(place, "rows", plan, work, concurrency=section.concurrency, title="ingest")
     for path in place.workspace.list(place.path(STORED)):
         place.workspace.remove(path)
     remove_copies(files, place)
-    return _report(place, section, name, files, columns, commits)
+    _require_few_broken(place, section, commits)
+    _require_own_names(place, commits)
+    schema, widened = _common_schema(place, commits)
+    commits = _as_one_schema(place, commits, schema, section.concurrency)
+    return _report(place, section, files, schema, widened, commits)
 
 
 def read_once(section: Ingest, place: Place) -> Output[IngestReport]:
@@ -109,35 +148,64 @@ def _store(place: Place) -> Store:
     return store
 
 
-def _plan(section: Ingest, files: list[str]) -> tuple[str, list[str], Work]:
-    """The adapter's name, the columns that rows get, and the work on one shard."""
-    if section.adapter == "columns":
-        schema = source_schema(files)
-        return section.adapter, schema.names, table_reader(schema)
-    name, columns = _adapter_for(section, files)
-    extra = _extra_types(ADAPTERS[name], files, columns)
-    return name, [*ROW.names, *extra], _reader(name, section.system, section.replace, extra)
+def _named_by(section: Ingest) -> str | None:
+    """The column that names rows where the recipe says one, empty where it says that none does; see `classify`."""
+    return section.columns["row_id"] or "" if "row_id" in section.columns else None
 
 
-def _adapter_for(section: Ingest, files: list[str]) -> tuple[str, list[str]]:
-    """The adapter that reads the files, and the columns of the first; InputError where none does."""
-    columns = columns_of(files)
-    if section.adapter != "auto":
-        missing = ADAPTERS[section.adapter].needs - set(columns)
-        if missing and columns:
-            fits = recognise(columns)
-            hint = f"; adapter {fits} fits these columns" if fits else ""
-            raise InputError(
-                f"{files[0]}: adapter {section.adapter} needs column {', '.join(sorted(missing))}, "
-                f"the file has {', '.join(columns)}{hint}"
-            )
-        return section.adapter, columns
+def renamed(row: dict[str, Any], columns: dict[str, str | None]) -> dict[str, Any]:
+    """A row with the columns that the recipe names under the names that adapters read; a dot leads into a structure."""
     if not columns:
+        return row
+    found = {}
+    taken = set()
+    for name, given in columns.items():
+        if given is None or name == "row_id":
+            continue
+        value, parts = row, [given] if given in row else given.split(".")
+        for part in parts:
+            value = value.get(part) if isinstance(value, dict) else None  # type: ignore[assignment]
+        if len(parts) == 1:  # of a structure, the rest is carried
+            taken.add(given)
+        if parts[0] in row:
+            found[name] = value
+    if hidden := next((name for name in found if name in row and name not in taken), None):
+        raise InputError(f"ingest.columns: {hidden} would take the place of the source's own column {hidden}; name both")
+    return {**{name: value for name, value in row.items() if name not in taken}, **found}
+
+
+def _require_adapter(section: Ingest, files: list[str]) -> None:
+    """InputError where no adapter reads the first rows of a file; DataError where none of the first files has any."""
+    is_empty = True
+    for path in files[:LOOKED_INTO]:
+        rows = [renamed(row, section.columns) for row in sample_rows(path, LOOKED_INTO)]
+        if not rows:
+            continue
+        is_empty = False
+        if section.adapter != "auto":
+            names = dict.fromkeys(name for row in rows for name in row)
+            if missing := ADAPTERS[section.adapter].needs - set(names):
+                fits = recognise(names)
+                hint = f"; adapter {fits} fits these columns" if fits else ""
+                raise InputError(
+                    f"{path}: adapter {section.adapter} needs column {', '.join(sorted(missing))}, "
+                    f"the file has {', '.join(names)}{hint}"
+                )
+        problems = [problem for row in rows if (problem := _refused(section, row))]
+        if len(problems) == len(rows):
+            if not any(recognise(row) for row in rows) and section.adapter == "auto" and "no adapter" in problems[0]:
+                raise _no_adapter(path, [*dict.fromkeys(name for row in rows for name in row)])
+            raise InputError(f"{path}: {problems[0]}")
+    if is_empty and len(files) <= LOOKED_INTO:
         raise DataError(first_broken(files))
-    name = recognise(columns)
-    if name is None:
-        raise _no_adapter(files[0], columns)
-    return name, columns
+
+
+def _refused(section: Ingest, row: dict[str, Any]) -> str | None:
+    try:
+        adapter_for(classify(row, section.adapter, _named_by(section)), row)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _no_adapter(file: str, columns: list[str]) -> InputError:
@@ -150,129 +218,214 @@ def _no_adapter(file: str, columns: list[str]) -> InputError:
             renamed = [f"{given[found]} to {wanted}" for wanted, (found,) in close.items() if given[found] != wanted]
             return InputError(f"{what}; rename {' and '.join(renamed)} for adapter {name}")
     usual = [f"{', '.join(sorted(adapter.needs))} ({name})" for name, adapter in ADAPTERS.items()]
-    return InputError(f"{what}; rename them to one of these sets: {'; '.join(usual)}")
+    return InputError(f"{what}; rename them to one of these sets, here or as ingest.columns: {'; '.join(usual)}")
 
 
-def _extra_types(adapter: Adapter, files: list[str], columns: list[str]) -> dict[str, str]:
-    """Type names of the source's own columns that are carried along, from its first rows."""
-    rows = sample_rows(files[0], 1000)
-    computed = _first_adapted(adapter, rows)
-    own = {name: [row.get(name) for row in rows] for name in columns if name not in adapter.uses}
-    own |= {name: [value] for name, value in computed.items()}
-    taken = {*ROW.names, "id"}  # the source's own key becomes row_id
-    return {name: _type_name(values) for name, values in own.items() if name not in taken}
-
-
-def _first_adapted(adapter: Adapter, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    for row in rows:
-        with suppress(ValueError):  # a row it cannot read is counted when its shard is read
-            return adapter.read(row)
-    return {}
-
-
-def _type_name(values: list[Any]) -> str:
-    kinds = {type(value) for value in values if value is not None}
-    if kinds == {bool}:
-        return "bool"
-    if kinds == {int}:
-        return "int64"
-    return "double" if kinds and kinds <= {int, float} else "string"
-
-
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "bool": lambda value: isinstance(value, bool),
-    "int64": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "double": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-}
-
-
-def _carried(row: dict[str, Any], extra: dict[str, str]) -> dict[str, Any]:
-    """The source's own columns of one row; text stays text, anything nested becomes JSON."""
-    carried: dict[str, Any] = {}
-    for name, kind in extra.items():
-        value = row.get(name)
-        if value is None:
-            continue
-        if kind == "string":
-            carried[name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-        elif _CHECKS[kind](value):
-            carried[name] = value
-        else:
-            raise ValueError(f"column {name} holds {value!r} where the first rows hold {kind}")
-    return carried
-
-
-def _schema(extra: dict[str, str]) -> pa.Schema:
-    return pa.schema([*ROW, *(pa.field(name, pa.type_for_alias(kind)) for name, kind in extra.items())])
-
-
-def _reader(adapter_name: str, system: str | None, replace: dict[str, str], extra: dict[str, str]) -> Work:
+def _reader(section: Ingest) -> Work:
     """The work on one shard: read, adapt, write; closes over plain values only, since it travels to workers."""
+    adapter, system, replace, columns, named_by = (
+        *(section.adapter, section.system, section.replace, section.columns),
+        _named_by(section),
+    )
 
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
-        schema = _schema(extra)
-        broken: list[dict[str, Any]] = []
-        rows = (replaced(row, replace) for row in _adapted(shard, adapter_name, system, extra, broken))
-        tables = (table_of(batch, schema, adapter_name, broken) for batch in batches(rows, BATCH_ROWS))
-        return write_shard(attempt, schema, tables, broken)
+        reading = _Reading(shard, adapter, columns, named_by)
+        rows = Rows(ROW, flat_column, adapter, broken=reading.broken)
+        for batch in batches(reading.rows(system, replace), BATCH_ROWS):
+            rows.add(batch, reading.names)
+        return {
+            **rows.write(attempt),
+            "own_keys": reading.own_keys,
+            "adapters": dict(reading.adapters),
+            "counts": dict(reading.counts),
+        }
 
     return work
 
 
-def _adapted(
-    shard: Shard, adapter_name: str, system: str | None, extra: dict[str, str], broken: list[dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    """Canonical rows of a shard; what cannot be read goes to `broken`."""
-    adapter = ADAPTERS[adapter_name]
-    file = PurePosixPath(shard["path"]).name
-    for number, row, raw in read_shard(shard):
-        pos = shard["pos"] + number - shard["first"]
-        place = {"row_id": f"{file}:{number + 1}", "pos": pos}
-        try:
-            if row is None:
-                raise ValueError(raw)
-            canonical = adapter.read(row)
-            own = _carried({**row, **canonical}, extra)
-        except ValueError as error:
-            broken.append(broken_row(adapter_name, place, str(error), row))
-            continue
-        yield {**own, **with_system(canonical, system), **place, **own_id(row)}
+_ROW_NAMES = frozenset(ROW.names)
 
 
-def _report(
-    place: Place, section: Ingest, adapter: str, files: list[str], columns: list[str], commits: list[Commit]
-) -> IngestReport:
+class _Reading:
+    """Reading the rows of one shard through adapters, and what is noticed meanwhile."""
+
+    def __init__(self, shard: Shard, adapter: str, columns: dict[str, str | None], named_by: str | None) -> None:
+        self.broken: list[dict[str, Any]] = []
+        self.names: dict[str, None] = {}
+        """Columns that rows have beside the canonical ones, so far."""
+        self.adapters: Counter[str] = Counter()
+        self.counts: Counts = Counter()
+        self.own_keys = False
+        self._shard = shard
+        self._adapter = adapter
+        self._columns = columns
+        self._named_by = named_by
+        self._classified: dict[tuple[str, ...], Columns] = {}
+
+    def rows(self, system: str | None, replace: dict[str, str]) -> Iterator[dict[str, Any]]:
+        """Canonical rows with what is carried along; what cannot be read goes to `broken`."""
+        for number, row, raw in read_shard(self._shard):
+            pos = self._shard["pos"] + number - self._shard["first"]
+            place = {"row_id": f"{self._shard['name']}:{number + 1}", "pos": pos}
+            try:
+                if row is None:
+                    raise ValueError(raw)
+                read = self._read(row, place)
+            except ValueError as error:
+                self.broken.append(broken_row(self._adapter, place, str(error), row))
+                continue
+            except RecursionError:
+                self.broken.append(broken_row(self._adapter, place, "is nested too deep", row))
+                continue
+            yield replaced(with_system(read, system), replace)
+
+    def _read(self, row: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
+        row = renamed(row, self._columns)
+        keys = tuple(row)
+        columns = self._classified.get(keys)
+        if columns is None:
+            columns = self._classified[keys] = classify(keys, self._adapter, self._named_by)
+        name, adapter = adapter_for(columns, row)
+        canonical = adapter.read(row, self.counts)
+        carried = {column: row[column] for column in columns.carried[name]}
+        for column in (*carried, *(column for column in canonical if column not in _ROW_NAMES)):
+            self.names[column] = None
+        self.adapters[name] += 1
+        if columns.own_key is not None and (key := own_id(row[columns.own_key])):
+            self.own_keys = True
+            place = {**place, "row_id": key}
+        return {**carried, **canonical, **place}
+
+
+def _require_few_broken(place: Place, section: Ingest, commits: list[Commit]) -> None:
+    """DataError, with the first of them, where more rows are broken than the recipe allows."""
     broken = sum(commit["result"]["broken"] for commit in commits)
-    if broken > section.max_broken:
-        raise _too_many_broken(place, section, adapter, broken, commits)
-    digest = RowDigest()
-    for commit in commits:
-        digest.add(commit["result"]["digest"], commit["result"]["rows"])
-    if not digest.rows:
-        raise DataError(f"{section.source}: no rows")
-    return IngestReport(
-        summary=f"{digest.rows} rows from {len(files)} file{'s' * (len(files) > 1)} as {adapter}, {broken} broken",
-        digest=digest.hexdigest(),
-        rows=digest.rows,
-        broken=broken,
-        adapter=adapter,
-        source=section.source,
-        columns=columns,
-        outputs=RowFiles(
-            rows=place.relative(commit["files"]["rows"] for commit in commits),
-            dropped=place.relative(commit["files"]["dropped"] for commit in commits),
-        ),
-    )
-
-
-def _too_many_broken(place: Place, section: Ingest, adapter: str, broken: int, commits: list[Commit]) -> DataError:
+    if broken <= section.max_broken:
+        return
     lines: list[str] = []
     for table in read_tables(place.workspace, [commit["files"]["dropped"] for commit in commits]):
         for row in table.slice(0, SHOWN - len(lines)).to_pylist():
             lines.append(f"  {row['row_id']}: {row['reason']}")
     more = [f"  … and {broken - len(lines)} more"] if broken > len(lines) else []
     head = (
-        f"{section.source}: {broken} broken row{'s' * (broken > 1)}, read as {adapter}; ingest.max_broken allows "
-        f"{section.max_broken}. Mend them, or raise it to set them aside"
+        f"{section.source}: {broken} broken row{'s' * (broken > 1)}, read as {section.adapter}; ingest.max_broken "
+        f"allows {section.max_broken}. Mend them, or raise it to set them aside"
     )
-    return DataError("\n".join([head, *lines, *more]))
+    raise DataError("\n".join([head, *lines, *more]))
+
+
+def _require_own_names(place: Place, commits: list[Commit]) -> None:
+    """DataError where two rows have the same name, which can be only where the source names them itself."""
+    if not any(commit["result"]["own_keys"] for commit in commits):
+        return
+    paths = [commit["files"]["rows"] for commit in commits]
+    tables = [*read_tables(place.workspace, paths, ["row_id"])]
+    names = pa.chunked_array([chunk for table in tables for chunk in table["row_id"].chunks], pa.string())
+    if pc.count_distinct(names).as_py() == len(names):
+        return
+    counts = pc.value_counts(names)
+    twice = counts.filter(pc.greater(counts.field("counts"), 1))
+    name, times = twice[0].as_py().values()
+    where = [
+        str(pos)
+        for table in read_tables(place.workspace, paths, ["row_id", "pos"])
+        for pos in table.filter(pc.equal(table["row_id"], name))["pos"].to_pylist()
+    ]
+    raise DataError(
+        f"{times} rows have the key {name!r} (rows {', '.join(where[:SHOWN])} of the data, from 0), and {len(twice)} keys "
+        "are there more than once; rows are told apart by it. Make it unique, name another column under "
+        "ingest.columns as row_id, or say ingest.columns={row_id: null} to name rows by file and line"
+    )
+
+
+def _common_schema(place: Place, commits: list[Commit]) -> tuple[pa.Schema, list[str]]:
+    """The schema that all shards' rows fit into, and the columns whose types were widened for it."""
+
+    def exceeds(number: int, name: str) -> bool:
+        path = commits[number]["files"]["rows"]
+        return any(exceeds_float(table[name]) for table in read_tables(place.workspace, [path], [name]))
+
+    schemas = [pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(c["result"]["schema"]))) for c in commits]
+    schema, widened = union(schemas, exceeds)
+    fields = [pa.field(field.name, settled(field.type), field.nullable) for field in schema]
+    return pa.schema(fields), sorted({*widened, *(name for c in commits for name in c["result"]["widened"])})
+
+
+def _as_one_schema(
+    place: Place, commits: list[Commit], schema: pa.Schema, concurrency: int | None
+) -> list[Commit]:
+    """The commits with files of one schema: those that have another are written once more."""
+    wanted = schema.serialize().to_pybytes().hex()
+    shards = [
+        {"index": commit["index"], "path": commit["files"]["rows"]}
+        for commit in commits
+        if commit["result"]["schema"] != wanted
+    ]
+    if not shards:
+        return commits
+    work = _rewriter(place.workspace, wanted)
+    rewritten = run_shards(place, "one-schema", lambda: shards, work, concurrency=concurrency, title="ingest types")
+    by_index = {commit["index"]: commit for commit in rewritten}
+    return [
+        {
+            **commit,
+            "files": {**commit["files"], **by_index[commit["index"]]["files"]},
+            "result": {**commit["result"], **by_index[commit["index"]]["result"]},
+        }
+        if commit["index"] in by_index
+        else commit
+        for commit in commits
+    ]
+
+
+def _rewriter(workspace: Workspace, serialized: str) -> Work:
+    def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
+        schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(serialized)))
+        digest = RowDigest()
+        with attempt.writer("rows", schema) as writer:
+            for table in read_tables(workspace, [shard["path"]]):
+                table = as_schema(table, schema)
+                writer.write_table(table)
+                digest.update(table)
+        return {"digest": digest.hexdigest()}
+
+    return work
+
+
+def _report(
+    place: Place, section: Ingest, files: list[str], schema: pa.Schema, widened: list[str], commits: list[Commit]
+) -> IngestReport:
+    digest = RowDigest()
+    adapters, counts = Counter[str](), Counter[str]()
+    for commit in commits:
+        digest.add(commit["result"]["digest"], commit["result"]["rows"])
+        adapters.update(commit["result"].get("adapters", {}))
+        counts.update(commit["result"]["counts"])
+    if not digest.rows:
+        raise DataError(f"{section.source}: no rows")
+    broken = sum(commit["result"]["broken"] for commit in commits)
+    read_as = ", ".join(sorted(adapters)) or section.adapter
+    carried = [name for name in schema.names if name not in (*ROW.names, TOOLS.name)]
+    types = {name: str(schema.field(name).type) for name in widened}
+    summary = [f"{digest.rows} rows from {len(files)} file{'s' * (len(files) > 1)} as {read_as}, {broken} broken"]
+    summary += [f"{number} {what}" for what, number in sorted(counts.items())]
+    if section.adapter != "columns" and carried:
+        summary.append(f"carried, not trained: {', '.join(carried)}")
+    if types:
+        summary.append("widened: " + ", ".join(f"{name} to {kind}" for name, kind in types.items()))
+    return IngestReport(
+        summary="; ".join(summary),
+        digest=digest.hexdigest(),
+        rows=digest.rows,
+        broken=broken,
+        adapter=read_as,
+        source=section.source,
+        columns=schema.names,
+        carried=carried,
+        widened=types,
+        counts=dict(counts),
+        outputs=RowFiles(
+            rows=place.relative(commit["files"]["rows"] for commit in commits),
+            dropped=place.relative(commit["files"]["dropped"] for commit in commits),
+        ),
+    )

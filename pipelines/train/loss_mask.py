@@ -1,5 +1,6 @@
 """Chats to tokens and labels, by the model's own chat template: loss on the assistant's turns only."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from pipelines.artifacts.rows import Turn
 from pipelines.errors import DataError
 
 IGNORE_INDEX = -100
@@ -24,28 +26,34 @@ class Encoded:
     labels: list[int]
 
 
-def with_system(messages: list[dict[str, str]], system: str | None) -> list[dict[str, str]]:
+def with_system(messages: list[Turn], system: str | None) -> list[Turn]:
     """The messages with a system prompt before them, where they bring none."""
     if system is None or (messages and messages[0]["role"] == "system"):
         return messages
     return [{"role": "system", "content": system}, *messages]
 
 
-def encode(tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[dict[str, str]]) -> Encoded:
+def encode(
+    tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[Turn], tools: str | None = None
+) -> Encoded:
     """One chat as the model's template renders it.
 
-    Loss is on what the assistant writes, with the token that ends its turn. A control token that stands in a
-    message stays text. Raises DataError where the template does not render turn by turn.
+    Loss is on what the assistant writes, with the token that ends its turn; a turn whose `loss` is false has none. A
+    control token that stands in a message stays text. `tools` is JSON, as a row has it. Raises DataError where the
+    template does not render turn by turn, or leaves out tools, tool calls or reasoning that the row has.
     """
     if tokenizer.chat_template is None:
         raise DataError(
             "train.model: its tokenizer has no chat template; "
             "use an instruction-tuned model, or give train.chat_template"
         )
-    mark = _unused_mark(messages)
-    safe = [{**turn, "content": _broken_up(turn["content"], control, mark)} for turn in messages]
-    text = _render(tokenizer, safe)
-    text, spans = _assistant_spans(tokenizer, control, safe, text)
+    mark = _unused_mark(messages, tools)
+    safe = [_for_template(turn, control, mark) for turn in messages]
+    known = {"tools": json.loads(_broken_up(tools, control, mark))} if tools else {}
+    text = _render(tokenizer, safe, **known)
+    _require_all_rendered(tokenizer, safe, known, text)
+    text, spans = _assistant_spans(tokenizer, control, safe, text, known)
+    spans = [span for span, turn in zip(spans, _assistants(messages), strict=True) if turn.get("loss") is not False]
     tokens: list[int] = []
     labels: list[int] = []
     begin = 0
@@ -59,8 +67,9 @@ def encode(tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[dict[s
     return Encoded(tokens, labels)
 
 
-def _unused_mark(messages: Sequence[dict[str, str]]) -> str:
-    used = {character for turn in messages for character in turn["content"]}
+def _unused_mark(messages: Sequence[Turn], tools: str | None) -> str:
+    texts = [text for turn in messages for text in turn.values() if isinstance(text, str)]
+    used = {character for text in (*texts, tools or "") for character in text}
     return next(mark for mark in map(chr, PRIVATE_USE) if mark not in used)
 
 
@@ -69,9 +78,39 @@ def _broken_up(content: str, control: "re.Pattern[str]", mark: str) -> str:
     return control.sub(lambda match: match[0][0] + mark + match[0][1:], content)
 
 
-def _render(tokenizer: Any, messages: Sequence[dict[str, str]], prompt: bool = False) -> str:
+def _for_template(turn: Turn, control: "re.Pattern[str]", mark: str) -> Turn:
+    """A turn as chat templates read it, with the mark in its control tokens."""
+    safe = {name: _broken_up(value, control, mark) for name, value in turn.items() if isinstance(value, str)}
+    if "reasoning" in safe:
+        safe["reasoning_content"] = safe.pop("reasoning")
+    return {**safe, "tool_calls": json.loads(safe["tool_calls"])} if "tool_calls" in safe else safe
+
+
+def _assistants(messages: Sequence[Turn]) -> list[Turn]:
+    return [turn for turn in messages if turn["role"] == "assistant"]
+
+
+def _require_all_rendered(tokenizer: Any, messages: Sequence[Turn], known: dict[str, Any], text: str) -> None:
+    """DataError where the text is the same without the tools, the tool calls or the last turn's reasoning."""
+    less: dict[str, tuple[Sequence[Turn], dict[str, Any]]] = {}
+    if known:
+        less["tools"] = messages, {}
+    if any("tool_calls" in turn for turn in messages):
+        less["tool calls"] = [{k: v for k, v in turn.items() if k != "tool_calls"} for turn in messages], known
+    if "reasoning_content" in messages[-1]:
+        last = {name: value for name, value in messages[-1].items() if name != "reasoning_content"}
+        less["reasoning"] = [*messages[:-1], last], known
+    for what, (turns, tools) in less.items():
+        if _render(tokenizer, turns, **tools) == text:
+            raise DataError(
+                f"train.model: its chat template leaves out {what}, which the row has; train a model whose template "
+                f"writes {what}, give train.chat_template, or remove {what} from the data"
+            )
+
+
+def _render(tokenizer: Any, messages: Sequence[Turn], prompt: bool = False, **known: Any) -> str:
     try:
-        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
+        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt, **known)
     except TemplateError as error:
         roles = ", ".join(turn["role"] for turn in messages)
         raise DataError(f"the chat template does not render its turns ({roles}): {error}") from None
@@ -79,7 +118,7 @@ def _render(tokenizer: Any, messages: Sequence[dict[str, str]], prompt: bool = F
 
 
 def _assistant_spans(
-    tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[dict[str, str]], text: str
+    tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[Turn], text: str, known: dict[str, Any]
 ) -> tuple[str, list[tuple[int, int]]]:
     """Where in `text` the assistant's turns stand, each to the end of the control token that ends it.
 
@@ -89,7 +128,7 @@ def _assistant_spans(
     for number, turn in enumerate(messages):
         if turn["role"] != "assistant":
             continue
-        before = _render(tokenizer, messages[:number], prompt=True)
+        before = _render(tokenizer, messages[:number], prompt=True, **known)
         if not text.startswith(before):
             raise DataError(
                 f"train.model: its chat template renders the turns before turn {number + 1} differently once there "

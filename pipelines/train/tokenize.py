@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.artifacts.reports.rows import SplitReport
-from pipelines.artifacts.rows import messages_of
+from pipelines.artifacts.rows import ROW, TOOLS, turns_said
 from pipelines.artifacts.shards import Attempt, Commit, Shard, run_shards
 from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Place, Workspace
@@ -162,8 +162,9 @@ def _tokenizer(
         fitted: list[Fitted] = []
         for row in _rows(workspace, shard):
             try:
-                messages = with_system(messages_of(row), system)
-                fitted.append(encode_within(limits, partial(encode, tokenizer, control), tokenizer, messages))
+                messages = with_system(turns_said(row), system)
+                encoder = partial(encode, tokenizer, control, tools=row.get("tools"))
+                fitted.append(encode_within(limits, encoder, tokenizer, messages))
             except DataError as error:
                 raise DataError(f"row {row['row_id']}: {error}") from None
         _write_shard(workspace, attempt, [row.samples for row in fitted])
@@ -176,7 +177,7 @@ def _rows(workspace: Workspace, shard: Shard) -> Iterator[dict[str, Any]]:
     for part in shard["parts"]:
         with workspace.parquet_file(part["path"]) as file:
             names = set(file.schema_arrow.names)
-            columns = [name for name in ("row_id", "system", "query", "response", "messages") if name in names]
+            columns = [name for name in (*ROW.names, TOOLS.name) if name in names]
             yield from file.read_row_group(part["group"], columns=columns).take(part["rows"]).to_pylist()
 
 

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.artifacts.rows import Turn
 from pipelines.train.loss_mask import IGNORE_INDEX, Encoded
 
-Messages = Sequence[dict[str, str]]
+Messages = Sequence[Turn]
 
 
 @dataclass(frozen=True)
@@ -73,19 +74,25 @@ def _within_input(
     if limit is None:
         return sample
     first = 1 if messages[0]["role"] == "system" else 0
-    while answer_begin(sample) > limit and len(messages) - first > 2:
-        messages = [*messages[:first], *messages[first + 2 :]]
+    while answer_begin(sample) > limit and (nexts := _users(messages[first + 1 :])):
+        messages = [*messages[:first], *messages[first + 1 + nexts[0] :]]
         sample = encode(messages)
-    question = messages[-2]["content"]
+    asked = _users(messages)[-1]
+    question = messages[asked]["content"]
     offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     kept = len(offsets)
     while (over := answer_begin(sample) - limit) > 0:
         if kept == 0:
             return None
         kept = max(0, kept - over)
-        shorter = {**messages[-2], "content": question[: offsets[kept - 1][1]] if kept else ""}
-        sample = encode([*messages[:-2], shorter, messages[-1]])
+        shorter = {**messages[asked], "content": question[: offsets[kept - 1][1]] if kept else ""}
+        sample = encode([*messages[:asked], shorter, *messages[asked + 1 :]])
     return sample
+
+
+def _users(messages: Messages) -> list[int]:
+    """The places of the user's turns: each begins an exchange."""
+    return [place for place, turn in enumerate(messages) if turn["role"] == "user"]
 
 
 def _cut(sample: Encoded, limits: TokenLimits) -> list[Encoded]:

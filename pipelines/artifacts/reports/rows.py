@@ -29,6 +29,12 @@ class IngestReport(RowsReport):
     source: str
     columns: list[str]
     """Columns of the rows, in order."""
+    carried: list[str] = Field([])
+    """Those that came with the rows and are not trained."""
+    widened: dict[str, str] = Field({})
+    """Columns whose values had several types, and the type that holds them all."""
+    counts: dict[str, int] = Field({})
+    """What was decided while reading, such as turns that were joined."""
 
 
 class ExportReport(Report):

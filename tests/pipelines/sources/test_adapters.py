@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def test_real_votes_agree_with_the_count_they_were_made_from(shared_data: Path) 
     rows = pq.read_table(shared_data / "zhihu_kol_sample.parquet").to_pylist()
     counts = pq.read_table(shared_data / "zhihu_answers_html.parquet").to_pylist()
     for row, count in zip(rows, counts, strict=True):
-        votes = ADAPTERS["zhihu_kol"].read(row)["upvotes"]
+        votes = ADAPTERS["zhihu_kol"].read(row, Counter())["upvotes"]
         exact = count["voteup_count"]
         assert votes == exact if exact < 10_000 else abs(votes - exact) <= 500
 
@@ -74,7 +75,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "row", "expected"), CASES)
 def test_adapter(name: str, row: dict[str, Any], expected: dict[str, Any]) -> None:
-    canonical = ADAPTERS[name].read(row)
+    canonical = ADAPTERS[name].read(row, Counter())
     assert {key: canonical.get(key) for key in expected} == expected
     assert recognise(row) == name
 
@@ -86,7 +87,7 @@ def test_adapter(name: str, row: dict[str, Any], expected: dict[str, Any]) -> No
         ("query_response", {"query": 3, "response": "答"}, "holds int"),
         ("conversation", {"conversation": []}, "not a list of turns"),
         ("messages", {"messages": [{"role": "user", "content": "a"}]}, "alternate"),
-        ("messages", {"messages": [{"role": "tool", "content": "a"}]}, "unknown role"),
+        ("messages", {"messages": [{"role": "narrator", "content": "a"}]}, "unknown role"),
         ("sharegpt", {"conversations": [{"from": "human"}, {"from": "gpt", "value": "x"}]}, "no text"),
         ("zhihu_kol", {"INSTRUCTION": "a", "RESPONSE": "b", "METADATA": "{"}, "not JSON"),
         ("zhihu_kol", {"INSTRUCTION": "a", "RESPONSE": "b", "METADATA": "{}"}, "no upvotes"),
@@ -94,7 +95,7 @@ def test_adapter(name: str, row: dict[str, Any], expected: dict[str, Any]) -> No
 )
 def test_unreadable_row_says_why(name: str, row: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        ADAPTERS[name].read(row)
+        ADAPTERS[name].read(row, Counter())
 
 
 def test_real_files_are_recognised(shared_data: Path) -> None:

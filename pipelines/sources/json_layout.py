@@ -1,0 +1,196 @@
+"""How a file lays JSON out: an object a line, one array, objects one after another over many lines, or a list under a key.
+
+What a file is called does not decide it; its beginning does. Values are decoded one at a time, whatever the size of the
+file, as Python's `json` reads them: with NaN, and with halves of surrogates, for which a row is set aside later.
+"""
+
+import codecs
+import json
+from collections.abc import Iterator
+from typing import IO, Any
+
+from pipelines.errors import DataError
+from pipelines.sources.adapters import recognise
+
+WRAPPERS = frozenset(
+    "data dataset rows items records examples instances samples train test validation result results list".split()
+)
+"""Keys under which whole data sets stand as one list."""
+HEAD = 1 << 20
+"""Bytes at the beginning of a file by which its layout is told."""
+MAX_VALUE = 1 << 28
+"""Characters that one row may have: more, and the file is refused rather than held in memory."""
+
+
+def is_lines(head: bytes) -> bool:
+    """Whether a file that begins so has one row a line; what cannot be told is taken for lines."""
+    text = head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+    lines = [line for line in text.split("\n") if line.strip()]
+    if text.startswith("["):
+        return len(lines) > 1 and _is_whole(lines[0])
+    if not text.startswith("{"):
+        return True
+    if len(lines) == 1 or not _is_whole(lines[0]):
+        return not _wraps(lines[0]) and (len(lines) == 1 or any(_is_whole(line, dict) for line in lines[:20]))
+    return True
+
+
+def _is_whole(line: str, kind: type = object) -> bool:
+    try:
+        return isinstance(json.loads(line), kind)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _wraps(line: str) -> bool:
+    """Whether a line begins with the object around a data set."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        key, _, value = line.lstrip("{ \t").partition(":")
+        return key.strip(' "\t') in WRAPPERS and value.lstrip()[:1] in ("[", "")
+    return isinstance(found, dict) and any(_is_wrapper(found, key) for key in found)
+
+
+def _is_wrapper(found: dict[str, Any], key: str) -> bool:
+    return key in WRAPPERS and isinstance(found[key], list) and not recognise(found)
+
+
+def values_of(path: str, stream: IO[bytes]) -> Iterator[Any]:
+    """The rows of a file that has not one a line, in order; DataError where its JSON is broken."""
+    text = _Text(path, stream)
+    while (first := text.peek()) not in ("", "]"):
+        text.forget()
+        if first == "[":
+            text.take("[")
+            yield from _elements(text)
+        elif first == "{" and (inner := text.wrapped()):
+            yield from inner
+        else:
+            yield text.value()
+        if text.peek() == ",":
+            text.take(",")
+    if text.peek():
+        raise text.broken("nothing may follow the rows")
+
+
+def _elements(text: "_Text") -> Iterator[Any]:
+    """What stands in an array whose bracket was taken."""
+    while text.peek() != "]":
+        text.forget()
+        yield text.value()
+        if text.peek() == ",":
+            text.take(",")
+        elif text.peek() != "]":
+            raise text.broken("',' or ']' is missing")
+    text.take("]")
+
+
+class _Text:
+    """A file's text, as far as it is read and not taken."""
+
+    def __init__(self, path: str, stream: IO[bytes]) -> None:
+        self._path = path
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._json = json.JSONDecoder()
+        self._text = ""
+        self._at = 0
+        self._is_read = False
+        self._values = 0
+
+    def peek(self) -> str:
+        """The next character that is no space; empty at the end."""
+        while True:
+            while self._at < len(self._text):
+                if not self._text[self._at].isspace():
+                    return self._text[self._at]
+                self._at += 1
+            if not self._more():
+                return ""
+
+    def take(self, character: str) -> None:
+        """Go past a character that was peeked."""
+        assert self.peek() == character
+        self._at += 1
+
+    def value(self) -> Any:
+        """The next value."""
+        self.peek()
+        while True:
+            try:
+                found, end = self._json.raw_decode(self._text, self._at)
+            except RecursionError:
+                raise self.broken("it is nested too deep") from None
+            except json.JSONDecodeError as error:
+                is_cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - 16
+                if not is_cut or not self._more():
+                    raise self.broken(error.msg) from None
+                continue
+            if end == len(self._text) and not self._is_read and self._more():
+                continue  # a number may go on
+            self._at = end
+            self._values += 1
+            return found
+
+    def wrapped(self) -> Iterator[Any] | None:
+        """The rows under a key, where the next object is the one around a data set; else nothing is taken."""
+        begin = self._at
+        while len(self._text) - begin < HEAD and self._more():
+            pass
+        try:
+            self.take("{")
+            while self.peek() == '"':
+                key = self.value()
+                self._values -= 1
+                self.take(":") if self.peek() == ":" else None
+                if key in WRAPPERS and self.peek() == "[":
+                    self.take("[")
+                    if self.peek() in ("{", "]"):
+                        return self._under()
+                    break
+                if key not in WRAPPERS and self.peek() in "[{":
+                    break
+                self.value()
+                self._values -= 1
+                if self.peek() == ",":
+                    self.take(",")
+        except DataError:
+            pass
+        self._at = begin
+        return None
+
+    def _under(self) -> Iterator[Any]:
+        yield from _elements(self)
+        while self.peek() == ",":
+            self.take(",")
+            key = self.value()
+            self.take(":") if self.peek() == ":" else None
+            if key in WRAPPERS and self.peek() == "[":
+                raise self.broken(f"a second list stands under {key}; make a file of each")
+            self.value()
+        if self.peek() != "}":
+            raise self.broken("'}' is missing")
+        self.take("}")
+
+    def broken(self, why: str) -> DataError:
+        """The error that the file is broken here."""
+        return DataError(f"{self._path}: broken after element {self._values} ({why})")
+
+    def _more(self) -> bool:
+        """Read on; whether there was anything."""
+        if self._is_read:
+            return False
+        kept = self._text[self._at :]
+        if len(kept) > MAX_VALUE:
+            raise DataError(f"{self._path}: element {self._values + 1} is longer than {MAX_VALUE} characters")
+        block = self._stream.read(max(1 << 16, len(kept)))
+        self._is_read = not block
+        # wrapped() goes back to where it began, so nothing before that may be forgotten meanwhile
+        self._text += self._decoder.decode(block, final=self._is_read)
+        return bool(block)
+
+    def forget(self) -> None:
+        """Forget what was taken, once it is much."""
+        if self._at > HEAD:
+            self._text, self._at = self._text[self._at :], 0

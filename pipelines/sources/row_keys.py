@@ -1,0 +1,95 @@
+"""What each column of a source's row is: read by the adapter, carried along as it is, or a reason to refuse the row.
+
+A column that an adapter does not read and that changes what the row means to those who train on it refuses the row by
+its name. Every other column is carried: it is there for operators and exports, and not trained.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.artifacts.rows import ROW, TOOLS
+from pipelines.sources.adapters import ADAPTERS, SAID_OF_ROW, Adapter
+from pipelines.sources.turns import says_nothing
+
+_PREFERENCE = (
+    "it tells good answers from bad ones, for preference tuning, and here every answer is learnt from; leave the bad "
+    "ones out and delete the column"
+)
+_MEDIA = "only text is trained, and the row needs what it points to; leave such rows out"
+_MEANING = "it changes what the row says, and adapter {adapter} does not read it; rename the column, or delete it"
+
+REFUSED = {
+    **dict.fromkeys(("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag", "margin"), _PREFERENCE),
+    **dict.fromkeys(("positive_messages", "negative_messages", "preference"), _PREFERENCE),
+    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios", "objects"), _MEDIA),
+    **dict.fromkeys(("history", "functions", "instruction", "chat_template_kwargs", *SAID_OF_ROW), _MEANING),
+    **dict.fromkeys(("system_prompt", "messages", "conversations", "conversation"), _MEANING),
+    **dict.fromkeys((*ROW.names, TOOLS.name), _MEANING),
+    "pos": "column pos has the name that the order of the rows has here; rename it",
+}
+"""Why a column that is not read refuses a row in which it says something."""
+
+LABEL = "label"
+"""Tells good answers from bad ones where it is true or false, as for KTO; any other label is carried."""
+
+OWN_KEYS = ("row_id", "id")
+"""Columns that name a row."""
+
+
+@dataclass
+class Columns:
+    """What the columns of rows with the same ones are."""
+
+    adapters: list[str]
+    """Adapters whose needed columns are all there, in the order in which they are tried."""
+    own_key: str | None
+    """The column that names the row."""
+    guarded: dict[str, list[str]] = field(default_factory=dict)
+    """By adapter, columns that refuse a row in which they say something."""
+    carried: dict[str, list[str]] = field(default_factory=dict)
+    """By adapter, columns that are carried along."""
+
+
+def classify(names: Iterable[str], adapter: str, named_by: str | None = None) -> Columns:
+    """What the columns of those names are; `adapter` is one of `ADAPTERS`, or auto.
+
+    `named_by`: the column that names the row, in place of `row_id` or else `id`; an empty text for none.
+    """
+    names = [*names]
+    given = names if named_by is None else [name for name in names if name == named_by]
+    keys = OWN_KEYS if named_by is None else (named_by,)
+    own_key = next((name for name in keys if name in given), None)
+    tried = [adapter] if adapter != "auto" else [name for name in ADAPTERS if ADAPTERS[name].needs <= set(names)]
+    columns = Columns(tried, own_key)
+    for name in tried:
+        uses = ADAPTERS[name].uses
+        columns.guarded[name] = [n for n in names if n not in uses and n != own_key and (n in REFUSED or n == LABEL)]
+        columns.carried[name] = [n for n in names if n not in uses and n != own_key and n not in REFUSED]
+    return columns
+
+
+def adapter_for(columns: Columns, row: Mapping[str, Any]) -> tuple[str, Adapter]:
+    """The adapter that reads a row: the first whose columns all say something, else the first.
+
+    ValueError where there is none, or where a column that it does not read refuses the row.
+    """
+    if not columns.adapters:
+        for name in row:
+            if name in ("chosen", "rejected", "images") and not says_nothing(row[name]):
+                raise ValueError(f"column {name}: {REFUSED[name]}")
+        raise ValueError(f"no adapter reads columns {', '.join(map(str, row))}")
+    name = columns.adapters[0]
+    if len(columns.adapters) > 1:
+        for candidate in columns.adapters:
+            if not any(says_nothing(row[needed]) for needed in ADAPTERS[candidate].needs):
+                name = candidate
+                break
+    for guarded in columns.guarded[name]:
+        value = row[guarded]
+        if guarded == LABEL:
+            if isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false")):
+                raise ValueError(f"column {LABEL}: {_PREFERENCE}")
+        elif not says_nothing(value):
+            raise ValueError(f"column {guarded}: {REFUSED[guarded].format(adapter=name)}")
+    return name, ADAPTERS[name]

@@ -114,6 +114,8 @@ def _entries(name: str, column: pa.Array) -> pa.Array:
         label, texts = ("bool" if pa.types.is_boolean(kind) else "integer"), column.cast(pa.large_string())
     else:
         label, values = "value", column.to_pylist()
+        if kind == MESSAGES:  # the same as of rows whose turns have no fields but role and content
+            values = [None if turns is None else [without_nulls(turn) for turn in turns] for turns in values]
         texts = pa.array([None if value is None else repr(value) for value in values], pa.large_string())
     lengths = pc.binary_length(texts).cast(pa.large_string())
     head, space = (pa.scalar(text, pa.large_string()) for text in (f"{name} {label}", " "))

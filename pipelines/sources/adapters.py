@@ -164,7 +164,11 @@ def moss(row: Row, counts: Counts) -> Canonical:
     for name, turn in turns.items():
         if says_nothing(turn):  # tables fill up the turns that shorter conversations do not have
             continue
-        if not isinstance(turn, Mapping) or not isinstance(turn.get("Human"), str) or not isinstance(turn.get("MOSS"), str):
+        if (
+            not isinstance(turn, Mapping)
+            or not isinstance(turn.get("Human"), str)
+            or not isinstance(turn.get("MOSS"), str)
+        ):
             raise ValueError(f"chat: {name} has no Human and MOSS")
         for key, value in turn.items():
             if key not in ("Human", "MOSS") and not says_nothing(value) and _unmarked(str(value)) not in ("", "None"):

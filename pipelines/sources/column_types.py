@@ -36,7 +36,7 @@ def flat_column(values: list[Any]) -> tuple[pa.Array, bool]:
     if kinds == {int, float} and all(not isinstance(value, int) or abs(value) <= EXACT for value in values):
         return pa.array([None if value is None else float(value) for value in values], pa.float64()), True
     texts = [None if value is None else text_of(value) for value in values]
-    return pa.array(texts, pa.string()), len(kinds) > 1 and not kinds <= {dict, list}
+    return pa.array(texts, pa.string()), not kinds <= {dict, list} and (len(kinds) > 1 or kinds == {int})
 
 
 def nested_column(values: list[Any]) -> tuple[pa.Array, bool]:

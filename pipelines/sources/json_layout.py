@@ -13,7 +13,22 @@ from pipelines.errors import DataError
 from pipelines.sources.adapters import recognise
 
 WRAPPERS = frozenset(
-    "data dataset rows items records examples instances samples train test validation result results list".split()
+    [
+        "data",
+        "dataset",
+        "rows",
+        "items",
+        "records",
+        "examples",
+        "instances",
+        "samples",
+        "train",
+        "test",
+        "validation",
+        "result",
+        "results",
+        "list",
+    ]
 )
 """Keys under which whole data sets stand as one list."""
 HEAD = 1 << 20

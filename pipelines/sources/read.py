@@ -6,10 +6,9 @@ its own rows have, and those that have less than all of them together are writte
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from difflib import get_close_matches
 from itertools import count
-from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -58,12 +57,17 @@ LOOKED_INTO = 20
 
 def source_fingerprint(section: Ingest) -> dict[str, Any]:
     """What decides the rows: the section without what only changes speed or tolerance, and the files' content."""
-    settings = section.model_dump(exclude={"concurrency", "max_broken", "source"})
+    settings = section.model_dump(exclude={"concurrency", "max_broken", "source", *_unset(section)})
     if is_hub(section.source):  # naming it must not download it
         return {"section": settings, "files": section.source}
     files = list_files(section.source)
     names = names_of(files)
     return {"section": settings, "files": [[names[path], digest_file(path)] for path in files]}
+
+
+def _unset(section: Ingest) -> set[str]:
+    """Keys that workspaces of earlier versions do not know, where they say nothing."""
+    return set() if section.columns else {"columns"}
 
 
 def check_source(section: Ingest) -> None:
@@ -170,7 +174,9 @@ def renamed(row: dict[str, Any], columns: dict[str, str | None]) -> dict[str, An
         if parts[0] in row:
             found[name] = value
     if hidden := next((name for name in found if name in row and name not in taken), None):
-        raise InputError(f"ingest.columns: {hidden} would take the place of the source's own column {hidden}; name both")
+        raise InputError(
+            f"ingest.columns: {hidden} would take the place of the source's own column {hidden}; name both"
+        )
     return {**{name: value for name, value in row.items() if name not in taken}, **found}
 
 
@@ -193,9 +199,11 @@ def _require_adapter(section: Ingest, files: list[str]) -> None:
                 )
         problems = [problem for row in rows if (problem := _refused(section, row))]
         if len(problems) == len(rows):
-            if not any(recognise(row) for row in rows) and section.adapter == "auto" and "no adapter" in problems[0]:
+            if not any(map(recognise, rows)) and "no adapter" in problems[0]:
                 raise _no_adapter(path, [*dict.fromkeys(name for row in rows for name in row)])
             raise InputError(f"{path}: {problems[0]}")
+        if section.adapter == "auto" and not any(map(recognise, rows)):
+            raise _no_adapter(path, [*dict.fromkeys(name for row in rows for name in row)])
     if is_empty and len(files) <= LOOKED_INTO:
         raise DataError(first_broken(files))
 
@@ -307,8 +315,12 @@ def _require_few_broken(place: Place, section: Ingest, commits: list[Commit]) ->
         for row in table.slice(0, SHOWN - len(lines)).to_pylist():
             lines.append(f"  {row['row_id']}: {row['reason']}")
     more = [f"  … and {broken - len(lines)} more"] if broken > len(lines) else []
+    used = Counter[str]()
+    for commit in commits:
+        used.update(commit["result"].get("adapters", {}))
     head = (
-        f"{section.source}: {broken} broken row{'s' * (broken > 1)}, read as {section.adapter}; ingest.max_broken "
+        f"{section.source}: {broken} broken row{'s' * (broken > 1)}, "
+        f"read as {', '.join(sorted(used)) or section.adapter}; ingest.max_broken "
         f"allows {section.max_broken}. Mend them, or raise it to set them aside"
     )
     raise DataError("\n".join([head, *lines, *more]))
@@ -332,8 +344,8 @@ def _require_own_names(place: Place, commits: list[Commit]) -> None:
         for pos in table.filter(pc.equal(table["row_id"], name))["pos"].to_pylist()
     ]
     raise DataError(
-        f"{times} rows have the key {name!r} (rows {', '.join(where[:SHOWN])} of the data, from 0), and {len(twice)} keys "
-        "are there more than once; rows are told apart by it. Make it unique, name another column under "
+        f"{times} rows have the key {name!r} (rows {', '.join(where[:SHOWN])} of the data, from 0), and {len(twice)} "
+        "keys are there more than once; rows are told apart by it. Make it unique, name another column under "
         "ingest.columns as row_id, or say ingest.columns={row_id: null} to name rows by file and line"
     )
 
@@ -351,9 +363,7 @@ def _common_schema(place: Place, commits: list[Commit]) -> tuple[pa.Schema, list
     return pa.schema(fields), sorted({*widened, *(name for c in commits for name in c["result"]["widened"])})
 
 
-def _as_one_schema(
-    place: Place, commits: list[Commit], schema: pa.Schema, concurrency: int | None
-) -> list[Commit]:
+def _as_one_schema(place: Place, commits: list[Commit], schema: pa.Schema, concurrency: int | None) -> list[Commit]:
     """The commits with files of one schema: those that have another are written once more."""
     wanted = schema.serialize().to_pybytes().hex()
     shards = [

@@ -60,13 +60,22 @@ def classify(names: Iterable[str], adapter: str, named_by: str | None = None) ->
     given = names if named_by is None else [name for name in names if name == named_by]
     keys = OWN_KEYS if named_by is None else (named_by,)
     own_key = next((name for name in keys if name in given), None)
-    tried = [adapter] if adapter != "auto" else [name for name in ADAPTERS if ADAPTERS[name].needs <= set(names)]
+    tried = [adapter]
+    if adapter == "auto":
+        tried = [name for name in ADAPTERS if ADAPTERS[name].needs <= set(names)] or _nearest(set(names))
     columns = Columns(tried, own_key)
     for name in tried:
         uses = ADAPTERS[name].uses
         columns.guarded[name] = [n for n in names if n not in uses and n != own_key and (n in REFUSED or n == LABEL)]
         columns.carried[name] = [n for n in names if n not in uses and n != own_key and n not in REFUSED]
     return columns
+
+
+def _nearest(names: set[str]) -> list[str]:
+    """The adapter of whose needed columns most are there, so that it can say what is missing; none where none is."""
+    share = {name: len(adapter.needs & names) / len(adapter.needs) for name, adapter in ADAPTERS.items()}
+    best = max(share, key=lambda name: share[name])
+    return [best] if share[best] else []
 
 
 def adapter_for(columns: Columns, row: Mapping[str, Any]) -> tuple[str, Adapter]:
@@ -76,13 +85,13 @@ def adapter_for(columns: Columns, row: Mapping[str, Any]) -> tuple[str, Adapter]
     """
     if not columns.adapters:
         for name in row:
-            if name in ("chosen", "rejected", "images") and not says_nothing(row[name]):
+            if REFUSED.get(name) in (_PREFERENCE, _MEDIA) and not says_nothing(row[name]):
                 raise ValueError(f"column {name}: {REFUSED[name]}")
         raise ValueError(f"no adapter reads columns {', '.join(map(str, row))}")
     name = columns.adapters[0]
     if len(columns.adapters) > 1:
         for candidate in columns.adapters:
-            if not any(says_nothing(row[needed]) for needed in ADAPTERS[candidate].needs):
+            if not any(row[needed] is None or row[needed] == [] for needed in ADAPTERS[candidate].needs):
                 name = candidate
                 break
     for guarded in columns.guarded[name]:

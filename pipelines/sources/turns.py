@@ -5,6 +5,7 @@ A key is read, or says nothing (it is null or empty), or refuses the row by its 
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from pipelines.artifacts.rows import Turn
@@ -129,7 +130,9 @@ def _text_of(content: Any, number: int) -> tuple[str | None, str]:
         said = part.get(kind) if isinstance(part, Mapping) and isinstance(kind, str) else part
         if kind not in ("text", "thinking") or not isinstance(said, str):
             raise ValueError(f"turn {number}: its content has a part that is not text: {_shown(part)}")
-        if isinstance(part, Mapping) and (more := [k for k in part.keys() - {"type", kind} if not says_nothing(part[k])]):
+        if isinstance(part, Mapping) and (
+            more := [k for k in part.keys() - {"type", kind} if not says_nothing(part[k])]
+        ):
             raise ValueError(f"turn {number}: a part of its content has {more[0]}, which is not read")
         (texts if kind == "text" else thoughts).append(said)
     return "".join(texts), "".join(thoughts)
@@ -252,9 +255,7 @@ def _join(before: Turn, turn: Turn, number: int) -> None:
 def _require_dialogue(chat: Sequence[Turn]) -> None:
     roles = [turn["role"] for turn in chat]
     begins_and_ends = roles and roles[0] in ("user", "assistant") and roles[-1] == "assistant" and "user" in roles
-    if not begins_and_ends or any(
-        second not in FOLLOWS.get(first, ()) for first, second in zip(roles, roles[1:], strict=False)
-    ):
+    if not begins_and_ends or any(second not in FOLLOWS.get(first, ()) for first, second in pairwise(roles)):
         raise ValueError(f"turns must alternate user and assistant and end with an answer, not {roles}")
 
 

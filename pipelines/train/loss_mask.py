@@ -33,9 +33,7 @@ def with_system(messages: list[Turn], system: str | None) -> list[Turn]:
     return [{"role": "system", "content": system}, *messages]
 
 
-def encode(
-    tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[Turn], tools: str | None = None
-) -> Encoded:
+def encode(tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[Turn], tools: str | None = None) -> Encoded:
     """One chat as the model's template renders it.
 
     Loss is on what the assistant writes, with the token that ends its turn; a turn whose `loss` is false has none. A

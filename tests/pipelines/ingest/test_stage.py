@@ -40,7 +40,10 @@ def test_the_stage_reads_its_source(tmp_path: Path) -> None:
     assert stage.preflight() == []
     report = stage.run(Place(Workspace(str(tmp_path / "w")), "ingest", "f"), Inputs())
     assert isinstance(report, stage.reports)
-    assert (report.rows, report.summary) == (5, "5 rows from 1 file as query_response, 0 broken")
+    assert (report.rows, report.summary) == (
+        5,
+        "5 rows from 1 file as query_response, 0 broken; carried, not trained: upvotes",
+    )
     source.unlink()
     (problem,) = stage.preflight()
     assert problem.key == "" and problem.message.startswith(f"ingest.source {source}: no such file")

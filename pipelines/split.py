@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from pipelines.artifacts.reports.rows import RowsReport, SideFiles, Sides, SplitReport
-from pipelines.artifacts.rows import RowDigest, texts_of
+from pipelines.artifacts.rows import RowDigest, one_chunk, texts_of
 from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
 from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place, Workspace
@@ -69,13 +69,14 @@ class SplitStage(Stage[SplitInputs, SplitReport]):
         return SplitReport
 
     def fingerprint_inputs(self) -> Mapping[str, Any]:
-        """The section, without what only changes speed, and the seed; where near-duplicates count, in which text; and
-        the content of a test source."""
+        """The section, without what only changes speed, and the seed; where near-duplicates count, in which text; the
+        content of a test source; and, since earlier versions joined them, that rows without a group stand alone."""
         test_source = _test_source(self.section, self.ingest)
         text = {"text_key": self.text_key} if self.section.group == NEAR_DUPLICATES else {}
         test = {"test_source": source_fingerprint(test_source)} if test_source else {}
         section = self.section.model_dump(exclude={"concurrency", "test_source"})
-        return {"section": section, "seed": self.seed, **text, **test}
+        alone = {"without_group": "alone"} if self.section.group not in (None, NEAR_DUPLICATES) else {}
+        return {"section": section, "seed": self.seed, **text, **test, **alone}
 
     def preflight(self) -> list[Problem]:
         """Whether the files of a test source are there."""
@@ -209,20 +210,32 @@ def _groups(signatures: Signatures) -> Signatures:
     return lowest[first]
 
 
-def _groups_of_first(workspace: Workspace, group: str | None, count: int, shards: list[Shard]) -> pa.Array:
-    """The groups of the first rows, all of whose rows are held out; DataError where there are not as many rows."""
-    left, found = count, list[pa.Array]()
+@dataclass(frozen=True)
+class _First:
+    """What the first rows hold out: all rows of their groups, and by `pos` those of them that have no group."""
+
+    groups: pa.Array
+    alone: pa.Array
+
+
+def _groups_of_first(workspace: Workspace, group: str | None, count: int, shards: list[Shard]) -> _First:
+    """What the first rows hold out; DataError where there are not as many rows."""
+    left, found, alone = count, list[pa.Array](), list[pa.Array]()
     kind, column = ("groups", "group") if group == NEAR_DUPLICATES else ("path", group or "pos")
-    for table in read_tables(workspace, [shard[kind] for shard in shards], [column]):
-        values = table[column].slice(0, left)
-        found += values.chunks
-        left -= len(values)
+    for table in read_tables(workspace, [shard[kind] for shard in shards], [*{column, "pos"}]):
+        rows = table.slice(0, left)
+        without = _without_group(rows[column])
+        found += rows[column].filter(pc.invert(without)).chunks
+        alone += rows["pos"].filter(without).chunks
+        left -= rows.num_rows
         if not left:
-            return pc.unique(pa.chunked_array(found))
+            kinds = table.schema.field(column).type, pa.int64()
+            values = (pa.chunked_array(c, kind) for c, kind in zip((found, alone), kinds, strict=True))
+            return _First(*map(pc.unique, values))
     raise DataError(f"split.first {count}: there are only {count - left} rows")
 
 
-def _divide(workspace: Workspace, section: Split, seed: int, first: pa.Array | None) -> Work:
+def _divide(workspace: Workspace, section: Split, seed: int, first: _First | None) -> Work:
     """The work on one shard: each row goes to the file of its side."""
 
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
@@ -246,14 +259,28 @@ def _divide(workspace: Workspace, section: Split, seed: int, first: pa.Array | N
     return work
 
 
-def _mask(table: pa.Table, groups: pa.Table | None, section: Split, seed: int, first: pa.Array | None) -> pa.Array:
+def _mask(table: pa.Table, groups: pa.Table | None, section: Split, seed: int, first: _First | None) -> pa.Array:
     if groups is not None:
         column = groups["group"].take(pc.index_in(table["pos"], groups["pos"]))
     else:
         column = table[section.group or "pos"]
-    if section.test_ratio is None:
-        return pc.is_in(column, value_set=first)
-    return pa.array(held_out(column.combine_chunks(), seed, section.test_ratio))
+    without = _without_group(column)
+    if first is not None:
+        return pc.if_else(without, pc.is_in(table["pos"], first.alone), pc.is_in(column, first.groups))
+    ratio = section.test_ratio or 0.0
+    groups_of_rows = one_chunk(column) if isinstance(column, pa.ChunkedArray) else column
+    mask = pa.array(held_out(groups_of_rows, seed, ratio))
+    if not pc.any(without).as_py():
+        return mask
+    return pc.if_else(without, pa.array(held_out(one_chunk(table["pos"]), seed, ratio)), mask)
+
+
+def _without_group(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Rows without a group, each of which stands alone: it is null, no number, or as tables in text have it empty."""
+    without = pc.is_null(column, nan_is_null=True)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        without = pc.or_(without, pc.fill_null(pc.equal(column, ""), False))
+    return without
 
 
 def _report(place: Place, commits: list[Commit]) -> SplitReport:

@@ -18,6 +18,8 @@ Floats = npt.NDArray[np.float64]
 Chunks = Callable[[], Iterator[Floats]]
 """The values part by part, as often as asked; what is not a number does not count."""
 
+LARGEST = 1e150
+"""Numbers from here on, infinite ones among them, do not count: their squares are no numbers."""
 EXACT = 4_000_000
 ERROR = 0.001
 BINS = 40
@@ -51,7 +53,7 @@ def sketched_quantile(counts: Counter[int], share: float) -> float:
 
 
 def describe_numbers(chunks: Chunks, rows: int, edges: list[float] | None = None) -> Numbers | None:
-    """Count, mean, std, min, quartiles, max, 3σ bounds and a histogram; None where there is no number.
+    """Count, mean, std, min, quartiles, max, 3σ bounds and a histogram; None where there is no number below LARGEST.
 
     The histogram's first and last bin also hold what lies beyond. Without `edges` they go from the first
     percentile to the last.
@@ -60,7 +62,7 @@ def describe_numbers(chunks: Chunks, rows: int, edges: list[float] | None = None
     kept = [np.concatenate([*chunks(), np.zeros(0)])] if exact else None
 
     def numbers() -> Iterator[Floats]:
-        return (part[~np.isnan(part)] for part in kept or chunks())
+        return (part[np.abs(part) < LARGEST] for part in kept or chunks())
 
     count, mean, spread, low, high = _moments(numbers())
     if not count:

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from pipelines.artifacts.rows import SPEAKERS, field_of, has_turns, joined_turns, one_chunk, turns_of
 from pipelines.clean.column import Column, Indices, Mask
+from pipelines.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ def read_texts(table: pa.Table, key: str) -> Texts | None:
     array = field_of(table, key)
     if array is None:
         return None
+    if pa.types.is_nested(array.type) or pa.types.is_binary(array.type):
+        first = pc.index(pc.is_valid(array), True).as_py()
+        name = table["row_id"][max(first, 0)] if "row_id" in table.column_names else max(first, 0)
+        raise DataError(f"row {name}: column {key} holds {array.type}, not text; name a column of texts")
     present = pc.is_valid(array).to_numpy(zero_copy_only=False)
     if array.null_count:
         array = pc.fill_null(array.cast(pa.string()), "")

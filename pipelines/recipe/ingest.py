@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.recipe.base import Count, ReadPath, Section
 
@@ -37,8 +37,8 @@ class Ingest(Section):
     )
     columns: dict[str, str | None] = Field(
         {},
-        description="columns of the source under the names that adapters read, such as {query: 问题, response: 答案}; a dot "
-        "leads into a structure; row_id names the column that names rows, null for file and line",
+        description="columns of the source under the names that adapters read, such as {query: 问题, response: 答案}; "
+        "a dot leads into a structure; row_id names the column that names rows, null for file and line",
     )
     encoding: str = Field("utf-8-sig", description="how the text of JSON and CSV files is encoded, such as gb18030")
     system: str | None = Field(None, description="system prompt given to rows that bring none")
@@ -56,3 +56,11 @@ class Ingest(Section):
         except LookupError:
             raise ValueError(f"no encoding {encoding!r}; such as gb18030, big5 or utf-16") from None
         return encoding
+
+    @model_validator(mode="after")
+    def _reads_named_columns(self) -> "Ingest":
+        if self.adapter == "columns" and (named := [name for name in self.columns if name != "row_id"]):
+            raise ValueError(f"adapter columns reads no columns by name; remove columns.{named[0]}, or the adapter")
+        if empty := [name for name, given in self.columns.items() if not given and name != "row_id"]:
+            raise ValueError(f"columns.{empty[0]} names no column of the source")
+        return self

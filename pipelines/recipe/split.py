@@ -1,6 +1,6 @@
 """The recipe's sections `export` and `split`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,17 @@ class Export(Section):
     path: Annotated[str, Field(pattern=r"\.(jsonl|parquet)$"), WrittenPath()] = Field(
         description="a .jsonl or .parquet file or URL"
     )
+    format: Literal["rows", "messages", "alpaca", "sharegpt", "swift", "llamafactory", "xtuner"] = Field(
+        "rows",
+        description="what reads the file: rows: danlu again, with every column; messages: whatever reads OpenAI's; "
+        "alpaca: single questions and answers; sharegpt; swift: ms-swift; llamafactory: LLaMA-Factory; xtuner",
+    )
+
+    @model_validator(mode="after")
+    def _is_written_as_lines(self) -> "Export":
+        if self.format != "rows" and not self.path.endswith(".jsonl"):
+            raise ValueError(f"format {self.format} is written as .jsonl; name export.path so")
+        return self
 
 
 class Split(Section):

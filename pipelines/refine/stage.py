@@ -118,8 +118,9 @@ def cell_of(row: Mapping[str, Any], demands: Demands) -> dict[str, str]:
 
     DataError where the query holds none of a dimension's values.
     """
-    if "style" in row:
-        return {name: str(row[name]) for name in [*demands.dimensions, "style"]}
+    own = [*demands.dimensions, "style"]
+    if all(name in row for name in own) and (demands.dimensions or row["style"] in demands.styles):
+        return {name: str(row[name]) for name in own}
     query = str(row["query"])
     last = [*demands.styles][-1] if demands.styles else ""
     cell = {"style": max((name for name in demands.styles if name in query), key=len, default=last)}

@@ -51,15 +51,18 @@ class Rows:
 
     def add(self, rows: list[dict[str, Any]], names: Iterable[str]) -> None:
         """Add rows, with the columns `names` beside the fixed ones; what no column can hold becomes broken."""
-        own = [name for name in names if name not in self.fixed.names]
+        given = [name for name in names if name not in self.fixed.names]
+        own = [name for name in given if is_text(name)]
         if len(own) > MAX_COLUMNS:
             raise DataError(
-                f"row {rows[0]['row_id']} and those after it have more than {MAX_COLUMNS} different columns; where keys "
-                "stand for values, make a list of them"
+                f"row {rows[0]['row_id']} and those after it have more than {MAX_COLUMNS} different columns; where "
+                "keys stand for values, make a list of them"
             )
         try:
+            if len(own) < len(given):
+                raise UnicodeError  # some row has a column that no table can have
             self.tables.append(self._table(rows, own))
-        except (*UNFIT, UnicodeEncodeError, RecursionError):
+        except (*UNFIT, UnicodeError, RecursionError):
             fitting = [row for row in rows if self._fits(row, own)]
             self.tables.append(self._table(fitting, own))
 

@@ -188,8 +188,8 @@ class _Bounded(io.RawIOBase):
         self._read += len(data)
         if self._read > self._most:
             raise DataError(
-                f"{self._path}: unpacks to more than {self._most} bytes, {MAX_RATIO} times its size; unpack it yourself "
-                "if that is right"
+                f"{self._path}: unpacks to more than {self._most} bytes, {MAX_RATIO} times its size; unpack it "
+                "yourself if that is right"
             )
         return len(data)
 

@@ -1,4 +1,4 @@
-"""How a file lays JSON out: an object a line, one array, objects one after another over many lines, or a list under a key.
+"""How a file lays JSON out: an object a line, one array, objects over many lines, or a list under a key.
 
 What a file is called does not decide it; its beginning does. Values are decoded one at a time, whatever the size of the
 file, as Python's `json` reads them: with NaN, and with halves of surrogates, for which a row is set aside later.
@@ -12,24 +12,10 @@ from typing import IO, Any
 from pipelines.errors import DataError
 from pipelines.sources.adapters import recognise
 
-WRAPPERS = frozenset(
-    [
-        "data",
-        "dataset",
-        "rows",
-        "items",
-        "records",
-        "examples",
-        "instances",
-        "samples",
-        "train",
-        "test",
-        "validation",
-        "result",
-        "results",
-        "list",
-    ]
-)
+WRAPPERS = {
+    *("data", "dataset", "rows", "items", "records", "examples", "instances", "samples", "list", "result", "results"),
+    *("train", "test", "validation"),
+}
 """Keys under which whole data sets stand as one list."""
 HEAD = 1 << 20
 """Bytes at the beginning of a file by which its layout is told."""

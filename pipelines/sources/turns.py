@@ -56,7 +56,7 @@ def turn_of(given: Mapping[Any, Any], number: int) -> Turn:
     """
     keys = given.keys()
     if keys in _PLAIN:
-        role, content = given.values() if next(iter(keys)) in _ROLE else reversed(given.values())
+        role, content = (given["role"], given["content"]) if "role" in given else (given["from"], given["value"])
         if isinstance(content, str):
             return {"role": role_of(role, number), "content": content}
     for key in keys - _READ:
@@ -124,7 +124,8 @@ def _text_of(content: Any, number: int) -> tuple[str | None, str]:
         return content, ""
     if not isinstance(content, list):
         raise ValueError(f"turn {number}: its content is {type(content).__name__}, not text")
-    texts, thoughts = [], []
+    texts: list[str] = []
+    thoughts: list[str] = []
     for part in content:
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
         said = part.get(kind) if isinstance(part, Mapping) and isinstance(kind, str) else part

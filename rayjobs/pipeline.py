@@ -21,7 +21,7 @@ from pipelines.errors import InputError, Problem, RecipeError, nearest
 from pipelines.evaluate.compare import CompareStage
 from pipelines.evaluate.endpoint import ModelInputs, shared_endpoints
 from pipelines.evaluate.stage import EvaluateStage
-from pipelines.export import ExportInputs, ExportStage
+from pipelines.export.stage import ExportInputs, ExportStage
 from pipelines.ingest.stage import IngestStage
 from pipelines.models.lineup import lineup_of
 from pipelines.progress import say

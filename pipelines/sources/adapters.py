@@ -135,9 +135,14 @@ def messages(row: Row, counts: Counts) -> Canonical:
 
 
 def conversation(row: Row, counts: Counts) -> Canonical:
-    """xtuner: `conversation` as a list of {system, input, output}, one entry per turn."""
+    """xtuner: `conversation` as a list of {system, input, output}, an entry a turn; ms-swift: of {human, assistant}."""
     chat: list[Turn] = []
-    for number, turn in enumerate(_turns(row, "conversation"), start=1):
+    given = _turns(row, "conversation")
+    if all(turn.keys() == {"human", "assistant"} for turn in given):
+        return _conversation(
+            row, _exchanges([[turn["human"], turn["assistant"]] for turn in given], "conversation"), counts
+        )
+    for number, turn in enumerate(given, start=1):
         read = ("system", "input", "output", "output_with_loss")
         if more := [key for key in turn if key not in read and not says_nothing(turn[key])]:
             raise ValueError(f"turn {number} has {more[0]}, which is not read")

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.artifacts.reports.rows import IngestReport, RowFiles
 from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.export import ExportInputs, ExportStage
+from pipelines.export.stage import ExportInputs, ExportStage
 from pipelines.recipe.paths import paths_read
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.split import Export

@@ -32,7 +32,9 @@ def is_lines(head: bytes) -> bool:
     if not text.startswith("{"):
         return True
     if len(lines) == 1 or not _is_whole(lines[0]):
-        return not _wraps(lines[0]) and (len(lines) == 1 or any(_is_whole(line, dict) for line in lines[:20]))
+        return not _wraps(lines[0]) and (
+            len(lines) == 1 or any(line[0] == "{" and _is_whole(line, dict) for line in lines[:20])
+        )
     return True
 
 

@@ -187,7 +187,9 @@ def test_what_is_not_read_in_a_turn_refuses_the_row(turn: Row, why: str) -> None
 
 @pytest.mark.parametrize("nothing", [None, "", [], {}])
 def test_keys_that_say_nothing_refuse_nothing(nothing: Any) -> None:
-    assert read(chat(USER, {**SAID, "refusal": nothing, "annotations": nothing, "name": nothing}))[1]["response"] == "答"
+    assert (
+        read(chat(USER, {**SAID, "refusal": nothing, "annotations": nothing, "name": nothing}))[1]["response"] == "答"
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,7 +212,9 @@ def test_columns_with_a_meaning_refuse_the_row(column: str, value: Any, why: str
     assert read(chat(USER, SAID, **{column: None}))[1]["response"] == "答"
 
 
-@pytest.mark.parametrize("row", [{"prompt": "问", "chosen": "好", "rejected": "坏"}, {"chosen": "好", "rejected": "坏"}])
+@pytest.mark.parametrize(
+    "row", [{"prompt": "问", "chosen": "好", "rejected": "坏"}, {"chosen": "好", "rejected": "坏"}]
+)
 def test_preferences_are_refused_by_name(row: Row) -> None:
     with pytest.raises(ValueError, match="column chosen: .*preference tuning"):
         read(row)

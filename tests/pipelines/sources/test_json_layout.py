@@ -1,0 +1,83 @@
+"""JSON is JSON, whichever way it is laid out."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.errors import DataError
+from pipelines.sources.files import is_lines, sample_rows
+
+ROWS: list[dict[str, Any]] = [{"query": f"问{n}", "response": "答\n[{}]", "n": {"a": [1, {}]}} for n in range(40)]
+ARRAY = json.dumps(ROWS, ensure_ascii=False)
+WRAPPED = {"version": "1", "meta": {"a": [1]}, "n": 3}
+
+
+def read(path: Path, text: str, encoding: str = "utf-8") -> list[dict[str, Any]]:
+    path.write_bytes(text.encode(encoding))
+    return sample_rows(str(path), 1000)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.ndjson"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        ARRAY,
+        json.dumps(ROWS, indent=2, ensure_ascii=False),
+        "\n".join(json.dumps(row) for row in ROWS),
+        "\n\n".join(json.dumps(row, indent=1) for row in ROWS),
+        json.dumps({"data": ROWS}),
+        json.dumps({"data": ROWS}, indent=4),
+        json.dumps({"version": "1", "rows": ROWS, "n": 3}, indent=1),
+        " \n" + ARRAY.replace("}, {", "}\n,\r\n{"),
+    ],
+    ids=["array", "indented", "lines", "objects", "wrapped", "wrapped, indented", "wrapped, with more", "spaces"],
+)
+def test_every_layout_gives_the_same_rows(tmp_path: Path, name: str, encoding: str, text: str) -> None:
+    assert read(tmp_path / name, text, encoding) == ROWS
+
+
+def test_one_object_is_one_row(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]}
+    for indent in (None, 2):
+        assert read(tmp_path / "a.json", json.dumps(row, indent=indent)) == [row]
+        assert read(tmp_path / "a.jsonl", json.dumps({"conversations": row["messages"]}, indent=indent))
+
+
+def test_numbers_that_are_none_and_halves_of_characters_are_read_as_in_lines(tmp_path: Path) -> None:
+    for text in ('[{"n": NaN, "m": Infinity, "t": "\\ud83d"}]', '{"n": NaN, "m": Infinity, "t": "\\ud83d"}'):
+        (row,) = read(tmp_path / "a.json", text)
+        assert math.isnan(row["n"]) and row["m"] == math.inf and row["t"] == "\ud83d"
+
+
+def test_broken_lines_do_not_make_an_array_of_lines(tmp_path: Path) -> None:
+    good = '{"query": "问", "response": "答"}'
+    for first in ('{"query": "问", "resp', "[1]", "[1, 2]", "null", "", '{"data": 1}'):
+        path = tmp_path / "a.jsonl"
+        path.write_text(f"{first}\n{good}\n{good}\n", encoding="utf-8")
+        assert is_lines(str(path)), first
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"a": 1}',
+        '[{"a": 1},',
+        '[{"a": 1} {"a": 2}]',
+        '[{"a": 1}] x',
+        '{"data": [{"a": 1}',
+        '{"data": [{"a": 1}]',
+        "[{",
+    ],
+)
+def test_an_array_that_ends_too_early_is_named(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match=r"a\.json: broken after element"):
+        read(tmp_path / "a.json", text)
+
+
+def test_large_values_are_read_across_blocks(tmp_path: Path) -> None:
+    rows = [{"query": "长" * 70_000, "response": "文" * n} for n in (1, 200_000, 3)]
+    assert read(tmp_path / "a.json", json.dumps(rows, ensure_ascii=False, indent=1)) == rows

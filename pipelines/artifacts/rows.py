@@ -108,6 +108,8 @@ def _written_out(table: pa.Table) -> pa.LargeStringArray:
 
 def _entries(name: str, column: pa.Array) -> pa.Array:
     kind = column.type
+    if column.null_count == len(column):
+        return pa.nulls(len(column), pa.large_string())
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         label, texts = "text", column.cast(pa.large_string())
     elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):

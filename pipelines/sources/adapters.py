@@ -70,19 +70,22 @@ def query_response(row: Row, counts: Counts) -> Canonical:
 
 def zhihu_kol(row: Row, counts: Counts) -> Canonical:
     """OmniData/Zhihu-KOL: INSTRUCTION, RESPONSE and the vote count inside METADATA."""
-    canonical = {"query": _text(row, "INSTRUCTION"), "response": _text(row, "RESPONSE")}
+    canonical: Canonical = {"query": _text(row, "INSTRUCTION"), "response": _text(row, "RESPONSE")}
     try:
         metadata = json.loads(_text(row, "METADATA"))
     except ValueError:
         raise ValueError("METADATA is not JSON") from None
     if not isinstance(metadata, dict) or "upvotes" not in metadata:
         raise ValueError("METADATA has no upvotes")
-    if says_nothing(metadata["upvotes"]):
+    votes = metadata["upvotes"]
+    if not isinstance(votes, str) and not says_nothing(votes):
+        raise ValueError(f"upvotes {votes!r} is not like 赞同 15 or 赞同 1.2 万")
+    if not votes:
         counts["rows without votes, which count as 0"] += 1
-        return {**canonical, "upvotes": 0}
-    if not isinstance(metadata["upvotes"], str):
-        raise ValueError(f"upvotes {metadata['upvotes']!r} is not like 赞同 15 or 赞同 1.2 万")
-    return {**canonical, "upvotes": parse_votes(metadata["upvotes"])}
+        canonical["upvotes"] = 0
+    else:
+        canonical["upvotes"] = parse_votes(votes)
+    return canonical
 
 
 def parse_votes(text: str) -> int:
@@ -254,8 +257,8 @@ def _turns_or_text(given: Any, role: str, column: str) -> list[Turn]:
 
 def with_system(row: Canonical, system: str | None) -> Canonical:
     """A canonical row with a system prompt, where it brings none: also at the head of its `messages`."""
-    if row.get("system") or not system:
-        return {**row, "system": row.get("system")}
+    if not system or row.get("system"):
+        return row
     turns = row.get("messages")
     head = {"messages": [{"role": "system", "content": system}, *turns]} if turns else {}
     return {**row, "system": system, **head}

@@ -269,6 +269,7 @@ class _Reading:
         self._columns = columns
         self._named_by = named_by
         self._classified: dict[tuple[str, ...], Columns] = {}
+        self._shapes: set[tuple[str, tuple[str, ...], tuple[str, ...]]] = set()
 
     def rows(self, system: str | None, replace: dict[str, str]) -> Iterator[dict[str, Any]]:
         """Canonical rows with what is carried along; what cannot be read goes to `broken`."""
@@ -288,21 +289,27 @@ class _Reading:
             yield replaced(with_system(read, system), replace)
 
     def _read(self, row: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
-        row = renamed(row, self._columns)
+        if self._columns:
+            row = renamed(row, self._columns)
         keys = tuple(row)
         columns = self._classified.get(keys)
         if columns is None:
             columns = self._classified[keys] = classify(keys, self._adapter, self._named_by)
         name, adapter = adapter_for(columns, row)
-        canonical = adapter.read(row, self.counts)
-        carried = {column: row[column] for column in columns.carried[name]}
-        for column in (*carried, *(column for column in canonical if column not in _ROW_NAMES)):
-            self.names[column] = None
+        read = adapter.read(row, self.counts)
+        shape = name, keys, tuple(read)
+        if shape not in self._shapes:
+            self._shapes.add(shape)
+            own = [*columns.carried[name], *(column for column in read if column not in _ROW_NAMES)]
+            self.names.update(dict.fromkeys(own))
+        for column in columns.carried[name]:
+            read.setdefault(column, row[column])
         self.adapters[name] += 1
         if columns.own_key is not None and (key := own_id(row[columns.own_key])):
             self.own_keys = True
-            place = {**place, "row_id": key}
-        return {**carried, **canonical, **place}
+            place["row_id"] = key
+        read.update(place)
+        return read
 
 
 def _require_few_broken(place: Place, section: Ingest, commits: list[Commit]) -> None:

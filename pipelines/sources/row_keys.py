@@ -96,6 +96,8 @@ def adapter_for(columns: Columns, row: Mapping[str, Any]) -> tuple[str, Adapter]
                 break
     for guarded in columns.guarded[name]:
         value = row[guarded]
+        if value is None:
+            continue
         if guarded == LABEL:
             if isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false")):
                 raise ValueError(f"column {LABEL}: {_PREFERENCE}")

@@ -216,7 +216,7 @@ def test_columns_with_a_meaning_refuse_the_row(column: str, value: Any, why: str
     "row", [{"prompt": "问", "chosen": "好", "rejected": "坏"}, {"chosen": "好", "rejected": "坏"}]
 )
 def test_preferences_are_refused_by_name(row: Row) -> None:
-    with pytest.raises(ValueError, match="column chosen: .*preference tuning"):
+    with pytest.raises(ValueError, match=r"column chosen: .*preference tuning"):
         read(row)
 
 

@@ -167,6 +167,15 @@ def readable(path: str) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read ({error}); delete the folder of its stage and run again") from error
 
 
+def sync_folder(folder: str) -> None:
+    """Have what was created, renamed or linked in a local folder survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def _room_for(path: str) -> Iterator[None]:
     """A full disk as a StageError."""

@@ -161,9 +161,11 @@ def serve(
     with Cluster(address) as cluster:
         place = open_workspace(workspace, loaded.name, on_cluster=cluster.is_shared)
         if serve_file or kuberay_file:
-            files = (("--write-config", serve_file), ("--write-kuberay", kuberay_file))
-            targets = [file and _destination(option, file, overwrite, recipe, loaded) for option, file in files]
-            write_config(loaded, place, cluster, *targets)
+            config, kuberay = (
+                _destination(option, file, overwrite, recipe, loaded) if file else None
+                for option, file in (("--write-config", serve_file), ("--write-kuberay", kuberay_file))
+            )
+            write_config(loaded, place, cluster, config, kuberay)
         else:
             serve_forever(loaded, place, cluster, host, port)
 

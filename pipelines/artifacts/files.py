@@ -55,8 +55,7 @@ def refusal(destination: Destination, workspace: Workspace | None) -> str | None
         if _takes_in(source, path):
             return f"{path} is what {key} names, and would be written over; give it another name"
     where = _absolute(path)
-    fs, inner = fsspec.core.url_to_fs(where)
-    if not (os.path.lexists(where) if _is_local(where) else fs.exists(inner)):
+    if not (os.path.lexists(where) if _is_local(where) else Workspace(where).exists(where)):
         return None
     if _is_local(where) and not os.path.isfile(where):
         return f"{path} exists already and is not a file; name another one"

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from pipelines.artifacts.workspace import sync_folder, sync_tree
 from pipelines.progress import waiting
 
 
@@ -19,7 +20,9 @@ def made_once(folder: Path, title: str, write: Callable[[Path], None]) -> Path:
         try:
             write(scratch)
             os.chmod(scratch, 0o755)
+            sync_tree(str(scratch))
             os.rename(scratch, folder)
+            sync_folder(str(folder.parent))
         except OSError:
             if not (folder / "config.json").is_file():  # else another run was faster, with the same result
                 raise

@@ -279,8 +279,10 @@ def _signed(run: Run, storage: Workspace, path: str) -> Part:
     """What a manifest says, once its signature is right; not a byte of it is interpreted before, but for that."""
     with _opened(storage, path) as stream:
         data = stream.read(MAX_MANIFEST + 1)
+    if len(data) > MAX_MANIFEST:
+        raise _NotSigned(path)
     try:
-        manifest = json.loads(data) if len(data) <= MAX_MANIFEST else None
+        manifest: Any = json.loads(data)
         text, given = manifest["part"], manifest["hmac"]
         if not hmac.compare_digest(_hmac(run, text).encode(), given.encode()):
             raise _NotSigned(path)

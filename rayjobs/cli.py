@@ -36,7 +36,7 @@ from pipelines.synthesize.suggest import suggest_map
 from pipelines.synthesize.trial import try_cells
 from pipelines.train.memory import describe, describe_merge
 from rayjobs import pipeline
-from rayjobs.cluster import Cluster
+from rayjobs.cluster import Cluster, end_on_sigterm
 
 app = typer.Typer(
     help="From raw rows to a chat model that answers over HTTP.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -411,6 +411,7 @@ def _close(recipe: Recipe, workspace: Workspace, done: pipeline.Outputs) -> None
 
 def main() -> None:
     """Run the command line; errors of our own family print without a traceback."""
+    end_on_sigterm()
     try:
         app()
     except DanluError as error:

@@ -329,6 +329,10 @@ class Place:
         if self.workspace.is_local:
             with _told(self.path(), "written"):
                 sync_tree(self.path())
+                folder = self.path()
+                while folder != self.workspace.root:  # other libraries may have made these
+                    folder = os.path.dirname(folder)
+                    sync_folder(folder)
         self.workspace.write(self.path("manifest.json"), manifest)
 
 

@@ -19,7 +19,8 @@ MANIFEST = "complete.json"
 def mark_complete(folder: Path) -> None:
     """Write the manifest of a checkpoint that every rank has finished writing, once all of it is on disk."""
     sync_tree(str(folder))
-    sync_folder(str(folder.parent))
+    for above in (folder.parent, folder.parent.parent):  # the first checkpoint makes the folder of all
+        sync_folder(str(above))
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     replace_text(folder / MANIFEST, json.dumps(sizes, indent=1))
 

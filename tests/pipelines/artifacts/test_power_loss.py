@@ -25,8 +25,8 @@ class Recorder:
 
     def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
         self.root = root
-        self.synced: dict[int, int] = {}
-        """Size at the last sync, by inode; of a folder the number of its entries."""
+        self.synced: dict[int, set[str] | int] = {}
+        """Size at the last sync, by inode; of a folder the names in it."""
         self.appeared: list[str] = []
         for name in ("fsync", "fdatasync"):
             patch.setattr(os, name, self.sync(getattr(os, name)))
@@ -38,7 +38,7 @@ class Recorder:
         def synced(descriptor: int) -> None:
             real(descriptor)
             found = os.fstat(descriptor)
-            self.synced[found.st_ino] = len(os.listdir(descriptor)) if stat.S_ISDIR(found.st_mode) else found.st_size
+            self.synced[found.st_ino] = {*os.listdir(descriptor)} if stat.S_ISDIR(found.st_mode) else found.st_size
 
         return synced
 
@@ -56,8 +56,12 @@ class Recorder:
         for path in [folder, *folder.rglob("*")]:
             if path.is_symlink() or path.name.startswith("."):
                 continue
-            size = len(os.listdir(path)) if path.is_dir() else path.stat().st_size
-            if self.synced.get(path.stat().st_ino) != size:
+            found = self.synced.get(path.stat().st_ino)
+            if isinstance(found, set):
+                is_safe = {child.name for child in path.iterdir() if not child.name.startswith(".")} <= found
+            else:
+                is_safe = found == path.stat().st_size
+            if not is_safe:
                 yield str(path)
         while since is None and folder != self.root:
             folder = folder.parent
@@ -96,7 +100,9 @@ def test_a_shard_s_files_are_safe_before_its_commit(tmp_path: Path, disk: Record
 
 
 def test_what_other_libraries_wrote_is_safe_before_the_manifest(tmp_path: Path, disk: Recorder) -> None:
-    place = Place(Workspace(str(tmp_path / "w")), "merge", "f")
+    workspace = Workspace(str(tmp_path / "w"))
+    workspace.make_folder(workspace.root)
+    place = Place(workspace, "merge", "f")
     model = place.local("model", "sub")
     model.mkdir(parents=True)
     (model / "model.safetensors").write_bytes(b"weights")

@@ -26,7 +26,7 @@ from pipelines.llm.dispatch import forget_failures
 from pipelines.progress import say
 from pipelines.recipe.load import shipped_recipes
 from pipelines.recipe.paths import paths_read
-from pipelines.recipe.schema import RECIPE_NAME, Recipe
+from pipelines.recipe.schema import NAME_RULE, RECIPE_NAME, Recipe
 from pipelines.recipe.synthesize import Synthesize
 from pipelines.refine.xtuner_export import export_conversations
 from pipelines.report.page import closing
@@ -95,7 +95,7 @@ def init(name: str, file: Annotated[Path | None, typer.Argument()] = None, overw
     destination = Destination("FILE", str(target), "--overwrite", overwrite)
     require_writable(destination, None)
     if not RECIPE_NAME.fullmatch(target.stem):
-        raise InputError(f"{target}: the recipe is named after its file; use ASCII letters, digits, '.', '_' and '-'")
+        raise InputError(f"{target}: the recipe is named after its file; {NAME_RULE}")
     text = shipped[name].read_text(encoding="utf-8")
     # A name of its own, lest it share the folder `runs/<name>` with the shipped recipe.
     with created(destination, None) as sink:

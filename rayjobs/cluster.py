@@ -10,12 +10,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
+import psutil
+
 from pipelines.clean_up import clean_up
-from pipelines.errors import DanluError, InputError, StageError
+from pipelines.errors import InputError, StageError
 from pipelines.kill_with_parent import import_path
 from pipelines.owned_folder import owned_folder
 from pipelines.progress import say, waiting
@@ -64,6 +66,8 @@ TERMINATED = 143
 """Exit code of a process that SIGTERM ended, as shells have it."""
 START_SECONDS = 300
 """What Ray's processes may take to start on a busy machine; Ray itself waits for 30 s."""
+STARTS = 3
+"""How often they are started at most."""
 STOP_SECONDS = 60
 """What they may take to stop."""
 REACH_SECONDS = 10
@@ -130,23 +134,26 @@ class Cluster:
         except OSError as error:
             raise StageError(f"no folder for Ray's temporary files ({error}); set TMPDIR to one with room") from error
         ray_constants.ENABLE_RAY_CLUSTER = False  # what the environment says, if Ray is loaded already
-        try:
-            with _patience():
-                ray.init(
-                    address="local",
-                    include_dashboard=False,
-                    job_config=job_config(),
-                    logging_level=logging.WARNING,
-                    log_to_driver=False,
-                    object_store_memory=512 << 20,
-                    _temp_dir=folder,
-                )
-        except (DanluError, KeyboardInterrupt, SystemExit):
-            raise
-        except Exception as error:  # Ray raises bare ones too
-            raise StageError(
-                f"Ray did not start on this machine: {_first_line(error)}\n{_end_of_logs(folder)}"
-            ) from error
+        for left in range(STARTS - 1, -1, -1):
+            try:
+                with _patience():
+                    ray.init(
+                        address="local",
+                        include_dashboard=False,
+                        job_config=job_config(),
+                        logging_level=logging.WARNING,
+                        log_to_driver=False,
+                        object_store_memory=512 << 20,
+                        _temp_dir=folder,
+                    )
+                break
+            except Exception as error:  # Ray raises bare ones too
+                for process in _children(folder):
+                    process.kill()
+                if not left:
+                    why = f"{_first_line(error)}\n{_end_of_logs(folder)}"
+                    raise StageError(f"Ray did not start on this machine: {why}") from error
+                say("  Ray did not start, perhaps since the machine is busy; once more …")
         end_onlookers()
         threading.Thread(target=_watch, args=(self._ends,), name="watch Ray", daemon=True).start()
 
@@ -216,16 +223,29 @@ def _patience() -> Iterator[None]:
         while True:
             try:
                 return ask(*arguments, **named)
-            except RuntimeError:
+            except RuntimeError as error:
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(0.2)
+                # It gives up where its agents are not up in time, and Ray would go on to wait for it.
+                if not any(process.name() == "raylet" for process in _children("raylet")):
+                    raise ConnectionError("its raylet ended while it started") from error
+                time.sleep(0.5)
 
     library.get_node = get_node
     try:
         yield
     finally:
         library.get_node = ask
+
+
+def _children(named: str) -> list[psutil.Process]:
+    """Living processes that this one started and whose command line holds that text."""
+    found = []
+    for process in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE and named in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def _watch(ends: threading.Event) -> None:
@@ -251,12 +271,10 @@ def _first_line(error: BaseException) -> str:
 def _end_of_logs(folder: str) -> str:
     """The last lines that Ray's processes wrote; their folder goes with this process."""
     lines = []
-    for name in ("gcs_server.out", "raylet.out", "raylet.err"):
-        try:
-            with open(f"{folder}/session_latest/logs/{name}", encoding="utf-8", errors="replace") as stream:
-                lines += [f"  {name}: {line.rstrip()}" for line in stream.readlines()[-3:]]
-        except OSError:
-            continue
+    for name in ("gcs_server.out", "raylet.out"):
+        with suppress(OSError), open(f"{folder}/session_latest/logs/{name}", errors="replace") as stream:
+            said = [line.rstrip() for line in stream if re.search(r" [EFC] \d+ |Check failed|[Ee]rror", line)]
+            lines += [f"  {name}: {line}" for line in said[-3:]]
     return "\n".join(lines)
 
 

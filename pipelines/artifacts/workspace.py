@@ -328,6 +328,7 @@ class Place:
         """Write the manifest, which marks the stage complete, once all that lies here is on disk."""
         if self.workspace.is_local:
             with _told(self.path(), "written"):
+                self.workspace.make_folder(self.path())  # a stage may leave nothing but its report
                 sync_tree(self.path())
                 folder = self.path()
                 while folder != self.workspace.root:  # other libraries may have made these

@@ -87,8 +87,8 @@ def _check_events(text: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise _at(event.start_mark, f"nested deeper than {MAX_DEPTH} levels")
-        if getattr(event, "tag", None) is not None:
-            raise _at(event.start_mark, f"the tag {str(event.tag)[:40]!r}; a recipe has plain values alone")
+        if tag := getattr(event, "tag", None):
+            raise _at(event.start_mark, f"the tag {str(tag)[:40]!r}; a recipe has plain values alone")
         value = getattr(event, "value", "")
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
             raise _at(event.start_mark, "half a character (a lone surrogate such as \\ud83d); delete it")

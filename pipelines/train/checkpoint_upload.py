@@ -175,8 +175,10 @@ def _reaching(storage: Workspace, kept: Path) -> Iterator[None]:
     """What goes wrong with the storage as a StageError; each kind of storage has its own family of errors."""
     try:
         yield
-    except StageError:
-        raise
+    except StageError as error:
+        if str(error).startswith("train.checkpoint_copies"):
+            raise
+        raise StageError(f"train.checkpoint_copies {storage.root}: {error}; what is in {kept} is kept") from error
     except Exception as error:
         raise StageError(
             f"train.checkpoint_copies {storage.root}: {type(error).__name__}: {error}; what is in {kept} is kept. "

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from json.encoder import encode_basestring
@@ -11,18 +9,15 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.utils import glob_translate
 
-from pipelines.artifacts.files import created, size_of
+from pipelines.artifacts.files import Destination, created, size_of
 from pipelines.artifacts.reports.rows import ExportReport, IngestReport, RowsReport
 from pipelines.artifacts.rows import MESSAGES, without_nulls
 from pipelines.artifacts.shards import read_tables
 from pipelines.artifacts.stage import Inputs, Output, Stage
-from pipelines.artifacts.workspace import Place
-from pipelines.errors import Problem
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.export.formats import conversation_as
 from pipelines.recipe.split import Export
-from pipelines.sources.files import shipped_path
 
 
 @dataclass(frozen=True)
@@ -56,17 +51,17 @@ class ExportStage(Stage[ExportInputs, ExportReport]):
 
     def fingerprint_inputs(self) -> Mapping[str, Any]:
         """The section."""
-        section = self.section.model_dump(exclude={"format"} if self.section.format == "rows" else set())
-        return {"section": section}
+        others = {"overwrite", *({"format"} if self.section.format == "rows" else set())}
+        return {"section": self.section.model_dump(exclude=others)}
 
-    def preflight(self) -> list[Problem]:
-        """Whether the file would be written over one that the recipe reads, or among them."""
-        path = self.section.path
-        return [
-            Problem("export.path", f"{path} is what {key} names, and would be written over; give it another name")
-            for key, source in self.paths.items()
-            if _takes_in(source, path)
-        ]
+    def destinations(self) -> list[Destination]:
+        """The file."""
+        return [self._destination]
+
+    @property
+    def _destination(self) -> Destination:
+        section = self.section
+        return Destination("export.path", section.path, "export.overwrite: true", section.overwrite, self.paths)
 
     def is_current(self, report: ExportReport) -> bool:
         """Whether the file is still there, with the size it was written with."""
@@ -77,10 +72,9 @@ class ExportStage(Stage[ExportInputs, ExportReport]):
         columns = None
         if inputs.ingest is not None:
             columns = [name for name in inputs.ingest.report.columns if name != "pos"]
-        if self.section.format == "rows":
-            rows = _write(self.section, _tables(inputs.rows, columns))
-        else:
-            rows = _write_for(self.section, _tables(inputs.rows, None))
+        format_name = self.section.format
+        tables = _tables(inputs.rows, columns if format_name == "rows" else None)
+        rows = _write(self._destination, place.workspace, tables, format_name)
         path = self.section.path
         return ExportReport(
             summary=f"{rows} rows in {path}",
@@ -88,17 +82,6 @@ class ExportStage(Stage[ExportInputs, ExportReport]):
             rows=rows,
             written={path: size_of(path)},
         )
-
-
-def _takes_in(source: str, path: str) -> bool:
-    """Whether a source, which may be a folder or a glob, has a file of that path or would have it."""
-    source, path = (_absolute(name) for name in (source, path))
-    return path == source or path.startswith(source + "/") or re.match(glob_translate(source), path) is not None
-
-
-def _absolute(path: str) -> str:
-    path = shipped_path(path).removeprefix("file://").rstrip("/")
-    return path if "://" in path else os.path.realpath(os.path.expanduser(path))
 
 
 def _tables(rows: Output[RowsReport], columns: list[str] | None) -> Iterator[pa.Table]:
@@ -111,31 +94,26 @@ def _tables(rows: Output[RowsReport], columns: list[str] | None) -> Iterator[pa.
         yield table.select(names)
 
 
-def _write(section: Export, tables: Iterator[pa.Table]) -> int:
+def _write(destination: Destination, workspace: Workspace, tables: Iterator[pa.Table], format_name: str) -> int:
     rows = 0
-    with created(section.path, f"export.path {section.path}") as sink:
+    with created(destination, workspace) as sink:
         first = next(tables)
-        if section.path.endswith(".parquet"):
+        if destination.path.endswith(".parquet"):
             with pq.ParquetWriter(sink, first.schema, compression="zstd") as writer:
                 for table in tables:
                     writer.write_table(table)
                     rows += table.num_rows
         else:
             for table in tables:
-                sink.write(_lines(table).encode())
+                sink.write((_lines(table) if format_name == "rows" else _lines_as(format_name, table)).encode())
                 rows += table.num_rows
     return rows
 
 
-def _write_for(section: Export, tables: Iterator[pa.Table]) -> int:
-    """The rows as the program that `export.format` names reads them, and nothing else."""
-    rows = 0
-    with created(section.path, f"export.path {section.path}") as sink:
-        for table in tables:
-            for row in table.to_pylist():
-                sink.write((json.dumps(conversation_as(section.format, row), ensure_ascii=False) + "\n").encode())
-                rows += 1
-    return rows
+def _lines_as(format_name: str, table: pa.Table) -> str:
+    """The rows as another program reads them, a line each."""
+    rows = (conversation_as(format_name, row) for row in table.to_pylist())
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _lines(table: pa.Table) -> str:

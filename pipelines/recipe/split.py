@@ -18,6 +18,11 @@ class Export(Section):
         description="what reads the file: rows: danlu again, with every column; messages: whatever reads OpenAI's; "
         "alpaca: single questions and answers; sharegpt; swift: ms-swift; llamafactory: LLaMA-Factory; xtuner",
     )
+    overwrite: bool = Field(
+        False,
+        description="replace a file there that this workspace did not write, or that was changed since; "
+        "what the recipe reads is never written over",
+    )
 
     @model_validator(mode="after")
     def _is_written_as_lines(self) -> "Export":

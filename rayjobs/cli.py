@@ -24,13 +24,15 @@ from pipelines.clean.stage import plan_of
 from pipelines.errors import DanluError, InputError, Problem, RecipeError, nearest
 from pipelines.llm.dispatch import forget_failures
 from pipelines.progress import say
+from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.load import shipped_recipes
 from pipelines.recipe.paths import paths_read
 from pipelines.recipe.schema import NAME_RULE, RECIPE_NAME, Recipe
 from pipelines.recipe.synthesize import Synthesize
 from pipelines.refine.xtuner_export import export_conversations
 from pipelines.report.page import closing
-from pipelines.report.trace import trace
+from pipelines.report.trace import rows_lines, trace
+from pipelines.sources.read import describe_source
 from pipelines.synthesize.stage import grid_of
 from pipelines.synthesize.suggest import suggest_map
 from pipelines.synthesize.trial import try_cells
@@ -110,6 +112,8 @@ def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceO
     place = open_workspace(workspace, loaded.name, on_cluster=False)
     stages = " → ".join(stage.name for stage in pipeline.stages_of(loaded))
     out.print(f"{loaded.name}: valid; {stages}", markup=False, soft_wrap=True)
+    if loaded.ingest and (reading := _described(loaded.ingest)):
+        out.print(f"  ingest: {reading}", markup=False, soft_wrap=True)
     if loaded.clean:
         for line in plan_of(loaded.clean).describe():
             out.print(f"  clean: {line}", markup=False, soft_wrap=True)
@@ -123,6 +127,13 @@ def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceO
         for problem in error.problems:
             what = ": ".join(filter(None, (problem.key, problem.message)))
             out.print(f"  not ready on this machine: {what}", markup=False, soft_wrap=True)
+
+
+def _described(section: Ingest) -> str:
+    try:
+        return describe_source(section)
+    except InputError:  # what is wrong with the source is said below
+        return ""
 
 
 @app.command()
@@ -225,6 +236,24 @@ def why(recipe: RecipeName, row_id: str, overrides: Overrides = None, workspace:
     loaded = pipeline.load(recipe, overrides)
     place = open_workspace(workspace, loaded.name, on_cluster=False)
     for line in trace([found for found in pipeline.status(loaded, place).values() if found.is_complete], row_id):
+        out.print(line, markup=False, soft_wrap=True)
+
+
+@app.command()
+def rows(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    workspace: WorkspaceOption = None,
+    dropped: Annotated[bool, typer.Option("--dropped", help="Rows that were dropped or set aside, with why.")] = False,
+    operator: Annotated[str | None, typer.Option(help="Only those that this operator dropped.")] = None,
+    grep: Annotated[str | None, typer.Option(help="Only those with this text.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Lines at most.")] = 20,
+) -> None:
+    """Show rows that are kept, or with --dropped those that are not and why."""
+    loaded = pipeline.load(recipe, overrides)
+    place = open_workspace(workspace, loaded.name, on_cluster=False)
+    finished = [found for found in pipeline.status(loaded, place).values() if found.is_complete]
+    for line in rows_lines(finished, dropped=dropped, operator=operator, grep=grep, limit=limit):
         out.print(line, markup=False, soft_wrap=True)
 
 

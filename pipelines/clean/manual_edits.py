@@ -47,16 +47,16 @@ def export_rows(cleaned: Output[CleanReport], source: Output[RowsReport], destin
     kept_paths, source_paths = (output.paths(output.report.outputs.rows) for output in (cleaned, source))
     own = _columns(workspace, kept_paths)
     header = [*_FIXED, *(name for name in names if name not in own), *own]
-    count = 0
+    listed = set[str]()  # a row that a person put back is among the kept ones and among those that were dropped
     with _writer(destination, workspace, header) as write:
         for kept, paths in ((True, kept_paths), (False, source_paths)):
             for table in read_tables(workspace, paths):
                 for row in table.to_pylist():
-                    if kept or row["row_id"] in dropped:
+                    if (kept or row["row_id"] in dropped) and row["row_id"] not in listed:
                         why = {} if kept else dropped[row["row_id"]]
                         write({**statistics(row["row_id"]), "kept": kept, **why, **row})
-                        count += 1
-    return count
+                        listed.add(row["row_id"])
+    return len(listed)
 
 
 def _columns(workspace: Workspace, paths: Sequence[str]) -> list[str]:
@@ -237,14 +237,18 @@ def _between(rows: pa.Table | None, low: int, high: int | None) -> pa.Table | No
 
 
 def restored_rows(rows: Iterator[pa.Table], kept: set[str], edits: dict[str, Line]) -> pa.Table | None:
-    """Rows of the stage before that were dropped and that the file keeps; None where there is none."""
-    wanted = [row_id for row_id, line in edits.items() if row_id not in kept and line["kept"]]
-    if not wanted:
+    """Rows of the stage before that were dropped and that the file keeps; None where there is none.
+
+    DataError where a line, kept or not, is about a row that was never there.
+    """
+    missing = [row_id for row_id in edits if row_id not in kept]
+    if not missing:
         return None
-    found = pa.concat_tables(table.filter(pc.is_in(table["row_id"], pa.array(wanted))) for table in rows)
-    unknown = sorted(set(wanted) - set(found["row_id"].to_pylist()))
+    found = pa.concat_tables(table.filter(pc.is_in(table["row_id"], pa.array(missing))) for table in rows)
+    unknown = sorted(set(missing) - set(found["row_id"].to_pylist()))
     if unknown:
         raise DataError(
             f"clean.edited: row {unknown[0]} ({len(unknown)} in all) is not among the rows that were cleaned"
         )
-    return found
+    back = found.filter(pc.is_in(found["row_id"], pa.array([row_id for row_id in missing if edits[row_id]["kept"]])))
+    return back if back.num_rows else None

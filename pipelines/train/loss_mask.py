@@ -65,6 +65,15 @@ def encode(tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[Turn],
     return Encoded(tokens, labels)
 
 
+def encode_text(tokenizer: Any, control: "re.Pattern[str]", text: str) -> Encoded:
+    """Plain text with the end-of-sequence token after it, and loss on all of it; a control token in it stays text."""
+    mark = _unused_mark([{"content": text}], None)
+    pieces = _broken_up(text, control, mark).split(mark)
+    tokens = [token for piece in pieces for token in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+    tokens.append(tokenizer.eos_token_id)
+    return Encoded(tokens, tokens)
+
+
 def _unused_mark(messages: Sequence[Turn], tools: str | None) -> str:
     texts = [text for turn in messages for text in turn.values() if isinstance(text, str)]
     used = {character for text in (*texts, tools or "") for character in text}

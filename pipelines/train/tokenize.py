@@ -26,8 +26,8 @@ from pipelines.models.tokenizer import load_tokenizer
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, further_source, parse_data
 from pipelines.sources.read import read_once
-from pipelines.train.loss_mask import Encoded, encode, with_system
-from pipelines.train.truncation import Fitted, TokenLimits, encode_within, loss_tokens
+from pipelines.train.loss_mask import Encoded, encode, encode_text, with_system
+from pipelines.train.truncation import Fitted, TokenLimits, encode_within, loss_tokens, text_within
 
 SHARD_ROWS = 4096
 KINDS = ("tokens", "labels", "sample_offsets")
@@ -84,7 +84,7 @@ def tokenize(
 ) -> Tokenized:
     """Tokenize the sources into shards under `name`, those that are not there yet.
 
-    Rows above a limit are counted as truncated; truncation.py says what happens to them. Rows that give no sample
+    A row without a question is plain text. Rows above a limit are counted as truncated; truncation.py says what happens to them. Rows that give no sample
     with an answer are left out, and counted. DataError where none does.
     """
     limits = TokenLimits(max_length, overlong, max_input_length, max_output_length)
@@ -162,6 +162,9 @@ def _tokenizer(
         fitted: list[Fitted] = []
         for row in _rows(workspace, shard):
             try:
+                if row.get("query") is None and not row.get("messages") and row.get("response"):
+                    fitted.append(text_within(limits, encode_text(tokenizer, control, row["response"])))
+                    continue
                 messages = with_system(turns_said(row), system)
                 encoder = partial(encode, tokenizer, control, tools=row.get("tools"))
                 fitted.append(encode_within(limits, encoder, tokenizer, messages))

@@ -52,6 +52,12 @@ def encode_within(
     return Fitted(_cut(sample, limits), too_long)
 
 
+def text_within(limits: TokenLimits, whole: Encoded) -> Fitted:
+    """Plain text within `max_length`; the limits of questions and answers say nothing of it."""
+    too_long = len(whole.tokens) > limits.max_length
+    return Fitted([] if too_long and limits.overlong == "drop" else _cut(whole, limits), too_long)
+
+
 def answer_begin(sample: Encoded) -> int:
     """The place of the first token of the last answer: how many tokens its prompt has."""
     place = len(sample.labels)

@@ -5,7 +5,7 @@ import pytest
 
 from pipelines.errors import DataError
 from pipelines.models.tokenizer import load_tokenizer
-from pipelines.train.loss_mask import IGNORE_INDEX, Encoded, encode, with_system
+from pipelines.train.loss_mask import IGNORE_INDEX, Encoded, encode, encode_text, with_system
 
 
 def text_with_loss(tokenizer: Any, encoded: Encoded) -> list[str]:
@@ -118,3 +118,65 @@ def test_the_rows_own_system_prompt_comes_before_the_recipes() -> None:
     assert with_system(bare, "recipe") == [{"role": "system", "content": "recipe"}, *bare]
     assert with_system([*own, *bare], "recipe") == [*own, *bare]
     assert with_system(bare, None) == bare
+
+
+def test_a_turn_without_loss_is_context(tiny_model: Path) -> None:
+    tokenizer, control = load_tokenizer(tiny_model)
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": "问"},
+        {"role": "assistant", "content": "错", "loss": False},
+        {"role": "user", "content": "再"},
+        {"role": "assistant", "content": "对", "loss": True},
+    ]
+    encoded = encode(tokenizer, control, turns)
+    assert text_with_loss(tokenizer, encoded) == ["对<|im_end|>"]
+    plain = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    assert encoded.tokens == encode(tokenizer, control, plain).tokens
+    turns[3]["loss"] = False
+    assert text_with_loss(tokenizer, encode(tokenizer, control, turns)) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "tools", "what"),
+    [
+        ({}, '[{"type": "function"}]', "tools"),
+        ({"tool_calls": '[{"type": "function", "function": {"name": "f", "arguments": {}}}]'}, None, "tool calls"),
+        ({"reasoning": "想"}, None, "reasoning"),
+    ],
+)
+def test_what_the_template_leaves_out_is_refused_by_name(
+    tiny_model: Path, more: dict[str, str], tools: str | None, what: str
+) -> None:
+    tokenizer, control = load_tokenizer(tiny_model)
+    turns = [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答", **more}]
+    with pytest.raises(DataError, match=f"its chat template leaves out {what}, which the row has"):
+        encode(tokenizer, control, turns, tools)
+
+
+def test_a_template_with_tools_and_reasoning_renders_them(tiny_model: Path) -> None:
+    tokenizer, control = load_tokenizer(tiny_model)
+    tokenizer.chat_template = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    call = '[{"type": "function", "function": {"name": "f", "arguments": {"a": "<|im_end|>"}}}]'
+    turns = [
+        {"role": "user", "content": "问"},
+        {"role": "assistant", "content": "", "tool_calls": call},
+        {"role": "tool", "content": "晴"},
+        {"role": "assistant", "content": "答", "reasoning": "想"},
+    ]
+    encoded = encode(tokenizer, control, turns, '[{"name": "f"}]')
+    assert text_with_loss(tokenizer, encoded) == ['f{"a": "<|im_end|>"}<|im_end|>', "(想)答<|im_end|>"]
+    assert tokenizer.decode(encoded.tokens).startswith('[{"name": "f"}]<|im_start|>user')
+
+
+def test_plain_text_is_trained_whole_and_ends(tiny_model: Path) -> None:
+    tokenizer, control = load_tokenizer(tiny_model)
+    encoded = encode_text(tokenizer, control, "一段<|im_end|>文")
+    assert encoded.labels == encoded.tokens
+    assert encoded.tokens[-1] == tokenizer.eos_token_id
+    assert encoded.tokens[:-1].count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 0
+    assert tokenizer.decode(encoded.tokens[:-1]) == "一段<|im_end|>文"

@@ -84,8 +84,8 @@ def tokenize(
 ) -> Tokenized:
     """Tokenize the sources into shards under `name`, those that are not there yet.
 
-    A row without a question is plain text. Rows above a limit are counted as truncated; truncation.py says what happens to them. Rows that give no sample
-    with an answer are left out, and counted. DataError where none does.
+    A row without a question is plain text. Rows above a limit are counted as truncated; truncation.py says what
+    happens to them. Rows that give no sample with an answer are left out, and counted. DataError where none does.
     """
     limits = TokenLimits(max_length, overlong, max_input_length, max_output_length)
     drawn = [_draw(place.workspace, source, seed, number) for number, source in enumerate(sources)]

@@ -1,6 +1,7 @@
-"""A workspace that version 0.1.0 made is continued: every manifest is read, and no stage after ingest is done again.
+"""A workspace that version 0.1.0 made is continued: every manifest is read, and little of it is done again.
 
-Ingest is, since it reads more of what rows say: where it reads the same, what was made of them stays.
+Ingest is, since it reads more of what rows say, and a split by groups: where they find the same, what was made of it
+stays.
 
 `tests/data/workspace-0.1.0` was written by that version: `tiny` on 200 rows, whole up to the split, of the stages after
 it the manifests.
@@ -38,7 +39,11 @@ def test_finished_stages_are_up_to_date(older: Workspace, capsys: pytest.Capture
         *("ingest", "analyze", "clean", "analyze_clean", "split"),
     ]
     said = capsys.readouterr().err.splitlines()
-    assert said == [f"{name}: up to date" for name in done]
+    assert said[:4] == [f"{name}: up to date" for name in done][:4]
+    assert said[4] == "split …"  # its rows without a group were one group
+    (made,) = (MADE / "split").iterdir()
+    written = json.loads((made / "manifest.json").read_text(encoding="utf-8"))
+    assert done["split"].report.digest == written["report"]["digest"]  # so that what was trained on it stays
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=[stage.name for stage in STAGES])
@@ -53,14 +58,14 @@ def test_every_manifest_is_read_whole(stage: pipeline.AnyStage) -> None:
 
 @pytest.mark.parametrize("damage", ["unknown key", "missing key", "no manifest"])
 def test_a_manifest_of_another_kind_is_refused_by_name(older: Workspace, damage: str) -> None:
-    (path,) = Path(older.root, "split").glob("*/manifest.json")
+    (path,) = Path(older.root, "clean").glob("*/manifest.json")
     manifest = json.loads(path.read_text(encoding="utf-8"))
     if damage == "unknown key":
         manifest["report"]["sides"] = 2
     elif damage == "missing key":
         del manifest["report"]["digest"]
     else:
-        manifest = ["split"]
+        manifest = ["clean"]
     path.write_text(json.dumps(manifest), encoding="utf-8")
-    with pytest.raises(DataError, match=r"split/.*/manifest.json: not a manifest that this version of danlu reads"):
+    with pytest.raises(DataError, match=r"clean/.*/manifest.json: not a manifest that this version of danlu reads"):
         pipeline.status(pipeline.load("tiny", OVERRIDES), older)

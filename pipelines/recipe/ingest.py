@@ -38,7 +38,7 @@ class Ingest(Section):
     columns: dict[str, str | None] = Field(
         {},
         description="columns of the source under the names that adapters read, such as {query: 问题, response: 答案}; "
-        "a dot leads into a structure; row_id names the column that names rows, null for file and line",
+        "a dot leads into a structure; row_id names the column that names rows, null where none does",
     )
     encoding: str = Field("utf-8-sig", description="how the text of JSON and CSV files is encoded, such as gb18030")
     system: str | None = Field(None, description="system prompt given to rows that bring none")

@@ -126,10 +126,11 @@ def table_reader(named_by: str | None) -> Work:
         if "groups" in shard:
             return _copy_columns(shard, attempt, keys)
         rows = Rows(pa.schema([ROW.field("row_id"), ROW.field("pos")]), nested_column, "columns")
-        for batch in batches(_rows(shard, keys, rows.broken), BATCH_ROWS):
+        named: set[str] = set()
+        for batch in batches(_rows(shard, keys, named, rows.broken), BATCH_ROWS):
             names = dict.fromkeys(name for row in batch for name in row)
             rows.add(batch, [name for name in names if name not in rows.fixed.names])
-        return {**rows.write(attempt), "own_keys": True, "counts": {}}
+        return {**rows.write(attempt), "own_keys": bool(named), "has_row_id": "row_id" in named, "counts": {}}
 
     return work
 
@@ -147,7 +148,8 @@ def _copy_columns(shard: Shard, attempt: Attempt, keys: tuple[str, ...]) -> dict
                 yield as_schema(_numbered(pa.table(batch.slice(0, end - number)), number, shard, keys), written)
 
     counts = write_shard(attempt, written, tables(), [])
-    return {**counts, "widened": [], "own_keys": any(key in schema.names for key in keys), "counts": {}}
+    has_keys = any(key in schema.names for key in keys)
+    return {**counts, "widened": [], "own_keys": has_keys, "has_row_id": "row_id" in schema.names, "counts": {}}
 
 
 def require_usable(path: str, schema: pa.Schema) -> pa.Schema:
@@ -181,8 +183,11 @@ def _own_ids(table: pa.Table, keys: tuple[str, ...]) -> pa.Array:
     return pa.array([own_id(value) for value in table[key].to_pylist()], pa.string())
 
 
-def _rows(shard: Shard, keys: tuple[str, ...], broken: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows of a shard with `row_id` and `pos`; what cannot be read goes to `broken`."""
+def _rows(
+    shard: Shard, keys: tuple[str, ...], named: set[str], broken: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The rows of a shard with `row_id` and `pos`; what cannot be read goes to `broken`, and columns that name rows to
+    `named`."""
     for number, row, raw in read_shard(shard):
         place = {"row_id": f"{shard['name']}:{number + 1}", "pos": shard["pos"] + number - shard["first"]}
         if row is None:
@@ -191,7 +196,9 @@ def _rows(shard: Shard, keys: tuple[str, ...], broken: list[dict[str, Any]]) -> 
             reason = "column pos has the name that the order of the rows has here; rename it"
             broken.append(broken_row("columns", place, reason, row))
         else:
-            key = next((own for name in keys if name in row and (own := own_id(row[name]))), None)
+            there = [name for name in ("row_id", *keys) if name in row]
+            named.update(there)
+            key = next((own for name in keys if name in there and (own := own_id(row[name]))), None)
             yield {**row, **place, **({"row_id": key} if key else {})}
 
 

@@ -409,6 +409,14 @@ def _rewriter(workspace: Workspace, serialized: str) -> Work:
     return work
 
 
+def _columns_of_source(section: Ingest, schema: pa.Schema, commits: list[Commit]) -> list[str]:
+    """The columns that exports write: of any table its own ones alone."""
+    if section.adapter != "columns":
+        return list(schema.names)
+    ours = {"pos"} if any(commit["result"]["has_row_id"] for commit in commits) else {"pos", "row_id"}
+    return [name for name in schema.names if name not in ours]
+
+
 def _report(
     place: Place, section: Ingest, files: list[str], schema: pa.Schema, widened: list[str], commits: list[Commit]
 ) -> IngestReport:
@@ -437,7 +445,7 @@ def _report(
         broken=broken,
         adapter=read_as,
         source=section.source,
-        columns=schema.names,
+        columns=_columns_of_source(section, schema, commits),
         carried=carried,
         widened=types,
         counts=dict(counts),

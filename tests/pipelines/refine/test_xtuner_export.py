@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -50,7 +51,7 @@ def test_what_is_exported_comes_back_through_ingest(tmp_path: Path) -> None:
     made = json.loads(path.read_text(encoding="utf-8"))
     assert made[0] == {"conversation": [{"system": "送祝福大师", "input": "祝姐姐生日", "output": "生日快乐🎂"}]}
     for row, exported in zip(ROWS, made, strict=True):
-        back = conversation(exported)
+        back = conversation(exported, Counter())
         assert {name: row.get(name) for name in back} == back
     assert [path.name for path in path.parent.iterdir()] == ["wishes.json"]
 

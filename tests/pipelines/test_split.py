@@ -149,7 +149,7 @@ def test_the_first_rows_take_their_groups_along(
     for files in (1, 3):
         _, sides = run(cleaned(tmp_path, table, files), first=3, group="query")
         assert sides["test"]["row_id"].to_pylist() == ["r0", "r1", "r2", "r3", "r6"]
-        assert sides["train"]["row_id"].to_pylist() == ["r4", "r7"]
+        assert sides["train"]["row_id"].to_pylist() == ["r4", "r5", "r7"]
     with pytest.raises(DataError, match=r"no row on the train side .*change split"):
         run(cleaned(tmp_path, table.slice(0, 4), files=1), first=3, group="query")
     with pytest.raises(DataError, match=r"split.group messages: holds lists; name a column of texts or numbers"):

@@ -23,9 +23,43 @@ This page follows from `pipelines/recipe/schema.py` (`python docs/make_recipes.p
 """
 
 
+ROW_FORMATS = """## Row formats
+
+`ingest.adapter: auto` recognises the format of each row by its columns. A key of a turn that is not read refuses the
+row; a column that is not read is carried and named in the closing line as carried, not trained, unless it changes what
+the row says: then it refuses the row by its name. `ingest.max_broken` says how many such rows are set aside.
+
+| from | fields | |
+| --- | --- | --- |
+| LLaMA-Factory, alpaca | `instruction`, `input`, `output`, `system`, `history` | read |
+| LLaMA-Factory, sharegpt | `conversations` of `from`, `value` with `human`, `gpt`, `function_call`, `observation`; `system`, `tools` | read |
+| LLaMA-Factory, preferences | `chosen`, `rejected`, `kto_tag` | refused |
+| LLaMA-Factory, media | `images`, `videos`, `audios` | refused |
+| ms-swift, messages | `messages` of `role`, `content`, `loss` with `tool_call`, `tool_response`; `tools` | read |
+| ms-swift, query | `query`, `response`, `system`, `history` | read |
+| ms-swift, conversation | `conversation` of `human`, `assistant`; `system` | read |
+| ms-swift, preferences | `rejected_response`, `rejected_messages`, `label` true or false | refused |
+| ms-swift, media | `images`, `videos`, `audios`, `objects` | refused |
+| xtuner | `conversation` of `system`, `input`, `output`, `output_with_loss` | read |
+| xtuner, messages | `messages` of `role`, `content`, `loss` | read |
+| data-juicer, text | `text` | read as plain text |
+| data-juicer, dialogue | `system`, `query`, `response`, `history`; with text in `instruction` | read; refused |
+| axolotl, alpaca | `instruction`, `input`, `output` | read |
+| axolotl, chat_template | `messages` of `role`, `content`, `train` or `training`; with `train_detail` | read; refused |
+| axolotl, completion | `text` | read as plain text |
+| OpenAI | `messages` of `role`, `content`, `weight`, `tool_calls`, `tool_call_id`; `tools` | read |
+| TRL | `prompt`, `completion`, as texts or as turns | read |
+| Belle | `instruction`, `input`, `output`; `conversations` of `from`, `value` | read |
+| MOSS | `chat` of `turn_1` … with `Human`, `MOSS`; with commands in `Inner Thoughts` and others | read; refused |
+| Zhihu-KOL | `INSTRUCTION`, `RESPONSE`, `METADATA` | read, votes as `upvotes` |
+
+Other names: `ingest.columns={query: 问题, response: 答案}`. Turns of one speaker in a row are joined and counted.
+"""
+
+
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *_section("The recipe itself", "", Recipe)])
+    return "\n".join([HEAD, ROW_FORMATS, *_section("The recipe itself", "", Recipe)])
 
 
 def _section(title: str, prefix: str, model: type[BaseModel]) -> Iterator[str]:

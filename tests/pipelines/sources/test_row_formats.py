@@ -1,0 +1,115 @@
+"""The row formats that docs/recipes.md lists, by rows written here: read with every turn, or refused by name."""
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from pipelines.sources.row_keys import adapter_for, classify
+
+Row = dict[str, Any]
+
+
+def turns_of(
+    *turns: str, names: tuple[str, str] = ("user", "assistant"), keys: tuple[str, str] = ("role", "content")
+) -> list[Row]:
+    """Turns of two speakers, in the words of a format."""
+    return [{keys[0]: names[number % 2], keys[1]: text} for number, text in enumerate(turns)]
+
+
+SHARED: Any = {"names": ("human", "gpt"), "keys": ("from", "value")}
+READ: dict[str, tuple[Row, list[str]]] = {
+    "LLaMA-Factory, alpaca": (
+        {"instruction": "三", "input": "", "output": "四", "system": "S", "history": [["一", "二"]]},
+        ["S", "一", "二", "三", "四"],
+    ),
+    "LLaMA-Factory, sharegpt": (
+        {
+            "conversations": [
+                {"from": "human", "value": "一"},
+                {"from": "function_call", "value": '{"name": "f", "arguments": {}}'},
+                {"from": "observation", "value": "二"},
+                {"from": "gpt", "value": "三"},
+            ],
+            "system": "S",
+            "tools": '[{"name": "f"}]',
+        },
+        ["S", "一", "", "二", "三"],
+    ),
+    "ms-swift, messages": (
+        {"messages": [*turns_of("一", "二", "三"), {"role": "assistant", "content": "四", "loss": True}]},
+        ["一", "二", "三", "四"],
+    ),
+    "ms-swift, query": (
+        {"query": "三", "response": "四", "system": "S", "history": [["一", "二"]]},
+        ["S", "一", "二", "三", "四"],
+    ),
+    "ms-swift, conversation": (
+        {"system": "S", "conversation": [{"human": "一", "assistant": "二"}, {"human": "三", "assistant": "四"}]},
+        ["S", "一", "二", "三", "四"],
+    ),
+    "xtuner": (
+        {
+            "conversation": [
+                {"system": "S", "input": "一", "output": "二", "output_with_loss": False},
+                {"input": "三", "output": "四"},
+            ]
+        },
+        ["S", "一", "二", "三", "四"],
+    ),
+    "data-juicer, dialogue": (
+        {"system": "S", "instruction": "", "query": "三", "response": "四", "history": [["一", "二"]]},
+        ["S", "一", "二", "三", "四"],
+    ),
+    "axolotl, chat_template": (
+        {"messages": [*turns_of("一", "二", "三"), {"role": "assistant", "content": "四", "training": False}]},
+        ["一", "二", "三", "四"],
+    ),
+    "OpenAI": (
+        {"messages": [*turns_of("一", "二", "三"), {"role": "assistant", "content": "四", "weight": 0}]},
+        ["一", "二", "三", "四"],
+    ),
+    "TRL": (
+        {"prompt": turns_of("一", "二", "三"), "completion": turns_of("四", names=("assistant", ""))},
+        list("一二三四"),
+    ),
+    "Belle": ({"id": "b1", "conversations": turns_of("一", "二", "三", "四", **SHARED)}, ["一", "二", "三", "四"]),
+    "MOSS": (
+        {
+            "conversation_id": "1",
+            "chat": {f"turn_{n}": {"Human": a, "MOSS": b} for n, (a, b) in enumerate(["一二", "三四"])},
+        },
+        ["一", "二", "三", "四"],
+    ),
+}
+REFUSED: dict[str, tuple[Row, str]] = {
+    "LLaMA-Factory, preferences": ({"conversations": turns_of("一", **SHARED), "chosen": {"from": "gpt"}}, "chosen"),
+    "LLaMA-Factory, kto": ({"messages": turns_of("一", "二"), "label": False}, "label"),
+    "LLaMA-Factory, media": ({"messages": turns_of("一", "二"), "videos": ["a.mp4"]}, "videos"),
+    "ms-swift, preferences": ({"messages": turns_of("一", "二"), "rejected_response": "三"}, "rejected_response"),
+    "ms-swift, media": ({"query": "一", "response": "二", "objects": {"ref": ["猫"]}}, "objects"),
+    "data-juicer, dialogue": ({"instruction": "译", "query": "一", "response": "二"}, "instruction"),
+    "axolotl, chat_template": (
+        {"messages": [*turns_of("一"), {"role": "assistant", "content": "二", "train_detail": [{"train": True}]}]},
+        "train_detail",
+    ),
+    "MOSS": (
+        {"chat": {"turn_1": {"Human": "一", "Commands": "<|Commands|>: Search(x)<eoc>", "MOSS": "二"}}},
+        "Commands",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_read_with_every_turn(name: str) -> None:
+    row, texts = READ[name]
+    _, adapter = adapter_for(classify(row, "auto"), row)
+    assert [turn["content"] for turn in adapter.read(json.loads(json.dumps(row)), Counter())["messages"]] == texts
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(name: str) -> None:
+    row, what = REFUSED[name]
+    with pytest.raises(ValueError, match=what):
+        adapter_for(classify(row, "auto"), row)[1].read(row, Counter())

@@ -32,7 +32,7 @@ the row says: then it refuses the row by its name. `ingest.max_broken` says how 
 | from | fields | |
 | --- | --- | --- |
 | LLaMA-Factory, alpaca | `instruction`, `input`, `output`, `system`, `history` | read |
-| LLaMA-Factory, sharegpt | `conversations` of `from`, `value` with `function_call`, `observation`; `system`, `tools` | read |
+| LLaMA-Factory, sharegpt | `conversations` of `from`, `value`, also `observation`; `system`, `tools` | read |
 | LLaMA-Factory, preferences | `chosen`, `rejected`, `kto_tag` | refused |
 | LLaMA-Factory, media | `images`, `videos`, `audios` | refused |
 | ms-swift, messages | `messages` of `role`, `content`, `loss` with `tool_call`, `tool_response`; `tools` | read |

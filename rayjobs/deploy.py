@@ -22,7 +22,7 @@ from pipelines.recipe.train import not_servable
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
 from serve import adapter_registry
-from serve.app import endpoint
+from serve.app import claim_port, endpoint
 from serve.auth import KEYS, KEYS_FILE, LOCAL, environment_keys
 from serve.kuberay import configuration, ray_service
 
@@ -38,6 +38,7 @@ def serve_forever(
     section = served_section(recipe)
     host, port = host or section.host, port or section.port
     keys = environment_keys(section.model_copy(update={"host": host}))
+    claim_port(host, port)  # before hours of training
     models = finished_models(recipe, workspace, cluster)
     cluster.connect()
     logs = workspace.local("logs", "serve")
@@ -68,6 +69,9 @@ def write_config(
     models = finished_models(recipe, workspace, cluster)
     section = served_section(recipe)
     config = configuration(recipe.name, models, section, str(workspace.local("logs", "serve")))
+    if section.host in LOCAL:
+        say(f"  serve.host is {section.host}: beyond the node that it runs on nobody reaches the gateway")
+    say(f"  its paths are this machine's ({workspace.root}); the nodes have to see them too")
     if serve_file is not None:
         _write_yaml(serve_file, workspace, "serve deploy", config)
         if section.host not in LOCAL and not section.open:

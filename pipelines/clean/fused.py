@@ -210,7 +210,26 @@ def _argument(step: Step, state: _State) -> Column | pa.Array:
     texts = state.text(step.text_key)
     if texts is None:
         return Column(pa.array([""] * len(state.alive), pa.large_string()))
+    if step.question_key:
+        return _with_questions(step, state, texts.joined)
     return texts.turns if step.operator.kind == "mapper" else texts.joined
+
+
+SHORT_ANSWER = 100
+"""Code points below which an answer says little without its question."""
+
+
+def _with_questions(step: Step, state: _State, answers: Column) -> Column:
+    """Short answers after their questions; long ones alone."""
+    questions = state.text(str(step.question_key))
+    if questions is None:
+        raise DataError(
+            f"{step.key}.question_key: the rows have no column {step.question_key} "
+            f"({nearest(str(step.question_key), state.table.column_names)})"
+        )
+    asked, answered = (texts.array.cast(pa.large_string()) for texts in (questions.joined, answers))
+    both = pc.binary_join_element_wise(asked, answered, pa.scalar("\n", pa.large_string()))
+    return Column(pc.if_else(pa.array(answers.lengths < SHORT_ANSWER), both, answered))
 
 
 def _handle_missing(step: Step, state: _State) -> Mask:

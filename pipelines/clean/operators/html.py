@@ -155,7 +155,8 @@ class _Lines:
         self.parts.append(words)
 
 
-def _text_of_known_tags(html: str) -> str:
+def text_of_known_tags(html: str) -> str:
+    """The text of HTML, of which only HTML's own tags count as tags; what has none keeps its blank space."""
     lines, has_tags = _Lines(), False
     for kind, words in _tokens(html):
         if kind in ("text", "code"):
@@ -182,6 +183,6 @@ def clean_html_mapper(column: Column, *, dialect: Dialect = "zh") -> pa.Array:
     of scripts and styles go, and entities are decoded once.
     """
     if dialect == "zh":
-        return column.rewrite(column.matches(_MARKUP), _text_of_known_tags)
+        return column.rewrite(column.matches(_MARKUP), text_of_known_tags)
     markup = column.contains("<") | column.contains("&") | column.matches(r"^[\t\n\f\r ]|[\r\x00]")
     return column.rewrite(markup, _text_by_lexbor)

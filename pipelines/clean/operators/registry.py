@@ -138,6 +138,9 @@ class Operator:
     """For deduplicators: (keys in data-set order, parameters, how near signatures are found) -> for each row the first
     row of its cluster."""
 
+    overlap: Callable[..., npt.NDArray[np.float64] | None] | None = field(default=None)
+    """For deduplicators whose keys tell it: (keys, rows, the rows that they repeat) -> how like they are, 0 to 1."""
+
     def missing_packages(self) -> list[str]:
         """Modules it needs that are not installed."""
         return [name for name in self.packages if importlib.util.find_spec(name) is None]

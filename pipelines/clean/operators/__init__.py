@@ -12,6 +12,7 @@ from pipelines.clean.operators import (  # noqa: F401 - importing registers them
     html,
     language,
     length,
+    links,
     minhash,
     normalize,
     patterns,

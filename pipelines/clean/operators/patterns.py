@@ -11,9 +11,11 @@ import pyarrow as pa
 import regex
 
 from pipelines.clean.column import Column, Mask
-from pipelines.clean.operators.registry import Regex, operator
+from pipelines.clean.operators.registry import Dialect, Regex, operator
 
 EMAIL = r"[A-Za-z0-9.\-+_]+@[a-z0-9.\-+_]+\.[a-z]+"
+EMAIL_ZH = r"(?<![A-Za-z0-9.+_-])[A-Za-z0-9][A-Za-z0-9.+_-]*@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,}"
+"""Domains in any case; marks around an address stay."""
 IP = (
     r"(?:(?:1[0-9][0-9]\.)|(?:2[0-4][0-9]\.)|(?:25[0-5]\.)|(?:[1-9][0-9]\.)|(?:[0-9]\.))"
     r"{3}(?:(?:1[0-9][0-9])|(?:2[0-4][0-9])|(?:25[0-5])|(?:[1-9][0-9])|(?:[0-9]))|"
@@ -35,10 +37,13 @@ def replaced(column: Column, given: str | None, default: str, repl: str, likely:
     return column.rewrite(candidates, lambda text: found.sub(repl, text))
 
 
-@operator("mapper")
-def clean_email_mapper(column: Column, *, pattern: Regex | None = None, repl: str = "") -> pa.Array:
-    """Replace mail addresses by `repl`."""
-    return replaced(column, pattern, EMAIL, repl, lambda column: column.contains("@"))
+@operator("mapper", version=2)
+def clean_email_mapper(
+    column: Column, *, pattern: Regex | None = None, repl: str = "", dialect: Dialect = "zh"
+) -> pa.Array:
+    """Replace mail addresses by `repl`; in data-juicer's dialect only those whose domain is in lower case."""
+    default = EMAIL if dialect == "data_juicer" else EMAIL_ZH
+    return replaced(column, pattern, default, repl, lambda column: column.contains("@"))
 
 
 def _may_hold_ip(column: Column) -> Mask:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pipelines.artifacts.reports.clean import ChangedRow, OperatorStats
 from pipelines.artifacts.rows import DROPPED, field_of, has_turns
 from pipelines.clean.column import Column, Indices, Mask
-from pipelines.clean.operators.registry import Verdict, verdict
+from pipelines.clean.operators.registry import Verdict, mapped, verdict
 from pipelines.clean.plan import Step
 from pipelines.clean.texts import Texts, read_texts, write_texts
 from pipelines.errors import DanluError, DataError, nearest
@@ -302,9 +302,14 @@ def _message(error: Exception) -> str:
 
 
 def _map(step: Step, state: _State) -> int:
-    array = _output(step, state)
+    array, counts = mapped(_output(step, state))
     before = state.text(step.text_key)
-    if before is None or array is before.turns.array:
+    if before is None:
+        return 0
+    for name, values in counts.items():
+        per_row = before.sum_per_row(values)
+        _record(step, state, Verdict(before.present, {name: per_row}, list), before.present)
+    if array is before.turns.array:
         return 0
     after = before.with_turns(array)
     changed = np.flatnonzero(after.changed_from(before) & before.present)

@@ -33,6 +33,12 @@ class Texts:
             return turn
         return int(np.searchsorted(np.cumsum(self.per_row), turn, side="right"))
 
+    def sum_per_row(self, values: Indices) -> Indices:
+        """Numbers of texts as numbers of rows."""
+        if self.per_row is None:
+            return values
+        return np.asarray(np.diff(np.append(0, np.cumsum(values))[np.append(0, np.cumsum(self.per_row))]))
+
     def changed_from(self, before: "Texts") -> Mask:
         """Rows whose text is another than `before`."""
         changed = pc.not_equal(self.turns.array, before.turns.array).to_numpy(zero_copy_only=False)

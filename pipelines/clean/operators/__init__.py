@@ -17,6 +17,7 @@ from pipelines.clean.operators import (  # noqa: F401 - importing registers them
     normalize,
     patterns,
     perplexity,
+    personal_data,
     promotion,
     ratios,
     repetition,

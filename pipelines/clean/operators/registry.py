@@ -6,7 +6,7 @@ parameters in a recipe. Four names are not parameters but are filled in by the p
 `reads="field"`, the column named by `field_key`.
 
     filter        (column, **parameters) -> Verdict, or (keep, {statistic: values})
-    mapper        (column, **parameters) -> Arrow string array
+    mapper        (column, **parameters) -> Arrow string array, or (array, {statistic: counts})
     deduplicator  (column, **parameters) -> Arrow array of keys; with a function `cluster`
     selector      (values, **parameters) -> indices of the rows that stay, in their new order
 """
@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from pydantic import AfterValidator, Field
 
 from pipelines.clean.column import Indices, Mask
@@ -105,6 +106,11 @@ def verdict(answer: "Verdict | tuple[Mask, Mapping[str, npt.NDArray[Any]]]") -> 
         return answer
     keep, stats = answer
     return Verdict(keep, stats, lambda rows: [", ".join(f"{k} {v[row]}" for k, v in stats.items()) for row in rows])
+
+
+def mapped(answer: "pa.Array | tuple[pa.Array, Mapping[str, Indices]]") -> tuple[pa.Array, Mapping[str, Indices]]:
+    """A mapper's answer in full: a bare array counts nothing."""
+    return answer if isinstance(answer, tuple) else (answer, {})
 
 
 Check = Callable[[Parameters, Dialect], Iterable[tuple[str, str]]]

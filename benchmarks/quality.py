@@ -37,12 +37,13 @@ from pipelines.report.page import environment
 from pipelines.similarity.on_ray import find_near
 
 FILTERS = {
-    "language": "language_id_score_filter",
-    "flagged_words": "flagged_words_filter",
-    "perplexity": "perplexity_filter",
-    "alphanumeric": "alphanumeric_filter",
-    "promotion": "promotion_filter",
+    "language": ("language_id_score_filter",),
+    "flagged_words": ("flagged_words_filter",),
+    "perplexity": ("garbled_text_filter", "perplexity_filter"),
+    "alphanumeric": ("alphanumeric_filter",),
+    "promotion": ("promotion_filter",),
 }
+"""The operators that the labels of a file speak of."""
 MAPPERS = {
     "html": "clean_html_mapper",
     "links": "clean_links_mapper",
@@ -51,7 +52,7 @@ MAPPERS = {
 }
 BY_VOLUME = ("specified_numeric_field_filter", "text_length_filter", "topk_specified_field_selector")
 """Operators of the recipe that do not judge content."""
-OURS = frozenset({"promotion_filter", "promotion_mapper", "personal_data_mapper"})
+OURS = frozenset({"garbled_text_filter", "promotion_filter", "promotion_mapper", "personal_data_mapper"})
 """Operators that data-juicer has not."""
 
 
@@ -175,10 +176,10 @@ def measured(side: Side, data: Path, folder: Path) -> dict[str, Result]:
     """Every measure that the side has operators for."""
     recipe = shipped_process()
     found: dict[str, Result] = {}
-    for name, operator in FILTERS.items():
-        if _has(side, operator):
+    for name, operators in FILTERS.items():
+        if steps := [step_of(operator, recipe) for operator in operators if _has(side, operator)]:
             rows = labelled_texts(name, data)
-            answers = side.texts([step_of(operator, recipe)], [row.text for row in rows], folder)
+            answers = side.texts(steps, [row.text for row in rows], folder)
             found[f"{name}, filter"] = _counts(rows, [answer is None for answer in answers])
     for name, operator in MAPPERS.items():
         if _has(side, operator):

@@ -9,6 +9,7 @@ from pipelines.clean.operators import (  # noqa: F401 - importing registers them
     exact,
     fields,
     flagged_words,
+    garbled,
     html,
     language,
     length,

@@ -6,21 +6,12 @@ INSULTS_AS_WORDS = ("傻逼", "傻比", "骚逼", "骚货", "贱货", "贱人", 
 """Insults that jieba's dictionary has not, so that it would cut 很傻逼 into 很傻 and 逼."""
 
 MILD = frozenset(
-    """
-    13. 13点 十三点 九游 私服 柒 奶 奶子 乳 性 卵 幹 爛 尻 逼 奶奶的 妈妈的 老二 老母 老味 祖宗 野鸡 屁股 狗屁 笨蛋 笨實 肥西 花柳
-    靠背 靠腰 月经 射你 干你 奸 妓 姘头 撒尿 你妈 你娘 你全家 你奶奶的 他妈 他娘 妈的 娘的 他妈的 他奶奶 小鸡鸡 鸡鸡 机机歪歪
-    白烂 粉腸 鬼公 后庭 吹箫 口肯 密洞 贝肉 玉杵 淫 淫西 奶奶的熊 撚 鳩 骚 下三烂 性无能 懒8 懒八 干七八 柒
-    cougar bareback dogging facial fingering rimming squirting pegging horny vibrator orgy orgies cum milf threesome
-    """.split()
+    ["13.", "13点", "十三点", "九游", "私服", "柒", "奶", "奶子", "乳", "性", "卵", "幹", "爛", "尻", "逼", "奶奶的", "妈妈的", "老二", "老母", "老味", "祖宗", "野鸡", "屁股", "狗屁", "笨蛋", "笨實", "肥西", "花柳", "靠背", "靠腰", "月经", "射你", "干你", "奸", "妓", "姘头", "撒尿", "你妈", "你娘", "你全家", "你奶奶的", "他妈", "他娘", "妈的", "娘的", "他妈的", "他奶奶", "小鸡鸡", "鸡鸡", "机机歪歪", "白烂", "粉腸", "鬼公", "后庭", "吹箫", "口肯", "密洞", "贝肉", "玉杵", "淫", "淫西", "奶奶的熊", "撚", "鳩", "骚", "下三烂", "性无能", "懒8", "懒八", "干七八", "柒", "cougar", "bareback", "dogging", "facial", "fingering", "rimming", "squirting", "pegging", "horny", "vibrator", "orgy", "orgies", "cum", "milf", "threesome"]
 )
 """Everyday words and parts of them, and mild oaths: alone they count nothing."""
 
 PLAIN = frozenset(
-    """
-    成人 激情 情色 色情 淫秽 三级片 处女 交配 卖淫 卵子 精子 射精 军妓 包皮 外阴 妓女 妓院 嫖娼 嫖客 招妓 强奸 轮奸 鸡奸 性交 性爱
-    性器 阴道 阴部 阴茎 陰莖 阴唇 阴户 阴核 阴毛 阳具 阳萎 乳头 乳房 龟头 屁眼 放荡 做爱 叫床 打炮 打飞机 抽插 迷药 扒光
-    想上你 下贱 杂种 吃屎 白痴 白癡 靠北 靠母 靠爸 刚度 瘪三 他奶奶的 他奶娘的 姣西 硬膠 浪叫 肉棒 erotic porn xxx masturbate masturbating masturbation
-    """.split()
+    ["成人", "激情", "情色", "色情", "淫秽", "三级片", "处女", "交配", "卖淫", "卵子", "精子", "射精", "军妓", "包皮", "外阴", "妓女", "妓院", "嫖娼", "嫖客", "招妓", "强奸", "轮奸", "鸡奸", "性交", "性爱", "性器", "阴道", "阴部", "阴茎", "陰莖", "阴唇", "阴户", "阴核", "阴毛", "阳具", "阳萎", "乳头", "乳房", "龟头", "屁眼", "放荡", "做爱", "叫床", "打炮", "打飞机", "抽插", "迷药", "扒光", "想上你", "下贱", "杂种", "吃屎", "白痴", "白癡", "靠北", "靠母", "靠爸", "刚度", "瘪三", "他奶奶的", "他奶娘的", "姣西", "硬膠", "浪叫", "肉棒", "erotic", "porn", "xxx", "masturbate", "masturbating", "masturbation"]
 )
 """Words of medicine, law, news and literature, and weak insults: each different one counts half, and nothing in a text
 that speaks of such things in their own terms."""

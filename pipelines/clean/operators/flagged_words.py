@@ -14,7 +14,15 @@ import regex
 
 from pipelines.clean.column import Column, Indices
 from pipelines.clean.kernels.trie import build_trie, flagged_characters
-from pipelines.clean.operators.flagged_senses import INSULTS_AS_WORDS, MILD, OATH_WORDS, OATHS, QUOTED, SERIOUS, weight_of
+from pipelines.clean.operators.flagged_senses import (
+    INSULTS_AS_WORDS,
+    MILD,
+    OATH_WORDS,
+    OATHS,
+    QUOTED,
+    SERIOUS,
+    weight_of,
+)
 from pipelines.clean.operators.registry import (
     CLOSED,
     Assets,
@@ -88,7 +96,9 @@ def _boundaries(tokens: Iterable[str]) -> frozenset[int]:
     return frozenset(accumulate(map(len, tokens), initial=0))
 
 
-_SPACED_OUT = regex.compile(r"(?<=\p{Han}) (?=\p{Han}(?: \p{Han}|\P{L}|$))|(?<=(?:^|\P{L}|\p{Han} )\p{Han}) (?=\p{Han})")
+_SPACED_OUT = regex.compile(
+    r"(?<=\p{Han}) (?=\p{Han}(?: \p{Han}|\P{L}|$))|(?<=(?:^|\P{L}|\p{Han} )\p{Han}) (?=\p{Han})"
+)
 
 
 def _hits(text: str, words: tuple[str, ...], is_weighted: bool) -> tuple[list[tuple[str, float]], int]:

@@ -22,18 +22,10 @@ def _text_by_lexbor(html: str) -> str:
 
 
 _BLOCKS = frozenset(
-    """
-    address article aside blockquote body center dd details dialog div dl dt fieldset figcaption figure footer form h1
-    h2 h3 h4 h5 h6 head header hgroup hr html legend main menu nav ol optgroup option p pre search section select
-    summary table tbody tfoot thead title tr ul caption
-    """.split()
+    ["address", "article", "aside", "blockquote", "body", "center", "dd", "details", "dialog", "div", "dl", "dt", "fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "head", "header", "hgroup", "hr", "html", "legend", "main", "menu", "nav", "ol", "optgroup", "option", "p", "pre", "search", "section", "select", "summary", "table", "tbody", "tfoot", "thead", "title", "tr", "ul", "caption"]
 )
 _WITHOUT_CONTENT = ("script", "style", "noscript", "template", "iframe", "svg", "object")
-_INLINE = """
-    a abbr acronym area audio b base basefont bdi bdo big br button canvas cite code col colgroup data datalist del dfn
-    em embed font i img input ins kbd label li link map mark meta meter nobr output param picture progress q rp rt ruby
-    s samp slot small source span strike strong sub sup td textarea th time track tt u var video wbr
-    """.split()
+_INLINE = ["a", "abbr", "acronym", "area", "audio", "b", "base", "basefont", "bdi", "bdo", "big", "br", "button", "canvas", "cite", "code", "col", "colgroup", "data", "datalist", "del", "dfn", "em", "embed", "font", "i", "img", "input", "ins", "kbd", "label", "li", "link", "map", "mark", "meta", "meter", "nobr", "output", "param", "picture", "progress", "q", "rp", "rt", "ruby", "s", "samp", "slot", "small", "source", "span", "strike", "strong", "sub", "sup", "td", "textarea", "th", "time", "track", "tt", "u", "var", "video", "wbr"]
 _ATTRIBUTE_WITHOUT_VALUE = (
     "allowfullscreen|async|autofocus|autoplay|checked|compact|controls|default|defer|disabled|download|hidden|inert|"
     "ismap|itemscope|loop|multiple|muted|nofollow|nomodule|noshade|novalidate|nowrap|open|playsinline|readonly|required|"

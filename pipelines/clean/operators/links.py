@@ -28,7 +28,9 @@ _ADDRESS = (
 )
 """Links end where the characters that RFC 3986 allows end, so that Chinese text around them stays."""
 _MARKDOWN_IMAGE = regex.compile(rf"!\[[^\]\n]*\]\(\s*<?{_ADDRESS}[^)\n]*\)", regex.IGNORECASE)
-_MARKDOWN_LINK = regex.compile(rf"\[([^\]\n]+)\]\(\s*<?(?={_ADDRESS})[^()\s]*(?:\([^()\s]*\)[^()\s]*)*(?:\s+\"[^\"\n]*\")?\s*\)", regex.IGNORECASE)
+_MARKDOWN_LINK = regex.compile(
+    rf"\[([^\]\n]+)\]\(\s*<?(?={_ADDRESS})[^()\s]*(?:\([^()\s]*\)[^()\s]*)*(?:\s+\"[^\"\n]*\")?\s*\)", regex.IGNORECASE
+)
 _BARE = regex.compile(_ADDRESS, regex.IGNORECASE)
 
 MARK = "\ufdd0"
@@ -40,10 +42,16 @@ _LABEL = (
 _STEPS = [
     (rf"{MARK}(?:[ \t]*[、,，;；|和及][ \t]*{MARK}|[ \t]+{MARK})+", MARK),
     (rf"{MARK}[ \t]*[，,；;]?[ \t]*(?:提取码|提取碼|密码|访问码|验证码)[ \t]*[:：]?[ \t]*[A-Za-z0-9]{{4,6}}", MARK),
-    (rf"[ \t]*(?:[（(]\s*(?:{_LABEL}[:：]\s*)?{MARK}\s*[)）]|[【\[]\s*(?:{_LABEL}[:：]\s*)?{MARK}\s*[】\]]|[<＜]\s*{MARK}\s*[>＞])", MARK),
+    (
+        rf"[ \t]*(?:[（(]\s*(?:{_LABEL}[:：]\s*)?{MARK}\s*[)）]|[【\[]\s*(?:{_LABEL}[:：]\s*)?{MARK}\s*[】\]]|[<＜]\s*{MARK}\s*[>＞])",
+        MARK,
+    ),
     (rf"(?m)(?:(?<=^)|(?<=[。！？!?；;\n]))[ \t]*(?:{_LABEL})[ \t]*(?:[:：]|[-=]*[→>]+)[ \t]*{MARK}", MARK),
     (rf"[，,、；;]?[ \t]*(?<=[，,、；; \t])(?:{_LABEL})[ \t]*(?:[:：]|[-=]*[→>]+)[ \t]*{MARK}", MARK),
-    (rf"(?m)^[ \t]*(?:[-*•·●▪>]+|\d{{1,3}}[.、．)）]|[（(]\d{{1,3}}[)）]|[①-⑳])?[ \t]*{MARK}[ \t]*[。.；;，,]?[ \t]*(?:\n|\Z)", ""),
+    (
+        rf"(?m)^[ \t]*(?:[-*•·●▪>]+|\d{{1,3}}[.、．)）]|[（(]\d{{1,3}}[)）]|[①-⑳])?[ \t]*{MARK}[ \t]*[。.；;，,]?[ \t]*(?:\n|\Z)",
+        "",
+    ),
     (rf"[ \t]*[:：]?[ \t]*{MARK}(?=[\p{{P}}\s]|\Z)", MARK),
     (rf"(?:(?<=[\p{{Han}}\p{{P}}])[ \t]*|[ \t]+|^){MARK}[ \t]+(?=[\p{{Han}}，。！？；：、,.!?;:)）])", ""),
     (rf"[ \t]+{MARK}", ""),

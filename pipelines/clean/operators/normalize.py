@@ -26,7 +26,9 @@ def _any_whitespace() -> str:
     return f"[{WHITESPACES.replace(' ', '')}]|\\A[{edge}]|[{edge}]\\z"
 
 
-_JOINED = regex.compile(r"(?<=[\p{Extended_Pictographic}\ufe0f\U0001f3fb-\U0001f3ff])\u200d(?=\p{Extended_Pictographic})")
+_JOINED = regex.compile(
+    r"(?<=[\p{Extended_Pictographic}\ufe0f\U0001f3fb-\U0001f3ff])\u200d(?=\p{Extended_Pictographic})"
+)
 _INDENTED = regex.compile(r"(?m)^([ \t]+)(?=\S)")
 
 

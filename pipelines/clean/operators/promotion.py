@@ -46,7 +46,9 @@ _SUBJECT = regex.compile(
     "诈骗|骗子|骗人|被骗|虚假|违法|投诉|举报|广告法|劳动监察|征信|避坑|个坑|一句话|政府|官方(?!号)|上海发布|发明|口头禅|商机|价格歧视|老人|吗[，,]?(?:想写|谢谢)"
 )
 """Words with which a sentence speaks about promotion, or names a public office."""
-_SENTENCE = regex.compile(r"[^。！？!?~～\n]*(?:[。！？!?~～]+[”’」』）)]*|$)(?:[\p{Emoji_Presentation}\ufe0f\u200d])*|[^\n]+")
+_SENTENCE = regex.compile(
+    r"[^。！？!?~～\n]*(?:[。！？!?~～]+[”’」』）)]*|$)(?:[\p{Emoji_Presentation}\ufe0f\u200d])*|[^\n]+"
+)
 _DECORATION = regex.compile(r"[\p{Emoji_Presentation}\u2764\ufe0f\u200d]+")
 _RULE = regex.compile(r"[\s\p{Pd}=_*·•~～─━.。]*")
 OFFERS_FOR_PROMOTION = 3
@@ -54,7 +56,9 @@ OFFERS_FOR_PROMOTION = 3
 LITTLE_LEFT = 12
 """Letters below which what remains beside promotion is no answer."""
 SHORT_LINE = 25
-_COMPANION = regex.compile(r"\s*-?(?:其他文章|往期|相关(?:回答|文章)|更多(?:文章|回答|内容)|知乎专栏|专栏|微博|了解更多|小红书|抖音)[\s:：“]")
+_COMPANION = regex.compile(
+    r"\s*-?(?:其他文章|往期|相关(?:回答|文章)|更多(?:文章|回答|内容)|知乎专栏|专栏|微博|了解更多|小红书|抖音)[\s:：“]"
+)
 """Lines that list an author's other places."""
 
 
@@ -91,7 +95,8 @@ def _with_block(lines: list[str], kept: list[str], hit: list[bool]) -> list[bool
     """Which lines go: those that promote, what stands between and after them at the end, and what led to them."""
     is_ruled = [bool(_RULE.fullmatch(line)) for line in lines]
     gone = [
-        hit[number] and (_letters(rest) < LITTLE_LEFT or (number > 0 and is_ruled[number - 1] and len(lines[number - 1]) > 2))
+        hit[number]
+        and (_letters(rest) < LITTLE_LEFT or (number > 0 and is_ruled[number - 1] and len(lines[number - 1]) > 2))
         for number, rest in enumerate(kept)
     ]
     whole = [number for number, goes in enumerate(gone) if goes]

@@ -12,8 +12,7 @@ import regex
 from pipelines.clean.column import Column, decode
 
 HAN, HIRAGANA, KATAKANA, HANGUL, ASCII_LETTER, OTHER_LETTER = range(6)
-"""Columns of `script_counts`. Han, hiragana and other letters count singly; runs of katakana, Hangul or ASCII letters
-(full-width ones too) count as a word."""
+"""Columns of `script_counts`. Runs of katakana and of ASCII letters (full-width ones too) count as a word, others singly."""
 _CLASSES = (
     r"\p{Han}",
     r"\p{Hiragana}",
@@ -60,7 +59,7 @@ def _script_counts(data: Any, offsets: Any, table: Any) -> Any:  # pragma: no co
                 inside[:] = 0
                 is_open = False
             elif kind < 6:
-                if not (kind == run and 2 <= kind <= 4):
+                if not (kind == run and (kind == 2 or kind == 4)):
                     if is_open:
                         inside[kind] += 1
                     else:

@@ -96,9 +96,8 @@ def _boundaries(tokens: Iterable[str]) -> frozenset[int]:
     return frozenset(accumulate(map(len, tokens), initial=0))
 
 
-_SPACED_OUT = regex.compile(
-    r"(?<=\p{Han}) (?=\p{Han}(?: \p{Han}|\P{L}|$))|(?<=(?:^|\P{L}|\p{Han} )\p{Han}) (?=\p{Han})"
-)
+_SPACED_OUT = regex.compile(r"(?<!\p{Han})\p{Han}(?: \p{Han}){2,}(?!\p{Han})")
+"""Single characters with blanks between them, as words are disguised."""
 
 
 def _hits(text: str, words: tuple[str, ...], is_weighted: bool) -> tuple[list[tuple[str, float]], int]:
@@ -107,7 +106,7 @@ def _hits(text: str, words: tuple[str, ...], is_weighted: bool) -> tuple[list[tu
     A word counts where no longer word of the dictionary overlaps its ends. With `is_weighted`, one in a short quotation
     does not count, plain ones count once each, and nothing counts until the weights make up one word.
     """
-    text = _SPACED_OUT.sub("", text)
+    text = _SPACED_OUT.sub(lambda match: match.group().replace(" ", ""), text)
     tokens = list(_segmenter().cut(text, HMM=False))
     total = sum(any(character.isalnum() for character in token) for token in tokens)
     spans = [(m.start(), m.end(), m.group().lower()) for m in _pattern(words).finditer(text)]

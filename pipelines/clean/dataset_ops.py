@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from pipelines.artifacts.reports.clean import OperatorStats
 from pipelines.artifacts.rows import DROPPED
+from pipelines.clean.answers import checked
 from pipelines.clean.column import Indices, Mask
 from pipelines.clean.fused import key_names
 from pipelines.clean.plan import Step
@@ -156,7 +157,7 @@ def _select(step: Step, state: _State, reorder: bool) -> None:
     present = _present(step, state)
     rows = state.order[present]
     values = _values(step, state, rows)
-    chosen = rows[step.run(values)]
+    chosen = rows[checked(step.run(values), step.operator.kind, len(values), step.key)]
     gone = rows[~np.isin(rows, chosen)]
     state.operator[gone] = step.operator.name
     left_out = state.keys[key_names(step)[0]].take(pa.array(gone)).to_pylist()

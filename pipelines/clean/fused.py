@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from pipelines.artifacts.reports.clean import ChangedRow, OperatorStats
 from pipelines.artifacts.rows import DROPPED, field_of, has_turns
+from pipelines.clean.answers import checked
 from pipelines.clean.column import Column, Indices, Mask
 from pipelines.clean.operators.registry import Verdict, mapped, verdict
 from pipelines.clean.plan import Step
@@ -88,8 +89,9 @@ def apply(steps: Sequence[Step], table: pa.Table, text_key: str, dataset_ops: Se
     operators = [_timed(step, state) for step in steps]
     found = [_timed_key(step, state) for step in dataset_ops]
     kept = state.rows()
+    changed = {step.text_key for step in steps if step.operator.kind == "mapper"}
     for key, texts in state.texts.items():
-        if texts is not None and key in kept.column_names:
+        if texts is not None and key in changed:
             kept = write_texts(kept, key, texts)
     dropped = pa.concat_tables([DROPPED.empty_table(), *state.dropped]).sort_by("pos")
     operators += [stats for stats, _ in found]
@@ -198,7 +200,10 @@ def _run(step: Step, state: _State) -> int:
     found = verdict(_output(step, state))
     _record(step, state, found, present)
     dropped = np.flatnonzero(~found.keep & present)
-    _drop(step, state, dropped, found.reasons(dropped))
+    reasons = found.reasons(dropped)
+    if len(reasons) != len(dropped):
+        raise DataError(f"{step.key}: its Verdict gives {len(reasons)} reasons for {len(dropped)} dropped rows")
+    _drop(step, state, dropped, reasons)
     return 0
 
 
@@ -265,7 +270,7 @@ def _output(step: Step, state: _State) -> Any:
     """What the operator returns; where it fails, the row is named, or set aside if the recipe says so."""
     argument = _argument(step, state)
     try:
-        return step.run(argument)
+        return checked(step.run(argument), step.operator.kind, len(argument), step.key)
     except DanluError:
         raise
     except Exception as error:
@@ -281,7 +286,8 @@ def _output(step: Step, state: _State) -> Any:
             row, failure = min(rows.items(), key=lambda item: item[0])
             raise DataError(f"{step.key}: {state.name(row)} fails with {_message(failure)}") from failure
         _drop(step, state, np.array(sorted(rows)), [f"error {_message(rows[row])}" for row in sorted(rows)])
-        return step.run(_argument(step, state))
+        rest = _argument(step, state)
+        return checked(step.run(rest), step.operator.kind, len(rest), step.key)
 
 
 def _failures(step: Step, array: pa.Array, low: int, high: int, text: bool) -> dict[int, Exception]:

@@ -68,7 +68,8 @@ def _without_links(text: str) -> str:
         return marked
     for pattern, new in _COMPILED:
         marked = pattern.sub(new, marked)
-    return marked.removesuffix("\n") if not text.endswith("\n") else marked
+    marked = marked if text.startswith("\n") else marked.lstrip("\n")
+    return marked if text.endswith("\n") else marked.removesuffix("\n")
 
 
 def _may_hold_link(column: Column) -> Mask:

@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -166,6 +166,8 @@ def operator(kind: Kind, **options: Any) -> Callable[[F], F]:
 
     def register(function: F) -> F:
         name = function.__name__
+        if kind not in get_args(Kind):
+            raise ValueError(f"operator {name}: {kind!r} is no kind; it is one of {', '.join(get_args(Kind))}")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise ValueError(f"operator {name}: a name is lower case with underscores")
         OPERATORS[name] = Operator(name, kind, function, **options)

@@ -143,7 +143,7 @@ def _run(source: Source) -> dict[str, Operator]:
 def _travelling(source: Source, made: Operator) -> Operator:
     """The operator with functions that reach workers as the file's text."""
     given = {field: getattr(made, field) for field in CALLABLE_FIELDS}
-    own = {
+    own: dict[str, Any] = {
         field: FromFile(source, made.name, field, function)
         for field, function in given.items()
         if function is not None and getattr(function, "__module__", None) == Path(source.path).stem

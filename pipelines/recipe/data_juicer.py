@@ -75,9 +75,8 @@ def _with_numbers(given: Any) -> Any:
     if isinstance(given, list):
         return [_with_numbers(value) for value in given]
     if isinstance(given, str) and _EXPONENT.fullmatch(given):
-        number = float(given)
-        return int(number) if number.is_integer() else number
-    return given
+        given = float(given)
+    return int(given) if isinstance(given, float) and given.is_integer() else given
 
 
 def as_recipe(tree: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str], list[Problem]]:

@@ -12,7 +12,8 @@ import regex
 from pipelines.clean.column import Column, decode
 
 HAN, HIRAGANA, KATAKANA, HANGUL, ASCII_LETTER, OTHER_LETTER = range(6)
-"""Columns of `script_counts`. Runs of katakana and of ASCII letters (full-width ones too) count as a word, others singly."""
+"""Columns of `script_counts`. Runs of katakana and of ASCII letters (full-width ones too) count as a word,
+others singly."""
 _CLASSES = (
     r"\p{Han}",
     r"\p{Hiragana}",
@@ -58,12 +59,11 @@ def _script_counts(data: Any, offsets: Any, table: Any) -> Any:  # pragma: no co
                 quoted += inside
                 inside[:] = 0
                 is_open = False
-            elif kind < 6:
-                if not (kind == run and (kind == 2 or kind == 4)):
-                    if is_open:
-                        inside[kind] += 1
-                    else:
-                        counts[row, kind] += 1
+            elif kind < 6 and not (kind == run and (kind == 2 or kind == 4)):
+                if is_open:
+                    inside[kind] += 1
+                else:
+                    counts[row, kind] += 1
             if kind != 13:
                 run = kind
         counts[row] += inside

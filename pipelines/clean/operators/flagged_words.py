@@ -179,7 +179,8 @@ def flagged_words_filter(
 
     data-juicer's dialect compares whitespace-separated words, stripped of special characters, and gives the share of
     words. `zh` finds words of unsegmented text, between the words of a dictionary, and gives their weight over the
-    number of words: of the published list, everyday words (屁股) weigh nothing, words of medicine, law and literature half
+    number of words: of the published list, everyday words (屁股) weigh nothing, words of medicine,
+    law and literature half
     where the text is not about these, insults and coarse words one; what adds up to less than one word does not count.
     With `tokenization`, both compare sentencepiece's pieces.
     """

@@ -7,7 +7,8 @@ from pipelines.clean.column import Column, Indices
 from pipelines.clean.operators.registry import Ratio, Verdict, operator
 
 _ENCODED = regex.compile(
-    r"(?:%[0-9A-Fa-f]{2}){3,}|(?:\\u[0-9A-Fa-f]{4}){2,}|(?:\\x[0-9A-Fa-f]{2}){3,}|(?<![0-9A-Za-z])(?:[0-9a-fA-F]{2} ){7,}[0-9a-fA-F]{2}|"
+    r"(?:%[0-9A-Fa-f]{2}){3,}|(?:\\u[0-9A-Fa-f]{4}){2,}|(?:\\x[0-9A-Fa-f]{2}){3,}|"
+    r"(?<![0-9A-Za-z])(?:[0-9a-fA-F]{2} ){7,}[0-9a-fA-F]{2}|"
     r"(?<![0-9A-Za-z+/])[A-Za-z0-9+/]{40,}={0,2}(?![0-9A-Za-z+/])|(?:&#x?[0-9A-Fa-f]+;){3,}"
 )
 """Bytes written as text: in URLs, escapes, hexadecimal digits, base64, entities."""

@@ -154,7 +154,8 @@ _TOKEN = re.compile(
     rf"""
       (?P<fence>^[ ]*(?P<marks>```+|~~~+)[^\n]*\n.*?(?:^[ ]*(?P=marks)[`~]*[ ]*$|\Z))
     | (?P<quoted>(?<!`)(?P<ticks>`+)(?!`)[^`\n]{{1,200}}(?P=ticks)(?!`))
-    | (?P<gone><!--.*?-->|<!doctype\s[^<>]*>|<(?P<holder>{"|".join(_WITHOUT_CONTENT)})(?:{_ATTRIBUTE})*\s*>.*?</(?P=holder)\s*>)
+    | (?P<gone><!--.*?-->|<!doctype\s[^<>]*>
+        |<(?P<holder>{"|".join(_WITHOUT_CONTENT)})(?:{_ATTRIBUTE})*\s*>.*?</(?P=holder)\s*>)
     | <(?P<close>/?)(?P<name>{_NAMES})(?P<attributes>(?:{_ATTRIBUTE})*)\s*/?>
     | &(?:\#(?P<decimal>[0-9]{{1,7}})|\#x(?P<hexadecimal>[0-9a-f]{{1,6}})|(?P<entity>[a-z][a-z0-9]{{1,31}}));
     """,

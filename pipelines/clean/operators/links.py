@@ -43,13 +43,15 @@ _STEPS = [
     (rf"{MARK}(?:[ \t]*[、,，;；|和及][ \t]*{MARK}|[ \t]+{MARK})+", MARK),
     (rf"{MARK}[ \t]*[，,；;]?[ \t]*(?:提取码|提取碼|密码|访问码|验证码)[ \t]*[:：]?[ \t]*[A-Za-z0-9]{{4,6}}", MARK),
     (
-        rf"[ \t]*(?:[（(]\s*(?:{_LABEL}[:：]\s*)?{MARK}\s*[)）]|[【\[]\s*(?:{_LABEL}[:：]\s*)?{MARK}\s*[】\]]|[<＜]\s*{MARK}\s*[>＞])",
+        rf"[ \t]*(?:[（(]\s*(?:{_LABEL}[:：]\s*)?{MARK}\s*[)）]|"
+        rf"[【\[]\s*(?:{_LABEL}[:：]\s*)?{MARK}\s*[】\]]|[<＜]\s*{MARK}\s*[>＞])",
         MARK,
     ),
     (rf"(?m)(?:(?<=^)|(?<=[。！？!?；;\n]))[ \t]*(?:{_LABEL})[ \t]*(?:[:：]|[-=]*[→>]+)[ \t]*{MARK}", MARK),
     (rf"[，,、；;]?[ \t]*(?<=[，,、；; \t])(?:{_LABEL})[ \t]*(?:[:：]|[-=]*[→>]+)[ \t]*{MARK}", MARK),
     (
-        rf"(?m)^[ \t]*(?:[-*•·●▪>]+|\d{{1,3}}[.、．)）]|[（(]\d{{1,3}}[)）]|[①-⑳])?[ \t]*{MARK}[ \t]*[。.；;，,]?[ \t]*(?:\n|\Z)",
+        rf"(?m)^[ \t]*(?:[-*•·●▪>]+|\d{{1,3}}[.、．)）]|[（(]\d{{1,3}}[)）]|"
+        rf"[①-⑳])?[ \t]*{MARK}[ \t]*[。.；;，,]?[ \t]*(?:\n|\Z)",
         "",
     ),
     (rf"[ \t]*[:：]?[ \t]*{MARK}(?=[\p{{P}}\s]|\Z)", MARK),
@@ -62,7 +64,7 @@ _COMPILED = [(regex.compile(pattern, regex.IGNORECASE), new) for pattern, new in
 
 def _without_links(text: str) -> str:
     """The text without its links and what only held them; the text itself where it has none."""
-    marked = _MARKDOWN_LINK.sub(r"\1", _MARKDOWN_IMAGE.sub(MARK, text))
+    marked: str = _MARKDOWN_LINK.sub(r"\1", _MARKDOWN_IMAGE.sub(MARK, text))
     marked = _BARE.sub(MARK, marked)
     if MARK not in marked:
         return marked

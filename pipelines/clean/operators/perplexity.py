@@ -84,8 +84,8 @@ def perplexity_filter(
     """Keep texts by their perplexity under the KenLM model of `lang`, rounded to one decimal.
 
     In `zh`, Chinese is scored in simplified characters and without emoji, and divided by what a readable text of its
-    kind may have more than prose (`allowance`): dialects, verse, lists and short texts are no gibberish. Where it repeats
-    itself it is divided by its variety, since a repeated word is easy to predict.
+    kind may have more than prose (`allowance`): dialects, verse, lists and short texts are no gibberish. Where it
+    repeats itself it is divided by its variety, since a repeated word is easy to predict.
     """
     model = _model(assets[_kenlm_of(lang)])
     texts = given = column.texts()

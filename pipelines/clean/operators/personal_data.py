@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,13 +33,19 @@ _OF_AN_ORDER = regex.compile("(?:单号|编号|流水号|序列号|条形码|随
 _PROVINCES = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼"
 _PLATE = regex.compile(
     rf"(?<![北南东天最更全])[{_PROVINCES}] ?[A-HJ-NP-Z][ ·•.-]{{0,2}}"
-    r"(?=[A-Z]{0,6}\d|[A-Z\d ]{0,4}\d)(?:[A-HJ-NP-Z\d](?:[ -]?[A-HJ-NP-Z\d]){4,5}|[A-HJ-NP-Z\d]{4} ?[挂掛学警港澳领使试])"
+    r"(?=[A-Z]{0,6}\d|[A-Z\d ]{0,4}\d)(?:[A-HJ-NP-Z\d](?:[ -]?[A-HJ-NP-Z\d]){4,5}|"
+    r"[A-HJ-NP-Z\d]{4} ?[挂掛学警港澳领使试])"
     r"(?![A-Za-z\d]|航班| ?次)"
 )
 
-_UNIT = r"(?:\d{1,5}|[一二三四五六七八九十百]{1,4}) ?(?:号楼|號樓|号院|号|號|弄|巷|栋|棟|幢|座|单元|單元|室|户|戶|楼|樓|层|組|组|段)"
+_UNIT = (
+    r"(?:\d{1,5}|[一二三四五六七八九十百]{1,4}) ?(?:号楼|"
+    r"號樓|号院|号|號|弄|巷|栋|棟|"
+    r"幢|座|单元|單元|室|户|戶|楼|樓|层|組|组|段)"
+)
 _ADDRESS = (
-    r"(?P<address>(?:\p{Han}{1,12} ?(?:省|自治区|市|自治州|州|盟|区|區|县|縣|旗|镇|鎮|乡|鄉|街道|村|路|街|大道|道|巷|胡同|里)[ ]?)+"
+    r"(?P<address>(?:\p{Han}{1,12} ?(?:省|自治区|市|自治州|州|盟|区|區|县|"
+    r"縣|旗|镇|鎮|乡|鄉|街道|村|路|街|大道|道|巷|胡同|里)[ ]?)+"
     rf"(?:[\p{{Han}}A-Za-z ]{{0,10}}?{_UNIT})+(?: ?\d{{2,4}}(?!\d))?)"
 )
 _LIVES = (
@@ -60,7 +67,11 @@ _SURNAMES = (
 _TITLE = "先生|女士|小姐|老师|老師|警官|经理|师傅|医生|主任|同学|教授|队长|书记|院长|校长|记者|律师|总|局|某"
 _NAME = rf"(?P<name>(?:欧阳|司马|上官|诸葛|慕容|皇甫|[{_SURNAMES}])\p{{Han}}{{1,2}})"
 _AFTER_NAME = r"(?=[\s\p{P}|\"]|$|驾驶|本人|女士|先生|等人|签收|身份|电话|手机)"
-_FIELDS = r"(?:姓名|联系人|聯絡人|收件人|收货人|寄件人|户名|持卡人|车主|借款人|出借人|失主|机主|申请人|嫌疑人|当事人|我(?:的)?名字(?:叫|是)|我叫|我是(?=[^，。]{2,3}[，,]\s?(?:电话|手机)))[是为:：\s]{0,3}"
+_FIELDS = (
+    r"(?:姓名|联系人|聯絡人|收件人|收货人|寄件人|户名|持卡人|车主|借款人|出借人|"
+    r"失主|机主|申请人|嫌疑人|当事人|我(?:的)?名字(?:叫|是)|我叫|"
+    r"我是(?=[^，。]{2,3}[，,]\s?(?:电话|手机)))[是为:：\s]{0,3}"
+)
 _NAMED = (
     regex.compile(_FIELDS + _NAME + rf"(?!{_TITLE})" + _AFTER_NAME),
     regex.compile(r"(?i)\"name\"\s*[:：]\s*\"" + _NAME + r"(?=\")"),
@@ -81,6 +92,10 @@ class _Found:
     name: str = ""
 
 
+def _found(match: Any, kind: str, group: str | int = 0, name: str = "") -> _Found:
+    return _Found(match.start(group), match.end(group), kind, name)
+
+
 def passes_luhn(digits: str) -> bool:
     """Whether a card number's last digit is right (ISO/IEC 7812)."""
     doubled = [sum(divmod(int(d) * 2, 10)) if i % 2 else int(d) for i, d in enumerate(reversed(digits))]
@@ -98,17 +113,17 @@ def _numbers(text: str) -> Iterator[_Found]:
     """Identity cards, bank cards, mobile numbers and plates."""
     for match in _ID_CARD.finditer(text):
         if is_identity_number(match.group().replace(" ", "")):
-            yield _Found(*match.span(), "id_card")
+            yield _found(match, "id_card")
     for match in _BANK_CARD.finditer(text):
         before = text[max(0, match.start() - 20) : match.start()]
         digits = regex.sub(r"\D", "", match.group())
         if len(digits) >= 16 and passes_luhn(digits) and _OF_A_CARD.search(before) and not _OF_AN_ORDER.search(before):
-            yield _Found(*match.span(), "bank_card")
+            yield _found(match, "bank_card")
     for match in _MOBILE.finditer(text):
         if not _OF_AN_ORDER.search(text[max(0, match.start() - 12) : match.start()]):
-            yield _Found(*match.span(), "mobile")
+            yield _found(match, "mobile")
     for match in _PLATE.finditer(text):
-        yield _Found(*match.span(), "plate")
+        yield _found(match, "plate")
 
 
 def _addresses(text: str, numbers: list[_Found]) -> Iterator[_Found]:
@@ -119,10 +134,10 @@ def _addresses(text: str, numbers: list[_Found]) -> Iterator[_Found]:
         is_bare = regex.fullmatch(r"地址[是为:： ]*", said) is not None
         if is_bare and (_PUBLIC.search(around) or not numbers):
             continue
-        yield _Found(*match.span("address"), "address")
+        yield _found(match, "address", "address")
     for found in numbers:
         if found.kind == "id_card" and (match := _AFTER_A_CARD.match(text, found.end)):
-            yield _Found(*match.span("address"), "address")
+            yield _found(match, "address", "address")
 
 
 def _names(text: str, numbers: list[_Found]) -> set[str]:
@@ -140,7 +155,7 @@ def personal_data_of(text: str) -> list[_Found]:
     numbers = list(_numbers(plain))
     found = [*numbers, *_addresses(plain, numbers)]
     for name in _names(plain, numbers):
-        found += [_Found(*match.span(), "name", name) for match in regex.finditer(regex.escape(name), plain)]
+        found += [_found(match, "name", name=name) for match in regex.finditer(regex.escape(name), plain)]
     kept: list[_Found] = []
     for piece in sorted(found, key=lambda piece: (piece.start, -piece.end)):
         if not kept or piece.start >= kept[-1].end:
@@ -162,7 +177,11 @@ def _replaced(text: str) -> tuple[str, Counter[str]]:
     return "".join([*parts, text[at:]]), counts
 
 
-_CANDIDATE = rf"[0-9０-９]{{4}}|[{_PROVINCES}] ?[A-ZＡ-Ｚ]|我叫|姓名|[联聯][系絡]人|收[件货]人|户名|车主|人[，,：:]?\s?\p{{Han}}{{2,3}}[（(]|地址|住|寄|\"name\""
+_CANDIDATE = (
+    rf"[0-9０-９]{{4}}|[{_PROVINCES}] ?[A-ZＡ-Ｚ]|"
+    rf"我叫|姓名|[联聯][系絡]人|收[件货]人|户名|车主|"
+    rf"人[，,：:]?\s?\p{{Han}}{{2,3}}[（(]|地址|住|寄|\"name\""
+)
 
 
 @operator("mapper")

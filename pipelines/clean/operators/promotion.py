@@ -26,10 +26,12 @@ _CALLS = (
     r"(?:点|點)个?(?:个|了)?关注|点个?赞(?:吧|关注|支持|过|再走)|按讚|点赞关注|帮我点|点个红心|双击屏幕|一键三连|求(?:关注|收藏|转发)|互粉|点“在看”|集满.{1,6}赞|多两个关注|点进来看看",
     r"(?:微信)?公[众共主]号[:：【]|[(（]公众号[)）]|感谢您?的?关注|我的(?:小)?(?:微信)?公[众共]?号|知乎机构号",
     # to answer for a gift
-    r"回复 ?[“\"「『][^”\"」』]{1,12}[”\"」』] ?(?:获取|领取?|自动|即可|得)|私[信訊聊](?:我|小编|小編|“)|(?:要|咨询)[^，。]{0,6}私聊|而家inbox|评论区?(?:扣|打|留) ?\d|評論區|评论区抽|按讚留言",
+    r"回复 ?[“\"「『][^”\"」』]{1,12}[”\"」』] ?(?:获取|领取?|自动|即可|得)|私[信訊聊](?:我|小编|小編|"
+    r"“)|(?:要|咨询)[^，。]{0,6}私聊|而家inbox|评论区?(?:扣|打|留) ?\d|評論區|评论区抽|按讚留言",
     r"扫(?:码|描)[^。！？，]{0,6}(?:加|添加|关注|咨询|联系|预约|占位|进群|领|二维码)|扫码$|扫(?:描|码)[下文]|二维码自动识别|长按识别|联系我(?:，|$|们)|点击(?:链接|头像|体验|左下角)",
     # codes and shops
-    r"(?:优惠|折扣|邀请|券|优惠券|優惠|兑换)[码碼] ?[:：是]? ?[a-z0-9]{3,}|报暗号|复制(?:口令|这段话)|口令[￥¥]|领[^，。]{0,4}元?券|领券",
+    r"(?:优惠|折扣|邀请|券|优惠券|優惠|兑换)[码碼] ?[:：是]? ?[a-z0-9]{3,}|"
+    r"报暗号|复制(?:口令|这段话)|口令[￥¥]|领[^，。]{0,4}元?券|领券",
     r"(?:淘宝|微信|京东|闲鱼|抖音|line|拼多多)[，, ]?搜[索尋]?|搜索小程序|搜尋 ?@|搜索“[^”]+”并",
     r"(?:可以|试试|用[下用])[^，。]{0,4}我(?:们)?做的[^，。]{0,12}(?:小程序|app|网站|软件)|在京东搜索|找房就上|敬请关注|欢迎订阅|点我头像|更多[^，。]{0,10}(?:请看主页|请点击|请关注)",
 )
@@ -128,9 +130,9 @@ def _may_promote(column: Column) -> Mask:
 def promotion_mapper(column: Column) -> pa.Array:
     """Remove sentences and lines that ask the reader to follow, like, add, scan, join, buy or write for an offer.
 
-    What a text says about such things (their history, a warning, a public office's account) stays. The lines between and
-    after promotion at the end of a text go with it, and so does a drawn line before it. Where little else is left, the
-    text becomes empty.
+    What a text says about such things (their history, a warning, a public office's account) stays. The lines between
+    and after promotion at the end of a text go with it, and so does a drawn line before it. Where little else is left,
+    the text becomes empty.
     """
     return column.rewrite(_may_promote(column), without_promotion)
 

@@ -19,7 +19,8 @@ def alphanumeric_filter(
 ) -> Verdict:
     """Keep texts by the share of code points that are letters (Chinese ones too) or digits; empty texts have 0.
 
-    In `zh` blanks do not count: indented code and columns are not noise. Filled tables and short dialogues lie above 0.2.
+    In `zh` blanks do not count: indented code and columns are not noise. Filled tables and short dialogues lie above
+    0.2.
     """
     share = column.share(ALNUM) if dialect == "data_juicer" else column.share_of_visible(ALNUM)
     return within("alnum_ratio", share, {"min_ratio": min_ratio, "max_ratio": max_ratio}, interval)
@@ -36,8 +37,8 @@ def special_characters_filter(
 ) -> Verdict:
     """Keep texts by the share of punctuation, symbols and emoji.
 
-    In data-juicer's dialect digits, white space and letters such as 一 count too; in `zh` they do not, and blanks are no
-    part of the text.
+    In data-juicer's dialect digits, white space and letters such as 一 count too; in `zh` they do not, and blanks are
+    no part of the text.
     """
     share = column.share(SPECIAL) if dialect == "data_juicer" else column.share_of_visible(MARK)
     return within("special_char_ratio", share, {"min_ratio": min_ratio, "max_ratio": max_ratio}, interval)

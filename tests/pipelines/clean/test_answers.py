@@ -57,7 +57,11 @@ def test_a_wrong_answer_is_refused_by_name(tmp_path: Path, kind: str, body: str,
 
 
 def test_a_selector_that_takes_a_row_twice_is_refused(tmp_path: Path) -> None:
-    code = "@operator('selector', reads='field')\ndef twice(values: pa.Array, *, field_key: str = 'pos'):\n    return [0, 0]\n"
+    code = (
+        "@operator('selector', reads='field')\n"
+        "def twice(values: pa.Array, *, field_key: str = 'pos'):\n"
+        "    return [0, 0]\n"
+    )
     plan = own(tmp_path, code, "twice")
     keys = apply((), table("甲", "乙"), "response", plan.phases[0].dataset_ops).keys
     with pytest.raises(DataError, match=r"clean\.process\[0\]\.twice: a selector .* not one of them twice"):

@@ -139,18 +139,25 @@ PLAIN = """
 月底结账，多退少补。|听说隔壁的桂花开了，香得很。|秋天的柿子挂在树上，像小灯笼。|这座桥有一百多年了，还能走人。
 """
 OTHERS = """
-Please restart the server after the update.|The weather is lovely today, isn't it?|I grew up in a small town near the sea.|How much is a ticket to London?|
-She finished the report before lunch.|Wash the rice twice before cooking.|All trains are delayed because of snow.|Do not lean on the doors, please.|
-He has been learning the violin for years.|Can you send me the file again?|We met at the station on Friday evening.|The library closes at six o'clock today.|
-My grandmother bakes bread every Sunday.|This road leads to the old harbour.|Thank you for your kind letter of May.|The results were better than expected.|
-Turn left at the second traffic light.|There is nothing new under the sun.|A journey of a thousand miles begins here.|Nobody knows what will happen tomorrow.|
+Please restart the server after the update.|The weather is lovely today, isn't it?|
+I grew up in a small town near the sea.|How much is a ticket to London?|
+She finished the report before lunch.|Wash the rice twice before cooking.|
+All trains are delayed because of snow.|Do not lean on the doors, please.|
+He has been learning the violin for years.|Can you send me the file again?|
+We met at the station on Friday evening.|The library closes at six o'clock today.|
+My grandmother bakes bread every Sunday.|This road leads to the old harbour.|
+Thank you for your kind letter of May.|The results were better than expected.|
+Turn left at the second traffic light.|There is nothing new under the sun.|
+A journey of a thousand miles begins here.|Nobody knows what will happen tomorrow.|
 今日は天気がいいので散歩に行きましょう。|駅前の喫茶店で友達を待っています。|昨日の夜は遅くまで仕事をしていました。|この本はとても面白いですから読んでください。|
 電車が遅れているので少し遅刻します。|母は毎朝六時に起きてお弁当を作ります。|夏休みに家族で海へ行きたいです。|日本語の勉強は難しいけれど楽しいです。|
 すみません、もう一度言ってください。|雨が降りそうだから傘を持って行きなさい。|部屋の掃除が終わったら買い物に行きます。|猫が窓の外をじっと見ています。|
 来週の会議は水曜日の午後に変更されました。|この薬は食後に飲んでください。|新しい靴を買ったのに雨で汚れてしまった。|
-。。。。。。。。。。。。。。。。。。。。。。|！！！！？？？？！！！！？？？？！！！！？？？？|asdkjh qwoeiu zmxnbv lkjasd qpwoei ruty ghfj|😂😂😂👍👍🎉🎉❤️❤️😂😂😂👍👍🎉🎉❤️❤️😂😂|
+。。。。。。。。。。。。。。。。。。。。。。|！！！！？？？？！！！！？？？？！！！！？？？？|
+asdkjh qwoeiu zmxnbv lkjasd qpwoei ruty ghfj|😂😂😂👍👍🎉🎉❤️❤️😂😂😂👍👍🎉🎉❤️❤️😂😂|
 ---------------------------------------------|~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~|????????????????????????????????|=+=+=+=+=+=+=+=+=+=+=+=+=+=+=+|
-★☆★☆★☆★☆★☆★☆★☆★☆★☆★☆★☆★☆|xkcdj wqpzx bvnmt rtyuf ghjkd lzxcv qwert|(╯°□°)╯︵ ┻━┻ (╯°□°)╯︵ ┻━┻ (╯°□°)╯|→→→→→→↑↑↑↑↑↑←←←←←←↓↓↓↓↓↓|
+★☆★☆★☆★☆★☆★☆★☆★☆★☆★☆★☆★☆|xkcdj wqpzx bvnmt rtyuf ghjkd lzxcv qwert|
+(╯°□°)╯︵ ┻━┻ (╯°□°)╯︵ ┻━┻ (╯°□°)╯|→→→→→→↑↑↑↑↑↑←←←←←←↓↓↓↓↓↓|
 zzzz zzzz zzzz zzzz zzzz zzzz zzzz zzzz|.-.-.-..--..-.-.-..--.-.-..--.-.-.-|ÄãºÃ£¬»¶ÓÊ¹ÓÃ±¾Èí¼þ£¬Çë°´ÈÎÒâ¼ü
 """
 

@@ -216,7 +216,8 @@ def test_another_data_set_is_refused_in_one_line(tmp_path: Path, dataset: str, k
 
 
 def test_an_exponent_is_a_number(tmp_path: Path) -> None:
-    text = "dataset_path: a.jsonl\nprocess:\n  - text_length_filter: {max_len: 2e5}\n  - alphanumeric_filter: {min_ratio: 5e-1}\n"
+    process = "  - text_length_filter: {max_len: 2e5}\n  - alphanumeric_filter: {min_ratio: 5e-1}\n"
+    text = f"dataset_path: a.jsonl\nprocess:\n{process}"
     recipe = load_recipe(written(tmp_path, text))
     assert recipe.clean
     assert recipe.clean.process == [

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from pipelines.clean.column import Column, decode
+from pipelines.similarity.utf8 import Bytes, Indices, decode
 
 HAN, HIRAGANA, KATAKANA, HANGUL, ASCII_LETTER, OTHER_LETTER = range(6)
 """Columns of `script_counts`. Runs of katakana and of ASCII letters (full-width ones too) count as a word,
@@ -72,7 +72,7 @@ def _script_counts(data: Any, offsets: Any, table: Any) -> Any:  # pragma: no co
     return counts
 
 
-def script_counts(column: Column) -> npt.NDArray[np.int64]:
+def script_counts(data: Bytes, offsets: Indices) -> npt.NDArray[np.int64]:
     """Shape (texts, scripts): what of each script stands outside quotation marks; inside, where nothing else does."""
-    counts: npt.NDArray[np.int64] = _script_counts(*column.utf8, _script_table())
+    counts: npt.NDArray[np.int64] = _script_counts(data, offsets, _script_table())
     return counts

@@ -67,12 +67,12 @@ def _misdecoded(column: Column, candidates: Mask) -> Mask:
 
 def _identified(column: Column, model: Classifier) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
     """Language and score of each text: 1 where the script decides, else fastText's."""
-    counts = script_counts(column)
+    counts = script_counts(*column.utf8)
     han, hiragana = counts[:, HAN], counts[:, HIRAGANA]
     words = han + counts[:, [KATAKANA, HANGUL, ASCII_LETTER, OTHER_LETTER]].sum(axis=1) + hiragana
     share = han / np.maximum(words, 1)
     is_japanese = hiragana > ENOUGH_HIRAGANA * (hiragana + han)
-    is_chinese = (share >= ENOUGH_HAN) & ~is_japanese
+    is_chinese = (share >= ENOUGH_HAN) & ~is_japanese & (2 * counts[:, HANGUL] <= han)
     broken = _misdecoded(column, is_chinese)
     languages: npt.NDArray[Any] = np.full(len(column), "zh", dtype=object)
     scores = np.ones(len(column))

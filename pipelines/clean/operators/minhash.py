@@ -97,9 +97,9 @@ def document_minhash_deduplicator(
 
     Texts without a shingle are all duplicates of each other in data-juicer's dialect; in `zh` only equal ones are. With
     `tokenization: character`, `zh` compares letters and digits alone (no marks, blanks, tags, 哈哈), a row goes only
-    for one that stays and is `jaccard_threshold` like it, and the drop's reason tells their overlap. Texts of fewer than
-    30 letters must be nearly equal. With `question_key`, an answer of fewer than 100 characters is compared together with
-    its question.
+    for one that stays and is `jaccard_threshold` like it, and the drop's reason tells their overlap. Texts of fewer
+    than 30 letters must be nearly equal. With `question_key`, an answer of fewer than 100 characters is compared
+    together with its question.
     """
     if dialect == "zh" and tokenization == "character":
         return _sketched(column, window_size, num_permutations, ignore_pattern)

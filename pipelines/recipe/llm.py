@@ -30,7 +30,9 @@ class Price(Section):
     currency: str = Field("CNY", description="for people; nothing is converted")
 
 
-NOT_IN_FINGERPRINT = ("endpoints", "timeout", "max_attempts", "circuit_breaker", "price", "budget", "workers")
+NOT_IN_FINGERPRINT = (
+    *("endpoints", "timeout", "max_attempts", "max_wait", "circuit_breaker", "price", "budget", "workers"),
+)
 """Keys that change where and how requests are sent, not what they are: fingerprints leave them out."""
 
 
@@ -48,6 +50,7 @@ class ModelRequests(Section):
     generation: Sampling = Sampling()
     timeout: Positive = Field(120, description="seconds one answer may take")
     max_attempts: Count = Field(6, description="tries at one answer; waiting for a rate limit is not one")
+    max_wait: Positive = Field(120, description="seconds that an endpoint's Retry-After is obeyed at most")
     circuit_breaker: Positive = Field(30, description="seconds without any answer, only errors, that stop the run")
     price: Price | None = Field(None, description="null: costs are not computed")
     budget: Annotated[Decimal, Field(gt=0)] | None = Field(None, description="stop before it costs more; with price")

@@ -129,7 +129,7 @@ def _rows(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Conversations of the positions that have an answer, and what is left of the others."""
     rows, failures = [], []
-    for request, known in read_answers(workspace, index, [grid.request(pos) for pos in positions]):
+    for request, known in read_answers(workspace, grid, index, positions):
         place = {"row_id": request.name, "pos": request.pos}
         if "reason" in known:
             failures.append(

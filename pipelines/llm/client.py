@@ -99,20 +99,20 @@ class Client:
             said = str(error.__cause__ or "") if lost else ""
             return Outcome(OutcomeKind.RETRY, "connection" if lost else "timeout", said[:SHOWN])
         except BROKEN_HTTP as error:
-            return self._shown(Outcome(OutcomeKind.RETRY, "connection", str(error.__cause__ or error)[:SHOWN]))
-        return self._shown(
-            read_reply(response.status_code, response.headers, response.content, prompt, self._max_tokens)
-        )
+            said = str(error.__cause__ or error)
+            return Outcome(OutcomeKind.RETRY, "connection", said[:SHOWN])
+        outcome = self._read(response, response.content, prompt)
+        if self._key and outcome.kind is not OutcomeKind.ANSWERED:  # some endpoints repeat the key in their errors
+            masked = response.content.replace(self._key.encode(), b"***")
+            return replace(outcome, text=self._read(response, masked, prompt).text)
+        return outcome
+
+    def _read(self, response: Any, body: bytes, prompt: str) -> Outcome:
+        return read_reply(response.status_code, response.headers, body, prompt, self._max_tokens)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
-
-    def _shown(self, outcome: Outcome) -> Outcome:
-        """The outcome, its words without the key, which some endpoints repeat."""
-        if not self._key or self._key not in outcome.text or outcome.kind is OutcomeKind.ANSWERED:
-            return outcome
-        return replace(outcome, text=outcome.text.replace(self._key, "***"))
 
 
 @asynccontextmanager
@@ -141,20 +141,27 @@ async def _look_at_head(response: httpx2.Response) -> None:
     if length.isdecimal() and int(length[:20]) > MAX_BYTES:
         await response.aclose()
         raise _TooLargeError
-    response.stream = _LimitedStream(response.stream)  # type: ignore[arg-type]
+    is_packed = response.headers.get("content-encoding", "").lower() in ("gzip", "x-gzip", "deflate")
+    if is_packed:
+        del response.headers["content-encoding"]  # it is unpacked here, so that the bound is one on the whole
+    response.stream = _LimitedStream(response.stream, is_packed)  # type: ignore[arg-type]
 
 
 class _LimitedStream(httpx2.AsyncByteStream):
-    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+    """A body up to `MAX_BYTES`, unpacked where it is packed."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream, is_packed: bool) -> None:
         self._stream = stream
+        self._unpack = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress if is_packed else None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         size = 0
         async for chunk in self._stream:
-            size += len(chunk)
+            part = self._unpack(chunk, MAX_BYTES + 1) if self._unpack else chunk
+            size += len(part)
             if size > MAX_BYTES:
                 raise _TooLargeError
-            yield chunk
+            yield part
 
     async def aclose(self) -> None:
         """Close the stream below."""

@@ -30,6 +30,7 @@ from pipelines.llm.coordinator import Coordinator, Positions, RunProgress
 from pipelines.llm.ledger import LedgerIndex, LedgerRecord, LedgerWriter, RecordKind, read_index, read_payloads
 from pipelines.llm.requests import ChatRequest, Outcome, OutcomeKind, RequestSource, checked
 from pipelines.progress import say, steady_line
+from pipelines.recipe.keys import key_problem
 from pipelines.recipe.llm import ModelRequests
 
 CHUNK = 8192
@@ -80,16 +81,16 @@ def _keys(source: RequestSource) -> Iterator[tuple[Positions, list[bytes]]]:
 
 
 def missing_keys(section: ModelRequests, section_key: str) -> list[Problem]:
-    """A problem for each endpoint whose key's environment variable is not set."""
+    """A problem for each endpoint whose key's environment variable is not set, or holds what cannot be a key."""
     return [
-        Problem(f"{section_key}.endpoints[{number}].api_key_env", f"the environment variable {name} is not set")
-        for number, name in enumerate(endpoint.api_key_env for endpoint in section.endpoints)
-        if name and not os.environ.get(name)
+        Problem(f"{section_key}.endpoints[{number}].api_key_env", said)
+        for number, endpoint in enumerate(section.endpoints)
+        if endpoint.api_key_env and (said := key_problem(endpoint.api_key_env))
     ]
 
 
 def read_keys(section: ModelRequests, section_key: str) -> list[SecretStr | None]:
-    """Each endpoint's key from its environment variable; RecipeError naming all that are not set."""
+    """Each endpoint's key from its environment variable; RecipeError naming all that cannot be used."""
     if problems := missing_keys(section, section_key):
         raise RecipeError("the environment", problems)
     names = [endpoint.api_key_env for endpoint in section.endpoints]

@@ -65,9 +65,9 @@ class _ImpossibleUsage(ValueError):
 
 def read_reply(status: int, headers: Mapping[str, str], body: bytes, prompt: str, max_tokens: int) -> Outcome:
     """What a reply means. `prompt` is all that was sent: an error may repeat it, and tokens are estimated by it."""
-    text, value, is_damaged = _decoded(body, headers.get("content-type", ""))
+    text, value, damage = _decoded(body, headers.get("content-type", ""))
     if not 200 <= status < 300:
-        said = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else text
+        said = json.dumps(value, ensure_ascii=False, separators=(",", ":")) if isinstance(value, (dict, list)) else text
         is_page = value is None and _is_page(text, headers)
         return _outcome_of_error(status, said, "" if is_page else said, headers, prompt)
     if value is None:
@@ -76,26 +76,26 @@ def read_reply(status: int, headers: Mapping[str, str], body: bytes, prompt: str
         return Outcome(OutcomeKind.RETRY, "not_a_completion", text[:SHOWN])
     if (fault := _fault_in(value)) is not None:
         code, words = fault
-        said = json.dumps(words, ensure_ascii=False)
+        said = json.dumps(words, ensure_ascii=False, separators=(",", ":"))
         return _outcome_of_error(code, said, said, headers, prompt)
-    return _outcome_of_completion(value, text, is_damaged, prompt, max_tokens)
+    return _outcome_of_completion(value, text, damage, prompt, max_tokens)
 
 
-def _decoded(body: bytes, content_type: str) -> tuple[str, Any, bool]:
-    """The text, the JSON value in it (None where there is none), and whether bytes of it were unreadable."""
+def _decoded(body: bytes, content_type: str) -> tuple[str, Any, str]:
+    """The text, the JSON value in it (None where there is none), and where bytes of it were unreadable, if any."""
     charset = content_type.lower().partition("charset=")[2].split(";")[0].strip(" \"'")
-    for encoding in ("utf-8-sig", charset):
-        try:
-            text, is_damaged = body.decode(encoding), False
-            break
-        except (UnicodeDecodeError, LookupError):
-            continue
-    else:
-        text, is_damaged = body.decode("utf-8", "replace"), True
+    damage = ""
     try:
-        return text, json.loads(text), is_damaged
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        try:
+            text = body.decode(charset)
+        except (UnicodeDecodeError, LookupError):
+            text, damage = body.decode("utf-8", "replace"), f"byte {error.start} of {len(body)} is not UTF-8"
+    try:
+        return text, json.loads(text), damage
     except (ValueError, RecursionError):
-        return text, None, is_damaged
+        return text, None, damage
 
 
 def _is_page(text: str, headers: Mapping[str, str]) -> bool:
@@ -154,9 +154,7 @@ def _outcome_of_error(status: int, said: str, words: str, headers: Mapping[str, 
     return Outcome(OutcomeKind.RETRY, "endpoint_error" if status == 200 else f"status_{status}", shown)
 
 
-def _outcome_of_completion(
-    value: Mapping[str, Any], body: str, is_damaged: bool, prompt: str, max_tokens: int
-) -> Outcome:
+def _outcome_of_completion(value: Mapping[str, Any], body: str, damage: str, prompt: str, max_tokens: int) -> Outcome:
     """What a chat completion is: an answer where it is whole, has a text, and ended by itself."""
     choices = value.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -181,8 +179,8 @@ def _outcome_of_completion(
 
     if not is_possible:
         return outcome(OutcomeKind.RETRY, "impossible_usage", f"usage {value['usage']}"[:SHOWN])
-    if is_damaged:
-        return outcome(OutcomeKind.FAILED, "invalid_utf8", "bytes of the answer are not UTF-8")
+    if damage:
+        return outcome(OutcomeKind.FAILED, "invalid_utf8", damage)
     if finish in ("content_filter", "sensitive"):
         return outcome(OutcomeKind.FAILED, "filtered", refusal or content)
     if refusal:

@@ -11,7 +11,8 @@ import uvloop
 from pydantic import SecretStr
 
 from benchmarks.answering_server import Behaviour, answer_to, listen
-from pipelines.llm.client import Client, parse_retry_after
+from pipelines.llm.client import Client
+from pipelines.llm.replies import parse_retry_after
 from pipelines.llm.requests import Outcome, OutcomeKind
 from pipelines.recipe.llm import Endpoint, ModelRequests, Sampling
 from tests.pipelines.synthesize.serving import in_thread
@@ -97,6 +98,9 @@ def test_a_key_that_the_endpoint_repeats_is_not_shown() -> None:
     outcome = send(Behaviour(delay=0, status=401, body=body), key=key)
     assert (outcome.kind, outcome.reason) == (OutcomeKind.FATAL, "key")
     assert outcome.text == '401: {"error":{"message":"wrong key ***"}}'
+    long = f'{{"error":{{"message":"{"x" * 260}{key}"}}}}'.encode()
+    assert "sk-" not in send(Behaviour(delay=0, status=401, body=long), key=key).text  # where the words are cut, too
+    assert send(Behaviour(delay=0), key="e").text == answer_to(PROMPT)  # an answer stays as it is
     assert send(Behaviour(delay=0, key=key), key=key).kind is OutcomeKind.ANSWERED
     assert send(Behaviour(delay=0, key=key), key="sk-other").kind is OutcomeKind.FATAL
 

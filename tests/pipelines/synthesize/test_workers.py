@@ -21,7 +21,9 @@ def worker_processes() -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.cmdline()[0].startswith("ray::MapWorker") and any(session in part for part in parent_of(process)):
+            if process.cmdline()[0].startswith("ray::MapWorker") and any(
+                session in part for part in parent_of(process)
+            ):
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, IndexError):
             continue

@@ -13,7 +13,6 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
 
 import numpy as np
 
@@ -21,9 +20,8 @@ from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import DanluError
 from pipelines.llm.ledger import GroupCommit, LedgerRecord, LedgerWriter, RecordKind
 from pipelines.llm.rate_limiter import Lease, RateLimiter, Usage
+from pipelines.llm.requests import Positions
 from pipelines.recipe.llm import ModelRequests, Price
-
-Positions = np.ndarray[Any, np.dtype[np.int64]]
 
 RATE_SECONDS = 30.0
 """The rates in the progress line are those of so many seconds."""

@@ -14,6 +14,7 @@ import os
 import re
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,15 +27,18 @@ from pydantic import SecretStr
 from pipelines.artifacts.rows import is_text
 from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import DanluError, Problem, RecipeError, StageError
-from pipelines.llm.coordinator import Coordinator, Positions, RunProgress
-from pipelines.llm.ledger import LedgerIndex, LedgerRecord, LedgerWriter, RecordKind, read_index, read_payloads
-from pipelines.llm.requests import ChatRequest, Outcome, OutcomeKind, RequestSource, checked
+from pipelines.llm.coordinator import Coordinator, RunProgress
+from pipelines.llm.ledger import Keys, LedgerIndex, LedgerRecord, LedgerWriter, RecordKind, read_index, read_payloads
+from pipelines.llm.requests import ChatRequest, Outcome, OutcomeKind, Positions, RequestSource, checked
 from pipelines.progress import say, steady_line
 from pipelines.recipe.keys import key_problem
 from pipelines.recipe.llm import ModelRequests
 
 CHUNK = 8192
 """Positions whose keys are looked up together."""
+MANY_CHUNKS = 32
+"""From so many chunks on, keys are made by Ray tasks, each of which makes `CHUNKS_OF_A_TASK`."""
+CHUNKS_OF_A_TASK = 16
 RESTARTS = 3
 """Times a worker may die, with a lost machine for example, before the run stops."""
 POLL_SECONDS = 0.5
@@ -56,16 +60,16 @@ class LedgerState:
 
 
 def look_up(workspace: Workspace, source: RequestSource) -> LedgerState:
-    """Look requests up in the ledger; reads keys only, and holds the keys of one chunk at a time."""
+    """Look requests up in the ledger, by their keys, a chunk at a time; no prompt is made, no answer is read."""
     index = read_index(workspace)
-    state = LedgerState(np.empty(0, np.int64), np.empty(0, np.int64))
+    pending, failed, tokens = [np.empty(0, np.int64)], [np.empty(0, np.int64)], (0, 0)
     for positions, keys in _keys(source):
         kinds = index.kinds(keys)
-        state.pending = np.concatenate([state.pending, positions[kinds == 0]])
-        state.failed = np.concatenate([state.failed, positions[kinds == RecordKind.FAILURE]])
+        pending.append(positions[kinds == 0])
+        failed.append(positions[kinds == RecordKind.FAILURE])
         read, written = index.tokens(keys)
-        state.tokens = (state.tokens[0] + read, state.tokens[1] + written)
-    return state
+        tokens = tokens[0] + read, tokens[1] + written
+    return LedgerState(np.concatenate(pending), np.concatenate(failed), tokens)
 
 
 def has_every_record(workspace: Workspace, source: RequestSource) -> bool:
@@ -74,10 +78,30 @@ def has_every_record(workspace: Workspace, source: RequestSource) -> bool:
     return all((index.kinds(keys) != 0).all() for _, keys in _keys(source))
 
 
-def _keys(source: RequestSource) -> Iterator[tuple[Positions, list[bytes]]]:
-    for start in range(0, source.size, CHUNK):
-        positions = list(source.positions(start, min(start + CHUNK, source.size)))
-        yield np.array(positions, np.int64), [source.request(pos).key for pos in positions]
+def _keys(source: RequestSource) -> Iterator[tuple[Positions, Keys]]:
+    """All positions with their keys, in order; many of them are made by as many tasks as there are CPUs."""
+    import ray
+
+    ranges = [(start, min(start + CHUNK, source.size)) for start in range(0, source.size, CHUNK)]
+    if len(ranges) < MANY_CHUNKS or not ray.is_initialized():
+        yield from (source.keys(*part) for part in ranges)
+        return
+    shared = ray.put(source)
+    make: Any = ray.remote(num_cpus=1)(_keys_of)
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    under_way: deque[Any] = deque()
+    for start in range(0, len(ranges), CHUNKS_OF_A_TASK):
+        part = ranges[start : start + CHUNKS_OF_A_TASK]
+        under_way.append(make.remote(shared, part[0][0], part[-1][1]))
+        if len(under_way) > 2 * cpus:
+            yield ray.get(under_way.popleft())
+    while under_way:
+        yield ray.get(under_way.popleft())
+
+
+def _keys_of(source: RequestSource, start: int, stop: int) -> tuple[Positions, Keys]:
+    positions, keys = source.keys(start, stop)
+    return positions, np.array(keys, "V16")
 
 
 def missing_keys(section: ModelRequests, section_key: str) -> list[Problem]:

@@ -7,10 +7,14 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Protocol
 
+import numpy as np
+
 from pipelines.artifacts.rows import is_text
-from pipelines.llm.ledger import LedgerRecord, RecordKind
+from pipelines.llm.ledger import Keys, LedgerRecord, RecordKind
 from pipelines.llm.reasoning import split_reasoning
 from pipelines.recipe.llm import ModelRequests
+
+Positions = np.ndarray[Any, np.dtype[np.int64]]
 
 MAX_CONVERSATIONS = 1000
 """Conversations that one answer may hold."""
@@ -94,6 +98,9 @@ class RequestSource(Protocol):
     def positions(self, start: int = 0, stop: int | None = None) -> Iterator[int]:
         """The positions from `start` up to `stop` that have a request, in order."""
 
+    def keys(self, start: int, stop: int) -> tuple[Positions, Keys]:
+        """Those positions with the keys of their requests."""
+
     def request(self, pos: int) -> ChatRequest:
         """The request at `pos`."""
 
@@ -128,6 +135,10 @@ class RequestList:
     def positions(self, start: int = 0, stop: int | None = None) -> Iterator[int]:
         """All of them."""
         yield from range(start, self.size if stop is None else stop)
+
+    def keys(self, start: int, stop: int) -> tuple[Positions, Keys]:
+        """The positions with the keys of their requests."""
+        return np.arange(start, stop), [self.request(pos).key for pos in range(start, stop)]
 
     def request(self, pos: int) -> ChatRequest:
         """One entry, as one message."""

@@ -135,12 +135,13 @@ class Synthesize(ModelRequests):
 def fits(rules: list[Compatibility], cell: Mapping[str, str]) -> bool:
     """Whether a cell is asked; the last rule that matches it decides, and without one it is."""
     for rule in reversed(rules):
-        if all(_matches(cell[name], patterns) for name, patterns in rule.where.items()):
+        if all(matches(cell[name], patterns) for name, patterns in rule.where.items()):
             return rule.fits
     return True
 
 
-def _matches(value: str, patterns: str | list[str]) -> bool:
+def matches(value: str, patterns: str | list[str]) -> bool:
+    """Whether a value is one of those that a rule names."""
     return any(fnmatchcase(value, pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns))
 
 

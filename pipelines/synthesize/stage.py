@@ -102,8 +102,12 @@ def schema(section: Synthesize) -> pa.Schema:
 
 
 def _writer(workspace: Workspace, grid: Grid) -> Callable[[Shard, Attempt], dict[str, Any]]:
+    import ray
+
+    shared = ray.put(read_index(workspace))  # once for all shards
+
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
-        index = read_index(workspace)
+        index: LedgerIndex = ray.get(shared)
         positions = list(grid.positions(shard["start"], min(shard["start"] + CHUNK, grid.size)))
         rows, failures = _rows(workspace, grid, index, positions)
         table = pa.Table.from_pylist(rows, schema=schema(grid.section))
@@ -113,7 +117,7 @@ def _writer(workspace: Workspace, grid: Grid) -> Callable[[Shard, Attempt], dict
             writer.write_table(table)
         with attempt.writer("dropped", DROPPED) as writer:
             writer.write_table(pa.Table.from_pylist(failures, schema=DROPPED))
-        keys = [grid.request(pos).key for pos in positions]
+        _, keys = grid.keys(shard["start"], min(shard["start"] + CHUNK, grid.size))
         return {
             "rows": digest.rows,
             "digest": digest.hexdigest(),

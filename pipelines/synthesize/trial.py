@@ -57,14 +57,13 @@ def _measure(workspace: Workspace, grid: Grid, positions: Positions) -> Measured
     requests = [grid.request(int(pos)) for pos in positions]
     index = read_index(workspace)
     numbers = index.find([request.key for request in requests])
-    entries = index.entries[numbers]
     payloads = [json.loads(payload) for payload in read_payloads(workspace, index, numbers.tolist())]
     answers = [(r.name, known["text"]) for r, known in zip(requests, payloads, strict=True) if "reason" not in known]
     return Measured(
         requests=len(requests),
-        failed=int((entries["kind"] == RecordKind.FAILURE).sum()),
-        input_tokens=float(entries["input"].mean()),
-        output_tokens=float(entries["output"].mean()),
+        failed=int((index.kind[numbers] == RecordKind.FAILURE).sum()),
+        input_tokens=float(index.input[numbers].mean()),
+        output_tokens=float(index.output[numbers].mean()),
         seconds=sum(known["seconds"] for known in payloads) / len(payloads),
         shown=answers[:5],
     )

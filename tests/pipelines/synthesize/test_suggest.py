@@ -62,7 +62,7 @@ def test_the_proposal_goes_into_the_recipe(tmp_path: Path) -> None:
     again, _ = suggest_map(workspace, grid("http://127.0.0.1:9/v1"))  # the answers are in the ledger
     assert again == text
     mapped = grid(**yaml.safe_load(text))
-    assert {tuple(cell.values()) for cell in mapped.cells()} == {
+    assert {tuple(mapped.cell(pos).values()) for pos in mapped.positions()} == {
         (name, scene, "正常") for name in AXES["name"] for scene in ("生日", "重阳节")
     }
 

@@ -99,8 +99,7 @@ class Grid:
         parameters = {**section.generation.model_dump(exclude_none=True), **self._more}
         after += json.dumps(parameters, ensure_ascii=False, sort_keys=True) + ", {"
         names = list(self.axes)
-        by_name = sorted(range(len(names)), key=names.__getitem__)
-        written = [[f"{escape(name)}: {escape(value)}" for value in self.axes[name]] for name in names]
+        written = [(name, escape(name)) for name in sorted(names)]
         columns = [column.tolist() for column in self.indices(positions).values()]
         samples = (positions % section.samples_per_cell).tolist()
         keys = bytearray()
@@ -108,7 +107,7 @@ class Grid:
             cell = {name: self.axes[name][number] for name, number in zip(names, row, strict=True)}
             draw = self._draw(cell, sample) if draws else None
             prompt = escape(self._prompt(cell, draw))
-            told = ", ".join([written[axis][row[axis]] for axis in by_name])
+            told = ", ".join([f"{label}: {escape(cell[name])}" for name, label in written])
             keys += hashlib.sha256(f"{before}{prompt}{after}{told}}}, {sample}]".encode()).digest()[:16]
         return positions, np.frombuffer(bytes(keys), "V16")
 

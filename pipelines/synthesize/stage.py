@@ -21,14 +21,13 @@ from pipelines.llm.coordinator import cost_of
 from pipelines.llm.dispatch import (
     CHUNK,
     LedgerState,
-    Positions,
     dispatch,
     has_every_record,
     missing_keys,
     read_answers,
 )
 from pipelines.llm.ledger import LedgerIndex, read_index
-from pipelines.llm.requests import MAX_CONVERSATIONS, ChatRequest
+from pipelines.llm.requests import MAX_CONVERSATIONS, ChatRequest, Positions
 from pipelines.recipe.llm import NOT_IN_FINGERPRINT
 from pipelines.recipe.serve import Serve
 from pipelines.recipe.synthesize import Synthesize

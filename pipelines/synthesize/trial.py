@@ -8,8 +8,9 @@ import numpy as np
 from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import InputError
 from pipelines.llm.coordinator import cost_of
-from pipelines.llm.dispatch import Positions, look_up
+from pipelines.llm.dispatch import look_up
 from pipelines.llm.ledger import RecordKind, read_index, read_payloads
+from pipelines.llm.requests import Positions
 from pipelines.recipe.llm import Endpoint
 from pipelines.recipe.serve import Serve
 from pipelines.recipe.synthesize import Synthesize

@@ -58,7 +58,11 @@ class Client:
         self._timeout = section.timeout
         self._max_tokens = section.generation.max_tokens
         parameters = section.generation.model_dump(exclude_none=True)
-        self._body: dict[str, Any] = {"model": endpoint.model or section.model, **parameters}
+        self._body: dict[str, Any] = {"model": endpoint.model or section.model, **parameters, **endpoint.extra_body}
+        if endpoint.chat_template_kwargs:
+            self._body["chat_template_kwargs"] = endpoint.chat_template_kwargs
+        if endpoint.reasoning_effort is not None:
+            self._body["reasoning_effort"] = endpoint.reasoning_effort
         if response_format is not None:
             self._body["response_format"] = response_format
         self._client = openai.AsyncOpenAI(

@@ -1,11 +1,36 @@
 """What the sections that send requests to a model have in common: endpoints, prices, sampling, and limits."""
 
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from pipelines.recipe.base import Count, Generation, Positive, Section
+
+TAKEN = frozenset(
+    [
+        "messages",
+        "model",
+        "stream",
+        "stream_options",
+        "n",
+        "tools",
+        "tool_choice",
+        "functions",
+        "response_format",
+        "chat_template_kwargs",
+        "stop",
+        "seed",
+        "reasoning_effort",
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "repetition_penalty",
+    ]
+)
+TAKEN_HINT = "it follows from the recipe, or would make an answer something else than one text"
 
 
 class Endpoint(Section):
@@ -20,6 +45,18 @@ class Endpoint(Section):
     output_tokens_per_minute: Count | None = Field(None, description="null: no limit")
     max_in_flight: Count = Field(64, description="requests that wait for an answer at the same time")
     initial_in_flight: Count | None = Field(None, description="as many at first, then more; null: max_in_flight")
+    reasoning_effort: str | None = Field(None, description="how long the model thinks, such as low; null: not sent")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {},
+        description="arguments of the chat template, such as {enable_thinking: false}, where the endpoint takes them",
+    )
+    extra_body: dict[str, Any] = Field({}, description="further parameters of requests, by the endpoint's names")
+
+    @model_validator(mode="after")
+    def _leaves_ours_alone(self) -> "Endpoint":
+        if taken := sorted(TAKEN & self.extra_body.keys()):
+            raise ValueError(f"extra_body: {', '.join(taken)} cannot stand here; {TAKEN_HINT}")
+        return self
 
 
 class Price(Section):

@@ -19,7 +19,7 @@ from pipelines.artifacts.rows import DROPPED, RowDigest, with_same_messages
 from pipelines.artifacts.shards import Attempt, Commit, Shard, read_tables, run_shards
 from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.errors import DataError, Problem, nearest
+from pipelines.errors import DataError, Problem, StageError, nearest
 from pipelines.llm.dispatch import missing_keys
 from pipelines.recipe.llm import NOT_IN_FINGERPRINT
 from pipelines.recipe.refine import Refine, RefineJudge
@@ -74,7 +74,7 @@ class RefineStage(Stage[RefineInputs, RefineReport]):
     demands: Demands
 
     name: ClassVar[str] = "refine"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     @property
     def reports(self) -> type[RefineReport]:
@@ -149,8 +149,11 @@ def apply_rules(
 
 def _rules_work(workspace: Workspace, section: Refine, demands: Demands) -> Callable[[Shard, Attempt], dict[str, Any]]:
     """The first pass: hold each row to the rules by itself."""
-    rules = [name for name in RULES if not section.rules or name in section.rules]
-    rules.sort(key=lambda name: name not in section.fix)  # mend first, so that lengths are those of what stays
+    # what is mended comes first, so that lengths are those of what stays
+    rules_in_order = sorted(RULES, key=lambda name: name not in section.fix)
+    rules = [name for name in rules_in_order if not section.rules or name in section.rules]
+    of_styles = {name for style in demands.styles.values() for name in style.rules or ()}
+    reported = [name for name in rules_in_order if name in rules or name in of_styles]
 
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         with workspace.parquet_file(shard["path"]) as file:
@@ -162,7 +165,8 @@ def _rules_work(workspace: Workspace, section: Refine, demands: Demands) -> Call
             cell = cell_of(row, demands)
             style = demands.styles.get(cell["style"], _ANY)
             expected = Expected(cell, style, demands.dimensions, section.aliases)
-            text, reason, changes = apply_rules(row["response"], expected, rules, section.fix)
+            applied = rules if style.rules is None else [name for name in rules_in_order if name in style.rules]
+            text, reason, changes = apply_rules(row["response"], expected, applied, section.fix)
             mended.update(changes)
             examples += [[name, row["row_id"], row["response"], text, ""] for name in changes]
             if reason is None:
@@ -173,7 +177,13 @@ def _rules_work(workspace: Workspace, section: Refine, demands: Demands) -> Call
         _write(attempt, kept, schema, dropped)
         counts = Counter(row["operator"] for row in dropped)
         shown = _first_of_each(examples)
-        return {"rows": len(rows), "dropped": dict(counts), "mended": dict(mended), "examples": shown, "rules": rules}
+        return {
+            "rows": len(rows),
+            "dropped": dict(counts),
+            "mended": dict(mended),
+            "examples": shown,
+            "rules": reported,
+        }
 
     return work
 
@@ -320,6 +330,10 @@ def _report(
         operators.append(RefineOperator(operator=name, rows_in=rows, rows_out=left, changed=mended[name]))
         rows = left
     reasons = [f"{o.operator} {o.rows_in - o.rows_out}" for o in operators if o.rows_in != o.rows_out]
+    if before and not digest.rows:
+        raise StageError(
+            f"refine: all {before} rows are dropped ({', '.join(reasons)}); see refine.rules, and what the styles allow"
+        )
     if decisions.unjudged:
         reasons.append(f"kept without a judgement {decisions.unjudged.total()}")
     return RefineReport(

@@ -26,6 +26,8 @@ class SynthesizeReport(RowsReport):
     cost: str | None
     """A decimal number; None where the recipe has no price."""
     currency: str | None
+    estimated: int = 0
+    """Answers whose tokens are estimated from their characters, since the endpoint reports none."""
     map: CompatibilityMap | None = None
     """None where fewer than two dimensions can be drawn."""
 

@@ -1,6 +1,7 @@
 """The client against a real server that misbehaves in every way we know a name for."""
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from benchmarks.answering_server import Behaviour, answer_to, listen
 from pipelines.llm.client import Client
@@ -145,3 +146,31 @@ def test_retry_after_in_all_its_forms() -> None:
     assert 8 <= parse_retry_after({"retry-after": formatdate(time.time() + 10, usegmt=True)}) <= 10
     assert parse_retry_after({"retry-after": "soon"}) == 0
     assert parse_retry_after({}) == 0
+
+
+def test_the_knobs_of_an_endpoint_are_sent_and_ours_are_left_alone() -> None:
+    seen: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
+            seen.append(json.loads(await reader.readexactly(length)))
+            writer.write(b"HTTP/1.1 500 X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        knobs = {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low"}
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        endpoint = Endpoint.model_validate({"base_url": url, "extra_body": {"enable_search": True}, **knobs})
+        client = Client(endpoint, ModelRequests(model="m", endpoints=[endpoint]), None)
+        await client.send(PROMPT)
+        await client.close()
+        server.close()
+
+    asyncio.run(run())
+    assert seen[0]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert (seen[0]["reasoning_effort"], seen[0]["enable_search"]) == ("low", True)
+    for name in ("messages", "stream", "n", "tools", "max_tokens"):
+        with pytest.raises(ValidationError, match=f"extra_body: {name} cannot stand here"):
+            Endpoint.model_validate({"base_url": "http://x/v1", "extra_body": {name: 1}})

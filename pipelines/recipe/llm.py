@@ -7,29 +7,11 @@ from pydantic import Field, model_validator
 
 from pipelines.recipe.base import Count, Generation, Positive, Section
 
-TAKEN = frozenset(
-    [
-        "messages",
-        "model",
-        "stream",
-        "stream_options",
-        "n",
-        "tools",
-        "tool_choice",
-        "functions",
-        "response_format",
-        "chat_template_kwargs",
-        "stop",
-        "seed",
-        "reasoning_effort",
-        "max_tokens",
-        "max_completion_tokens",
-        "temperature",
-        "top_p",
-        "top_k",
-        "repetition_penalty",
-    ]
-)
+TAKEN = {
+    *("messages", "model", "stream", "stream_options", "n", "tools", "tool_choice", "functions", "response_format"),
+    *("chat_template_kwargs", "reasoning_effort", "max_tokens", "max_completion_tokens", "temperature", "top_p"),
+    *("top_k", "repetition_penalty", "seed", "stop"),
+}
 TAKEN_HINT = "it follows from the recipe, or would make an answer something else than one text"
 
 

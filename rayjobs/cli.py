@@ -32,6 +32,7 @@ from pipelines.report.page import closing
 from pipelines.report.trace import trace
 from pipelines.synthesize.stage import grid_of
 from pipelines.synthesize.suggest import suggest_map
+from pipelines.synthesize.suggest_values import suggest_values
 from pipelines.synthesize.trial import try_cells
 from pipelines.train.memory import describe, describe_merge
 from rayjobs import pipeline
@@ -240,10 +241,21 @@ def synthesize(
     suggest_map: Annotated[
         bool, typer.Option("--suggest-map", help="Let the model propose synthesize.compatibility, printed as YAML.")
     ] = False,
+    more: Annotated[
+        str | None,
+        typer.Option(
+            "--suggest-values",
+            metavar="DIMENSION[=N]",
+            help="Let the model propose N (10) more values of a dimension, or of queries, printed as YAML.",
+        ),
+    ] = None,
 ) -> None:
     """Run the recipe up to synthesize, skipping what is up to date."""
     if suggest_map:
         _suggest_map(recipe, overrides, workspace, address)
+        return
+    if more is not None:
+        _suggest_values(recipe, overrides, workspace, address, more)
         return
     if dry_run is not None:
         _try_cells(recipe, overrides, workspace, address, dry_run)
@@ -335,6 +347,22 @@ def _suggest_map(name: str, overrides: list[str] | None, workspace: str | None, 
     out.print(text, markup=False, soft_wrap=True, end="")
     if unanswered:
         say(f"no usable answer about {', '.join(unanswered)}")
+
+
+def _suggest_values(
+    name: str, overrides: list[str] | None, workspace: str | None, address: str | None, wanted: str
+) -> None:
+    dimension, is_counted, count = wanted.partition("=")
+    if is_counted and not (count.isdecimal() and int(count[:9])):
+        raise InputError(f"--suggest-values {wanted}: write how many as a number from 1, such as {dimension}=20")
+    recipe = pipeline.load(name, overrides)
+    grid = grid_of(_synthesize_section(recipe), recipe.seed)
+    with Cluster(address) as cluster:
+        place = open_workspace(workspace, recipe.name, on_cluster=cluster.is_shared)
+        cluster.connect()
+        text, found = suggest_values(place, grid, dimension, int(count[:9]) if is_counted else 10)
+    out.print(text, markup=False, soft_wrap=True, end="")
+    say(f"{found} of these are new; accept them by pasting the list into the recipe's section synthesize")
 
 
 def _synthesize_section(recipe: Recipe) -> Synthesize:

@@ -386,8 +386,8 @@ def _report(
         first = [shown[0] for shown in examples.values() if shown[0].after is None][-1]
         why = f", {first.why}" if first.why else ""
         raise StageError(
-            f"refine: all {before} rows are dropped ({', '.join(reasons)}); see refine.rules, and what the styles allow. "
-            f"One of them is {first.row_id}{why}: {first.before[:80]}"
+            f"refine: all {before} rows are dropped ({', '.join(reasons)}); see refine.rules, and what the styles "
+            f"allow. One of them is {first.row_id}{why}: {first.before[:80]}"
         )
     if decisions.unjudged:
         reasons.append(f"kept without a judgement {decisions.unjudged.total()}")

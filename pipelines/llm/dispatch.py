@@ -165,6 +165,8 @@ def _ask(coordinator: Any, source: RequestSource, keys: list[SecretStr | None], 
 
     for name in ("ray._private.worker", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if not len(chosen):
+        return 0
     workers = source.section.workers
     in_flight = sum(endpoint.max_in_flight for endpoint in source.section.endpoints)
     size = max(BLOCK, 2 * in_flight // workers // BLOCKS_IN_FLIGHT, len(chosen) // MAX_BLOCKS)
@@ -208,7 +210,10 @@ def _progress_shown(coordinator: Any, source: RequestSource) -> Iterator[None]:
         said: set[str] = set()
         with steady_line() as show:
             while not ended.wait(POLL_SECONDS):
-                progress: RunProgress = ray.get(coordinator.progress.remote())
+                try:
+                    progress: RunProgress = ray.get(coordinator.progress.remote())
+                except ray.exceptions.RayError:
+                    return  # it is lost, which those who ask for leases find out as well
                 show(progress_line(progress, source))
                 for note in progress.notes:
                     kind = re.sub(r"\d+", "", note)

@@ -90,7 +90,8 @@ def _without_repeats(known: Sequence[str], proposed: Sequence[str]) -> list[str]
 
 
 def _bare(value: str) -> str:
-    return regex.sub(r"[^\p{L}\p{N}]", "", unicodedata.normalize("NFKC", value).casefold())
+    bare: str = regex.sub(r"[^\p{L}\p{N}]", "", unicodedata.normalize("NFKC", value).casefold())
+    return bare
 
 
 def _fits(grid: Grid, name: str, value: str) -> bool:

@@ -26,6 +26,7 @@ from pydantic import SecretStr
 
 from pipelines.artifacts.rows import is_text
 from pipelines.artifacts.workspace import Workspace
+from pipelines.clean_up import clean_up
 from pipelines.errors import DanluError, Problem, RecipeError, StageError
 from pipelines.llm.coordinator import Coordinator, RunProgress
 from pipelines.llm.ledger import Keys, LedgerIndex, LedgerRecord, LedgerWriter, RecordKind, read_index, read_payloads
@@ -48,6 +49,8 @@ BLOCK = 64
 """Positions in a block, at least where there are enough of them."""
 MAX_BLOCKS = 4096
 """Blocks in all: each costs Ray Data a moment."""
+STOP_SECONDS = 15
+"""What Ray may take to end an actor."""
 
 
 @dataclass
@@ -149,7 +152,7 @@ def dispatch(workspace: Workspace, source: RequestSource, choose: Callable[[Ledg
             raise error.cause from None
         raise
     finally:
-        ray.kill(coordinator)
+        clean_up("stopping the coordinator", lambda: ray.kill(coordinator), STOP_SECONDS)
     if progress.stop or unasked:
         raise _stopped(progress, source)
     for note in progress.notes:

@@ -137,6 +137,7 @@ class Coordinator:
         self._reasons: Counter[str] = Counter()
         self._rejected: tuple[str, int] = ("", 0)
         self._errors = 0
+        self._refused_since: float | None = None
         self._began = self._last_record = time.monotonic()
         self._recent: deque[tuple[float, int, int]] = deque()
         self._stop = ""
@@ -186,7 +187,7 @@ class Coordinator:
             if record.kind is not RecordKind.FORGOTTEN:
                 self._settle(worker, one)
         if any(one.record.kind is RecordKind.ANSWER for one in filed):
-            self._errors, self._rejected, self._last_record = 0, ("", 0), now
+            self._errors, self._rejected, self._last_record, self._refused_since = 0, ("", 0), now, None
         self._recent.append((now, 0, sum(one.record.input_tokens + one.record.output_tokens for one in filed)))
 
     def _settle(self, worker: str, one: Filed) -> None:
@@ -282,9 +283,11 @@ class Coordinator:
         said, count = self._rejected
         if count >= MIN_ERRORS_IN_A_ROW:
             self._stop = f"{count} requests in a row are rejected with the same words, {said}"
-        if report.refusals and now - self._last_record >= REFUSED_WAITS * self._section.max_wait:
-            words = "; ".join(report.refusals.values())
-            self._stop = f"nothing but refusals for {now - self._last_record:.0f} s: {words}"
+        if report.refusals:
+            self._refused_since = self._refused_since or now
+            refused = now - self._refused_since
+            if refused >= REFUSED_WAITS * self._section.max_wait:
+                self._stop = f"nothing but refusals for {refused:.0f} s: {'; '.join(report.refusals.values())}"
         self._errors += report.errors
         if report.errors and self._errors >= MIN_ERRORS_IN_A_ROW:
             reason, said = report.last_error

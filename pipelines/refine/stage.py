@@ -188,6 +188,7 @@ def _rules_work(workspace: Workspace, section: Refine, demands: Demands) -> Call
             "mended": dict(mended),
             "examples": shown,
             "rules": reported,
+            "cells": [[*where, count] for where, count in cells.items()],
         }
 
     return work

@@ -100,6 +100,9 @@ def init(name: str, file: Annotated[Path | None, typer.Argument()] = None) -> No
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Check a recipe without running anything, and print what would be done."""
     loaded = pipeline.load(recipe, overrides)
+    problems = pipeline.problems_of(pipeline.stages_of(loaded))
+    if wrong := [problem for problem in problems if problem.on_every_machine]:
+        raise RecipeError(loaded.name, wrong)
     stages = " → ".join(stage.name for stage in pipeline.stages_of(loaded))
     out.print(f"{loaded.name}: valid; {stages}", markup=False, soft_wrap=True)
     if loaded.clean:
@@ -109,12 +112,9 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
         out.print(f"  train: {describe(loaded.train)}", markup=False, soft_wrap=True)
         if loaded.merge and (merging := describe_merge(loaded.train)):
             out.print(f"  merge: {merging}", markup=False, soft_wrap=True)
-    try:
-        pipeline.require_ready(loaded, pipeline.stages_of(loaded))
-    except RecipeError as error:
-        for problem in error.problems:
-            what = ": ".join(filter(None, (problem.key, problem.message)))
-            out.print(f"  not ready on this machine: {what}", markup=False, soft_wrap=True)
+    for problem in problems:
+        what = ": ".join(filter(None, (problem.key, problem.message)))
+        out.print(f"  not ready on this machine: {what}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -179,10 +179,10 @@ def run(
     return done
 
 
-def require_ready(recipe: Recipe, stages: Sequence[AnyStage]) -> None:
-    """RecipeError with everything that would stop one of the stages, perhaps after hours of those before it.
+def problems_of(stages: Sequence[AnyStage]) -> list[Problem]:
+    """Everything that would stop one of the stages, perhaps after hours of those before it.
 
-    That is what a recipe cannot know by itself: files that are not there, keys that are not set, packages.
+    That is what a recipe cannot know by itself: files that are not there, keys that are not set, packages, models.
     """
     problems: list[Problem] = []
     for stage in stages:
@@ -192,7 +192,12 @@ def require_ready(recipe: Recipe, stages: Sequence[AnyStage]) -> None:
             problems += error.problems
         except InputError as error:
             problems.append(Problem("", str(error)))
-    if problems:
+    return problems
+
+
+def require_ready(recipe: Recipe, stages: Sequence[AnyStage]) -> None:
+    """RecipeError with everything that would stop one of the stages."""
+    if problems := problems_of(stages):
         raise RecipeError(recipe.name, problems)
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipelines.errors import HardwareError
-from pipelines.models.resolve import weight_shapes
+from pipelines.models.weight_files import weight_shapes
 from pipelines.recipe.train import Train
 
 GIB = 1 << 30

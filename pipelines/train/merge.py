@@ -14,7 +14,8 @@ from pipelines.artifacts.reports.train import MergeReport, TrainReport
 from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place
 from pipelines.errors import Problem, StageError
-from pipelines.models.resolve import quiet_transformers
+from pipelines.models.quiet import quiet_transformers
+from pipelines.models.skeleton import loaded_whole
 from pipelines.models.subprocess_task import run_in_subprocess
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.progress import waiting
@@ -147,12 +148,14 @@ def _load(base: Path, trained: Path, quantized_in: str | None) -> Any:
         check_base(trained, base)
     if quantized_in:
         dtype = getattr(torch, quantized_in)
-        quantized: Any = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, quantization_config=quantization(dtype)
+        loading: Any = AutoModelForCausalLM.from_pretrained(
+            base, dtype=dtype, quantization_config=quantization(dtype), output_loading_info=True
         )
-        model = quantized.dequantize(dtype=torch.float32).float()
+        model = loaded_whole(loading, base).dequantize(dtype=torch.float32).float()
     else:
-        model = AutoModelForCausalLM.from_pretrained(base if adapter else trained, dtype=torch.float32)
+        folder = base if adapter else trained
+        loading = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model = loaded_whole(loading, folder)
     return PeftModel.from_pretrained(model, trained) if adapter else model
 
 

@@ -9,7 +9,6 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,10 +19,11 @@ from pipelines.artifacts.reports.rows import SplitReport
 from pipelines.artifacts.reports.train import EvaluationEntry, SampledAnswer, StepEntry, TokenCounts, TrainReport
 from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.errors import InputError, Problem, RecipeError, nearest
+from pipelines.errors import InputError, Problem, RecipeError
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.models.convert import family_of
-from pipelines.models.resolve import check_folder, max_positions, model_digest, resolve, weight_shapes
+from pipelines.models.resolve import check_folder, max_positions, model_digest, resolve
+from pipelines.models.skeleton import check_weights
 from pipelines.models.tokenizer import with_chat_template
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, fingerprint_of, further_source, missing_package, parse_data
@@ -190,27 +190,25 @@ def total_steps(section: Train, seed: int, training: Tokenized) -> int:
 
 
 def misfits(section: Train, model: Path) -> list[Problem]:
-    """Where the section asks for what the model does not have."""
+    """What is wrong with a model folder, and where the section asks for what the model does not have.
+
+    Of the weights only headers are read.
+    """
     problems = []
     limit = max_positions(model)
     if limit is not None and section.max_length > limit:
         message = f"{section.max_length} is more than the {limit} tokens the model was made for; lower it to {limit}"
-        problems.append(Problem("train.max_length", message))
-    names = [name.removesuffix(".weight") for name, shape in weight_shapes(model).items() if len(shape) == 2]
-    if section.method != "full" and names:
-        problems += _unknown_targets(section.lora.target_modules, names)
+        problems.append(Problem("train.max_length", message, on_every_machine=True))
+    try:
+        skeleton = check_weights(model)
+    except RecipeError as error:
+        return [*problems, *error.problems]
+    if skeleton is not None and section.method != "full":
+        # here, because torch and peft stand behind it
+        from pipelines.train.targets import check_targets
+
+        problems += check_targets(section, skeleton.model, weight_shapes(model))[1]
     return problems
-
-
-def _unknown_targets(targets: str | list[str], names: list[str]) -> list[Problem]:
-    """One problem for each target that no module of the model is called by; a text is a pattern, as peft has it."""
-    key, short = "train.lora.target_modules", {name.rpartition(".")[2] for name in names}
-    if isinstance(targets, str):
-        if targets == "all-linear" or any(re.fullmatch(targets, name) for name in names):
-            return []
-        return [Problem(key, f"no module of the model matches {targets!r}; {nearest(targets, short)}")]
-    unknown = [t for t in targets if not any(name == t or name.endswith("." + t) for name in names)]
-    return [Problem(key, f"the model has no module {target!r}; {nearest(target, short)}") for target in unknown]
 
 
 def _report(place: Place, run: Run, facts: WorkerFacts) -> TrainReport:

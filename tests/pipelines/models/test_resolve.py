@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import RecipeError, StageError
-from pipelines.models.resolve import check_folder, max_positions, model_digest, resolve, weight_shapes
+from pipelines.models.resolve import check_folder, max_positions, model_digest, resolve
+from pipelines.models.weight_files import weight_shapes
 from pipelines.models.tokenizer import with_chat_template
 
 

@@ -53,7 +53,7 @@ def main() -> int:
             }
             for stage, result in results.items()
         },
-        "environment": environment(),
+        "environment": environment().model_dump(),
     }
     print(json.dumps(summary, ensure_ascii=False))
     return 0

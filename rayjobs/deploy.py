@@ -12,7 +12,8 @@ import yaml
 
 from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import Problem, RecipeError
-from pipelines.models.served import Lineup, ServedModel, lineup_of, served_models
+from pipelines.models.lineup import Lineup, lineup_of, served_models
+from pipelines.models.served import ServedModel
 from pipelines.progress import say, waiting
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.serve import MAX_LORA_RANK, Serve

@@ -23,7 +23,7 @@ from pipelines.evaluate.endpoint import ModelInputs, shared_endpoints
 from pipelines.evaluate.stage import EvaluateStage
 from pipelines.export import ExportInputs, ExportStage
 from pipelines.ingest.stage import IngestStage
-from pipelines.models.served import lineup_of
+from pipelines.models.lineup import lineup_of
 from pipelines.progress import say
 from pipelines.publish.stage import PublishInputs, PublishStage
 from pipelines.recipe.load import Check, load_recipe

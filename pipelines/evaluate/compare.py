@@ -30,7 +30,8 @@ from pipelines.evaluate.sweep import (
 from pipelines.llm.dispatch import missing_keys
 from pipelines.metrics.rouge import rouge_l_f
 from pipelines.metrics.style import loops
-from pipelines.models.served import BASE, Lineup, checkpoint_adapters, served_models
+from pipelines.models.lineup import Lineup, checkpoint_adapters, served_models
+from pipelines.models.served import BASE
 from pipelines.recipe.evaluate import Compare
 from pipelines.recipe.llm import NOT_IN_FINGERPRINT
 from pipelines.recipe.serve import Serve

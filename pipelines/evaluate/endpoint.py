@@ -10,7 +10,7 @@ from pipelines.artifacts.reports.rows import SplitReport
 from pipelines.artifacts.reports.train import MergeReport, TrainReport
 from pipelines.artifacts.stage import Inputs, Output
 from pipelines.errors import StageError
-from pipelines.models.served import Lineup, checkpoint_adapters, served_models
+from pipelines.models.lineup import Lineup, checkpoint_adapters, served_models
 from pipelines.recipe.serve import Serve
 
 

@@ -37,7 +37,8 @@ from pipelines.evaluate.evalscope.results import (
 from pipelines.evaluate.questions import Question
 from pipelines.metrics import style
 from pipelines.metrics.bootstrap import bootstrap
-from pipelines.models.served import BASE, Lineup, served_models
+from pipelines.models.lineup import Lineup, served_models
+from pipelines.models.served import BASE
 from pipelines.recipe.evaluate import Evaluate
 from pipelines.recipe.serve import Serve
 

@@ -1,15 +1,13 @@
-"""What is served: models, and the names clients call them by."""
+"""What is served: models, and the names clients call them by.
+
+Every gateway and engine replica imports this, so it stands on little: what a recipe leaves to serve is in lineup.py.
+"""
 
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from pipelines.artifacts.reports.train import MergeReport, TrainReport
-from pipelines.artifacts.stage import Output
 from pipelines.errors import Problem, RecipeError
-from pipelines.recipe.schema import Recipe
-from pipelines.recipe.train import not_servable
 
 BASE = "base"
 """The name under which the model before training is asked."""
@@ -54,68 +52,3 @@ def check_models(models: list[ServedModel]) -> None:
         problems.append(Problem("serve", "no model to serve"))
     if problems:
         raise RecipeError("serve", problems)
-
-
-@dataclass(frozen=True)
-class Lineup:
-    """The models that come of a recipe: which there are, and what they are called."""
-
-    name: str
-    """The recipe's; what was trained is asked for by it."""
-    serves_adapter: bool
-    """Whether `name` stands for an adapter; else it stands for a model of its own, trained or merged."""
-    merged: bool
-    """Whether the adapter merged into its base is asked too, beside the adapter."""
-    checkpoints: bool
-    """Whether the kept checkpoints are asked too."""
-
-    def names(self) -> list[str]:
-        """The names of the models that are compared: base, what was trained, and its adapter merged, if it is."""
-        return [BASE, self.name, *([self.merged_name] if self.merged else [])]
-
-    @property
-    def merged_name(self) -> str:
-        """The name of the adapter's merged model."""
-        return f"{self.name}-merged"
-
-
-def lineup_of(recipe: Recipe) -> Lineup | None:
-    """The models that the recipe leaves; None where it trains nothing."""
-    if recipe.train is None:
-        return None
-    serves_adapter = recipe.train.method != "full" and not_servable(recipe.train) is None
-    checkpoints = recipe.compare is not None and recipe.compare.checkpoints is not None
-    return Lineup(recipe.name, serves_adapter, serves_adapter and recipe.merge is not None, checkpoints)
-
-
-def served_models(lineup: Lineup, train: Output[TrainReport], merge: Output[MergeReport] | None) -> list[ServedModel]:
-    """What an endpoint serves: the base with its adapters in one engine, the merged model in another.
-
-    Where all weights were trained there is no adapter, and there are those that vLLM cannot load: the model that was
-    trained, or merged, has the second engine.
-    """
-    report = train.report
-    if report.adapter is None or not lineup.serves_adapter:
-        return [ServedModel(BASE, report.model), ServedModel(lineup.name, str(trained_whole(train, merge)))]
-    adapters = {lineup.name: str(train.folder.local(report.adapter))}
-    adapters |= dict(checkpoint_adapters(lineup, train).values())
-    models = [ServedModel(BASE, report.model, adapters)]
-    if merge is not None:
-        models.append(ServedModel(lineup.merged_name, str(merge.folder.local(merge.report.model))))
-    return models
-
-
-def trained_whole(train: Output[TrainReport], merge: Output[MergeReport] | None) -> Path:
-    """The folder of a model that stands for itself: as merging wrote it, else as training all weights left it."""
-    if merge is not None:
-        return merge.folder.local(merge.report.model)
-    return train.folder.local(train.report.weights)
-
-
-def checkpoint_adapters(lineup: Lineup, train: Output[TrainReport]) -> dict[int, tuple[str, str]]:
-    """The name and folder under which each kept checkpoint's adapter is served, by optimizer step."""
-    if not lineup.checkpoints:
-        return {}
-    folders = [str(train.folder.local(name)) for name in train.report.checkpoints]
-    steps = {int(folder.rsplit("-", 1)[1]): folder for folder in folders}
-    return {step: (f"{lineup.name}-step{step}", folder) for step, folder in sorted(steps.items())}

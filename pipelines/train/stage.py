@@ -25,6 +25,7 @@ from pipelines.models.convert import family_of
 from pipelines.models.resolve import check_folder, max_positions, model_digest, resolve
 from pipelines.models.skeleton import check_weights
 from pipelines.models.tokenizer import with_chat_template
+from pipelines.models.weight_files import weight_shapes
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, fingerprint_of, further_source, missing_package, parse_data
 from pipelines.sources.read import check_source, source_fingerprint

@@ -129,12 +129,14 @@ def _wrong_targets(section: Train, model: Any, on_disk: list[str]) -> list[Probl
         elif experts and (_matching(asked, of_experts) or _matching(asked, experts)) and not wants_experts:
             problems.append(
                 _problem(
-                    f"{target!r} names experts, which are one tensor a layer in memory and trained as a whole or not; "
-                    f"set train.lora.target_experts: true for all of them, and name other layers here, or use all-linear"
+                    f"{target!r} names experts, which are trained all together or not at all; set "
+                    "train.lora.target_experts: true and name other layers here, or use all-linear"
                 )
             )
         elif experts and not _matching(asked, _linear(model)):
-            problems.append(_problem(f"no layer outside the experts matches {target!r}; {_near(target, _linear(model))}"))
+            problems.append(
+                _problem(f"no layer outside the experts matches {target!r}; {_near(target, _linear(model))}")
+            )
         elif not _matching(asked, known):
             problems.append(_problem(f"no module of the model matches {target!r}; {_near(target, known)}"))
     return problems
@@ -154,11 +156,8 @@ def _problem(message: str) -> Problem:
 
 def _router_weights(model: Any) -> list[str]:
     """Routers that are no linear layers, but hold a matrix themselves."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if _ROUTER_CLASS.search(type(module).__name__) and isinstance(getattr(module, "weight", None), torch.nn.Parameter)
-    ]
+    routers = [(name, module) for name, module in model.named_modules() if _ROUTER_CLASS.search(type(module).__name__)]
+    return [name for name, module in routers if isinstance(getattr(module, "weight", None), torch.nn.Parameter)]
 
 
 def _ends_of_tied(model: Any, modules: Iterable[str]) -> list[Problem]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DataError, StageError
-from pipelines.models.weight_files import weight_shapes
 from pipelines.models.skeleton import check_weights
 from pipelines.models.tokenizer import load_tokenizer
+from pipelines.models.weight_files import weight_shapes
 from pipelines.train.checkpoint import replace_text
 from pipelines.train.checkpoint_universal import shard_count
 

@@ -13,7 +13,8 @@ from pipelines.artifacts.reports.train import TrainReport
 from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import RecipeError
-from pipelines.models.served import Lineup, ServedModel, lineup_of
+from pipelines.models.lineup import Lineup, lineup_of
+from pipelines.models.served import ServedModel
 from pipelines.recipe.schema import Recipe
 from rayjobs import deploy
 from rayjobs.cluster import Cluster

@@ -70,10 +70,10 @@ def specified_numeric_field_filter(
 
     def reasons(rows: Indices) -> list[str]:
         given = values.take(pa.array(rows)).to_pylist()
-        reasons = ranged.reasons(rows)
+        by_range = ranged.reasons(rows)
         return [
             reason if counts[row] else f"{field_key} {value!r} is not a number"
-            for row, value, reason in zip(rows, given, reasons, strict=True)
+            for row, value, reason in zip(rows, given, by_range, strict=True)
         ]
 
     return Verdict(ranged.keep & counts, {field_key: numbers}, reasons)

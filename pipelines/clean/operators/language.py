@@ -50,10 +50,10 @@ def language_id_score_filter(
     spoken = np.isin(languages, wanted) if wanted else np.ones(len(scores), dtype=np.bool_)
 
     def reasons(rows: Indices) -> list[str]:
-        reasons = ranged.reasons(rows)
+        by_range = ranged.reasons(rows)
         return [
             reason if spoken[row] else f"lang {languages[row]} (score {scores[row]:.4g}) is not {' or '.join(wanted)}"
-            for row, reason in zip(rows, reasons, strict=True)
+            for row, reason in zip(rows, by_range, strict=True)
         ]
 
     return Verdict(ranged.keep & spoken, {"lang": languages, "lang_score": scores}, reasons)

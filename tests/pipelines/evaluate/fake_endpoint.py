@@ -19,7 +19,7 @@ from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.evaluate.compare import CompareStage
 from pipelines.evaluate.endpoint import ModelInputs
 from pipelines.evaluate.stage import EvaluateStage
-from pipelines.models.served import Lineup, lineup_of
+from pipelines.models.lineup import Lineup, lineup_of
 from pipelines.recipe.schema import Recipe
 from tests.local_server import Handler, listening
 from tests.outputs import finished, finished_split, merge_report, train_report

@@ -13,7 +13,8 @@ from pipelines.errors import StageError
 from pipelines.evaluate import batch
 from pipelines.evaluate.endpoint import ModelInputs
 from pipelines.llm.vllm_batch import Completion
-from pipelines.models.served import ServedModel, served_models
+from pipelines.models.lineup import served_models
+from pipelines.models.served import ServedModel
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.serve import Serve
 from tests.outputs import merge_report, train_report

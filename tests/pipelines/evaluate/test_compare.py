@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import StageError
-from pipelines.models.served import served_models
+from pipelines.models.lineup import served_models
 from tests.outputs import train_report
 from tests.pipelines.evaluate.fake_endpoint import (
     ChatServer,

@@ -1,42 +1,17 @@
 import base64
 import hashlib
-import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from pipelines.errors import RecipeError, StageError
-from pipelines.models.resolve import check_folder, max_positions, model_digest, resolve
-from pipelines.models.weight_files import weight_shapes
-from pipelines.models.tokenizer import with_chat_template
+from pipelines.models.resolve import max_positions, model_digest, resolve
 
 
 def test_a_folder_is_used_where_it_lies(tiny_model: Path, tmp_path: Path) -> None:
     assert resolve(str(tiny_model), tmp_path / "models") == tiny_model
     assert max_positions(tiny_model) == 512
     assert not (tmp_path / "models").exists()
-
-
-def test_a_template_of_the_recipe_takes_the_place_of_the_models(tiny_model: Path, tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
-
-    template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
-    folder = with_chat_template(tiny_model, template, tmp_path)
-    check_folder(folder)
-    assert weight_shapes(folder) == weight_shapes(tiny_model) != {}
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "问"}], tokenize=False) == "<user>问"
-    assert AutoTokenizer.from_pretrained(tiny_model).chat_template != template
-    assert with_chat_template(tiny_model, template, tmp_path) == folder
-    assert with_chat_template(tiny_model, template + " ", tmp_path) != folder
-    config = (tiny_model / "tokenizer_config.json").read_text()  # as older models have it
-    old = tmp_path / "old"
-    shutil.copytree(tiny_model, old)
-    (old / "chat_template.jinja").unlink()
-    (old / "tokenizer_config.json").write_text(json.dumps({**json.loads(config), "chat_template": "{{ 'old' }}"}))
-    assert AutoTokenizer.from_pretrained(old).chat_template == "{{ 'old' }}"
-    assert AutoTokenizer.from_pretrained(with_chat_template(old, template, tmp_path)).chat_template == template
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from pipelines.errors import DataError
-from pipelines.models.tokenizer import control_tokens, load_tokenizer
+from pipelines.models.tokenizer import load_tokenizer
 from pipelines.train.loss_mask import IGNORE_INDEX, Encoded, encode, with_system
-from tests.pipelines.train.conftest import train_recipe
 
 
 def text_with_loss(tokenizer: Any, encoded: Encoded) -> list[str]:
@@ -115,22 +113,8 @@ def test_what_a_template_refuses_is_said_with_its_own_words(tiny_model: Path) ->
         tokenizer.chat_template = before
 
 
-def test_a_template_is_text_or_a_file_that_has_it(tmp_path: Path) -> None:
-    file = tmp_path / "模板.jinja"
-    file.write_text("{{ messages[0]['content'] }}", encoding="utf-8")
-    given = [train_recipe(tmp_path, chat_template=text).train for text in (str(file), "{{ 1 }}")]
-    assert [train.chat_template for train in given if train] == ["{{ messages[0]['content'] }}", "{{ 1 }}"]
-    with pytest.raises(ValidationError, match=r"there is no file no\.jinja; give Jinja text"):
-        train_recipe(tmp_path, chat_template="no.jinja")
-
-
 def test_the_rows_own_system_prompt_comes_before_the_recipes() -> None:
     bare, own = [{"role": "user", "content": "q"}], [{"role": "system", "content": "own"}]
     assert with_system(bare, "recipe") == [{"role": "system", "content": "recipe"}, *bare]
     assert with_system([*own, *bare], "recipe") == [*own, *bare]
     assert with_system(bare, None) == bare
-
-
-def test_longer_control_tokens_match_before_their_beginnings(tiny_model: Path) -> None:
-    tokenizer, _ = load_tokenizer(tiny_model)
-    assert control_tokens(tokenizer).findall("x<|im_end|><|endoftext|>y") == ["<|im_end|>", "<|endoftext|>"]

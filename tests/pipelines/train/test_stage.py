@@ -14,16 +14,15 @@ from typing import Any
 
 import psutil
 import pytest
-from pydantic import ValidationError
 
 from pipelines.artifacts.reports.rows import SplitReport
 from pipelines.artifacts.reports.train import TrainReport
 from pipelines.artifacts.stage import Output, read_manifest
 from pipelines.artifacts.workspace import Place
 from pipelines.errors import HardwareError, RecipeError, StageError
-from pipelines.models.served import lineup_of, served_models
+from pipelines.models.lineup import lineup_of, served_models
 from pipelines.recipe.schema import Recipe
-from pipelines.recipe.train import Merge, numbers_of_workers
+from pipelines.recipe.train import Merge
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
 from pipelines.train.merge import MergeInputs, MergeStage
@@ -279,18 +278,6 @@ def test_more_workers_than_processors_fail_at_once(
     assert time.monotonic() - began < 5
 
 
-def test_a_pair_of_numbers_is_the_fewest_and_the_most_workers(recipe_of: RecipeOf) -> None:
-    def numbers(**section: Any) -> list[int]:
-        return numbers_of_workers(train_stage(recipe_of(**section)).section)
-
-    assert numbers(num_workers=[2, 8], global_batch_size=24) == [8, 6, 4, 3, 2]
-    assert numbers(num_workers=[2, 8], global_batch_size=24, per_device_train_batch_size=3) == [8, 4, 2]
-    assert numbers(num_workers=[2, 8], global_batch_size=24, sequence_parallel_size=2) == [8, 6, 4, 2]
-    assert numbers(num_workers=4) == [4]
-    with pytest.raises(ValidationError, match="min_workers 8 is more than num_workers 2"):
-        recipe_of(num_workers=[8, 2])
-
-
 def test_a_length_beyond_the_models_is_refused(
     ray_cluster: None, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
 ) -> None:
@@ -328,18 +315,6 @@ def test_only_what_changes_the_result_is_in_the_fingerprint(recipe_of: RecipeOf)
 
     assert inputs(num_workers=1, save_steps=7, resources_per_worker={"CPU": 0.5}) == inputs()
     assert inputs(learning_rate=2e-2) != inputs()
-
-
-def test_a_renamed_key_leaves_the_fingerprint_as_it_was(
-    recipe_of: RecipeOf, capsys: pytest.CaptureFixture[str]
-) -> None:
-    old, new = recipe_of(evaluation_steps=7), recipe_of(sample_steps=7)
-    assert "train.evaluation_steps is now called train.sample_steps" in capsys.readouterr().err
-    assert old == new and old.train and old.train.sample_steps == 7
-    section = train_stage(new).fingerprint_inputs()["section"]
-    assert section["evaluation_steps"] == 7 and "sample_steps" not in section
-    with pytest.raises(ValidationError, match="evaluation_steps is now called sample_steps, and both are given"):
-        recipe_of(evaluation_steps=7, sample_steps=7)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> None:

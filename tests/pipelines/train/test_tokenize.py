@@ -5,13 +5,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from pydantic import ValidationError
 
 from pipelines.artifacts.reports.rows import SplitReport
 from pipelines.artifacts.stage import Output
 from pipelines.errors import DataError, RecipeError
 from pipelines.recipe.schema import Recipe
-from pipelines.recipe.train import parse_data
 from pipelines.train import tokenize as module
 from pipelines.train.samples import Samples
 from pipelines.train.tokenize import Tokenized, TrainingSource, tokenize
@@ -160,14 +158,6 @@ def test_a_source_of_its_own_settings_is_mixed_in(
     assert train_stage(other).fingerprint_inputs() != train_stage(recipe).fingerprint_inputs()
 
 
-def test_a_source_that_is_not_used_or_called_like_a_side_is_refused(recipe_of: Callable[..., Recipe]) -> None:
-    settings = {"source": "x.jsonl"}
-    with pytest.raises(ValidationError, match=r"sources.who is not in data; add who or who#ROWS"):
-        recipe_of(sources={"who": settings})
-    with pytest.raises(ValidationError, match=r"sources.test: a name has none of"):
-        recipe_of(data=["train", "test"], sources={"test": settings})
-
-
 def test_a_file_that_is_not_there_is_said_before_anything_runs(recipe_of: Callable[..., Recipe]) -> None:
     told = problems_of(recipe_of(data=["train", "missing.jsonl#5"]))
     assert told.startswith("train.data: ingest.source missing.jsonl: no such file")
@@ -178,11 +168,7 @@ def test_a_file_that_is_not_there_is_said_before_anything_runs(recipe_of: Callab
 
 def test_data_entries_name_a_side_and_a_number(split_of: SplitOf, recipe_of: Callable[..., Recipe]) -> None:
     recipe = recipe_of()
-    assert parse_data("train") == ("train", None)
-    assert parse_data("train#4000") == ("train", 4000)
     split = split_of(6)
     assert source_of(recipe, split, "test#2") == TrainingSource(split.paths(split.report.outputs.test), 2)
     with pytest.raises(RecipeError, match=r"train.data.*did you mean 'train'"):
         source_of(recipe, split, "trian#4")
-    with pytest.raises(RecipeError, match="ROWS above 0"):
-        parse_data("train#0")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.models.served import lineup_of, served_models
+from pipelines.models.lineup import lineup_of, served_models
 from pipelines.recipe.schema import Recipe
 from tests.outputs import train_report
 from tests.pipelines.evaluate.fake_endpoint import lineup, make_inputs, make_recipe

@@ -34,6 +34,7 @@ from pipelines.synthesize.stage import grid_of
 from pipelines.synthesize.suggest import suggest_map
 from pipelines.synthesize.trial import try_cells
 from pipelines.train.memory import describe, describe_merge
+from pipelines.train.stage import describe_model
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
 
@@ -109,7 +110,8 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
         for line in plan_of(loaded.clean).describe():
             out.print(f"  clean: {line}", markup=False, soft_wrap=True)
     if loaded.train:
-        out.print(f"  train: {describe(loaded.train)}", markup=False, soft_wrap=True)
+        for line in (*describe_model(loaded.train), describe(loaded.train)):
+            out.print(f"  train: {line}", markup=False, soft_wrap=True)
         if loaded.merge and (merging := describe_merge(loaded.train)):
             out.print(f"  merge: {merging}", markup=False, soft_wrap=True)
     for problem in problems:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines.errors import Problem, RecipeError, StageError
 from pipelines.models.convert_tokenizer import chatglm3_tokenizer, internlm2_tokenizer
+from pipelines.models.save_tokenizer import save_tokenizer
 from pipelines.models.weight_files import weight_files
 
 Config = dict[str, Any]
@@ -74,7 +75,7 @@ def convert(folder: Path, target: Path) -> None:
     text = json.dumps({"metadata": {"total_size": size}, "weight_map": index}, indent=1)
     (target / "model.safetensors.index.json").write_text(text, encoding="utf-8")
     config.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    save_tokenizer(tokenizer, target)
     generation: Any = GenerationConfig
     generation(**ends).save_pretrained(target)
 

@@ -1,5 +1,6 @@
-"""Transformers without its own warnings and bars."""
+"""Transformers and what it loads, without their own warnings and bars."""
 
+import logging as standard_logging
 from typing import Any
 
 
@@ -10,3 +11,4 @@ def quiet_transformers() -> None:
     library: Any = logging
     library.set_verbosity_error()
     library.disable_progress_bar()
+    standard_logging.getLogger("bitsandbytes").setLevel(standard_logging.ERROR)  # which peft loads, used or not

@@ -13,6 +13,7 @@ from pipelines.errors import InputError, Problem, RecipeError, StageError
 from pipelines.models import convert
 from pipelines.models.cache import made_once
 from pipelines.models.quiet import quiet_transformers
+from pipelines.models.save_tokenizer import save_tokenizer
 from pipelines.models.skeleton import config_of, rewriting_of, write_plain
 from pipelines.models.subprocess_task import run_in_subprocess
 from pipelines.progress import waiting
@@ -184,7 +185,7 @@ def convert_gguf(gguf: Path, target: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    save_tokenizer(tokenizer, target)
 
 
 def _sha256(path: Path) -> str:

@@ -6,6 +6,7 @@ memory. The skeleton is loaded by transformers itself, from the headers of the w
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.models.quiet import quiet_transformers
+from pipelines.models.save_tokenizer import copy_tokenizer
 from pipelines.models.weight_files import WeightHeader, broken_model, has_main_file, weight_files, weight_headers
 
-DEQUANTIZED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
+DEQUANTIZED = {"fp8": "FineGrainedFP8Config"}
 """Quantization methods that transformers takes back to plain weights while loading, each with its configuration."""
 
 UNQUANTIZED = "give the unquantized model instead; train.method: qlora makes 4 bits of it by itself"
@@ -138,6 +140,9 @@ def causal_config(folder: Path) -> Any:
             f"{folder}: model_type {kind} is no causal language model, and transformers cannot load {part} as one; "
             "use a language model"
         )
+    is_shared = text is not config and config.tie_word_embeddings
+    if is_shared and not any(name.endswith("lm_head.weight") for name in weight_headers(folder)):
+        text.tie_word_embeddings = True  # as the whole model says it of its text part
     return text
 
 
@@ -174,7 +179,6 @@ def loaded_whole(loading: tuple[Any, Mapping[str, Any]], folder: Path) -> Any:
 def write_plain(folder: Path, target: Path) -> None:
     """Write a folder to `target` as plain weights of the language model alone, with its tokenizer."""
     from safetensors import safe_open
-    from transformers import AutoTokenizer
 
     rewriting = rewriting_of(folder)
     assert rewriting
@@ -187,16 +191,25 @@ def write_plain(folder: Path, target: Path) -> None:
         with safe_open(path, framework="pt") as file:  # maps the file: what is not used is not read
             weights |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
     config = causal_config(folder)
-    model = loaded_whole(_from_weights(folder, config, weights, rewriting, dtype=_plain_dtype(config)), folder)
+    dtype = _dtype_before(config) if rewriting.quantization else _dtype_stored(weights)
+    model = loaded_whole(_from_weights(folder, config, weights, rewriting, dtype=dtype), folder)
     model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(target)
+    copy_tokenizer(folder, target)
 
 
-def _plain_dtype(config: Any) -> Any:
-    """The dtype that weights are taken back to: the one the model was trained in."""
+def _dtype_before(config: Any) -> Any:
+    """The dtype that codes are taken back to: the one the model was trained in."""
     import torch
 
     return config.dtype if config.dtype in (torch.float32, torch.float16) else torch.bfloat16
+
+
+def _dtype_stored(weights: Mapping[str, Any]) -> Any:
+    """The dtype that most numbers are stored in."""
+    sizes: Counter[Any] = Counter()
+    for value in weights.values():
+        sizes[value.dtype] += value.numel()
+    return sizes.most_common(1)[0][0]
 
 
 def _load(folder: Path, config: Any, headers: Mapping[str, WeightHeader], rewriting: Rewriting | None) -> Skeleton:
@@ -222,9 +235,14 @@ def _from_weights(
         config.quantization_config = _quantization_said(folder)
         options["quantization_config"] = getattr(transformers, DEQUANTIZED[rewriting.quantization])(dequantize=True)
     quiet_transformers()
-    loading: tuple[Any, Mapping[str, Any]] = causal_class(config).from_pretrained(
-        None, config=config, state_dict=dict(weights), output_loading_info=True, **options
-    )
+    try:
+        loading: tuple[Any, Mapping[str, Any]] = causal_class(config).from_pretrained(
+            None, config=config, state_dict=dict(weights), output_loading_info=True, **options
+        )
+    except RuntimeError as error:  # as transformers says that parts of one weight do not fit together
+        raise broken_model(
+            f"{folder}: transformers cannot join its weights ({error}); fetch the model again, or use one that is whole"
+        ) from None
     return loading
 
 

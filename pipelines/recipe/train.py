@@ -211,6 +211,15 @@ class Train(Section):
         return self
 
     @model_validator(mode="after")
+    def _dtype_is_computed(self) -> "Train":
+        if self.dtype == "float16" and not self.resources_per_worker.get("GPU"):
+            raise ValueError(
+                "dtype float16 needs GPUs (resources_per_worker: {GPU: 1}): its gradients are scaled there alone; "
+                "use auto, bfloat16 or float32"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_rows_to_choose_by(self) -> "Train":
         if self.load_best_model_at_end and not self.eval_rows:
             raise ValueError("load_best_model_at_end goes by the loss of held-out rows; give eval_rows")

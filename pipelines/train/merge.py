@@ -15,6 +15,7 @@ from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place
 from pipelines.errors import Problem, StageError
 from pipelines.models.quiet import quiet_transformers
+from pipelines.models.save_tokenizer import copy_tokenizer
 from pipelines.models.skeleton import loaded_whole
 from pipelines.models.subprocess_task import run_in_subprocess
 from pipelines.models.tokenizer import load_tokenizer
@@ -206,7 +207,7 @@ def _save(model: Any, base: Path, target: Path, section: Merge) -> Path:
     scratch = target.with_name(target.name + ".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     model.save_pretrained(scratch, max_shard_size=section.max_shard_size)
-    load_tokenizer(base)[0].save_pretrained(scratch)
+    copy_tokenizer(base, scratch)
     if section.generation:
         _write_sampling(scratch / "generation_config.json", section.generation)
     return scratch

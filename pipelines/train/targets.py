@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from pipelines.errors import Problem, nearest
 from pipelines.recipe.train import Train
@@ -66,6 +67,16 @@ def experts_of(model: Any) -> list[str]:
         for parameter, value in module.named_parameters(recurse=False)
         if value.ndim == 3
     ]
+
+
+def matrices_of(model: Any) -> dict[str, tuple[int, int]]:
+    """The weights of linear layers and embeddings by their names, [out, in]; without routers."""
+    routers = routers_of(model)
+    return {
+        f"{name}.weight": (module.weight.shape[0], module.weight.shape[1])
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding | Conv1D) and name not in routers
+    }
 
 
 def routers_of(model: Any) -> set[str]:
@@ -179,8 +190,6 @@ def _ends_of_tied(model: Any, modules: Iterable[str]) -> list[Problem]:
 def _linear(model: Any) -> list[str]:
     """The linear layers that may be adapted: neither the vocabulary's end nor routers."""
     output, routers = model.get_output_embeddings(), routers_of(model)
-    from transformers.pytorch_utils import Conv1D
-
     return [
         name
         for name, module in model.named_modules()

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DataError, StageError
+from pipelines.models.save_tokenizer import copy_tokenizer
 from pipelines.models.skeleton import check_weights
-from pipelines.models.tokenizer import load_tokenizer
 from pipelines.models.weight_files import weight_shapes
 from pipelines.train.checkpoint import replace_text
 from pipelines.train.checkpoint_universal import shard_count
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG, GENERATION = "adapter_model.safetensors", "adapter_config.json", "generation_config.json"
 
 
 def export_adapter(checkpoint: Path, target: Path, base: Path) -> None:
@@ -36,7 +36,9 @@ def export_adapter(checkpoint: Path, target: Path, base: Path) -> None:
         config = json.loads((checkpoint / CONFIG).read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = str(base)
         replace_text(scratch / CONFIG, json.dumps(config, indent=2, sort_keys=True))
-        load_tokenizer(base)[0].save_pretrained(scratch)
+        copy_tokenizer(base, scratch)
+        if (base / GENERATION).is_file():
+            shutil.copyfile(base / GENERATION, scratch / GENERATION)
 
 
 def export_model(checkpoint: Path, target: Path, base: Path) -> None:
@@ -50,7 +52,7 @@ def export_model(checkpoint: Path, target: Path, base: Path) -> None:
         model.load_state_dict(_from_zero_shards(checkpoint, trained_only=False))
     with _replaced(target) as scratch:
         model.save_pretrained(scratch)
-        load_tokenizer(base)[0].save_pretrained(scratch)
+        copy_tokenizer(base, scratch)
 
 
 def is_adapter(folder: Path) -> bool:

@@ -135,7 +135,7 @@ def causal_config(folder: Path) -> Any:
         ) from None
     text = config.get_text_config(decoder=True)
     if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        part = "its text part" if text is not config else "it"
+        part = "its text part" if hasattr(config, "text_config") else "it"
         raise broken_model(
             f"{folder}: model_type {kind} is no causal language model, and transformers cannot load {part} as one; "
             "use a language model"

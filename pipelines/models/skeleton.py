@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +99,16 @@ def quantization_of(folder: Path) -> str | None:
 def check_weights(folder: Path) -> Skeleton | None:
     """The skeleton of a folder whose weights all arrive; None where only loading can tell, as with `.bin` files.
 
-    Nothing but headers is read. RecipeError that names what is missing, superfluous, of another shape or quantized, or
-    that transformers has no class for.
+    Nothing but headers is read, and what is returned is not to be changed. RecipeError that names what is missing,
+    superfluous, of another shape or quantized, or that transformers has no class for.
     """
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()] if folder.is_dir() else []
+    return _checked(folder, tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+@lru_cache(maxsize=1)
+def _checked(folder: Path, files: tuple[tuple[str, int, int], ...]) -> Skeleton | None:
+    """See above; a folder is looked at once while its files stay as they are: mixtures have 20,000 weights."""
     rewriting = rewriting_of(folder)
     config = causal_config(folder)
     if not has_main_file(folder):

@@ -55,7 +55,7 @@ def test_a_worker_that_ray_ended_to_save_its_node_is_explained(
         (OSError(28, "No space left on device", "checkpoint-2"), r"a disk is full at step 3 .*save_total_limit"),
         (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/7"), r"a disk is full at step 3"),
         (OSError(122, "Disk quota exceeded"), r"a disk is full at step 3"),
-        (IndexError("index 301 is out of range"), r"training failed at step 3:\n.*the loop"),
+        (IndexError("index 301 is out of range"), r"training failed at step 3:(?s:.)*the loop"),
         (PermissionError(13, "Permission denied", "journal"), r"training failed at step 3"),
     ],
 )

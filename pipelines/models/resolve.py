@@ -14,7 +14,7 @@ from pipelines.models import convert
 from pipelines.models.cache import made_once
 from pipelines.models.quiet import quiet_transformers
 from pipelines.models.save_tokenizer import save_tokenizer
-from pipelines.models.skeleton import config_of, rewriting_of, write_plain
+from pipelines.models.skeleton import config_of, rewriting_of, text_config, write_plain
 from pipelines.models.subprocess_task import run_in_subprocess
 from pipelines.progress import waiting
 
@@ -61,10 +61,10 @@ def max_positions(folder: Path) -> int | None:
     A model of text and pictures says it of its text part.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for part in (config.get("text_config") or {}, config):
+    for part in (text_config(config), config):
         value = part.get("max_position_embeddings", part.get("seq_length"))
-        if value is not None:
-            return int(value)
+        if isinstance(value, int):
+            return value
     return None
 
 

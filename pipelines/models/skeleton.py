@@ -25,6 +25,11 @@ UNQUANTIZED = "give the unquantized model instead; train.method: qlora makes 4 b
 FLOATS = {"F64", "F32", "F16", "BF16"}
 """What safetensors calls numbers that are weights as they stand."""
 
+UNKNOWN = "unknown method"
+
+SAID = 300
+"""How many characters of another program's message are passed on."""
+
 SHOWN = 3
 """How many names of weights a message lists."""
 
@@ -71,6 +76,12 @@ def config_of(folder: Path) -> dict[str, Any]:
     return config
 
 
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says of the text part of a model of text and pictures; empty where there is no such part."""
+    said = config.get("text_config")
+    return said if isinstance(said, dict) else {}
+
+
 def rewriting_of(folder: Path) -> Rewriting | None:
     """What has to be done to a folder before it can be trained, by its configuration alone; None: nothing.
 
@@ -79,17 +90,18 @@ def rewriting_of(folder: Path) -> Rewriting | None:
     method = quantization_of(folder)
     if method is not None and method not in DEQUANTIZED:
         raise broken_model(f"{folder}: its weights are quantized ({method}), which cannot be trained; {UNQUANTIZED}")
-    text_part = isinstance(config_of(folder).get("text_config"), dict)
+    text_part = bool(text_config(config_of(folder)))
     return Rewriting(method, text_part) if method or text_part else None
 
 
 def quantization_of(folder: Path) -> str | None:
     """The method by which a folder's weights are quantized, as its configuration files say; None: they are plain."""
     config = config_of(folder)
-    for place in (config, config.get("text_config") or {}):
+    for place in (config, text_config(config)):
         for key in ("quantization_config", "compression_config"):
-            if said := place.get(key):
-                return str(said.get("quant_method", "unknown method")).lower()
+            said = place.get(key)
+            if said is not None:
+                return str(said.get("quant_method", UNKNOWN) if isinstance(said, dict) else UNKNOWN).lower()
     for name in ("quantize_config.json", "quant_config.json", "hf_quant_config.json"):  # AutoGPTQ, AutoAWQ, ModelOpt
         if (folder / name).is_file():
             return f"see {name}"
@@ -134,10 +146,10 @@ def causal_config(folder: Path) -> Any:
     kind = config_of(folder).get("model_type", "unknown")
     try:
         config = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:  # as transformers refuses model types and fields
-        told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # what transformers raises over a field depends on the field
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:SAID]}"
         raise broken_model(
-            f"{folder}: transformers cannot read its config.json (model_type {kind}: {told}); Danlu runs no code "
+            f"{folder}: transformers cannot read its config.json (model_type {kind}; {told}); Danlu runs no code "
             "that comes with a model; install a transformers that has this class, or use another model"
         ) from None
     text = config.get_text_config(decoder=True)
@@ -246,9 +258,11 @@ def _from_weights(
         loading: tuple[Any, Mapping[str, Any]] = causal_class(config).from_pretrained(
             None, config=config, state_dict=dict(weights), output_loading_info=True, **options
         )
-    except RuntimeError as error:  # as transformers says that parts of one weight do not fit together
+    except Exception as error:  # a field that the class does not take, or parts of one weight that do not fit together
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:SAID]}"
         raise broken_model(
-            f"{folder}: transformers cannot join its weights ({error}); fetch the model again, or use one that is whole"
+            f"{folder}: transformers cannot make the model that its config.json and weights say ({told}); fetch the "
+            "model again, or use one that is whole"
         ) from None
     return loading
 
@@ -286,7 +300,7 @@ def _check_numbers(folder: Path, headers: Mapping[str, WeightHeader], rewriting:
 
 def _quantization_said(folder: Path) -> dict[str, Any]:
     config = config_of(folder)
-    said: dict[str, Any] = config.get("quantization_config") or config["text_config"]["quantization_config"]
+    said: dict[str, Any] = config.get("quantization_config") or text_config(config)["quantization_config"]
     return said
 
 

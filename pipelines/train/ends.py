@@ -14,6 +14,7 @@ from typing import Any
 
 from pipelines.errors import DataError, Problem
 from pipelines.models.cache import made_once
+from pipelines.models.skeleton import text_config
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.recipe.train import Train
 from pipelines.train.loss_mask import IGNORE_INDEX, encode, with_system
@@ -68,7 +69,7 @@ def lacking_embedding(section: Train, model: Path) -> Problem | None:
 def embedding_rows(model: Path) -> int | None:
     """How many tokens the model has embeddings for; None where its configuration does not say."""
     config = _read(model / "config.json")
-    rows: int | None = (config.get("text_config") or config).get("vocab_size")
+    rows: int | None = (text_config(config) or config).get("vocab_size")
     return rows
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipelines.errors import HardwareError
 from pipelines.models.convert import family_of
-from pipelines.models.skeleton import check_weights
+from pipelines.models.skeleton import check_weights, text_config
 from pipelines.recipe.train import Train
 
 GIB = 1 << 30
@@ -89,7 +89,7 @@ def shapes_of(folder: Path) -> Shapes | None:
     a weight would not arrive.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
+    config = text_config(config) or config
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     if any(name not in config for name in needed) or (skeleton := check_weights(folder)) is None:
         return None

@@ -212,3 +212,22 @@ def test_the_text_part_of_a_model_of_pictures_is_taken_exactly(kind: str, tmp_pa
     save_file(cut, published / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RecipeError, match=r"3 weights are not in its files .*layers.1.mlp"):
         check_weights(published)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"vocab_size": "many"}, r"cannot read its config.json \(model_type qwen2; .*'vocab_size'"),
+        ({"model_type": ["qwen2"]}, r"cannot read its config.json"),
+        ({"hidden_act": "none such"}, r"cannot make the model that its config.json and weights say .*none such"),
+        ({"quantization_config": []}, r"quantized \(unknown method\)"),
+        ({"quantization_config": "fp8"}, r"quantized \(unknown method\)"),
+        ({"text_config": "x"}, r"no causal language model"),
+        ({"num_attention_heads": 8}, r"weights have another shape than config.json says"),
+        ({"model_type": "llama"}, r"6 weights in its files are not of its class and would be left out: .*bias"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(folder: Path, change: dict[str, Any], told: str) -> None:
+    rewrite(folder, lambda weights: weights, **change)
+    with pytest.raises(RecipeError, match=told):
+        check_weights(folder)

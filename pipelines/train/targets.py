@@ -129,6 +129,11 @@ def _wrong_targets(section: Train, model: Any, on_disk: list[str]) -> list[Probl
         problems.append(Problem("train.lora.target_experts", message, on_every_machine=True))
     if targets == "all-linear":
         return problems
+    if isinstance(targets, str):
+        try:
+            re.compile(targets)
+        except re.error as error:
+            return [*problems, _problem(f"{targets!r} is no pattern ({error}); give a list of names, or all-linear")]
     modules = [name for name, module in model.named_modules() if name and getattr(module, "weight", None) is not None]
     # peft itself sees to layers that were renamed since, so names on disk count too
     known = [*modules, *(name.removesuffix(".weight") for name in on_disk if not _EXPERT_ON_DISK.search(name))]

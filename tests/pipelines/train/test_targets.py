@@ -69,6 +69,7 @@ def test_all_linear_is_no_router_and_experts_come_by_the_key(kind: str, expert_m
         ("qwen2_moe", ["q_proj", "shared_expert_gate"], r"'shared_expert_gate' is a router"),
         ("granitemoe", ["router"], r"'router' is a router"),
         ("hunyuan_v1_moe", ["wg"], r"'wg' is a router"),
+        ("qwen3_moe", "(q_proj", r"'\(q_proj' is no pattern"),
         ("qwen3_moe", ["qproj"], r"no layer outside the experts matches 'qproj'; did you mean 'q_proj'"),
     ],
 )

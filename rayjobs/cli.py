@@ -36,6 +36,7 @@ from pipelines.synthesize.suggest import suggest_map
 from pipelines.synthesize.suggest_values import suggest_values
 from pipelines.synthesize.trial import try_cells
 from pipelines.train.memory import describe, describe_merge
+from pipelines.train.stage import describe_model
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster, end_on_sigterm
 
@@ -109,21 +110,22 @@ def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceO
     """Check a recipe without running anything, and print what would be done."""
     loaded = pipeline.load(recipe, overrides)
     place = open_workspace(workspace, loaded.name, on_cluster=False)
+    problems = pipeline.problems_of(pipeline.stages_of(loaded), place)
+    if wrong := [problem for problem in problems if problem.on_every_machine]:
+        raise RecipeError(loaded.name, wrong)
     stages = " → ".join(stage.name for stage in pipeline.stages_of(loaded))
     out.print(f"{loaded.name}: valid; {stages}", markup=False, soft_wrap=True)
     if loaded.clean:
         for line in plan_of(loaded.clean).describe():
             out.print(f"  clean: {line}", markup=False, soft_wrap=True)
     if loaded.train:
-        out.print(f"  train: {describe(loaded.train)}", markup=False, soft_wrap=True)
+        for line in (*describe_model(loaded.train), describe(loaded.train)):
+            out.print(f"  train: {line}", markup=False, soft_wrap=True)
         if loaded.merge and (merging := describe_merge(loaded.train)):
             out.print(f"  merge: {merging}", markup=False, soft_wrap=True)
-    try:
-        pipeline.require_ready(loaded, pipeline.stages_of(loaded), place)
-    except RecipeError as error:
-        for problem in error.problems:
-            what = ": ".join(filter(None, (problem.key, problem.message)))
-            out.print(f"  not ready on this machine: {what}", markup=False, soft_wrap=True)
+    for problem in problems:
+        what = ": ".join(filter(None, (problem.key, problem.message)))
+        out.print(f"  not ready on this machine: {what}", markup=False, soft_wrap=True)
 
 
 @app.command()

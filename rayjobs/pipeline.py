@@ -180,11 +180,11 @@ def run(
     return done
 
 
-def require_ready(recipe: Recipe, stages: Sequence[AnyStage], workspace: Workspace) -> None:
-    """RecipeError with everything that would stop one of the stages, perhaps after hours of those before it.
+def problems_of(stages: Sequence[AnyStage], workspace: Workspace) -> list[Problem]:
+    """Everything that would stop one of the stages, perhaps after hours of those before it.
 
-    That is what a recipe cannot know by itself: files that are not there, keys that are not set, packages, and files of
-    somebody's where a stage would write.
+    That is what a recipe cannot know by itself: files that are not there, keys that are not set, packages, models, and
+    files of somebody's where a stage would write.
     """
     problems: list[Problem] = []
     for stage in stages:
@@ -196,7 +196,12 @@ def require_ready(recipe: Recipe, stages: Sequence[AnyStage], workspace: Workspa
             problems += error.problems
         except InputError as error:
             problems.append(Problem("", str(error)))
-    if problems:
+    return problems
+
+
+def require_ready(recipe: Recipe, stages: Sequence[AnyStage], workspace: Workspace) -> None:
+    """RecipeError with everything that would stop one of the stages."""
+    if problems := problems_of(stages, workspace):
         raise RecipeError(recipe.name, problems)
 
 

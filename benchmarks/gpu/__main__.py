@@ -5,8 +5,8 @@
 Twelve minutes at most on one card, without network once everything is installed (`make install-gpu`). Every part runs
 in a process of its own, three minutes at most, and its result is in FOLDER/results.json as soon as there is one: a run
 that is killed goes on with the next part, and what was at work then stands there as interrupted. Delete the file, or
-name parts with --only, to run them again. `--dry` runs every part on a CPU with a model of 0.2 M parameters, to test the
-parts themselves. The table at the end says what each part found; the last line is one JSON object.
+name parts with --only, to run them again. `--dry` runs every part on a CPU with a model of 0.2 M parameters, to test
+the parts themselves. The table at the end says what each part found; the last line is one JSON object.
 
 Exits 3 where there is no CUDA device and --dry was not asked for, 1 where a part failed.
 """

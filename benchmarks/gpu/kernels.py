@@ -1,5 +1,6 @@
 """Packed attention and the fused loss against plain float32, and packed samples against each alone."""
 
+from itertools import pairwise
 from typing import Any
 
 from benchmarks.gpu.setting import SEED, SIZES, Figures, Setting
@@ -40,7 +41,7 @@ def _attention(device: str, dtype: Any) -> float:
     number = torch.bucketize(torch.arange(BOUNDS[-1], device=device), bounds[1:].long(), right=True)
     mask = (number[:, None] == number[None, :]).tril()
     ours = [tensor.clone().requires_grad_() for tensor in given]
-    longest = max(end - begin for begin, end in zip(BOUNDS, BOUNDS[1:], strict=False))
+    longest = max(end - begin for begin, end in pairwise(BOUNDS))
     query, key, value = ours
     output, _ = per_sample_attention(
         torch.nn.Module(), query, key, value, None, cu_seq_lens_q=bounds, max_length_q=longest

@@ -14,7 +14,7 @@ from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import Problem, RecipeError
 from pipelines.models.lineup import Lineup, lineup_of, served_models
 from pipelines.models.served import ServedModel
-from pipelines.progress import say, waiting
+from pipelines.progress import say
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.serve import MAX_LORA_RANK, Serve
 from pipelines.recipe.train import not_servable
@@ -40,12 +40,13 @@ def serve_forever(
     models = finished_models(recipe, workspace, cluster)
     cluster.connect()
     logs = workspace.local("logs", "serve")
-    with stop_signals() as stopped, ExitStack() as stack:
-        with waiting(f"starting {len(models)} engine(s)"):
-            limits = section.limits
+    limits = section.limits
+    with ExitStack() as stack:
+        with interrupted_by_sigterm():
             url = stack.enter_context(
                 endpoint(models, section, host=host, port=port, log_dir=logs, keys=keys, limits=limits)
             )
+        stopped = stack.enter_context(stop_signals())
         published = adapter_registry.aliases(workspace.local("adapters"))
         say(f"{url}: {', '.join([*(model.name for model in models), *published])}; Ctrl-C stops")
         stopped.wait()
@@ -106,6 +107,20 @@ def served_section(recipe: Recipe) -> Serve:
     engine = recipe.serve.engine
     rank = max(engine.max_lora_rank, min(recipe.train.lora.r, MAX_LORA_RANK) if recipe.train else 0)
     return recipe.serve.model_copy(update={"engine": engine.model_copy(update={"max_lora_rank": rank})})
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does: what is being waited for is given up, and cleaned up."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

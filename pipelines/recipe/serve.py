@@ -40,6 +40,9 @@ class Limits(Section):
         None, description="tokens of an answer, all choices together: 400 for more; given to who names none"
     )
     max_in_flight: Count = Field(256, description="requests at the engines at a time; more of them wait")
+    max_in_flight_per_key: Count | None = Field(
+        None, description="of those, requests of one key; null: no limit of its own"
+    )
     max_queued: int = Field(1024, ge=0, description="requests that wait; 429 above it")
     requests_per_minute: Count | None = Field(None, description="requests of one key per minute; 429 above it")
     tokens_per_minute: Count | None = Field(None, description="tokens of one key per minute; 429 above it")
@@ -75,6 +78,10 @@ class Serve(Section):
     )
     allow_origins: list[str] = Field(
         default_factory=list, description="web origins whose pages may ask (CORS), such as https://chat.example.org"
+    )
+    open_metrics: bool = Field(False, description="answer /metrics without a key, where keys are set")
+    access_log: bool = Field(
+        False, description="write a JSON line for each request, without texts and keys, to logs/serve/access.jsonl"
     )
     limits: Limits = Limits()
     engine: Engine = Engine()

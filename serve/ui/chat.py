@@ -11,6 +11,7 @@ from pathlib import Path
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 
+from pipelines.direct_http import is_loopback
 from pipelines.errors import InputError, StageError, nearest
 from pipelines.kill_with_parent import child_environment
 
@@ -64,7 +65,7 @@ def chat(
     """
     with suppress(ImportError):  # some Pythons are built without it
         import readline  # noqa: F401  # lines are edited and called back with the arrow keys, also Chinese ones
-    client = openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=0)
+    client = endpoint_client(base_url, api_key)
     names = model_names(client)
     talk = Conversation(client, model or names[0])
     write(f"{talk.model} at {base_url}; /help says what else there is\n")
@@ -77,6 +78,12 @@ def chat(
             return
         if text:
             respond(talk, text, write)
+
+
+def endpoint_client(base_url: str, api_key: str) -> openai.OpenAI:
+    """A client that asks this machine's own addresses past every proxy."""
+    http = openai.DefaultHttpxClient(trust_env=not is_loopback(base_url))
+    return openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=0, http_client=http)
 
 
 def model_names(client: openai.OpenAI) -> list[str]:

@@ -15,6 +15,7 @@ import openai
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from pipelines.direct_http import is_loopback
 from pipelines.errors import DataError, StageError
 from serve.ui import chat
 from serve.ui.chat_words import LANGUAGES, words
@@ -95,14 +96,16 @@ def answers_loop() -> asyncio.AbstractEventLoop:
 @st.cache_resource
 def endpoint_client(base_url: str) -> openai.AsyncOpenAI:
     """The client; the key, if one is needed, comes from the environment and is never shown."""
-    return openai.AsyncOpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=0)
+    key = os.environ.get("OPENAI_API_KEY", "none")
+    http = openai.DefaultAsyncHttpxClient(trust_env=not is_loopback(base_url))
+    return openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0, http_client=http)
 
 
 @st.cache_data(ttl=3, show_spinner=False)
 def listed_models(base_url: str) -> list[str]:
     """The endpoint's models, asked again after a few seconds: adapters are published while the page is open."""
     key = os.environ.get("OPENAI_API_KEY", "none")
-    return chat.model_names(openai.OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=10))
+    return chat.model_names(chat.endpoint_client(base_url, key).with_options(timeout=10))
 
 
 def settings(models: list[str], client: openai.AsyncOpenAI) -> Page:

@@ -73,7 +73,7 @@ def test_a_dead_engine_is_503_at_once_and_used_again_when_it_is_back(start: Star
         assert (answer.status_code, error_of(answer)["code"]) == (503, "engine_unavailable")
         assert int(answer.headers["retry-after"]) >= 1
     assert time.monotonic() - began < 1
-    assert running.get("/ready").json() == {"ready": False, "missing": ["base"]}
+    assert running.get("/ready").json() == {"ready": False, "missing": ["base"], "stale": []}
     running.live({"r2": DEAD, "r3": running.engine_url})
     assert running.complete().status_code == 200
     assert running.get("/ready").status_code == 200

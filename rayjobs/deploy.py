@@ -21,8 +21,10 @@ from pipelines.recipe.train import not_servable
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
 from serve import adapter_registry
+from serve.adapter_registry import AdapterEngine
 from serve.app import endpoint
 from serve.auth import KEYS, KEYS_FILE, LOCAL, environment_keys
+from serve.engine.command import adapter_room
 from serve.kuberay import configuration, ray_service
 
 
@@ -38,6 +40,7 @@ def serve_forever(
     host, port = host or section.host, port or section.port
     keys = environment_keys(section.model_copy(update={"host": host}))
     models = finished_models(recipe, workspace, cluster)
+    describe_engines(models, section)
     cluster.connect()
     logs = workspace.local("logs", "serve")
     limits = section.limits
@@ -58,6 +61,7 @@ def write_config(
     """Train and merge what is missing, and write configuration for `serve deploy` or for KubeRay instead of serving."""
     models = finished_models(recipe, workspace, cluster)
     section = served_section(recipe)
+    describe_engines(models, section)
     config = configuration(recipe.name, models, section, str(workspace.local("logs", "serve")))
     if serve_file is not None:
         _write_yaml(serve_file, f"# serve deploy {serve_file.name}\n", config)
@@ -100,6 +104,15 @@ def trained_models(lineup: Lineup, done: pipeline.Outputs, registry: Path) -> li
     if base.adapters:
         base = replace(base, adapters={}, registry=str(registry))
     return [base, *others]
+
+
+def describe_engines(models: list[ServedModel], section: Serve) -> None:
+    """Leave word in each registry of what its engine takes, so that what does not fit is refused when published."""
+    names = tuple(model.name for model in models)
+    for model in models:
+        if model.registry is not None:
+            engine = AdapterEngine(str(Path(model.path).resolve()), adapter_room(model, section.engine)[1], names)
+            adapter_registry.describe_engine(model.registry, engine)
 
 
 def served_section(recipe: Recipe) -> Serve:

@@ -39,8 +39,8 @@ async def body_of(receive: Any) -> bytes:
 
 class Engine:
     """An engine whose prompts are orders: `wait N` waits N seconds, `drip` streams slowly, `die` breaks off a stream,
-    `tear` breaks it off within an event, `flood N` streams N MB, `split` sends a stream byte by byte, `fail` is answered
-    with 500. A message's content is such an order too."""
+    `tear` breaks it off within an event, `flood N` streams N MB, `split` sends a stream byte by byte, `fail` is
+    answered with 500. A message's content is such an order too."""
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []

@@ -11,6 +11,7 @@ import requests
 
 from serve.adapter_registry import publish, remove, set_alias
 from tests.serve.fake_engine import Start, error_of
+from tests.small_adapter import write_adapter, write_model
 
 DEAD = "http://127.0.0.1:9"
 """Where nothing listens."""
@@ -18,11 +19,7 @@ DEAD = "http://127.0.0.1:9"
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/models/base", "r": 8}')
-    (folder / "adapter_model.safetensors").write_bytes(b"weights")
-    return folder
+    return write_adapter(tmp_path / "adapter", write_model(tmp_path / "base"))
 
 
 @pytest.fixture

@@ -95,7 +95,8 @@ def test_an_answer_longer_than_the_time_for_a_body_is_not_broken_off(
         connection.sendall(stream_request("hi")[-3:])
         answer = b""
         while answer.count(b"[DONE]") < 2:
-            assert (piece := connection.recv(1 << 16))
+            piece = connection.recv(1 << 16)
+            assert piece
             answer += piece
     assert running.complete("wait 0.6").status_code == 200
 

@@ -26,8 +26,8 @@ WITHOUT_EFFECT = (
 )
 """PEFT's settings that change nothing of what a finished adapter computes."""
 
-PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", "lora_ga")
-"""`init_lora_weights` that leave the base model as it is; others (pissa, olora, corda, loftq) train beside a changed one."""
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+"""`init_lora_weights` that leave the base model as it is; others (pissa, olora, corda, loftq, lora_ga) change it."""
 
 LARGEST_HEAD = 100 << 20
 """Bytes of a safetensors head; the format's own limit."""
@@ -83,9 +83,7 @@ def _config_problems(config: dict[str, Any], max_lora_rank: int) -> list[str]:
         problems.append(f"bias is {config['bias']!r}: vLLM loads no biases; merge it")
     start = config.get("init_lora_weights", True)
     if start is not None and start not in PLAIN_STARTS:
-        problems.append(
-            f"init_lora_weights is {start!r}: it belongs to a base model that was changed; convert it first"
-        )
+        problems.append(f"init_lora_weights is {start!r}: its base model was changed before training; convert it")
     known = {*READ, *WITHOUT_EFFECT, "use_dora", "bias", "init_lora_weights"}
     for key, value in config.items():
         if key not in known and value not in (None, False, "none") and value != {} and value != []:
@@ -117,6 +115,8 @@ def _tensor_problems(tensors: dict[str, Tensor], rank: int, base: dict[str, Tens
             problems.append(f"{module}: matrices of rank {rank_a} and {rank_b}, and r is {rank}")
             continue
         weight = weights.get(_place(f"{module}.weight"))
+        if weight is None and module.endswith(".lm_head"):  # tied to the embedding
+            weight = next((t for name, t in base.items() if name.endswith("embed_tokens.weight")), None)
         if weight is None:
             if base and not _is_repacked(module, weights):
                 problems.append(f"{module}: the base model has no such layer")

@@ -55,7 +55,7 @@ def test_what_peft_writes_passes(tiny_model: Path, marker_adapters: dict[str, Pa
         ({"trainable_token_indices": [1]}, "trainable_token_indices is"),
         ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens is"),
         ({"use_something_new": {"x": 1}}, "use_something_new is"),
-        ({"init_lora_weights": "pissa_niter_4"}, "belongs to a base model that was changed"),
+        ({"init_lora_weights": "pissa_niter_4"}, "its base model was changed before training"),
         ({"r": 8}, "matrices of rank 4 and 4, and r is 8"),
         ({"r": "4"}, "r is '4', not a whole number"),
         ({"r": 0}, "r is 0, not a whole number"),
@@ -75,11 +75,11 @@ def test_settings_that_vllm_refuses_or_passes_over_are_refused(
     [
         (
             {f"{FIRST}.lora_A.weight": np.zeros((4, 8), np.float32)},
-            "made for a layer of 16×8, the base model's is 16×16",
+            "a layer of 16×8, the base model's is 16×16",
         ),
         (
             {f"{FIRST}.lora_B.weight": np.zeros((8, 4), np.float32)},
-            "made for a layer of 8×16, the base model's is 16×16",
+            "a layer of 8×16, the base model's is 16×16",
         ),
         ({f"{FIRST}.lora_A.weight": np.zeros((2, 16), np.float32)}, "matrices of rank 2 and 4, and r is 4"),
         ({f"{FIRST}.lora_B.weight": None}, "lora_A without its other half"),

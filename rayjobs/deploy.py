@@ -25,6 +25,7 @@ from serve.adapter_registry import AdapterEngine
 from serve.app import endpoint
 from serve.auth import KEYS, KEYS_FILE, LOCAL, environment_keys
 from serve.engine.command import adapter_room
+from serve.engine.extra import check_extra
 from serve.kuberay import configuration, ray_service
 
 
@@ -61,6 +62,7 @@ def write_config(
     """Train and merge what is missing, and write configuration for `serve deploy` or for KubeRay instead of serving."""
     models = finished_models(recipe, workspace, cluster)
     section = served_section(recipe)
+    check_extra(section.engine)
     describe_engines(models, section)
     config = configuration(recipe.name, models, section, str(workspace.local("logs", "serve")))
     if serve_file is not None:

@@ -138,9 +138,8 @@ def _base_folder(source: Path, base: str | Path | None, engine: AdapterEngine | 
 
 def _stage(source: Path, staged: Path, base: Path) -> None:
     config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = str(
-        base
-    )  # vLLM loads an adapter only where this equals the engine's model path
+    # vLLM loads an adapter only where this equals the engine's model path
+    config["base_model_name_or_path"] = str(base)
     _write(staged / CONFIG, json.dumps(config, indent=2).encode())
     _write(staged / WEIGHTS, (source / WEIGHTS).read_bytes())
     staged.chmod(0o755)

@@ -22,6 +22,7 @@ from pipelines.recipe.serve import Limits
 from pipelines.recipe.serve import Serve as ServeSection
 from serve import discovery
 from serve.engine.command import DRAIN_SECONDS, EnginePlan
+from serve.engine.extra import check_extra
 from serve.engine.replica import LOAD_SECONDS, EngineReplica, node_address
 from serve.engine.scratch import sweep
 from serve.gateway.gateway_replica import GatewayPlan, GatewayReplica
@@ -49,10 +50,11 @@ def endpoint(
 
     Ray must be initialised. Without a port a free one is taken. Engines write their logs to `log_dir`. With `keys`
     (SHA-256 digests) only their holders are answered.
-    Raises RecipeError for names that cannot be served, HardwareError when the cluster is too small, StageError
+    Raises RecipeError for names and arguments that cannot be served, HardwareError when the cluster is too small, StageError
     when an engine does not start (with the end of its log) or the port is taken.
     """
     check_models(models)
+    check_extra(section.engine)
     require_resources(models, section)
     app = f"danlu-{secrets.token_hex(4)}"
     port = claim_port(host, port)

@@ -50,8 +50,8 @@ def endpoint(
 
     Ray must be initialised. Without a port a free one is taken. Engines write their logs to `log_dir`. With `keys`
     (SHA-256 digests) only their holders are answered.
-    Raises RecipeError for names and arguments that cannot be served, HardwareError when the cluster is too small, StageError
-    when an engine does not start (with the end of its log) or the port is taken.
+    Raises RecipeError for names and arguments that cannot be served, HardwareError when the cluster is too small,
+    StageError when an engine does not start (with the end of its log) or the port is taken.
     """
     check_models(models)
     check_extra(section.engine)

@@ -11,21 +11,11 @@ MAX_LORA_RANK = 512
 
 
 SET_BY_DANLU = (
-    *(
-        "model",
-        "model_tag",
-        "served_model_name",
-        "host",
-        "port",
-        "uds",
-        "api_key",
-        "middleware",
-        "root_path",
-        "headless",
-    ),
+    *("model", "model_tag", "served_model_name", "host", "port", "uds", "api_key", "middleware", "root_path"),
     *("shutdown_timeout", "worker_extension_cls", "enable_lora", "lora_modules", "api_server_count", "config"),
     *("allowed_origins", "allow_credentials", "allowed_methods", "allowed_headers", "enable_auto_tool_choice"),
     *("disable_log_stats", "disable_uvicorn_access_log", "enable_force_include_usage", "trust_remote_code"),
+    "headless",
 )
 """vLLM's arguments that no recipe may set: where engines listen, who may ask, which model and adapters they serve, and
 whether code of a model folder runs."""

@@ -164,7 +164,7 @@ def chat(
         str, typer.Argument(metavar="RECIPE|URL", help="A recipe that is being served, or a /v1 address.")
     ],
     model: Annotated[
-        str | None, typer.Option(help="Model to begin with. [default: the recipe's newest, or the first listed]")
+        str | None, typer.Option(help="Model to begin with. [default: the recipe's, or the first]")
     ] = None,
 ) -> None:
     """Talk to a served model in the terminal; the key, if one is needed, comes from OPENAI_API_KEY."""
@@ -184,9 +184,10 @@ def _how_to_chat(target: str) -> tuple[tuple[str, ...], str, dict[str, Any]]:
     models = (recipe.name, *reversed(lineup.names())) if lineup else (recipe.name,)
     system = recipe.train.system if recipe.train else None
     for section in (recipe.merge, recipe.evaluate, recipe.compare):
-        if section is not None and section.generation is not None:
-            if said := section.generation.model_dump(exclude_unset=True, exclude_none=True):
-                return models, system or "", said
+        generation = section.generation if section is not None else None
+        said = generation.model_dump(exclude_unset=True, exclude_none=True) if generation is not None else {}
+        if said:
+            return models, system or "", said
     return models, system or "", {}
 
 

@@ -144,6 +144,7 @@ async def stream_reply(
     """
     began = time.monotonic()
     penalty = sampling.repetition_penalty
+    beyond_openai = {"repetition_penalty": penalty} if penalty != 1 else None  # vLLM's own, others refuse it
     max_tokens: int | None = sampling.max_tokens
     try:
         while True:
@@ -156,9 +157,7 @@ async def stream_reply(
                     top_p=sampling.top_p,
                     stream=True,
                     stream_options={"include_usage": True},
-                    extra_body={"repetition_penalty": penalty}
-                    if penalty != 1
-                    else None,  # vLLM's own, others refuse it
+                    extra_body=beyond_openai,
                 )
                 break
             except openai.BadRequestError as error:

@@ -33,6 +33,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._in_head = True
         self._in_body = False
+        self._has_begun = False
         self._head_bytes = 0
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
@@ -44,26 +45,30 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, and refuse a head that does not end."""
-        self._head_bytes += len(data)
+        self._has_begun = False
         super().data_received(data)
+        if self._in_body and self._reading is None:
+            self._reading = self.loop.call_later(BODY_SECONDS, self._body_is_late)
         if not self._in_head:
             return
+        if not self._has_begun:  # else the data may hold the end of a body too, which is no part of this head
+            self._head_bytes += len(data)
         if self._head_bytes > HEAD_BYTES:
             self._refuse(431, f"The headers are longer than {HEAD_BYTES} bytes", "headers_too_large")
-        elif self._reading is None and self._head_bytes:
+        elif self._reading is None:
             self._wait_for_head()
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         super().on_message_begin()
-        self._in_head = True
+        self._in_head = self._has_begun = True
+        self._head_bytes = 0
 
     def on_headers_complete(self) -> None:
         """The head is there; the body must follow."""
         super().on_headers_complete()
-        self._in_head, self._in_body, self._head_bytes = False, True, 0
+        self._in_head, self._in_body = False, True
         self._stop_reading_timer()
-        self._reading = self.loop.call_later(BODY_SECONDS, self._body_is_late)
 
     def on_message_complete(self) -> None:
         """The body is there."""
@@ -94,7 +99,9 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _head_is_late(self) -> None:
         self._reading = None
-        if self._head_bytes:
+        if self.cycle is not None and not self.cycle.response_complete:  # an answer to the request before goes on
+            self._wait_for_head()
+        elif self._has_begun or self._head_bytes:
             self._refuse(408, f"The headers did not end within {HEAD_SECONDS:g} s", "request_timeout")
         else:
             self.transport.close()

@@ -143,6 +143,12 @@ class Running:
         self.gateway, self.url, self.engines, self.engine_urls = gateway, url, engines, engine_urls
         self.engine, self.engine_url = engines[0], engine_urls[0]
 
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[None]:
+        """The gateway's connections, for another server of it."""
+        async with aiohttp.ClientSession() as self.gateway.session:
+            yield
+
     def post(self, path: str, **body: Any) -> requests.Response:
         """Ask on any path below `/v1/`."""
         headers = body.pop("headers", {})

@@ -179,7 +179,7 @@ def test_a_broken_off_answer_is_charged_with_its_prompt(start: Start, streamed: 
     running = start(tokens_per_minute=1000)
     order = "drip" if streamed else "wait 20"
     body = {"model": "base", "prompt": order, "stream": streamed, "user": "x" * 4000}
-    with pytest.raises(requests.Timeout):
+    with pytest.raises((requests.Timeout, requests.ConnectionError)):
         requests.post(f"{running.url}/v1/completions", json=body, timeout=0.4)
     running.wait_for_count('danlu_requests_total{model="base",status="499"} 1.0')
     assert running.complete().status_code == 429
@@ -275,3 +275,34 @@ def test_places_are_counted_when_the_limit_of_a_key_holds_others_back() -> None:
         assert admission.in_flight == 0
 
     asyncio.run(main())
+
+
+def test_a_large_body_does_not_count_as_the_next_head(start: Start) -> None:
+    with connect(start(max_body_bytes=1 << 20).url) as connection:
+        for _ in range(3):
+            request = stream_request("x" * 300_000)
+            connection.sendall(request[:40])  # the head comes in two pieces
+            time.sleep(0.05)
+            connection.sendall(request[40:])
+            answer = b""
+            while b"[DONE]" not in answer:
+                piece = connection.recv(1 << 16)
+                assert piece
+                answer += piece
+            assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_head_begun_behind_an_answer_does_not_break_it_off(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
+    with connect(start().url) as connection:
+        connection.sendall(stream_request("drip") + b"GET /hea")
+        answer = b""
+        while b"[DONE]" not in answer:
+            piece = connection.recv(1 << 16)
+            assert piece
+            answer += piece
+        connection.sendall(b"lth HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        while b'{"status": "ok"}' not in answer:
+            piece = connection.recv(1 << 16)
+            assert piece
+            answer += piece

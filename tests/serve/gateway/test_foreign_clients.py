@@ -1,4 +1,4 @@
-"""Other projects' clients before the gateway, each installed in an environment of its own; left out where none can be."""
+"""Clients of other projects before the gateway, each in an environment of its own; left out where none can be made."""
 
 import json
 import os

@@ -69,14 +69,14 @@ def test_pages_of_other_sites_do_not_reach_a_local_gateway(
     running: Running, serving: Serving, headers: dict[str, str], code: str
 ) -> None:
     asked = len(running.engine.bodies)
-    with serving(application(running.gateway, plan())) as url:
+    with serving(application(running.gateway, plan()), running.session) as url:
         answer = ask(url, **headers)
     assert (answer.status_code, error_of(answer)["code"]) == (403, code)
     assert len(running.engine.bodies) == asked
 
 
 def test_programs_of_this_machine_and_allowed_pages_do(running: Running, serving: Serving) -> None:
-    with serving(application(running.gateway, plan())) as url:
+    with serving(application(running.gateway, plan()), running.session) as url:
         port = url.rpartition(":")[2]
         for headers in (
             {},
@@ -93,7 +93,7 @@ def test_programs_of_this_machine_and_allowed_pages_do(running: Running, serving
     "other", [plan(keys=(b"x" * 32,)), plan(host="0.0.0.0", is_open=True), plan(is_open=True), plan(host="10.0.0.7")]
 )
 def test_with_keys_or_open_it_is_asked_by_any_name(running: Running, serving: Serving, other: GatewayPlan) -> None:
-    with serving(application(running.gateway, other)) as url:
+    with serving(application(running.gateway, other), running.session) as url:
         assert ask(url, host="gateway.example.org").status_code == 200
 
 

@@ -156,7 +156,7 @@ def test_a_refusal_is_shown_in_the_endpoint_s_words(client: openai.AsyncOpenAI) 
 
 def test_stopping_keeps_what_has_arrived_and_ends_the_request(client: openai.AsyncOpenAI, engine: Engine) -> None:
     turn = ChatTurn("slow" * 10, [ChatReply("x")])
-    job = BackgroundTask(LOOP, answer_turn(client, [turn], turn.answers, "", SamplingSettings()))
+    job = BackgroundTask(LOOP, answer_turn(client, [turn], turn.answers, "", SamplingSettings(), ENGLISH))
     while not turn.answers[0].text:
         time.sleep(0.01)
     job.stop()
@@ -173,7 +173,7 @@ def test_work_that_nobody_looks_at_ends(
 ) -> None:
     monkeypatch.setattr(conversation, "UNWATCHED_SECONDS", 0.5)
     turn = ChatTurn("slow" * 20, [ChatReply("x")])
-    _job = BackgroundTask(LOOP, answer_turn(client, [turn], turn.answers, "", SamplingSettings()))
+    _job = BackgroundTask(LOOP, answer_turn(client, [turn], turn.answers, "", SamplingSettings(), ENGLISH))
     until = time.monotonic() + 6
     while engine.cut == 0:
         assert time.monotonic() < until

@@ -58,6 +58,9 @@ SCAN_SECONDS = 0.1
 STALE_SECONDS = 15.0
 """After so long without a successful look at the engines or the registries, `/ready` says so."""
 
+ENGINES, ADAPTERS = "engines", "adapters"
+"""What is looked at."""
+
 UNSEEN_TOKENS_PER_SECOND = 50
 """Tokens per second that a plain answer is charged whose client left before it came; how many there were is unknown."""
 
@@ -246,7 +249,7 @@ class Gateway:
             await send_json(send, 200, {"status": "ok"})
         elif path == "/ready":
             missing, stale = self.missing(), self.stale()
-            ready = not missing and not stale
+            ready = not missing and ENGINES not in stale  # what was published before is served all the same
             await send_json(send, 200 if ready else 503, {"ready": ready, "missing": missing, "stale": stale})
         elif path == "/openapi.json":
             await send_json(send, 200, DESCRIPTION)

@@ -22,7 +22,7 @@ from pipelines.recipe.serve import Limits
 from serve import discovery
 from serve.auth import LOCAL
 from serve.gateway.access_log import AccessLog
-from serve.gateway.app import Gateway
+from serve.gateway.app import ADAPTERS, ENGINES, Gateway
 from serve.gateway.origins import LocalOnly, with_origins
 from serve.gateway.protocol import LimitedProtocol
 
@@ -74,7 +74,9 @@ class GatewayReplica:
         self._gateway = Gateway(plan.models, plan.engine_key, plan.keys, plan.limits, self._look, plan.open_metrics)
         self._liveness = discovery.Liveness()
         self._looking = asyncio.Lock()
-        self._looked = time.monotonic()
+        self._looked, self._has_looked = time.monotonic(), False
+        for what in (ENGINES, ADAPTERS):
+            self._gateway.looked_at(what)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 application(self._gateway, plan),
@@ -124,17 +126,17 @@ class GatewayReplica:
 
     async def _read_registries(self) -> None:
         await asyncio.to_thread(self._gateway.update_published)
-        self._gateway.looked_at("adapters")
+        self._gateway.looked_at(ADAPTERS)
 
     async def _look(self) -> None:
         """Take over which engines live now; many that ask at once get one look."""
         async with self._looking:
-            if self._gateway.looked and time.monotonic() - self._looked < LOOK_SECONDS:
+            if self._has_looked and time.monotonic() - self._looked < LOOK_SECONDS:
                 return
             found, retired = await asyncio.to_thread(discovery.find_engines, self._plan.app)
             self._gateway.update(self._liveness.live(found), retired)
-            self._looked = time.monotonic()
-            self._gateway.looked_at("engines")
+            self._looked, self._has_looked = time.monotonic(), True
+            self._gateway.looked_at(ENGINES)
 
 
 def engine_session() -> aiohttp.ClientSession:

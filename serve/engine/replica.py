@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -31,6 +32,9 @@ IN_FLIGHT = "in_flight"
 
 SILENT_SECONDS = 60.0
 """After so long without one successful announcement an engine is ill, and Ray Serve starts another."""
+
+PORT_SECONDS = 300.0
+"""How long an engine's process may take to open its port, which it does before it loads vLLM."""
 
 LOAD_SECONDS = 3600.0
 """How long vLLM may load a model, from its start to its first healthy answer."""
@@ -148,7 +152,7 @@ def start_process(plan: EnginePlan, log: Path, scratch: str) -> tuple[subprocess
 
     It leaves sockets behind in its temporary folder when it is killed: `scratch`, which the caller removes after it.
 
-    Raises StageError when it ends before it has opened its port.
+    Raises StageError when it ends before it has opened its port, or opens none within `PORT_SECONDS`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     reader, writer = os.pipe()
@@ -163,6 +167,9 @@ def start_process(plan: EnginePlan, log: Path, scratch: str) -> tuple[subprocess
         )
     os.close(writer)
     with os.fdopen(reader) as pipe:
+        if not select.select([pipe], [], [], PORT_SECONDS)[0]:
+            process.kill()
+            raise StageError(f"opened no port within {PORT_SECONDS:g} s")
         report = pipe.read()
     if not report:
         raise StageError(f"ended with code {process.wait()} before it opened a port")

@@ -50,6 +50,7 @@ HEALTH = ("/health", "/-/healthz")
 HOLD_SECONDS = 300.0
 """How long requests wait for the successor of an engine that was stopped on purpose."""
 
+HEALTH_TIMEOUT = aiohttp.ClientTimeout(total=5)
 HOLD_POLL_SECONDS = 0.25
 WATCH_AFTER_SECONDS = 0.05
 SCAN_SECONDS = 0.1
@@ -427,8 +428,11 @@ class Gateway:
     async def _is_healthy(self, upstream: Upstream) -> bool:
         """Whether an engine that answered with an error goes on working, or has lost its core."""
         assert self.session is not None
-        async with self.session.get(upstream.urls["/health"]) as answer:
-            return answer.status == 200
+        try:
+            async with self.session.get(upstream.urls["/health"], timeout=HEALTH_TIMEOUT) as answer:
+                return answer.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
 
     async def _break_off(self, request: Completion, send: Send) -> None:
         """End a stream whose engine died in the middle: an error frame, and no `[DONE]`."""

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,6 +23,7 @@ from pipelines.clean.manual_edits import export_rows, require_exportable
 from pipelines.clean.stage import plan_of
 from pipelines.errors import DanluError, InputError, Problem, RecipeError, nearest
 from pipelines.llm.dispatch import forget_failures
+from pipelines.models.lineup import lineup_of
 from pipelines.progress import say
 from pipelines.recipe.load import shipped_recipes
 from pipelines.recipe.paths import paths_read
@@ -178,12 +179,32 @@ def chat(
     target: Annotated[
         str, typer.Argument(metavar="RECIPE|URL", help="A recipe that is being served, or a /v1 address.")
     ],
-    model: Annotated[str | None, typer.Option(help="Model to begin with. [default: the first that is listed]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to begin with. [default: the recipe's, or the first]")
+    ] = None,
 ) -> None:
     """Talk to a served model in the terminal; the key, if one is needed, comes from OPENAI_API_KEY."""
     from serve.ui import chat as terminal  # openai stands behind it
 
-    terminal.chat(_endpoint_of(target), model, os.environ.get("OPENAI_API_KEY", "none"))
+    models, system, sampling = _how_to_chat(target)
+    start = terminal.ChatStart((model,) if model else models, system, sampling)
+    terminal.chat(_endpoint_of(target), start, os.environ.get("OPENAI_API_KEY", "none"))
+
+
+def _how_to_chat(target: str) -> tuple[tuple[str, ...], str, dict[str, Any]]:
+    """A recipe's models, the best first, its system prompt, and the sampling that it says; nothing of an address."""
+    if "://" in target:
+        return (), "", {}
+    recipe = pipeline.load(target)
+    lineup = lineup_of(recipe)
+    models = (recipe.name, *reversed(lineup.names())) if lineup else (recipe.name,)
+    system = recipe.train.system if recipe.train else None
+    for section in (recipe.merge, recipe.evaluate, recipe.compare):
+        generation = section.generation if section is not None else None
+        said = generation.model_dump(exclude_unset=True, exclude_none=True) if generation is not None else {}
+        if said:
+            return models, system or "", said
+    return models, system or "", {}
 
 
 @app.command()
@@ -195,15 +216,20 @@ def ui(
     port: Annotated[int, typer.Option(help="Port the page listens on.")] = 8501,
 ) -> None:
     """Talk to served models in the browser; the key, if one is needed, comes from OPENAI_API_KEY."""
-    from serve.ui.chat import open_page  # as above
+    from serve.ui.chat import ChatStart, open_page  # as above
 
     url = _endpoint_of(target)
     say(f"http://{host}:{port}: asks {url}; Ctrl-C stops")
-    open_page(url, host, port)
+    open_page(url, host, port, ChatStart(*_how_to_chat(target)))
 
 
 def _endpoint_of(target: str) -> str:
-    return target if "://" in target else "http://{0.host}:{0.port}/v1".format(pipeline.load(target).serve)
+    """A /v1 address as it stands, or that of a recipe; who listens on all addresses is asked on this machine's own."""
+    if "://" in target:
+        return target
+    section = pipeline.load(target).serve
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(section.host, section.host)
+    return f"http://[{host}]:{section.port}/v1" if ":" in host else f"http://{host}:{section.port}/v1"
 
 
 @app.command()

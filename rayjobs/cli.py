@@ -1,6 +1,7 @@
 """The `danlu` command.
 
-Exit codes: 0 done, 1 the work failed, 2 the recipe or the arguments are wrong, 3 hardware is missing.
+Exit codes: 0 done, 1 the work failed, 2 the recipe or the arguments are wrong, 3 hardware is missing, 4 `check` found a
+recipe right that this machine is not ready for, 143 ended by SIGTERM.
 """
 
 import os
@@ -62,16 +63,18 @@ def danlu(
 
 
 out = Console(highlight=False)
+NOT_READY = 4
+"""Exit code of `check` for a recipe that is right, and that something on this machine would stop."""
 UNCUT = 10_000
 """Columns of a table whose lines are longer than a terminal's rather than cut, so that a path can be copied."""
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Recipe keys to change.")]
 WorkspaceOption = Annotated[
-    str | None, typer.Option("--workspace", help="Folder or fsspec URL for all output. [default: runs/<recipe name>]")
+    str | None, typer.Option("--workspace", help="Folder or fsspec URL for all output. (default: runs/<recipe name>)")
 ]
 AddressOption = Annotated[
-    str | None, typer.Option("--address", help="Ray cluster to run on. [default: RAY_ADDRESS, else this machine]")
+    str | None, typer.Option("--address", help="Ray cluster to run on. (default: RAY_ADDRESS, else this machine)")
 ]
 
 
@@ -127,6 +130,8 @@ def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceO
     for problem in problems:
         what = ": ".join(filter(None, (problem.key, problem.message)))
         out.print(f"  not ready on this machine: {what}", markup=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(NOT_READY)
 
 
 @app.command()
@@ -148,8 +153,8 @@ def serve(
     overrides: Overrides = None,
     workspace: WorkspaceOption = None,
     address: AddressOption = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: serve.host]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on. [default: serve.port]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. (default: serve.host)")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. (default: serve.port)")] = None,
     serve_file: Annotated[
         Path | None, typer.Option("--write-config", help="Write the file for `serve deploy` instead of serving.")
     ] = None,
@@ -179,23 +184,24 @@ def chat(
     target: Annotated[
         str, typer.Argument(metavar="RECIPE|URL", help="A recipe that is being served, or a /v1 address.")
     ],
+    overrides: Overrides = None,
     model: Annotated[
-        str | None, typer.Option(help="Model to begin with. [default: the recipe's, or the first]")
+        str | None, typer.Option(help="Model to begin with. (default: the recipe's, or the first)")
     ] = None,
 ) -> None:
     """Talk to a served model in the terminal; the key, if one is needed, comes from OPENAI_API_KEY."""
     from serve.ui import chat as terminal  # openai stands behind it
 
-    models, system, sampling = _how_to_chat(target)
+    models, system, sampling = _how_to_chat(target, overrides)
     start = terminal.ChatStart((model,) if model else models, system, sampling)
-    terminal.chat(_endpoint_of(target), start, os.environ.get("OPENAI_API_KEY", "none"))
+    terminal.chat(_endpoint_of(target, overrides), start, os.environ.get("OPENAI_API_KEY", "none"))
 
 
-def _how_to_chat(target: str) -> tuple[tuple[str, ...], str, dict[str, Any]]:
+def _how_to_chat(target: str, overrides: list[str] | None) -> tuple[tuple[str, ...], str, dict[str, Any]]:
     """A recipe's models, the best first, its system prompt, and the sampling that it says; nothing of an address."""
     if "://" in target:
         return (), "", {}
-    recipe = pipeline.load(target)
+    recipe = pipeline.load(target, overrides)
     lineup = lineup_of(recipe)
     models = (recipe.name, *reversed(lineup.names())) if lineup else (recipe.name,)
     system = recipe.train.system if recipe.train else None
@@ -212,22 +218,23 @@ def ui(
     target: Annotated[
         str, typer.Argument(metavar="RECIPE|URL", help="A recipe that is being served, or a /v1 address.")
     ],
+    overrides: Overrides = None,
     host: Annotated[str, typer.Option(help="Address the page listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port the page listens on.")] = 8501,
 ) -> None:
     """Talk to served models in the browser; the key, if one is needed, comes from OPENAI_API_KEY."""
     from serve.ui.chat import ChatStart, open_page  # as above
 
-    url = _endpoint_of(target)
+    url = _endpoint_of(target, overrides)
     say(f"http://{host}:{port}: asks {url}; Ctrl-C stops")
-    open_page(url, host, port, ChatStart(*_how_to_chat(target)))
+    open_page(url, host, port, ChatStart(*_how_to_chat(target, overrides)))
 
 
-def _endpoint_of(target: str) -> str:
+def _endpoint_of(target: str, overrides: list[str] | None) -> str:
     """A /v1 address as it stands, or that of a recipe; who listens on all addresses is asked on this machine's own."""
     if "://" in target:
         return target
-    section = pipeline.load(target).serve
+    section = pipeline.load(target, overrides).serve
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(section.host, section.host)
     return f"http://[{host}]:{section.port}/v1" if ":" in host else f"http://{host}:{section.port}/v1"
 
@@ -462,7 +469,7 @@ def _run(
 
 
 def _close(recipe: Recipe, workspace: Workspace, done: pipeline.Outputs) -> None:
-    out.print(closing(recipe.name, workspace, done), markup=False)
+    out.print(closing(recipe.name, workspace, done), markup=False, crop=False)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from rayjobs import pipeline
 from rayjobs.cluster import Cluster
 from serve import adapter_registry
 from serve.adapter_registry import AdapterEngine
-from serve.app import endpoint
+from serve.app import claim_port, endpoint
 from serve.auth import KEYS, KEYS_FILE, LOCAL, environment_keys
 from serve.engine.command import adapter_room
 from serve.engine.extra import check_extra
@@ -41,6 +41,7 @@ def serve_forever(
     section = served_section(recipe)
     host, port = host or section.host, port or section.port
     keys = environment_keys(section.model_copy(update={"host": host}))
+    claim_port(host, port)  # before hours of training
     models = finished_models(recipe, workspace, cluster)
     describe_engines(models, section)
     cluster.connect()
@@ -75,6 +76,9 @@ def write_config(
     check_extra(section.engine)
     describe_engines(models, section)
     config = configuration(recipe.name, models, section, str(workspace.local("logs", "serve")))
+    if section.host in LOCAL:
+        say(f"  serve.host is {section.host}: beyond the node that it runs on nobody reaches the gateway")
+    say(f"  its paths are this machine's ({workspace.root}); the nodes have to see them too")
     if serve_file is not None:
         _write_yaml(serve_file, workspace, "serve deploy", config)
         if section.host not in LOCAL and not section.open:

@@ -188,9 +188,9 @@ def problems_of(stages: Sequence[AnyStage], workspace: Workspace) -> list[Proble
     """
     problems: list[Problem] = []
     for stage in stages:
-        written = ((file.name, refusal(file, workspace)) for file in stage.destinations())
-        problems += [Problem(name, reason) for name, reason in written if reason]
         try:
+            written = ((file.name, refusal(file, workspace)) for file in stage.destinations())
+            problems += [Problem(name, reason) for name, reason in written if reason]
             problems += stage.preflight()
         except RecipeError as error:
             problems += error.problems

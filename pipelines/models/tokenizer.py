@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pipelines.errors import Problem, RecipeError
 from pipelines.models.cache import made_once
 
 TEMPLATE = "chat_template.jinja"
@@ -15,10 +16,19 @@ TEMPLATE = "chat_template.jinja"
 @lru_cache(maxsize=1)
 def load_tokenizer(model: Path) -> tuple[Any, "re.Pattern[str]"]:
     """The tokenizer of a model folder, and the pattern of its control tokens."""
+    tokenizer = open_tokenizer(model)
+    return tokenizer, control_tokens(tokenizer)
+
+
+def open_tokenizer(model: Path) -> Any:
+    """The tokenizer of a model folder, for callers that change its template; RecipeError where it cannot be read."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    return tokenizer, control_tokens(tokenizer)
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        message = f"{model}: its tokenizer cannot be read ({error}); copy it from the base model"
+        raise RecipeError("the recipe", [Problem("train.model", message)]) from None
 
 
 def control_tokens(tokenizer: Any) -> "re.Pattern[str]":

@@ -1,8 +1,8 @@
 """Chats to tokens and labels, by the model's own chat template: loss on what the assistant writes, and proof of it.
 
 A turn is trained as inference asks for it. Its prompt is the rendering of the turns before it with the generation
-prompt, tokenized by itself, because that is what a server sends. The loss begins where the prompt ends and ends with the
-control tokens that end the turn. Marks in the texts, characters that no text has, tell where the template put them.
+prompt, tokenized by itself, because that is what a server sends. The loss begins where the prompt ends, and ends with
+the control tokens that end the turn. Marks in the texts, characters that no text has, tell where the template put them.
 """
 
 import json
@@ -51,6 +51,16 @@ def with_system(messages: list[Turn], system: str | None) -> list[Turn]:
     return [{"role": "system", "content": system}, *messages]
 
 
+def require_texts(messages: Sequence[Turn]) -> None:
+    """DataError for an empty question or answer, which no one asks or gives."""
+    if not any(turn["role"] == "user" for turn in messages):
+        raise DataError("it has no question; remove the row, or clean with text_length_filter: {min_len: 1}")
+    for number, turn in enumerate(messages, 1):
+        if turn["role"] in ("user", "assistant") and not turn["content"].strip() and not turn.get("tool_calls"):
+            what = "question" if turn["role"] == "user" else "answer"
+            raise DataError(f"turn {number}, {what}, is empty; remove the row, or the turn with its neighbour")
+
+
 def turns_for(messages: Sequence[Turn], places: Sequence[int]) -> list[Turn]:
     """The chat up to the last of some assistant's turns, with loss on those alone."""
     return [
@@ -64,12 +74,11 @@ def encode(tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[Turn],
 
     Loss is on the assistant's turns but those whose `loss` is false. A control token that stands in a text stays text.
     `tools` is JSON, as a row has it. DataError where the mask cannot be proven: where a template leaves a text out or
-    changes it, or renders the turns before an answer differently once it is there; where a question or answer is empty.
+    changes it, or renders the turns before an answer differently once it is there.
     """
     _require_template(tokenizer)
     messages = [_thought_apart(turn, control) for turn in messages]
-    _require_texts(messages)
-    trained = [place for place, turn in enumerate(messages) if _has_loss(turn)]
+    trained = [place for place, turn in enumerate(messages) if has_loss(turn)]
     if not trained:
         return Encoded([], [])
     *earlier, last = trained
@@ -98,7 +107,7 @@ class AnsweredTurn:
     """Whether its last token with loss is the tokenizer's end of sequence, because the template writes none."""
 
 
-def _has_loss(turn: Turn) -> bool:
+def has_loss(turn: Turn) -> bool:
     return turn["role"] == "assistant" and turn.get("loss") is not False
 
 
@@ -113,16 +122,6 @@ def _require_template(tokenizer: Any) -> None:
             "train.model: its tokenizer does not say where in a text its tokens stand, so no mask can be proven; "
             "give a folder with tokenizer.json"
         )
-
-
-def _require_texts(messages: Sequence[Turn]) -> None:
-    """DataError for an empty question or answer, which no one asks or gives."""
-    if not any(turn["role"] == "user" for turn in messages):
-        raise DataError("it has no question; remove the row, or clean with text_length_filter: {min_len: 1}")
-    for number, turn in enumerate(messages, 1):
-        if turn["role"] in ("user", "assistant") and not turn["content"].strip() and not turn.get("tool_calls"):
-            what = "question" if turn["role"] == "user" else "answer"
-            raise DataError(f"turn {number}, {what}, is empty; remove the row, or the turn with its neighbour")
 
 
 def _thought_apart(turn: Turn, control: "re.Pattern[str]") -> Turn:
@@ -166,7 +165,9 @@ def _encode_turn(
     if any(start < begin for start, _ in spoken) or any(
         stop > begin for place, others in spots.items() if place != len(messages) - 1 for _, stop in others
     ):
-        raise DataError("train.model: its chat template mixes an answer with the turns before it; no mask can be proven")
+        raise DataError(
+            "train.model: its chat template mixes an answer with the turns before it; no mask can be proven"
+        )
     prompt_tokens, _ = _tokenize(tokenizer, prompt, chat.gap)
     tokens, spans = _tokenize(tokenizer, text, chat.gap)
     count = len(prompt_tokens)
@@ -240,7 +241,7 @@ class _MarkedChat:
     def _after_thought(
         self, turns: list[Turn], text: str, prompt: str, head: str
     ) -> tuple[str, dict[int, list[tuple[int, int]]]]:
-        """For templates that open a thought in the generation prompt and write none in a turn: the thought is closed."""
+        """For templates that open a thought in the generation prompt and write none in a turn: it is closed."""
         _, spots = self._with_spots(turns, text, "")
         thought = (self.turns[-1].get("reasoning") or "").strip("\n")
         closed = prompt + thought + EMPTY_THOUGHT
@@ -293,7 +294,7 @@ class _MarkedChat:
 
         tokenizer = self.tokenizer
         rendered, spans = render_jinja_template(
-            conversations=[_for_template(self.turns)],
+            conversations=[for_template(self.turns)],
             chat_template=tokenizer.get_chat_template(None, self.tools),
             tools=self.tools,
             return_assistant_tokens_mask=True,
@@ -307,7 +308,7 @@ class _MarkedChat:
     def _render(self, turns: Sequence[Turn], add_generation_prompt: bool = False) -> str:
         try:
             text: str = self.tokenizer.apply_chat_template(
-                _for_template(turns),
+                for_template(turns),
                 tools=self.tools,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
@@ -338,7 +339,7 @@ def _left_out(place: int, role: str, name: str) -> str:
     return f"train.model: its chat template leaves out the text of turn {place + 1}, of the role {role}"
 
 
-def _for_template(turns: Sequence[Turn]) -> list[Turn]:
+def for_template(turns: Sequence[Turn]) -> list[Turn]:
     """Turns by the keys that chat templates read: a thought is called differently by each family."""
     made = []
     for turn in turns:
@@ -373,9 +374,7 @@ def _marked(value: Any, marks: tuple[str, str] | None) -> Any:
     return f"{value[:begin]}{marks[0]}{value[begin:end]}{marks[1]}{value[end:]}"
 
 
-def _end_of_turn(
-    tokenizer: Any, control: "re.Pattern[str]", turn: Turn, text: str, spoken: int
-) -> int | None:
+def _end_of_turn(tokenizer: Any, control: "re.Pattern[str]", turn: Turn, text: str, spoken: int) -> int | None:
     """Where the control tokens that end the turn end, after its texts, which end at `spoken`; None without any.
 
     Those that follow each other without a gap count as one end, as Command-R's. What closes a tool call ends no turn.
@@ -392,9 +391,7 @@ def _end_of_turn(
     return end
 
 
-def _tokenize(
-    tokenizer: Any, text: str, gap: str, continued: bool = False
-) -> tuple[list[int], list[tuple[int, int]]]:
+def _tokenize(tokenizer: Any, text: str, gap: str, continued: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
     """Tokens of a text, cut at the gaps, and where in it each begins and ends.
 
     `continued`: the text goes on from another, so that no space is put before it, as SentencePiece does.

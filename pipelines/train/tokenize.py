@@ -26,7 +26,7 @@ from pipelines.models.tokenizer import load_tokenizer
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, further_source, parse_data
 from pipelines.sources.read import read_once
-from pipelines.train.loss_mask import Encoded, encode, with_system
+from pipelines.train.loss_mask import Encoded, encode, require_texts, with_system
 from pipelines.train.truncation import Fitted, TokenLimits, encode_within, loss_tokens
 
 SHARD_ROWS = 4096
@@ -163,6 +163,7 @@ def _tokenizer(
         for row in _rows(workspace, shard):
             try:
                 messages = with_system(messages_of(row), system)
+                require_texts(messages)
                 fitted.append(encode_within(limits, partial(encode, tokenizer, control), tokenizer, messages))
             except DataError as error:
                 raise DataError(f"row {row['row_id']}: {error}") from None

@@ -19,7 +19,14 @@ from pipelines.models.convert_tokenizer import _read, _tokenizer
 from pipelines.models.tokenizer import control_tokens, with_merged_system
 from pipelines.train.loss_mask import IGNORE_INDEX, Encoded, encode
 from pipelines.train.truncation import TokenLimits, encode_within
-from tests.model_families import CHATML, SMOLLM2, byte_level_tokenizer, sentencepiece_model, write_chatglm3, write_internlm2
+from tests.model_families import (
+    CHATML,
+    SMOLLM2,
+    byte_level_tokenizer,
+    sentencepiece_model,
+    write_chatglm3,
+    write_internlm2,
+)
 
 Turns = list[dict[str, Any]]
 
@@ -107,9 +114,7 @@ FAMILIES = {
     "llama3.1": Family(of("llama3_1"), LLAMA3_TOKENS, "<|eot_id|>", "<|eot_id|>"),
     "llama3.2": Family(of("llama3_2"), LLAMA3_TOKENS, "<|eot_id|>", "<|eot_id|>"),
     "qwen2.5": Family(of("qwen2_5"), CHATML_TOKENS, "<|im_end|>", "<|im_end|>", plain=THINK[2:]),
-    "qwen3": Family(
-        of("qwen3"), CHATML_TOKENS, "<|im_end|>", "<|im_end|>", "<think>\n\n</think>\n\n", plain=THINK
-    ),
+    "qwen3": Family(of("qwen3"), CHATML_TOKENS, "<|im_end|>", "<|im_end|>", "<think>\n\n</think>\n\n", plain=THINK),
     "qwen3-2507": Family(of("qwen3_instruct_2507"), CHATML_TOKENS, "<|im_end|>", "<|im_end|>", plain=THINK),
     "qwen3.5": Family(of("qwen3_5_nothink"), CHATML_TOKENS, "<|im_end|>", "<|im_end|>", plain=THINK),
     "qwen3.5-thinking": Family(
@@ -278,7 +283,9 @@ def test_loss_is_on_what_the_assistant_writes_after_what_a_server_sends(name: st
         *_, last = samples_of(tokenizer, turns)
         rendered = tokenizer.apply_chat_template(turns, tokenize=False)
         rendered += tokenizer.eos_token if family.end_before_turns else ""
-        assert tokenizer.decode(last.tokens) == tokenizer.decode(tokenizer(rendered, add_special_tokens=False).input_ids)
+        assert tokenizer.decode(last.tokens) == tokenizer.decode(
+            tokenizer(rendered, add_special_tokens=False).input_ids
+        )
 
 
 @pytest.mark.parametrize("kind", CONVERSATIONS)

@@ -324,8 +324,9 @@ def clean(
         require_exportable(export)
     done = _run(recipe, overrides, workspace, address, None, "clean")
     if export is not None:
-        source = next(done[name] for name in ("refine", "synthesize", "ingest") if name in done)
-        rows, edited = export_rows(done["clean"], source, export), shlex.quote(f"clean.edited={export}")
+        cleaned = done["clean"]
+        (source,) = [done[name] for name in (cleaned.manifest.inputs if cleaned.manifest else ())]
+        rows, edited = export_rows(cleaned, source, export), shlex.quote(f"clean.edited={export}")
         say(f"{export}: {rows} rows; edit them, then danlu clean … {edited}")
 
 

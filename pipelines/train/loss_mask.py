@@ -318,7 +318,9 @@ class _MarkedChat:
             hint = ""
             if turns and turns[0]["role"] == "system":
                 hint = "; train.merge_system: true puts the system prompt before the first question"
-            raise DataError(f"the chat template does not render its turns ({roles}): {error}{hint}") from None
+            raise DataError(
+                f"train.model: its chat template does not render its turns ({roles}): {error}{hint}"
+            ) from None
         return text
 
 

@@ -28,6 +28,7 @@ from pipelines.models.tokenizer import open_tokenizer, with_chat_template
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, fingerprint_of, further_source, missing_package, parse_data
 from pipelines.sources.read import check_source, source_fingerprint
+from pipelines.train.attention import attention_problems
 from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_of
 from pipelines.train.checkpoint_upload import discard
 from pipelines.train.curves import draw_losses
@@ -113,6 +114,7 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
             else:
                 if family_of(folder) is None:  # else its modules get other names, and its tokenizer is converted
                     problems += misfits(section, folder)
+                    problems += attention_problems(section, folder)
                     problems += problems or unproven(section, self.ingest, folder)
         if section.checkpoint_copies:
             try:
@@ -140,7 +142,7 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
         template = template_of(section, open_tokenizer(model)) if section.merge_system else section.chat_template
         if template is not None:
             model = with_chat_template(model, template, cache)
-        if problems := misfits(section, model):
+        if problems := [*misfits(section, model), *attention_problems(section, model)]:
             raise RecipeError("the recipe", problems)
         section = _with_zero_stage(section, model, place)
         training = self._tokens(place, inputs.split, model, "train_tokens", section.data)

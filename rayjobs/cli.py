@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.artifacts.files import require_new
+from pipelines.artifacts.files import Destination, created, require_writable
 from pipelines.artifacts.workspace import Workspace, open_workspace
 from pipelines.clean.manual_edits import export_rows, require_exportable
 from pipelines.clean.stage import plan_of
@@ -25,7 +25,8 @@ from pipelines.errors import DanluError, DataError, InputError, Problem, RecipeE
 from pipelines.llm.dispatch import forget_failures
 from pipelines.progress import say
 from pipelines.recipe.load import shipped_recipes
-from pipelines.recipe.schema import RECIPE_NAME, Recipe
+from pipelines.recipe.paths import paths_read
+from pipelines.recipe.schema import NAME_RULE, RECIPE_NAME, Recipe
 from pipelines.recipe.synthesize import Synthesize
 from pipelines.refine.xtuner_export import export_conversations
 from pipelines.report.page import closing
@@ -35,7 +36,7 @@ from pipelines.synthesize.suggest import suggest_map
 from pipelines.synthesize.trial import try_cells
 from pipelines.train.memory import describe, describe_merge
 from rayjobs import pipeline
-from rayjobs.cluster import Cluster
+from rayjobs.cluster import Cluster, end_on_sigterm
 
 app = typer.Typer(
     help="From raw rows to a chat model that answers over HTTP.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -71,6 +72,11 @@ AddressOption = Annotated[
 ]
 
 
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a file that danlu did not write, or that was changed since.")
+]
+
+
 @app.command()
 def recipes() -> None:
     """List the recipes that ship with danlu."""
@@ -80,26 +86,28 @@ def recipes() -> None:
 
 
 @app.command()
-def init(name: str, file: Annotated[Path | None, typer.Argument()] = None) -> None:
+def init(name: str, file: Annotated[Path | None, typer.Argument()] = None, overwrite: OverwriteOption = False) -> None:
     """Copy a shipped recipe to a file of your own."""
     shipped = shipped_recipes()
     if name not in shipped:
         raise RecipeError(name, [Problem("", f"no such recipe; {nearest(name, shipped)}")])
     target = file or Path(f"{name}.yaml")
-    require_new(target)
+    destination = Destination("FILE", str(target), "--overwrite", overwrite)
+    require_writable(destination, None)
     if not RECIPE_NAME.fullmatch(target.stem):
-        raise InputError(f"{target}: the recipe is named after its file; use ASCII letters, digits, '.', '_' and '-'")
+        raise InputError(f"{target}: the recipe is named after its file; {NAME_RULE}")
     text = shipped[name].read_text(encoding="utf-8")
     # A name of its own, lest it share the folder `runs/<name>` with the shipped recipe.
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(re.sub(r"(?m)^name: .*$", f"name: {target.stem}", text, count=1), encoding="utf-8")
+    with created(destination, None) as sink:
+        sink.write(re.sub(r"(?m)^name: .*$", f"name: {target.stem}", text, count=1).encode())
     say(f"{target}: written; danlu check {target}")
 
 
 @app.command()
-def check(recipe: RecipeName, overrides: Overrides = None) -> None:
+def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceOption = None) -> None:
     """Check a recipe without running anything, and print what would be done."""
     loaded = pipeline.load(recipe, overrides)
+    place = open_workspace(workspace, loaded.name, on_cluster=False)
     stages = " → ".join(stage.name for stage in pipeline.stages_of(loaded))
     out.print(f"{loaded.name}: valid; {stages}", markup=False, soft_wrap=True)
     if loaded.clean:
@@ -110,7 +118,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
         if loaded.merge and (merging := describe_merge(loaded.train)):
             out.print(f"  merge: {merging}", markup=False, soft_wrap=True)
     try:
-        pipeline.require_ready(loaded, pipeline.stages_of(loaded))
+        pipeline.require_ready(loaded, pipeline.stages_of(loaded), place)
     except RecipeError as error:
         for problem in error.problems:
             what = ": ".join(filter(None, (problem.key, problem.message)))
@@ -144,6 +152,7 @@ def serve(
     kuberay_file: Annotated[
         Path | None, typer.Option("--write-kuberay", help="Write a KubeRay RayService instead of serving.")
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Serve base, adapter and merged model as an OpenAI-compatible endpoint until stopped."""
     from rayjobs.deploy import serve_forever, write_config  # Ray Serve stands behind it
@@ -152,7 +161,11 @@ def serve(
     with Cluster(address) as cluster:
         place = open_workspace(workspace, loaded.name, on_cluster=cluster.is_shared)
         if serve_file or kuberay_file:
-            write_config(loaded, place, cluster, serve_file, kuberay_file)
+            config, kuberay = (
+                _destination(option, file, overwrite, recipe, loaded) if file else None
+                for option, file in (("--write-config", serve_file), ("--write-kuberay", kuberay_file))
+            )
+            write_config(loaded, place, cluster, config, kuberay)
         else:
             serve_forever(loaded, place, cluster, host, port)
 
@@ -300,13 +313,13 @@ def refine(
         Path | None,
         typer.Option("--export", help="Also write the conversations to a JSON file for xtuner."),
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Run the recipe up to refine, skipping what is up to date."""
-    if export is not None:
-        require_new(export)
+    target = _export_target(export, overwrite, recipe, overrides, workspace)
     done = _run(recipe, overrides, workspace, address, None, "refine")
-    if export is not None:
-        say(f"{export}: {export_conversations(done['refine'], export)} conversations")
+    if target is not None:
+        say(f"{export}: {export_conversations(done['refine'], target)} conversations")
 
 
 def clean(
@@ -318,15 +331,17 @@ def clean(
         Path | None,
         typer.Option("--export", help="Also write kept and dropped rows to a .jsonl or .csv file, to edit by hand."),
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Run the recipe up to clean, skipping what is up to date."""
-    if export is not None:
-        require_exportable(export)
+    target = _export_target(export, overwrite, recipe, overrides, workspace)
+    if target is not None:
+        require_exportable(target)
     done = _run(recipe, overrides, workspace, address, None, "clean")
-    if export is not None:
+    if target is not None:
         cleaned = done["clean"]
         (source,) = [done[name] for name in (cleaned.manifest.inputs if cleaned.manifest else ())]
-        rows, edited = export_rows(cleaned, source, export), shlex.quote(f"clean.edited={export}")
+        rows, edited = export_rows(cleaned, source, target), shlex.quote(f"clean.edited={export}")
         say(f"{export}: {rows} rows; edit them, then danlu clean … {edited}")
 
 
@@ -346,6 +361,23 @@ def compare(
     if checkpoints and (section is None or section.checkpoints is None):
         asked.append("compare.checkpoints={}")
     _run(recipe, asked, workspace, address, None, "compare")
+
+
+def _destination(option: str, file: Path, overwrite: bool, name: str, recipe: Recipe) -> Destination:
+    """A file that an option names: never the recipe, nor what it reads."""
+    return Destination(option, str(file), "--overwrite", overwrite, {"the recipe": name, **paths_read(recipe)})
+
+
+def _export_target(
+    file: Path | None, overwrite: bool, name: str, overrides: list[str] | None, workspace: str | None
+) -> Destination | None:
+    """The file that `--export` names; InputError, before anything runs, where it may not be written."""
+    if file is None:
+        return None
+    recipe = pipeline.load(name, overrides)
+    target = _destination("--export", file, overwrite, name, recipe)
+    require_writable(target, open_workspace(workspace, recipe.name, on_cluster=False))
+    return target
 
 
 def _try_cells(name: str, overrides: list[str] | None, workspace: str | None, address: str | None, count: int) -> None:
@@ -412,6 +444,7 @@ def _close(recipe: Recipe, workspace: Workspace, done: pipeline.Outputs) -> None
 
 def main() -> None:
     """Run the command line; errors of our own family print without a traceback."""
+    end_on_sigterm()
     try:
         app()
     except DanluError as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from pipelines.artifacts.files import Destination, created, require_writable
 from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import Problem, RecipeError
 from pipelines.models.lineup import Lineup, lineup_of, served_models
@@ -52,27 +53,36 @@ def serve_forever(
 
 
 def write_config(
-    recipe: Recipe, workspace: Workspace, cluster: Cluster, serve_file: Path | None, kuberay_file: Path | None
+    recipe: Recipe,
+    workspace: Workspace,
+    cluster: Cluster,
+    serve_file: Destination | None,
+    kuberay_file: Destination | None,
 ) -> None:
-    """Train and merge what is missing, and write configuration for `serve deploy` or for KubeRay instead of serving."""
+    """Train and merge what is missing, and write configuration for `serve deploy` or for KubeRay instead of serving.
+
+    InputError, before anything runs, for a file that may not be written.
+    """
+    for file in filter(None, (serve_file, kuberay_file)):
+        require_writable(file, workspace)
     models = finished_models(recipe, workspace, cluster)
     section = served_section(recipe)
     config = configuration(recipe.name, models, section, str(workspace.local("logs", "serve")))
     if serve_file is not None:
-        _write_yaml(serve_file, f"# serve deploy {serve_file.name}\n", config)
+        _write_yaml(serve_file, workspace, "serve deploy", config)
         if section.host not in LOCAL and not section.open:
             say(f"  the cluster's nodes need {KEYS} or {KEYS_FILE} in their environment; without it nothing is served")
     if kuberay_file is not None:
         reachable = section.model_copy(update={"host": "0.0.0.0"})  # a pod's own address is no one else's
         config = configuration(recipe.name, models, reachable, str(workspace.local("logs", "serve")))
         service = ray_service(recipe.name, _yaml(config), len(models), section, workspace.root)
-        _write_yaml(kuberay_file, f"# kubectl apply -f {kuberay_file.name}\n", service)
+        _write_yaml(kuberay_file, workspace, "kubectl apply -f", service)
 
 
-def _write_yaml(file: Path, head: str, content: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(head + _yaml(content), encoding="utf-8")
-    say(f"{file}: written")
+def _write_yaml(file: Destination, workspace: Workspace, command: str, content: dict[str, Any]) -> None:
+    with created(file, workspace) as stream:
+        stream.write(f"# {command} {Path(file.path).name}\n{_yaml(content)}".encode())
+    say(f"{file.path}: written")
 
 
 def _yaml(content: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol, TypeVar
 
+from pipelines.artifacts.files import refusal
 from pipelines.artifacts.reports.rows import RowsReport
 from pipelines.artifacts.reports.train import TrainReport
 from pipelines.artifacts.stage import Inputs, Manifest, Output, Report, Stage, read_manifest
@@ -164,7 +165,7 @@ def run(
                 say(f"{stage.name}: up to date")
             else:
                 if not is_ready:
-                    require_ready(recipe, stages[number:end])
+                    require_ready(recipe, stages[number:end], workspace)
                     held.enter_context(workspace.held())
                     cluster.connect()
                     is_ready = True
@@ -179,13 +180,16 @@ def run(
     return done
 
 
-def require_ready(recipe: Recipe, stages: Sequence[AnyStage]) -> None:
+def require_ready(recipe: Recipe, stages: Sequence[AnyStage], workspace: Workspace) -> None:
     """RecipeError with everything that would stop one of the stages, perhaps after hours of those before it.
 
-    That is what a recipe cannot know by itself: files that are not there, keys that are not set, packages.
+    That is what a recipe cannot know by itself: files that are not there, keys that are not set, packages, and files of
+    somebody's where a stage would write.
     """
     problems: list[Problem] = []
     for stage in stages:
+        written = ((file.name, refusal(file, workspace)) for file in stage.destinations())
+        problems += [Problem(name, reason) for name, reason in written if reason]
         try:
             problems += stage.preflight()
         except RecipeError as error:

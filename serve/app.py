@@ -9,12 +9,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve as ray_serve
 
+from pipelines.clean_up import clean_up
 from pipelines.errors import HardwareError, StageError
 from pipelines.models.served import ServedModel, check_models
 from pipelines.recipe.serve import Limits
@@ -27,6 +29,8 @@ from serve.gateway.gateway_replica import GatewayPlan, GatewayReplica
 
 HEALTH_CHECK_SECONDS = 2.0
 SHUTDOWN_POLL_SECONDS = 0.1
+STOP_SECONDS = 60
+"""What Serve may take to stop an application that has nothing to do any more."""
 
 
 @contextmanager
@@ -61,8 +65,8 @@ def endpoint(
         yield f"http://{host}:{port}/v1"
     finally:
         for name in reversed(targets):  # the gateway first: its requests need the engines to end
-            ray_serve.delete(name)
-        discovery.forget(app)
+            clean_up(f"stopping {name}", partial(ray_serve.delete, name), DRAIN_SECONDS + STOP_SECONDS)
+        clean_up("forgetting the endpoint", partial(discovery.forget, app), STOP_SECONDS)
         sweep()
 
 

@@ -9,11 +9,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.artifacts.workspace import Workspace
 from pipelines.recipe.load import load_recipe
 from rayjobs import pipeline
 from tests.model_families import write_qwen2
@@ -102,12 +103,9 @@ def finish(folder: Path, *arguments: str) -> str:
     return said
 
 
-def place(folder: Path, stage: str, arguments: list[str]) -> Place:
+def report(folder: Path, stage: str, arguments: list[str]) -> Any:
     recipe = load_recipe(arguments[0], arguments[1:])
-    places = {name: found for name, _, found in pipeline.status(recipe, Workspace(str(folder / "w")))}
-    found = places[stage]
-    assert found is not None
-    return found
+    return pipeline.status(recipe, Workspace(str(folder / "w")))[stage].report
 
 
 def test_clean_goes_on_from_the_last_shard(short_tmp: Path) -> None:
@@ -121,9 +119,9 @@ def test_clean_goes_on_from_the_last_shard(short_tmp: Path) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in commits}
     finish(killed, "clean", *CLEAN)
     assert {path: path.stat().st_mtime_ns for path in commits} == stamps  # finished shards were not done again
-    reports = [place(folder, "clean", CLEAN).report() for folder in (straight, killed)]
-    assert reports[0]["digest"] == reports[1]["digest"]
-    assert reports[0]["rows"] == reports[1]["rows"]
+    reports = [report(folder, "clean", CLEAN) for folder in (straight, killed)]
+    assert reports[0].digest == reports[1].digest
+    assert reports[0].rows == reports[1].rows
     assert "up to date" in finish(killed, "clean", *CLEAN)
 
 
@@ -137,11 +135,11 @@ def test_train_goes_on_from_the_last_checkpoint(short_tmp: Path) -> None:
     assert_nothing_survives(killed)
     said = finish(killed, "train", *arguments)
     assert "step 1/16" not in said  # it did not begin again
-    reports = [place(folder, "train", arguments).report() for folder in (straight, killed)]
-    losses = [[(entry["step"], entry["loss"], entry["grad_norm"]) for entry in report["losses"]] for report in reports]
+    reports = [report(folder, "train", arguments) for folder in (straight, killed)]
+    losses = [[(entry.step, entry.loss, entry.grad_norm) for entry in found.losses] for found in reports]
     assert [step for step, _, _ in losses[0]] == list(range(1, 17))
     assert losses[0] == losses[1]
-    assert reports[0]["digest"] == reports[1]["digest"]
+    assert reports[0].digest == reports[1].digest
 
 
 EVALUATE = ["tiny", "ingest.limit=200", "train.max_steps=2", "train.eval_rows=4", "evaluate.limit=12"]
@@ -156,7 +154,7 @@ def test_evaluate_goes_on_from_the_last_answer(short_tmp: Path) -> None:
     assert_nothing_survives(short_tmp)
     kept = answers.read_text(encoding="utf-8").splitlines()[:-1]  # the last line may be torn
     finish(short_tmp, "evaluate", *EVALUATE)
-    assert place(short_tmp, "evaluate", EVALUATE).report()["results"]["test"]["rows"] == 12
+    assert report(short_tmp, "evaluate", EVALUATE).results["test"].rows == 12
     after = answers.read_text(encoding="utf-8").splitlines()
     assert len(after) == 12
     assert after[: len(kept)] == kept

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from pipelines.artifacts.rows import is_text
 from pipelines.artifacts.workspace import Workspace
+from pipelines.clean_up import clean_up
 from pipelines.errors import DanluError, Problem, RecipeError, StageError
 from pipelines.llm.coordinator import Coordinator, RunProgress
 from pipelines.llm.ledger import LedgerIndex, LedgerRecord, LedgerWriter, RecordKind, read_index, read_payloads
@@ -30,6 +31,8 @@ CHUNK = 8192
 RESTARTS = 3
 """Workers that may die, on a lost machine for example, before the run stops."""
 POLL_SECONDS = 0.5
+STOP_SECONDS = 15
+"""What Ray may take to end the actors."""
 
 
 @dataclass
@@ -115,8 +118,8 @@ def dispatch(workspace: Workspace, source: RequestSource, choose: Callable[[Ledg
             raise cause from None
         raise
     finally:
-        pool.stop()
-        ray.kill(coordinator)
+        clean_up("stopping the workers", pool.stop, STOP_SECONDS)
+        clean_up("stopping the coordinator", lambda: ray.kill(coordinator), STOP_SECONDS)
     if progress.stop:
         raise _stopped(progress, source)
     return chosen

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.artifacts.workspace import Workspace
+from pipelines.artifacts.workspace import Workspace, sync_folder
 from pipelines.errors import StageError
 from pipelines.progress import say
 
@@ -196,6 +196,7 @@ class LedgerWriter:
         if self._stream is None:
             self._path, self._size = self._new_segment(), 0
             self._stream = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
+            sync_folder(os.path.dirname(self._path))
         try:
             _write_all(self._stream, data)
             os.fdatasync(self._stream)
@@ -251,8 +252,8 @@ def _write_all(descriptor: int, data: bytes) -> None:
 def _lock(workspace: Workspace) -> int:
     """Hold the ledger for this process; a run that was killed lets go of it within seconds."""
     folder = workspace.local(FOLDER)
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+    workspace.make_folder(str(folder))
+    descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:

@@ -90,6 +90,7 @@ def _problem(key: str, value: Any) -> Problem | None:
 def _name(project: Any, path: Path) -> str:
     """The project's name as far as it can name a folder, else the file's."""
     for given in (project, path.stem):
-        if name := re.sub(r"[^A-Za-z0-9._-]+", "-", str(given or "")).strip("-._"):
+        name = re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", str(given or ""))[:100].strip("-._")
+        if name and name != "base":
             return name
     return "data-juicer"

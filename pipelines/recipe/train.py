@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.progress import say
-from pipelines.recipe.base import Count, Positive, Ratio, ReadPath, Section, WrittenPath
+from pipelines.recipe.base import Count, Positive, Ratio, ReadPath, Section, WrittenPath, whole_above_one
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.serve import MAX_LORA_RANK
 
@@ -152,6 +152,12 @@ class Train(Section):
         if not file.is_file():
             raise ValueError(f"there is no file {given}; give Jinja text, or the path of a file that has it")
         return TemplateFile(file.read_text(encoding="utf-8"), given)
+
+    @field_validator("resources_per_worker")
+    @classmethod
+    def _gpus_can_be_shared_out(cls, given: dict[str, float]) -> dict[str, float]:
+        whole_above_one(given.get("GPU", 0))
+        return given
 
     @field_validator("checkpoint_copies")
     @classmethod
@@ -303,5 +309,7 @@ class Merge(Section):
     generation: OwnSampling | None = Field(
         None, description="the merged model's own sampling, such as compare's sweep recommends; null: as the base's"
     )
-    max_shard_size: str = Field("2GB", description="size of one weight file")
+    max_shard_size: Annotated[str, Field(pattern=r"^[0-9]{1,6}(KB|MB|GB|KiB|MiB|GiB)$")] = Field(
+        "2GB", description="size of one weight file"
+    )
     num_cpus: Positive = Field(1, description="CPUs reserved for merging")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from pipelines.artifacts.reports.train import MergeReport, TrainReport
 from pipelines.artifacts.stage import Inputs, Output, Stage
-from pipelines.artifacts.workspace import Place
+from pipelines.artifacts.workspace import Place, sync_tree
 from pipelines.errors import Problem, StageError
 from pipelines.models.resolve import quiet_transformers
 from pipelines.models.subprocess_task import run_in_subprocess
@@ -130,6 +130,7 @@ def write_merged(base: Path, trained: Path, target: Path, section: Merge, traine
     )
     _check(written)
     shutil.rmtree(target, ignore_errors=True)
+    sync_tree(str(scratch))
     scratch.rename(target)
     return written
 

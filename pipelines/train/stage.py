@@ -30,7 +30,7 @@ from pipelines.recipe.train import Train, fingerprint_of, further_source, missin
 from pipelines.sources.read import check_source, source_fingerprint
 from pipelines.train.attention import attention_problems
 from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_of
-from pipelines.train.checkpoint_upload import discard
+from pipelines.train.checkpoint_upload import copies_key, discard
 from pipelines.train.curves import draw_losses
 from pipelines.train.journal import BY_ROW, Entry, best_step, read_journal, shown
 from pipelines.train.loop import chosen_checkpoint, train_loop
@@ -150,7 +150,8 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
         if section.eval_rows:
             held_out = self._tokens(place, inputs.split, model, "held_out_tokens", [f"test#{section.eval_rows}"])
         steps = total_steps(section, self.seed, training)
-        run = Run(section, self.seed, steps, model, place.local(), training, held_out)
+        key = copies_key(place.workspace) if section.checkpoint_copies else b""
+        run = Run(section, self.seed, steps, model, place.local(), training, held_out, key)
         with shown(run.journal, run.steps):
             facts = run_workers(train_loop, run)
         return _report(place, run, facts)

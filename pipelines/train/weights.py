@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipelines.artifacts.workspace import sync_tree
 from pipelines.errors import DataError, StageError
 from pipelines.models.resolve import weight_shapes
 from pipelines.models.tokenizer import load_tokenizer
@@ -100,6 +101,7 @@ def _replaced(target: Path) -> Iterator[Path]:
     scratch.mkdir()
     yield scratch
     shutil.rmtree(target, ignore_errors=True)
+    sync_tree(str(scratch))
     scratch.rename(target)
 
 

@@ -56,8 +56,8 @@ def test_recipes_init_and_check(tmp_path: Path) -> None:
     assert "did you mean 'tiny'?" in refused("init", "tinny", cwd=tmp_path)
     assert danlu("init", "tiny", "新的 文件夹/own.yaml", cwd=tmp_path).returncode == 0
     (tmp_path / "rows.csv").touch()
-    assert "rows.csv: exists already" in refused("clean", "own.yaml", "--export", "rows.csv", cwd=tmp_path)
-    assert "rows.csv: exists already" in refused("refine", "own.yaml", "--export", "rows.csv", cwd=tmp_path)
+    assert "rows.csv exists already" in refused("clean", "own.yaml", "--export", "rows.csv", cwd=tmp_path)
+    assert "rows.csv exists already" in refused("refine", "own.yaml", "--export", "rows.csv", cwd=tmp_path)
 
 
 def test_check_says_what_would_stop_a_later_stage_and_run_stops_before_the_first(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ analyze: {concurrency: -1}
 train: {model: m, data: []}
 """
     assert problems_of(tmp_path, text) == {
-        "name": "use ASCII letters, digits, '.', '_' and '-', not 'my recipe'",
+        "name": "use at most 100 ASCII letters, digits, '.', '_' and '-', without '..', and not base: 'my recipe'",
         "ingest": "must be keys with values, not 'rows.jsonl'",
         "clean.text_keys": "must be text, not ['response']",
         "clean.process[0].text_lenght_filter": "unknown operator; did you mean 'text_length_filter'?",

@@ -91,7 +91,9 @@ def test_models_outside_the_attention_interface_are_refused(name: str, tmp_path:
     assert problem.key == "train.model" and f"{name} computes attention outside" in problem.message
 
 
-@pytest.mark.parametrize("name", ["mamba2", "lfm2", "bamba", "qwen3_next", "falcon_h1", "recurrent_gemma", "nemotron_h"])
+@pytest.mark.parametrize(
+    "name", ["mamba2", "lfm2", "bamba", "qwen3_next", "falcon_h1", "recurrent_gemma", "nemotron_h"]
+)
 def test_recurrent_and_convolutional_layers_train_one_sample_at_a_time(name: str, tmp_path: Path) -> None:
     from transformers import AutoConfig
 

@@ -123,12 +123,13 @@ def attention_problems(section: Train, model: Path) -> list[Problem]:
             if getattr(section, key) != wanted:
                 message = f"{name} has recurrent or convolutional layers, which go from one sample to the next"
                 problems.append(Problem(f"train.{key}", f"{message}; give {str(wanted).lower()}"))
-    if has_state(kind, types) and not types & ATTENTION_LAYERS:
-        return problems  # no attention at all, or layers of both kinds in one
+    source = ast.parse(getsource(getmodule(kind)))
+    if not any("Attention" in node.name for node in ast.walk(source) if isinstance(node, ast.ClassDef)):
+        return problems
     if not kind._supports_attention_backend:
         message = f"{name} computes attention outside transformers' attention interface, so samples would not be kept"
         return [*problems, Problem("train.model", f"{message} apart; use another model")]
-    if unknown := _arguments_of_attention(kind) - UNDERSTOOD:
+    if unknown := _arguments_of_attention(source) - UNDERSTOOD:
         message = f"{name} computes attention with {', '.join(sorted(unknown))}, which training does not"
         problems.append(Problem("train.model", f"{message}; use another model"))
     chunk = getattr(text, "attention_chunk_size", None)
@@ -149,9 +150,9 @@ def has_state(kind: Any, layer_types: set[str]) -> bool:
     return bool(kind._is_stateful or layer_types - ATTENTION_LAYERS)
 
 
-def _arguments_of_attention(kind: Any) -> set[str]:
-    """The keywords with which a model class calls transformers' attention interface, read from its source."""
-    calls = (node for node in ast.walk(ast.parse(getsource(getmodule(kind)))) if isinstance(node, ast.Call))
+def _arguments_of_attention(source: ast.Module) -> set[str]:
+    """The keywords with which the source of a model calls transformers' attention interface."""
+    calls = (node for node in ast.walk(source) if isinstance(node, ast.Call))
     own = (call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "attention_interface")
     return {keyword.arg for call in own for keyword in call.keywords if keyword.arg}
 

@@ -9,7 +9,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -154,6 +154,7 @@ def _encode_turn(
 ) -> AnsweredTurn:
     """A chat up to its last turn, an answer, with loss on it; DataError where the mask cannot be proven."""
     chat = _MarkedChat.of(tokenizer, control, messages, tools)
+    chat.require_tools()
     prompt = chat.prompt()
     text, spots = chat.answered(prompt)
     begin, spoken = len(prompt), spots[len(messages) - 1]
@@ -208,6 +209,19 @@ class _MarkedChat:
         marks = {key: (next(free), next(free)) for key in spoken}
         known = json.loads(_broken_up(tools, control, gap)) if tools else None
         return cls(tokenizer, turns, known, gap, marks, thought)
+
+    def require_tools(self) -> None:
+        """DataError where the template renders the chat alike without its tools, or without its tool calls."""
+        calls = any(turn.get("tool_calls") for turn in self.turns)
+        less: dict[str, _MarkedChat] = {}
+        if self.tools is not None:
+            less["tools"] = replace(self, tools=None)
+        if calls:
+            bare = [{name: value for name, value in turn.items() if name != "tool_calls"} for turn in self.turns]
+            less["tool calls"] = replace(self, turns=bare)
+        for what, without in less.items():
+            if without._render(without.turns) == self._render(self.turns):
+                raise DataError(_not_written(what))
 
     def prompt(self) -> str:
         """What a server would be sent for the answer, as text."""
@@ -334,11 +348,15 @@ def _left_out(place: int, role: str, name: str) -> str:
             "first question"
         )
     if name == "reasoning":
-        return (
-            "train.model: its chat template leaves out reasoning, which the row has; train a model whose template "
-            "writes reasoning, give train.chat_template, or remove reasoning from the data"
-        )
+        return _not_written(name)
     return f"train.model: its chat template leaves out the text of turn {place + 1}, of the role {role}"
+
+
+def _not_written(what: str) -> str:
+    return (
+        f"train.model: its chat template leaves out {what}, which the row has; train a model whose template "
+        f"writes {what}, give train.chat_template, or remove {what} from the data"
+    )
 
 
 def for_template(turns: Sequence[Turn]) -> list[Turn]:

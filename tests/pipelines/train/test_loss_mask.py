@@ -254,3 +254,15 @@ def test_empty_questions_and_answers_are_refused(place: int, what: str) -> None:
     with pytest.raises(DataError, match="no question"):
         require_texts(ASKED[1:])
     require_texts([ASKED[0], {"role": "assistant", "content": "", "tool_calls": "[{}]"}, *ASKED])
+
+
+def test_tools_that_a_template_leaves_out_are_refused(tiny_model: Path) -> None:
+    tokenizer, control = load_tokenizer(tiny_model)
+    with pytest.raises(DataError, match="leaves out tools, which the row has"):
+        encode(tokenizer, control, ASKED, tools='[{"type": "function", "function": {"name": "f"}}]')
+    called = [ASKED[0], {"role": "assistant", "content": "", "tool_calls": '[{"function": {"name": "f"}}]'}]
+    with pytest.raises(DataError, match="leaves out tool calls, which the row has"):
+        encode(tokenizer, control, called)
+    writes = CHATML.replace("{{ m['content'] }}", "{{ m['content'] }}{{ m['tool_calls'] | tojson if m['tool_calls'] }}")
+    (loss,) = text_with_loss(tokenizer, encoded_with(tokenizer, writes, called))
+    assert loss == '[{"function": {"name": "f"}}]<|im_end|>'

@@ -22,7 +22,7 @@ from pipelines.artifacts.files import Destination, created, require_writable
 from pipelines.artifacts.workspace import Workspace, open_workspace
 from pipelines.clean.manual_edits import export_rows, require_exportable
 from pipelines.clean.stage import plan_of
-from pipelines.errors import DanluError, InputError, Problem, RecipeError, nearest
+from pipelines.errors import DanluError, DataError, InputError, Problem, RecipeError, nearest
 from pipelines.llm.dispatch import forget_failures
 from pipelines.models.lineup import lineup_of
 from pipelines.progress import say
@@ -253,6 +253,39 @@ def status(recipe: RecipeName, overrides: Overrides = None, workspace: Workspace
         state = "complete" if output.is_complete else "partial" if began else "missing"
         table.add_row(name, state, seconds, Text(summary), Text(output.place.path() if output.place else ""))
     Console(highlight=False, width=UNCUT).print(table)
+
+
+@app.command()
+def template(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    row: Annotated[int, typer.Option("--row", min=1, help="Which of the rows to train on, from 1.")] = 1,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Show a row as it is trained, token by token, beside what a server sends for the same conversation."""
+    from pipelines.models.resolve import resolve  # transformers stands behind these, which other commands do without
+    from pipelines.models.tokenizer import open_tokenizer
+    from pipelines.train.audit import audit
+    from pipelines.train.proof import chat_at, template_of
+
+    loaded = pipeline.load(recipe, overrides)
+    if loaded.train is None:
+        raise RecipeError(loaded.name, [Problem("train", "the recipe has no such section")])
+    place = open_workspace(workspace, loaded.name, on_cluster=False)
+    split = pipeline.status(loaded, place).get("split")
+    model = resolve(loaded.train.model, place.local("models"))
+    # transformers would load torch, which takes seconds, and no tokenizer needs it: None makes it look absent
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    tokenizer = open_tokenizer(model)
+    tokenizer.chat_template = template_of(loaded.train, tokenizer) or tokenizer.chat_template
+    row_id, chat = chat_at(loaded.train, loaded.ingest, split, row - 1)
+    out.print(f"row {row_id}, {model.name}", markup=False, soft_wrap=True)
+    try:
+        for part in audit(tokenizer, loaded.train, chat):
+            out.print(part)
+    except DataError as error:
+        raise DataError(f"row {row_id}: {error}") from None
 
 
 @app.command()

@@ -8,7 +8,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export VLLM_NO_USAGE_STATS ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: demo test test-slow chaos check bench system kenlm install install-gpu
+.PHONY: demo test test-slow chaos check bench bench-gpu system kenlm install install-gpu
 
 demo: .venv/installed
 	$(BIN)/danlu run tiny
@@ -31,6 +31,10 @@ chaos: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.chain
+
+# On a machine with a CUDA device, after make install-gpu.
+bench-gpu: .venv/installed
+	$(BIN)/python -m benchmarks.gpu
 
 # What benchmarks.clean, .analyze and .dedup run beside us.
 .peers/data-juicer: benchmarks/data-juicer.txt

@@ -7,6 +7,7 @@ its own rows have, and those that have less than all of them together are writte
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from difflib import get_close_matches
 from itertools import count
 from typing import Any
@@ -43,6 +44,7 @@ from pipelines.sources.files import (
     read_shard,
     sample_rows,
     schema_of,
+    shipped_path,
 )
 from pipelines.sources.recode import as_utf8, is_utf8, remove_copies
 from pipelines.sources.row_keys import Columns, adapter_for, classify
@@ -279,7 +281,7 @@ class _Reading:
             try:
                 if row is None:
                     raise ValueError(raw)
-                read = self._read(row, place)
+                read = self.read_row(row, place)
             except ValueError as error:
                 self.broken.append(broken_row(self._adapter, place, str(error), row))
                 continue
@@ -288,7 +290,8 @@ class _Reading:
                 continue
             yield replaced(with_system(read, system), replace)
 
-    def _read(self, row: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
+    def read_row(self, row: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
+        """One row as canonical, at its `row_id` and `pos`; ValueError, saying why, where it cannot be read."""
         if self._columns:
             row = renamed(row, self._columns)
         keys = tuple(row)
@@ -454,3 +457,23 @@ def _report(
             dropped=place.relative(commit["files"]["dropped"] for commit in commits),
         ),
     )
+
+
+def first_rows(section: Ingest, count: int) -> list[dict[str, Any]]:
+    """The first rows of the source's first file, canonical, to look at before the source is read.
+
+    Rows that cannot be read are passed over. None from hubs, object storage and files in another encoding.
+    """
+    if "://" in shipped_path(section.source) or not is_utf8(section.encoding):
+        return []
+    files = list_files(section.source)
+    rows = sample_rows(files[0], count)
+    if section.adapter == "columns":
+        return [row for row in rows if "row_id" in row]
+    reading = _Reading({"name": names_of(files)[files[0]]}, section.adapter, section.columns, _named_by(section))
+    found: list[dict[str, Any]] = []
+    for number, row in enumerate(rows):
+        with suppress(ValueError):
+            place = {"row_id": f"{names_of(files)[files[0]]}:{number + 1}", "pos": number}
+            found.append(replaced(with_system(reading.read_row(row, place), section.system), section.replace))
+    return found

@@ -30,6 +30,7 @@ def register() -> None:
 UNDERSTOOD = frozenset(
     {
         *("scaling", "dropout", "sliding_window", "softcap", "s_aux", "cu_seq_lens_q", "max_length_q"),
+        "attention_mask",  # where it is none
         *("cu_seq_lens_k", "max_length_k"),  # the same as for queries: samples attend to themselves
         "position_ids",  # what attends to what follows from the bounds; rotation was done before
         "is_causal",  # where it is not false

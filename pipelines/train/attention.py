@@ -30,9 +30,11 @@ def register() -> None:
 UNDERSTOOD = frozenset(
     {
         *("scaling", "dropout", "sliding_window", "softcap", "s_aux", "cu_seq_lens_q", "max_length_q"),
+        "attention_mask",  # where it is none
         *("cu_seq_lens_k", "max_length_k"),  # the same as for queries: samples attend to themselves
         "position_ids",  # what attends to what follows from the bounds; rotation was done before
         "is_causal",  # where it is not false
+        *("labels", "shift_labels", "num_items_in_batch", "output_router_logits"),  # what the loss is made of
         *("use_cache", "output_attentions", "output_hidden_states", "past_key_values"),  # where they are not true
     }
 )

@@ -97,7 +97,8 @@ def test_models_outside_the_attention_interface_are_refused(name: str, tmp_path:
 def test_recurrent_and_convolutional_layers_train_one_sample_at_a_time(name: str, tmp_path: Path) -> None:
     from transformers import AutoConfig
 
-    AutoConfig.for_model(name).save_pretrained(tmp_path)
+    layers = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]} if name == "lfm2" else {}
+    AutoConfig.for_model(name, **layers).save_pretrained(tmp_path)
     plain = train_recipe(tmp_path, per_device_train_batch_size=1).train
     joined = train_recipe(tmp_path, packing=True, per_device_train_batch_size=2).train
     assert plain and joined

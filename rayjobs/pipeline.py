@@ -18,7 +18,7 @@ from pipelines.artifacts.stage import Inputs, Manifest, Output, Report, Stage, r
 from pipelines.artifacts.workspace import Place, Workspace, fingerprint
 from pipelines.clean.analyze import AnalyzeCleanInputs, AnalyzeCleanStage, AnalyzeInputs, AnalyzeStage
 from pipelines.clean.stage import CleanInputs, CleanStage, check_clean
-from pipelines.errors import InputError, Problem, RecipeError, nearest
+from pipelines.errors import DataError, InputError, Problem, RecipeError, nearest
 from pipelines.evaluate.compare import CompareStage
 from pipelines.evaluate.endpoint import ModelInputs, shared_endpoints
 from pipelines.evaluate.stage import EvaluateStage
@@ -188,9 +188,9 @@ def problems_of(stages: Sequence[AnyStage], workspace: Workspace) -> list[Proble
     """
     problems: list[Problem] = []
     for stage in stages:
-        written = ((file.name, refusal(file, workspace)) for file in stage.destinations())
-        problems += [Problem(name, reason) for name, reason in written if reason]
         try:
+            written = ((file.name, refusal(file, workspace)) for file in stage.destinations())
+            problems += [Problem(name, reason) for name, reason in written if reason]
             problems += stage.preflight()
         except RecipeError as error:
             problems += error.problems
@@ -219,7 +219,11 @@ def publish_adapter(recipe: Recipe, place: Place, report: TrainReport) -> str | 
 
 def _publish(recipe: Recipe, place: Place, report: TrainReport) -> None:
     """Publish what was trained, and say so where its name stays with another version."""
-    version = publish_adapter(recipe, place, report)
+    try:
+        version = publish_adapter(recipe, place, report)
+    except DataError as error:  # training is complete all the same, and may have taken days
+        say(f"train: the adapter is not published: {error}")
+        return
     serving = version and aliases(place.workspace.local("adapters")).get(recipe.name)
     if serving != version:
         say(f"train: this adapter is {version}; requests for {recipe.name} go to {serving}, where its alias points")

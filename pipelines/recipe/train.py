@@ -82,6 +82,9 @@ class Train(Section):
     chat_template: Annotated[str | None, ReadPath(_file_of_template)] = Field(
         None, description="in the place of the model's own: Jinja text, or the path of a file that has it"
     )
+    merge_system: bool = Field(
+        False, description="put the system prompt before the first question: for chat templates without a system role"
+    )
     method: Literal["lora", "qlora", "full"] = Field(
         "lora", description="what is trained: an adapter, an adapter on weights in 4 bits (NF4), or all weights"
     )

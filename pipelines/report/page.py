@@ -105,6 +105,7 @@ def _content(name: str, workspace: Workspace, done: Outputs, is_complete: bool) 
         "verdict": verdict(name, trained, evaluated),
         "grid": _grid(report_of(outputs, SynthesizeReport)),
         "refined": report_of(outputs, RefineReport),
+        "coverage": _coverage(report_of(outputs, RefineReport)),
         "analysis": analysis(report_of(outputs, AnalyzeReport), report_of(outputs, AnalyzeCleanReport)),
         "operators": cleaned.operators if cleaned else [],
         "changes": cleaned.samples if cleaned else [],
@@ -178,6 +179,25 @@ def _grid(report: SynthesizeReport | None) -> dict[str, Any] | None:
     if report.cost is not None:
         facts.append(("cost", f"{report.cost} {report.currency}"))
     return {"chart": Markup(chart), "title": title, "facts": facts}
+
+
+def _coverage(report: RefineReport | None) -> dict[str, Any] | None:
+    """Which cells refine left how much of, and why the rest went."""
+    if report is None or report.coverage is None:
+        return None
+    coverage = report.coverage
+    title = f"Share of the answers that are kept, by {' and '.join(coverage.dimensions)}"
+    shares, notes = [], []
+    for came, kept, dropped in zip(coverage.came, coverage.kept, coverage.dropped, strict=True):
+        shares.append([left / max(all_, 1) for left, all_ in zip(kept, came, strict=True)])
+        told = [", ".join(f"{operator} {count}" for operator, count in reasons.items()) for reasons in dropped]
+        notes.append(
+            [
+                f"{left} of {all_} kept" + (f"; {why}" if why else "")
+                for left, all_, why in zip(kept, came, told, strict=True)
+            ]
+        )
+    return {"title": title, "chart": Markup(heat_map(title, coverage.rows, coverage.columns, shares, notes))}
 
 
 def _number(value: float) -> str:

@@ -24,12 +24,13 @@ from pipelines.metrics.bootstrap import FEW_ROWS, bootstrap
 from pipelines.models.convert import family_of
 from pipelines.models.resolve import check_folder, max_positions, model_digest, resolve
 from pipelines.models.skeleton import check_weights, rewriting_of
-from pipelines.models.tokenizer import with_chat_template
+from pipelines.models.tokenizer import open_tokenizer, with_chat_template
 from pipelines.models.weight_files import weight_shapes
 from pipelines.progress import say
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, fingerprint_of, further_source, missing_package, parse_data
 from pipelines.sources.read import check_source, source_fingerprint
+from pipelines.train.attention import attention_problems
 from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_of
 from pipelines.train.checkpoint_upload import copies_key, discard
 from pipelines.train.curves import draw_losses
@@ -38,6 +39,7 @@ from pipelines.train.journal import BY_ROW, Entry, best_step, read_journal, show
 from pipelines.train.loop import chosen_checkpoint, train_loop
 from pipelines.train.loss_mask import IGNORE_INDEX
 from pipelines.train.memory import chosen_stage, shapes_of
+from pipelines.train.proof import template_of, unproven
 from pipelines.train.run import Run, WorkerFacts
 from pipelines.train.samples import Samples, total_rows
 from pipelines.train.tokenize import Tokenized, source_of, tokenize
@@ -76,7 +78,7 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
     seed: int
 
     name: ClassVar[str] = "train"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @property
     def reports(self) -> type[TrainReport]:
@@ -113,8 +115,10 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
             except RecipeError as error:
                 problems += error.problems
             else:
-                if family_of(folder) is None:  # else its modules get other names
+                if family_of(folder) is None:  # else its modules get other names, and its tokenizer is converted
                     problems += misfits(section, folder)
+                    problems += attention_problems(section, folder)
+                    problems += problems or unproven(section, self.ingest, folder)
         if section.checkpoint_copies:
             try:
                 _ = Workspace(section.checkpoint_copies).fs
@@ -138,10 +142,11 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
         check_resources(section)
         cache = place.workspace.local("models")
         model = resolve(section.model, cache)
-        if section.chat_template is not None:
-            model = with_chat_template(model, section.chat_template, cache)
+        template = template_of(section, open_tokenizer(model)) if section.merge_system else section.chat_template
+        if template is not None:
+            model = with_chat_template(model, template, cache)
         model = with_end(section, model, cache)
-        if problems := misfits(section, model):
+        if problems := [*misfits(section, model), *attention_problems(section, model)]:
             raise RecipeError("the recipe", problems)
         section = _with_zero_stage(section, model, place)
         training = self._tokens(place, inputs.split, model, "train_tokens", section.data)

@@ -27,7 +27,7 @@ from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, further_source, parse_data
 from pipelines.sources.read import read_once
 from pipelines.train.ends import embedding_rows, without_embedding
-from pipelines.train.loss_mask import Encoded, encode, with_system
+from pipelines.train.loss_mask import Encoded, encode, require_texts, with_system
 from pipelines.train.truncation import Fitted, TokenLimits, encode_within, loss_tokens
 
 SHARD_ROWS = 4096
@@ -165,6 +165,7 @@ def _tokenizer(
         for row in _rows(workspace, shard):
             try:
                 messages = with_system(messages_of(row), system)
+                require_texts(messages)
                 fitted.append(encode_within(limits, partial(encode, tokenizer, control), tokenizer, messages))
                 highest = max((token for sample in fitted[-1].samples for token in sample.tokens), default=0)
                 if rows is not None and highest >= rows:

@@ -101,7 +101,8 @@ def check_folder(folder: Path) -> None:
                 f"{folder} has no tokenizer (tokenizer.json or tokenizer.model); copy it from the base model"
             )
     if missing:
-        raise RecipeError("the recipe", [Problem("train.model", message) for message in missing])
+        problems = [Problem("train.model", message, on_every_machine=bool(found)) for message in missing]
+        raise RecipeError("the recipe", problems)
 
 
 def _from_hub(model: str, cache: Path) -> Path:

@@ -145,7 +145,7 @@ def causal_config(folder: Path) -> Any:
 
     kind = config_of(folder).get("model_type", "unknown")
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config: Any = AutoConfig.from_pretrained(folder)
     except Exception as error:  # what transformers raises over a field depends on the field
         told = f"{type(error).__name__}: {' '.join(str(error).split())[:SAID]}"
         raise broken_model(

@@ -7,6 +7,7 @@ that samples, the adapter on its base, the merged and the fully trained model st
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 
 from pipelines.errors import DataError, Problem
 from pipelines.models.cache import made_once
-from pipelines.models.skeleton import text_config
+from pipelines.models.skeleton import SAID, text_config
 from pipelines.models.tokenizer import load_tokenizer
+from pipelines.models.weight_files import broken_model
 from pipelines.recipe.train import Train
 from pipelines.train.loss_mask import IGNORE_INDEX, encode, with_system
 
@@ -36,7 +38,7 @@ class End:
 
 def end_of(section: Train, model: Path) -> End | None:
     """The first of the control tokens that end a trained answer; None where the template renders no chat."""
-    tokenizer, control = load_tokenizer(model)
+    tokenizer, control = _tokenizer(model)
     try:
         encoded = encode(tokenizer, control, with_system(PROBE, section.system))
     except DataError:  # tokenizing the rows says it better, and names the row
@@ -56,7 +58,7 @@ def end_of(section: Train, model: Path) -> End | None:
 def lacking_embedding(section: Train, model: Path) -> Problem | None:
     """Why no chat can be trained: its format has tokens that the model has no embedding for; None where it has all."""
     rows = embedding_rows(model)
-    tokenizer, control = load_tokenizer(model)
+    tokenizer, control = _tokenizer(model)
     try:
         tokens = encode(tokenizer, control, with_system(PROBE, section.system)).tokens
     except DataError:  # tokenizing the rows says it better, and names the row
@@ -79,6 +81,15 @@ def without_embedding(tokenizer: Any, token: int, rows: int) -> str:
         f"the model has embeddings for {rows} tokens, and its tokenizer gives {tokenizer.decode([token])!r} the number "
         f"{token}; take the tokenizer that the model was made with, or a model whose embeddings were resized"
     )
+
+
+def _tokenizer(model: Path) -> tuple[Any, "re.Pattern[str]"]:
+    """The tokenizer and the pattern of its control tokens; RecipeError where transformers cannot read it."""
+    try:
+        return load_tokenizer(model)
+    except Exception as error:  # what transformers raises over a file depends on the file
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:SAID]}"
+        raise broken_model(f"{model}: its tokenizer cannot be read ({told}); fetch the model again") from None
 
 
 def stop_tokens(model: Path) -> list[int]:

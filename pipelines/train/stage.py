@@ -227,9 +227,10 @@ def misfits(section: Train, model: Path) -> list[Problem]:
         problems.append(Problem("train.max_length", message, on_every_machine=True))
     try:
         skeleton = check_weights(model)
+        lacking = lacking_embedding(section, model)
     except RecipeError as error:
         return [*problems, *error.problems]
-    if lacking := lacking_embedding(section, model):
+    if lacking:
         problems.append(lacking)
     if skeleton is not None and section.method != "full":
         # here, because torch and peft stand behind it

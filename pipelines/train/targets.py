@@ -154,7 +154,8 @@ def _wrong_targets(section: Train, model: Any, on_disk: list[str]) -> list[Probl
                 _problem(f"no layer outside the experts matches {target!r}; {_near(target, _linear(model))}")
             )
         elif not _matching(asked, known):
-            problems.append(_problem(f"no module of the model matches {target!r}; {_near(target, known)}"))
+            what = "no module of the model matches" if isinstance(targets, str) else "the model has no module"
+            problems.append(_problem(f"{what} {target!r}; {_near(target, known)}"))
     return problems
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def check_base(adapter: Path, base: Path) -> None:
         elif name not in own:
             said = "has a module that the adapter has no weights for"
         else:
-            wide, own_wide = next((a, b) for a, b in zip(there[name], own[name], strict=False) if a != b)
+            sides = zip_longest(there[name], own[name], fillvalue=1)
+            wide, own_wide = next((one, other) for one, other in sides if one != other)
             said = f"is {wide} wide there, the adapter {own_wide}"
         module = name.removeprefix("base_model.model.").partition(".lora_")[0]
         raise DataError(

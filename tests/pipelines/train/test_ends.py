@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipelines.errors import RecipeError
 from pipelines.recipe.train import Train
 from pipelines.train.ends import End, describe_end, end_of, lacking_embedding, stop_tokens, with_end
 from tests import model_families as families
@@ -69,3 +70,11 @@ def test_a_format_whose_tokens_have_no_embedding_is_refused(tiny_model: Path, tm
     problem = lacking_embedding(section, folder)
     assert problem and problem.on_every_machine
     assert f"embeddings for {rows} tokens, and its tokenizer gives '<|end|>' the number {rows}" in problem.message
+
+
+def test_a_tokenizer_that_cannot_be_read_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "cut"))
+    whole = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(whole[:1000])
+    with pytest.raises(RecipeError, match="its tokenizer cannot be read .*fetch the model again"):
+        lacking_embedding(Train(model="x"), folder)

@@ -54,7 +54,7 @@ def locate_asset(name: str, operator: str, assets: Assets) -> Path:
 
 
 def _how(name: str) -> str:
-    folder = "" if name == "flagged_words.json" else "models/"
+    folder = "" if name.endswith(".json") else "models/"
     return (
         f"fetch it from {_DATA_JUICER}/{folder}{name} and name its path under clean.assets as `{name}: PATH`, or a URL "
         f"or modelscope://OWNER/MODEL/FILE with its checksum as `{name}: URL#sha256=…`"

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipelines.clean.assets import assets_of, locate_asset
 from pipelines.clean.custom import load_operators
 from pipelines.clean.operators import OPERATORS, Operator
+from pipelines.clean.operators.data_juicer_names import DATA_JUICER_NAMES
 from pipelines.clean.operators.registry import Assets, Dialect, Interval
 from pipelines.errors import DataError, Problem, RecipeError, nearest
 
@@ -214,7 +215,9 @@ def _check_item(
         return
     name, given = parsed
     if name not in known:
-        yield Problem(f"{here}.{name}", f"unknown operator; {nearest(name, known)}")
+        theirs = name in DATA_JUICER_NAMES
+        told = "data-juicer's, not in Danlu" if theirs else f"unknown operator; {nearest(name, known)}"
+        yield Problem(f"{here}.{name}", told)
         return
     operator = known[name]
     problems = [Problem(f"{here}.{name}.{key}", text) for key, text in _check_arguments(operator, given)]

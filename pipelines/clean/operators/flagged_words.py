@@ -63,9 +63,7 @@ def _listed(paths: tuple[str, ...], lang: str) -> tuple[str, ...]:
             by_language.setdefault(name, []).extend(words)
     by_language.setdefault("all", [word for words in by_language.values() for word in words])
     if lang not in by_language:
-        raise DataError(
-            f"{paths[0]}: holds no flagged words for lang {lang!r}; it has {', '.join(sorted(by_language))}"
-        )
+        raise DataError(f"{paths[0]}: holds no words for lang {lang!r}; it has {', '.join(sorted(by_language))}")
     return tuple(sorted(set(by_language[lang])))
 
 
@@ -208,3 +206,46 @@ def flagged_words_filter(
         ]
 
     return Verdict(ranged.keep, ranged.stats, reasons)
+
+
+STOPWORDS_FILE = "stopwords.json"
+
+
+def _stopword_files(parameters: Parameters, dialect: Dialect) -> list[str]:
+    words = [] if parameters["stopwords_dir"] is not None else [STOPWORDS_FILE]
+    return words + ([sentencepiece_of(parameters["lang"])] if parameters["tokenization"] else [])
+
+
+def _check_stopwords(parameters: Parameters, dialect: Dialect) -> Iterator[tuple[str, str]]:
+    folder = parameters["stopwords_dir"]
+    if folder is not None and not list(Path(folder).glob("*stopwords*.json")):
+        yield "stopwords_dir", f"no file like {STOPWORDS_FILE} in {folder}"
+
+
+@operator("filter", assets=_stopword_files, check=_check_stopwords)
+def stopwords_filter(
+    column: Column,
+    *,
+    lang: str = "en",
+    tokenization: bool = False,
+    min_ratio: Ratio = 0.3,
+    max_ratio: Ratio = 1.0,
+    stopwords_dir: str | None = None,
+    use_words_aug: bool = False,
+    words_aug_group_sizes: list[PositiveCount] = [2],  # noqa: B006 - data-juicer's default, never changed
+    words_aug_join_char: str = "",
+    assets: Assets,
+    interval: Interval = CLOSED,
+) -> Verdict:
+    """Keep texts by their share of stop words, from a JSON file by language.
+
+    Words are what whitespace separates, stripped of special characters, or with `tokenization`, which Chinese needs,
+    sentencepiece's pieces.
+    """
+    paths = sorted(str(path) for path in Path(stopwords_dir).glob("*stopwords*.json")) if stopwords_dir else []
+    words = frozenset(_listed(tuple(paths) or (assets[STOPWORDS_FILE],), lang))
+    texts = column.texts()
+    split = pieces(texts, assets[sentencepiece_of(lang)]) if tokenization else [split_words(text) for text in texts]
+    sizes = words_aug_group_sizes if use_words_aug else ()
+    ratios = np.array([_share_of_words(row, words, sizes, words_aug_join_char) for row in split], dtype=np.float64)
+    return within("stopwords_ratio", ratios, {"min_ratio": min_ratio, "max_ratio": max_ratio}, interval)

@@ -1,5 +1,7 @@
 """Texts that nobody can read, by what can be seen without a language model."""
 
+from itertools import pairwise
+
 import numpy as np
 import regex
 
@@ -27,7 +29,7 @@ def variety(text: str) -> float:
     letters = sum(character.isalnum() for character in text)
     if len(han) < LONG_ENOUGH or len(han) < MOSTLY_HAN * letters:
         return 1.0
-    pairs = [han[at : at + 2] for at in range(len(han) - 1)]
+    pairs = list(pairwise(han))
     expected = min(1.0, NEW_PAIRS / len(pairs))
     return len(set(pairs)) / len(pairs) / expected
 

@@ -40,10 +40,11 @@ ENOUGH_HIRAGANA = 0.12
 
 _CANTONESE = regex.compile("[哋嘅咗喺嚟冇㗎佢嗰啲嘢瞓攞冚噉嗌]|唔(?!知)|点样|點樣|边度|邊度|系度|系咪|係咪|得闲|得閒")
 _WU = regex.compile("侬|阿拉|倷|弗|侪|伲|格桩|今朝|屋里向|哪能|闲话|辰光|物事|晓得伐|伊[讲拉]")
-_TRADITIONAL = frozenset(
+TRADITIONAL = frozenset(
     "們個這來時說對會為國過後還沒麼裡裏學經現發點問無實將與種開關見從長話電車東門買賣讀書寫聽樂愛體頭覺讓請謝錢員該機動業產務報場區單價應當質邊處難樣"
     "總選擇給課題義進達連運達遠適選選遊週隊階際隨雖雙雜離難雲靜須順預頻題願類顧風飛飯館馬驗驚魚鳥麗龍"
 )
+"""Frequent characters that only traditional Chinese has."""
 _SIMPLIFIED = frozenset(
     "们个这来时说对会为国过后还没么里学经现发点问无实将与种开关见从长话电车东门买卖读书写听乐爱体头觉让请谢钱员该机动业产务报场区单价应当质边处难样"
     "总选择给课题义进达连运远适游队阶际随虽双杂离云静须顺预频愿类顾风飞饭馆马验惊鱼鸟丽龙"
@@ -98,7 +99,7 @@ def variant_of(text: str) -> Variant:
         return "yue"
     if len(_WU.findall(text)) > 1:
         return "wuu"
-    traditional = sum(character in _TRADITIONAL for character in text)
+    traditional = sum(character in TRADITIONAL for character in text)
     return "traditional" if traditional > sum(character in _SIMPLIFIED for character in text) else "simplified"
 
 

@@ -100,3 +100,22 @@ def chinese_convert_mapper(column: Column, *, mode: Conversion = "s2t", dialect:
     if dialect == "data_juicer":
         return column.rewrite(column.matches(r"\p{Han}|\x00"), convert)
     return column.rewrite(column.matches(r"\p{Han}"), lambda text: "\0".join(map(convert, text.split("\0"))))
+
+
+_ENGLISH_MARKS = str.maketrans(
+    {
+        **dict.fromkeys("„”“«»１」「《》", '"'),
+        **dict(zip("，。、´∶：？！（）；–～’━〈〉【】％►", ",.,'::?!();-~'-<>[]%-", strict=True)),
+        "—": " - ",
+        "．": ". ",
+        "…": "...",
+    }
+)
+"""data-juicer's table (`punctuation_normalization_mapper.py`), its １ for a quotation mark included."""
+
+
+@operator("mapper")
+def punctuation_normalization_mapper(column: Column) -> pa.Array:
+    """Make full-width and typographic marks the plain ones of English; not for Chinese that people read."""
+    marked = column.matches("[，。、„”“«»１」「《》´∶：？！（）；–—．～’…━〈〉【】％►]")
+    return column.rewrite(marked, lambda text: text.translate(_ENGLISH_MARKS))

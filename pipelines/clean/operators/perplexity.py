@@ -8,7 +8,7 @@ import regex
 
 from pipelines.clean.column import Column
 from pipelines.clean.operators.garbled import variety
-from pipelines.clean.operators.language import variant_of
+from pipelines.clean.operators.language import TRADITIONAL, variant_of
 from pipelines.clean.operators.registry import CLOSED, Assets, Dialect, Interval, Parameters, Verdict, operator, within
 from pipelines.clean.operators.words import pieces, sentencepiece_of
 
@@ -91,7 +91,10 @@ def perplexity_filter(
     texts = given = column.texts()
     if dialect == "zh" and lang == "zh":
         convert = _to_simplified()
-        texts = [convert(_EMOJI.sub("，", text)) if not text.isascii() else text for text in texts]
+        traditional = column.matches(f"[{''.join(sorted(TRADITIONAL))}]").tolist()
+        texts = [convert(text) if converts else text for text, converts in zip(texts, traditional, strict=True)]
+        drawn = column.matches("[\U0001f000-\U0001faff\u2600-\u27bf\u2b00-\u2bff\ufe0f]").tolist()
+        texts = [_EMOJI.sub("，", text) if has_emoji else text for text, has_emoji in zip(texts, drawn, strict=True)]
     split = pieces(texts, assets[sentencepiece_of(lang)])
     scores = np.array([_perplexity(" ".join(row), model) for row in split], dtype=np.float64)
     if dialect == "zh" and lang == "zh":

@@ -25,6 +25,7 @@ from pipelines.recipe.serve import Limits
 from serve.discovery import EngineRecord
 from serve.gateway.app import Gateway
 from serve.gateway.gateway_replica import KEEP_ALIVE_SECONDS, engine_session
+from serve.gateway.protocol import LimitedProtocol
 
 KEY = "benchmark"
 MODEL = "base"
@@ -76,6 +77,7 @@ async def _serve(name: str, upstream: str, listener: socket.socket) -> None:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            http=LimitedProtocol if name in ("gateway", "held") else "auto",
         )
         await uvicorn.Server(config).serve(sockets=[listener])
 

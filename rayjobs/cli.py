@@ -1,6 +1,7 @@
 """The `danlu` command.
 
-Exit codes: 0 done, 1 the work failed, 2 the recipe or the arguments are wrong, 3 hardware is missing.
+Exit codes: 0 done, 1 the work failed, 2 the recipe or the arguments are wrong, 3 hardware is missing, 4 `check` found a
+recipe right that this machine is not ready for, 143 ended by SIGTERM.
 """
 
 import os
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,8 +22,9 @@ from pipelines.artifacts.files import Destination, created, require_writable
 from pipelines.artifacts.workspace import Workspace, open_workspace
 from pipelines.clean.manual_edits import export_rows, require_exportable
 from pipelines.clean.stage import plan_of
-from pipelines.errors import DanluError, InputError, Problem, RecipeError, nearest
+from pipelines.errors import DanluError, DataError, InputError, Problem, RecipeError, nearest
 from pipelines.llm.dispatch import forget_failures
+from pipelines.models.lineup import lineup_of
 from pipelines.progress import say
 from pipelines.recipe.load import shipped_recipes
 from pipelines.recipe.paths import paths_read
@@ -36,6 +38,7 @@ from pipelines.synthesize.suggest import suggest_map
 from pipelines.synthesize.suggest_values import suggest_values
 from pipelines.synthesize.trial import try_cells
 from pipelines.train.memory import describe, describe_merge
+from pipelines.train.stage import describe_model
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster, end_on_sigterm
 
@@ -60,16 +63,18 @@ def danlu(
 
 
 out = Console(highlight=False)
+NOT_READY = 4
+"""Exit code of `check` for a recipe that is right, and that something on this machine would stop."""
 UNCUT = 10_000
 """Columns of a table whose lines are longer than a terminal's rather than cut, so that a path can be copied."""
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Recipe keys to change.")]
 WorkspaceOption = Annotated[
-    str | None, typer.Option("--workspace", help="Folder or fsspec URL for all output. [default: runs/<recipe name>]")
+    str | None, typer.Option("--workspace", help="Folder or fsspec URL for all output. (default: runs/<recipe name>)")
 ]
 AddressOption = Annotated[
-    str | None, typer.Option("--address", help="Ray cluster to run on. [default: RAY_ADDRESS, else this machine]")
+    str | None, typer.Option("--address", help="Ray cluster to run on. (default: RAY_ADDRESS, else this machine)")
 ]
 
 
@@ -109,21 +114,24 @@ def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceO
     """Check a recipe without running anything, and print what would be done."""
     loaded = pipeline.load(recipe, overrides)
     place = open_workspace(workspace, loaded.name, on_cluster=False)
+    problems = pipeline.problems_of(pipeline.stages_of(loaded), place)
+    if wrong := [problem for problem in problems if problem.on_every_machine]:
+        raise RecipeError(loaded.name, wrong)
     stages = " → ".join(stage.name for stage in pipeline.stages_of(loaded))
     out.print(f"{loaded.name}: valid; {stages}", markup=False, soft_wrap=True)
     if loaded.clean:
         for line in plan_of(loaded.clean).describe():
             out.print(f"  clean: {line}", markup=False, soft_wrap=True)
     if loaded.train:
-        out.print(f"  train: {describe(loaded.train)}", markup=False, soft_wrap=True)
+        for line in (*describe_model(loaded.train), describe(loaded.train)):
+            out.print(f"  train: {line}", markup=False, soft_wrap=True)
         if loaded.merge and (merging := describe_merge(loaded.train)):
             out.print(f"  merge: {merging}", markup=False, soft_wrap=True)
-    try:
-        pipeline.require_ready(loaded, pipeline.stages_of(loaded), place)
-    except RecipeError as error:
-        for problem in error.problems:
-            what = ": ".join(filter(None, (problem.key, problem.message)))
-            out.print(f"  not ready on this machine: {what}", markup=False, soft_wrap=True)
+    for problem in problems:
+        what = ": ".join(filter(None, (problem.key, problem.message)))
+        out.print(f"  not ready on this machine: {what}", markup=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(NOT_READY)
 
 
 @app.command()
@@ -145,8 +153,8 @@ def serve(
     overrides: Overrides = None,
     workspace: WorkspaceOption = None,
     address: AddressOption = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: serve.host]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on. [default: serve.port]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. (default: serve.host)")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. (default: serve.port)")] = None,
     serve_file: Annotated[
         Path | None, typer.Option("--write-config", help="Write the file for `serve deploy` instead of serving.")
     ] = None,
@@ -176,12 +184,33 @@ def chat(
     target: Annotated[
         str, typer.Argument(metavar="RECIPE|URL", help="A recipe that is being served, or a /v1 address.")
     ],
-    model: Annotated[str | None, typer.Option(help="Model to begin with. [default: the first that is listed]")] = None,
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to begin with. (default: the recipe's, or the first)")
+    ] = None,
 ) -> None:
     """Talk to a served model in the terminal; the key, if one is needed, comes from OPENAI_API_KEY."""
     from serve.ui import chat as terminal  # openai stands behind it
 
-    terminal.chat(_endpoint_of(target), model, os.environ.get("OPENAI_API_KEY", "none"))
+    models, system, sampling = _how_to_chat(target, overrides)
+    start = terminal.ChatStart((model,) if model else models, system, sampling)
+    terminal.chat(_endpoint_of(target, overrides), start, os.environ.get("OPENAI_API_KEY", "none"))
+
+
+def _how_to_chat(target: str, overrides: list[str] | None) -> tuple[tuple[str, ...], str, dict[str, Any]]:
+    """A recipe's models, the best first, its system prompt, and the sampling that it says; nothing of an address."""
+    if "://" in target:
+        return (), "", {}
+    recipe = pipeline.load(target, overrides)
+    lineup = lineup_of(recipe)
+    models = (recipe.name, *reversed(lineup.names())) if lineup else (recipe.name,)
+    system = recipe.train.system if recipe.train else None
+    for section in (recipe.merge, recipe.evaluate, recipe.compare):
+        generation = section.generation if section is not None else None
+        said = generation.model_dump(exclude_unset=True, exclude_none=True) if generation is not None else {}
+        if said:
+            return models, system or "", said
+    return models, system or "", {}
 
 
 @app.command()
@@ -189,19 +218,25 @@ def ui(
     target: Annotated[
         str, typer.Argument(metavar="RECIPE|URL", help="A recipe that is being served, or a /v1 address.")
     ],
+    overrides: Overrides = None,
     host: Annotated[str, typer.Option(help="Address the page listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port the page listens on.")] = 8501,
 ) -> None:
     """Talk to served models in the browser; the key, if one is needed, comes from OPENAI_API_KEY."""
-    from serve.ui.chat import open_page  # as above
+    from serve.ui.chat import ChatStart, open_page  # as above
 
-    url = _endpoint_of(target)
+    url = _endpoint_of(target, overrides)
     say(f"http://{host}:{port}: asks {url}; Ctrl-C stops")
-    open_page(url, host, port)
+    open_page(url, host, port, ChatStart(*_how_to_chat(target, overrides)))
 
 
-def _endpoint_of(target: str) -> str:
-    return target if "://" in target else "http://{0.host}:{0.port}/v1".format(pipeline.load(target).serve)
+def _endpoint_of(target: str, overrides: list[str] | None) -> str:
+    """A /v1 address as it stands, or that of a recipe; who listens on all addresses is asked on this machine's own."""
+    if "://" in target:
+        return target
+    section = pipeline.load(target, overrides).serve
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(section.host, section.host)
+    return f"http://[{host}]:{section.port}/v1" if ":" in host else f"http://{host}:{section.port}/v1"
 
 
 @app.command()
@@ -218,6 +253,39 @@ def status(recipe: RecipeName, overrides: Overrides = None, workspace: Workspace
         state = "complete" if output.is_complete else "partial" if began else "missing"
         table.add_row(name, state, seconds, Text(summary), Text(output.place.path() if output.place else ""))
     Console(highlight=False, width=UNCUT).print(table)
+
+
+@app.command()
+def template(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    row: Annotated[int, typer.Option("--row", min=1, help="Which of the rows to train on, from 1.")] = 1,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Show a row as it is trained, token by token, beside what a server sends for the same conversation."""
+    from pipelines.models.resolve import resolve  # transformers stands behind these, which other commands do without
+    from pipelines.models.tokenizer import open_tokenizer
+    from pipelines.train.audit import audit
+    from pipelines.train.proof import chat_at, template_of
+
+    loaded = pipeline.load(recipe, overrides)
+    if loaded.train is None:
+        raise RecipeError(loaded.name, [Problem("train", "the recipe has no such section")])
+    place = open_workspace(workspace, loaded.name, on_cluster=False)
+    split = pipeline.status(loaded, place).get("split")
+    model = resolve(loaded.train.model, place.local("models"))
+    # transformers would load torch, which takes seconds, and no tokenizer needs it: None makes it look absent
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    tokenizer = open_tokenizer(model)
+    tokenizer.chat_template = template_of(loaded.train, tokenizer) or tokenizer.chat_template
+    row_id, chat = chat_at(loaded.train, loaded.ingest, split, row - 1)
+    out.print(f"row {row_id}, {model.name}", markup=False, soft_wrap=True)
+    try:
+        for part in audit(tokenizer, loaded.train, chat):
+            out.print(part)
+    except DataError as error:
+        raise DataError(f"row {row_id}: {error}") from None
 
 
 @app.command()
@@ -434,7 +502,7 @@ def _run(
 
 
 def _close(recipe: Recipe, workspace: Workspace, done: pipeline.Outputs) -> None:
-    out.print(closing(recipe.name, workspace, done), markup=False)
+    out.print(closing(recipe.name, workspace, done), markup=False, crop=False)
 
 
 def main() -> None:

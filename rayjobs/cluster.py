@@ -136,7 +136,7 @@ class Cluster:
         ray_constants.ENABLE_RAY_CLUSTER = False  # what the environment says, if Ray is loaded already
         for left in range(STARTS - 1, -1, -1):
             try:
-                with _patience():
+                with patience():
                     ray.init(
                         address="local",
                         include_dashboard=False,
@@ -211,8 +211,11 @@ def _temporary() -> str:
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
-    """Have Ray wait longer for its node to be registered, on a machine that is busy with other things."""
+def patience() -> Iterator[None]:
+    """Have Ray wait longer for its node to be registered, on a machine that is busy with other things.
+
+    ConnectionError where its raylet ended meanwhile, for which Ray would wait all the same.
+    """
     from ray._private import services
 
     library: Any = services

@@ -15,15 +15,18 @@ from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import Problem, RecipeError
 from pipelines.models.lineup import Lineup, lineup_of, served_models
 from pipelines.models.served import ServedModel
-from pipelines.progress import say, waiting
+from pipelines.progress import say
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.serve import MAX_LORA_RANK, Serve
 from pipelines.recipe.train import not_servable
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
 from serve import adapter_registry
-from serve.app import endpoint
+from serve.adapter_registry import AdapterEngine
+from serve.app import claim_port, endpoint
 from serve.auth import KEYS, KEYS_FILE, LOCAL, environment_keys
+from serve.engine.command import adapter_room
+from serve.engine.extra import check_extra
 from serve.kuberay import configuration, ray_service
 
 
@@ -38,15 +41,18 @@ def serve_forever(
     section = served_section(recipe)
     host, port = host or section.host, port or section.port
     keys = environment_keys(section.model_copy(update={"host": host}))
+    claim_port(host, port)  # before hours of training
     models = finished_models(recipe, workspace, cluster)
+    describe_engines(models, section)
     cluster.connect()
     logs = workspace.local("logs", "serve")
-    with stop_signals() as stopped, ExitStack() as stack:
-        with waiting(f"starting {len(models)} engine(s)"):
-            limits = section.limits
+    limits = section.limits
+    with ExitStack() as stack:
+        with interrupted_by_sigterm():
             url = stack.enter_context(
                 endpoint(models, section, host=host, port=port, log_dir=logs, keys=keys, limits=limits)
             )
+        stopped = stack.enter_context(stop_signals())
         published = adapter_registry.aliases(workspace.local("adapters"))
         say(f"{url}: {', '.join([*(model.name for model in models), *published])}; Ctrl-C stops")
         stopped.wait()
@@ -67,7 +73,12 @@ def write_config(
         require_writable(file, workspace)
     models = finished_models(recipe, workspace, cluster)
     section = served_section(recipe)
+    check_extra(section.engine)
+    describe_engines(models, section)
     config = configuration(recipe.name, models, section, str(workspace.local("logs", "serve")))
+    if section.host in LOCAL:
+        say(f"  serve.host is {section.host}: beyond the node that it runs on nobody reaches the gateway")
+    say(f"  its paths are this machine's ({workspace.root}); the nodes have to see them too")
     if serve_file is not None:
         _write_yaml(serve_file, workspace, "serve deploy", config)
         if section.host not in LOCAL and not section.open:
@@ -111,11 +122,34 @@ def trained_models(lineup: Lineup, done: pipeline.Outputs, registry: Path) -> li
     return [base, *others]
 
 
+def describe_engines(models: list[ServedModel], section: Serve) -> None:
+    """Leave word in each registry of what its engine takes, so that what does not fit is refused when published."""
+    names = tuple(model.name for model in models)
+    for model in models:
+        if model.registry is not None:
+            engine = AdapterEngine(str(Path(model.path).resolve()), adapter_room(model, section.engine)[1], names)
+            adapter_registry.describe_engine(model.registry, engine)
+
+
 def served_section(recipe: Recipe) -> Serve:
     """The section `serve`, its engines with room for the adapter that the recipe trains."""
     engine = recipe.serve.engine
     rank = max(engine.max_lora_rank, min(recipe.train.lora.r, MAX_LORA_RANK) if recipe.train else 0)
     return recipe.serve.model_copy(update={"engine": engine.model_copy(update={"max_lora_rank": rank})})
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does: what is being waited for is given up, and cleaned up."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pipelines.artifacts.stage import Inputs, Manifest, Output, Report, Stage, r
 from pipelines.artifacts.workspace import Place, Workspace, fingerprint
 from pipelines.clean.analyze import AnalyzeCleanInputs, AnalyzeCleanStage, AnalyzeInputs, AnalyzeStage
 from pipelines.clean.stage import CleanInputs, CleanStage, check_clean
-from pipelines.errors import InputError, Problem, RecipeError, nearest
+from pipelines.errors import DataError, InputError, Problem, RecipeError, nearest
 from pipelines.evaluate.compare import CompareStage
 from pipelines.evaluate.endpoint import ModelInputs, shared_endpoints
 from pipelines.evaluate.stage import EvaluateStage
@@ -180,23 +180,28 @@ def run(
     return done
 
 
-def require_ready(recipe: Recipe, stages: Sequence[AnyStage], workspace: Workspace) -> None:
-    """RecipeError with everything that would stop one of the stages, perhaps after hours of those before it.
+def problems_of(stages: Sequence[AnyStage], workspace: Workspace) -> list[Problem]:
+    """Everything that would stop one of the stages, perhaps after hours of those before it.
 
-    That is what a recipe cannot know by itself: files that are not there, keys that are not set, packages, and files of
-    somebody's where a stage would write.
+    That is what a recipe cannot know by itself: files that are not there, keys that are not set, packages, models, and
+    files of somebody's where a stage would write.
     """
     problems: list[Problem] = []
     for stage in stages:
-        written = ((file.name, refusal(file, workspace)) for file in stage.destinations())
-        problems += [Problem(name, reason) for name, reason in written if reason]
         try:
+            written = ((file.name, refusal(file, workspace)) for file in stage.destinations())
+            problems += [Problem(name, reason) for name, reason in written if reason]
             problems += stage.preflight()
         except RecipeError as error:
             problems += error.problems
         except InputError as error:
             problems.append(Problem("", str(error)))
-    if problems:
+    return problems
+
+
+def require_ready(recipe: Recipe, stages: Sequence[AnyStage], workspace: Workspace) -> None:
+    """RecipeError with everything that would stop one of the stages."""
+    if problems := problems_of(stages, workspace):
         raise RecipeError(recipe.name, problems)
 
 
@@ -214,7 +219,11 @@ def publish_adapter(recipe: Recipe, place: Place, report: TrainReport) -> str | 
 
 def _publish(recipe: Recipe, place: Place, report: TrainReport) -> None:
     """Publish what was trained, and say so where its name stays with another version."""
-    version = publish_adapter(recipe, place, report)
+    try:
+        version = publish_adapter(recipe, place, report)
+    except DataError as error:  # training is complete all the same, and may have taken days
+        say(f"train: the adapter is not published: {error}")
+        return
     serving = version and aliases(place.workspace.local("adapters")).get(recipe.name)
     if serving != version:
         say(f"train: this adapter is {version}; requests for {recipe.name} go to {serving}, where its alias points")

@@ -4,6 +4,7 @@
       wishes@1/ wishes@2/      one immutable version each
       .aliases/wishes          a file that holds `wishes@2`
       .removed/wishes@1        versions that are gone; their numbers are not given again, since engines remember them
+      .engine.json             what the engines take: base model, largest rank, and names that are taken
 
 vLLM's filesystem resolver loads `registry/<name>@<version>` when it is first asked for, on every replica. An engine
 that has no room for all adapters drops one and loads it again when a request needs it, and dies where it is not there:
@@ -17,14 +18,17 @@ import re
 import shutil
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipelines.artifacts.workspace import sync_folder
 from pipelines.errors import DataError, InputError
-from pipelines.models.served import is_valid_name
+from pipelines.models.adapter import CONFIG, WEIGHTS, check_adapter
+from pipelines.models.served import BASE, is_valid_name
+from pipelines.recipe.serve import MAX_LORA_RANK
 
-CONFIG = "adapter_config.json"
-FILES = (CONFIG, "adapter_model.safetensors")
+FILES = (CONFIG, WEIGHTS)
+ENGINE = ".engine.json"
 ALIASES = ".aliases"
 REMOVED = ".removed"
 KEEP_SECONDS = 3600.0
@@ -33,20 +37,59 @@ KEEP_SECONDS = 3600.0
 VERSION = re.compile(r"([^@]+)@([1-9][0-9]*)")
 
 
+@dataclass(frozen=True)
+class AdapterEngine:
+    """What the engines of a registry take: adapters of the model in the folder `base`, up to a rank.
+
+    `names` are those of models that are served beside the adapters, which no adapter may have.
+    """
+
+    base: str
+    max_lora_rank: int = MAX_LORA_RANK
+    names: tuple[str, ...] = (BASE,)
+
+
+def describe_engine(registry_dir: str | Path, engine: AdapterEngine) -> None:
+    """Write what a registry's engines take, for those who publish; the endpoint does so before it starts."""
+    registry = Path(registry_dir)
+    registry.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=".", dir=registry)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(asdict(engine), file)
+    os.replace(temporary, registry / ENGINE)
+
+
+def engine_of(registry_dir: str | Path) -> AdapterEngine | None:
+    """What a registry's engines take; None where no endpoint has said so. Raises DataError for a damaged file."""
+    file = Path(registry_dir) / ENGINE
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+        return AdapterEngine(str(described["base"]), int(described["max_lora_rank"]), tuple(described["names"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); danlu serve writes it anew") from None
+
+
 def publish(adapter_dir: str | Path, registry_dir: str | Path, name: str, base: str | Path | None = None) -> str:
     """Copy an adapter into the registry as `name`'s next version and point the alias `name` at it.
 
-    `base`: the served base model's folder, where it is not the one that the adapter's configuration names.
+    `base`: the served base model's folder; where it is not given, the one the registry's engines serve, or else the
+    folder that the adapter's configuration names. Whether the adapter was trained on it is told by its matrices.
     Returns `<name>@<version>`. Readers see the whole version or nothing: it appears by one rename.
-    Raises DataError when the adapter's files are not there, InputError for a name that cannot be served.
+    Raises DataError when the adapter's files are not there or vLLM could not serve them, InputError for a name that
+    cannot be served; the alias then stays where it points.
     """
-    if not is_valid_name(name) or "@" in name:
-        raise InputError(f"{name!r}: not a name for an adapter; letters, digits, '.', '_' and '-' only")
     source, registry = Path(adapter_dir), Path(registry_dir)
+    engine = engine_of(registry)
+    _refuse_name(name, engine)
+    _refuse_missing(source)
+    folder = _base_folder(source, base, engine)
+    check_adapter(source, folder, engine.max_lora_rank if engine else MAX_LORA_RANK)
     registry.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=".publishing-", dir=registry))
     try:
-        _stage(source, staged, base)
+        _stage(source, staged, folder)
         version = _appear(staged, registry, name)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -68,15 +111,38 @@ def publish_if_new(adapter_dir: str | Path, registry_dir: str | Path, name: str,
     return publish(adapter_dir, registry_dir, name, base)
 
 
-def _stage(source: Path, staged: Path, base: str | Path | None) -> None:
+def _refuse_name(name: str, engine: AdapterEngine | None) -> None:
+    if not is_valid_name(name) or "@" in name:
+        raise InputError(f"{name!r}: not a name for an adapter; letters, digits, '.', '_' and '-' only")
+    if name in (engine.names if engine else (BASE,)):
+        raise InputError(f"{name!r}: a model that is served has this name; requests would never reach the adapter")
+
+
+def _refuse_missing(source: Path) -> None:
     missing = [file for file in FILES if not (source / file).is_file()]
     if missing:
         raise DataError(f"{source}: no {', '.join(missing)}; an adapter folder holds {' and '.join(FILES)}")
+
+
+def _base_folder(source: Path, base: str | Path | None, engine: AdapterEngine | None) -> Path:
+    """The folder of the model that an adapter is published for; DataError where none is known."""
+    if base is not None:
+        return Path(base).resolve()
+    if engine is not None:
+        return Path(engine.base)
     config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
-    # vLLM loads an adapter only where this equals the engine's model path, and engines are given resolved paths.
-    config["base_model_name_or_path"] = str(Path(base or config["base_model_name_or_path"]).resolve())
+    named = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if isinstance(named, str) and Path(named).is_dir():
+        return Path(named).resolve()
+    raise DataError(f"{source}: trained on {named!r}, which is no folder here; name the served one: publish(…, base=…)")
+
+
+def _stage(source: Path, staged: Path, base: Path) -> None:
+    config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    # vLLM loads an adapter only where this equals the engine's model path
+    config["base_model_name_or_path"] = str(base)
     _write(staged / CONFIG, json.dumps(config, indent=2).encode())
-    _write(staged / FILES[1], (source / FILES[1]).read_bytes())
+    _write(staged / WEIGHTS, (source / WEIGHTS).read_bytes())
     staged.chmod(0o755)
     sync_folder(str(staged))
 
@@ -108,9 +174,13 @@ def _numbers(folder: Path, name: str) -> list[int]:
 
 
 def set_alias(registry_dir: str | Path, alias: str, version: str) -> None:
-    """Let requests for `alias` go to `version` from now on; raises InputError when that is not in the registry."""
+    """Let requests for `alias` go to `version` from now on.
+
+    Raises InputError when that is not in the registry, or the alias is a name that something else has.
+    """
     registry = Path(registry_dir)
-    if not is_valid_name(alias) or version not in versions(registry):
+    _refuse_name(alias, engine_of(registry))
+    if version not in versions(registry):
         raise InputError(
             f"{registry}: cannot point {alias!r} at {version!r}; published: {', '.join(versions(registry))}"
         )
@@ -139,7 +209,7 @@ def aliases(registry_dir: str | Path) -> dict[str, str]:
     """Each alias with the version it stands for; aliases of removed versions are left out."""
     folder = Path(registry_dir) / ALIASES
     names = [path for path in folder.glob("*") if is_valid_name(path.name)] if folder.is_dir() else []
-    pointed = {path.name: path.read_text() for path in names}
+    pointed = {path.name: path.read_bytes().decode(errors="replace") for path in names}
     present = set(versions(registry_dir))
     return {alias: version for alias, version in sorted(pointed.items()) if version in present}
 

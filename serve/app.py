@@ -5,8 +5,6 @@ import secrets
 import socket
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,15 +13,19 @@ from typing import Any
 
 import ray
 from ray import serve as ray_serve
+from ray.serve.schema import ApplicationStatus
 
 from pipelines.clean_up import clean_up
+from pipelines.direct_http import fetch
 from pipelines.errors import HardwareError, StageError
 from pipelines.models.served import ServedModel, check_models
+from pipelines.progress import say, steady_line
 from pipelines.recipe.serve import Limits
 from pipelines.recipe.serve import Serve as ServeSection
 from serve import discovery
 from serve.engine.command import DRAIN_SECONDS, EnginePlan
-from serve.engine.replica import EngineReplica, node_address
+from serve.engine.extra import check_extra
+from serve.engine.replica import LOAD_SECONDS, EngineReplica, node_address
 from serve.engine.scratch import sweep
 from serve.gateway.gateway_replica import GatewayPlan, GatewayReplica
 
@@ -31,6 +33,10 @@ HEALTH_CHECK_SECONDS = 2.0
 SHUTDOWN_POLL_SECONDS = 0.1
 STOP_SECONDS = 60
 """What Serve may take to stop an application that has nothing to do any more."""
+START_POLL_SECONDS = 0.1
+
+START_SECONDS = LOAD_SECONDS + 600
+"""How long all applications may take to run: placed by Ray, and their models loaded."""
 
 
 @contextmanager
@@ -48,36 +54,77 @@ def endpoint(
 
     Ray must be initialised. Without a port a free one is taken. Engines write their logs to `log_dir`. With `keys`
     (SHA-256 digests) only their holders are answered.
-    Raises RecipeError for names that cannot be served, HardwareError when the cluster is too small, StageError
-    when an engine does not start (with the end of its log) or the port is taken.
+    Raises RecipeError for names and arguments that cannot be served, HardwareError when the cluster is too small,
+    StageError when an engine does not start (with the end of its log) or the port is taken.
     """
     check_models(models)
+    check_extra(section.engine)
     require_resources(models, section)
     app = f"danlu-{secrets.token_hex(4)}"
     port = claim_port(host, port)
-    origins = tuple(section.allow_origins)
-    plan = GatewayPlan(app, models, discovery.shared_key(app), keys, limits or Limits(), host, port, origins)
     logs = log_dir or Path(tempfile.mkdtemp(prefix="danlu-serve-"))
+    plan = GatewayPlan(
+        app,
+        models,
+        discovery.shared_key(app),
+        keys,
+        limits or Limits(),
+        host,
+        port,
+        tuple(section.allow_origins),
+        section.open,
+        section.open_metrics,
+        str(logs / "access.jsonl") if section.access_log else None,
+    )
     targets = applications(plan, section, logs)
+    started = False
     try:
-        deploy(targets, app)
+        deploy(targets, app, logs)
         wait_until_ready(host, port)
-        yield f"http://{host}:{port}/v1"
+        started = True
+        yield f"http://{address(host)}:{port}/v1"
     finally:
         for name in reversed(targets):  # the gateway first: its requests need the engines to end
-            clean_up(f"stopping {name}", partial(ray_serve.delete, name), DRAIN_SECONDS + STOP_SECONDS)
+            # an engine that still loads its model does not listen, so that nobody waits for its end
+            stop = partial(ray_serve.delete, name, _blocking=started)
+            clean_up(f"stopping {name}", stop, DRAIN_SECONDS + STOP_SECONDS)
         clean_up("forgetting the endpoint", partial(discovery.forget, app), STOP_SECONDS)
         sweep()
 
 
-def deploy(targets: dict[str, ray_serve.Application], app: str) -> None:
-    """Run Ray Serve applications by name, and wait until the engines have loaded their models."""
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # the caller says what it waits for
+def address(host: str) -> str:
+    """A host as it stands in a URL: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def deploy(targets: dict[str, ray_serve.Application], app: str, logs: Path) -> None:
+    """Run Ray Serve applications by name, and wait until the engines have loaded their models.
+
+    Raises StageError when one does not start, or not within `START_SECONDS`.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this function says what it waits for
     ray_serve.start(proxy_location="Disabled")
-    try:
-        ray_serve.run_many([ray_serve.RunTarget(target, name, None) for name, target in targets.items()])
-    except RuntimeError as error:
-        raise StageError(discovery.failure(app) or str(error)) from None
+    wanted = [ray_serve.RunTarget(target, name, None) for name, target in targets.items()]
+    ray_serve.run_many(wanted, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    began = time.monotonic()
+    say(f"  starting {len(targets) - 1} engine(s) …")
+    with steady_line() as show:
+        while True:
+            found = ray_serve.status().applications
+            states = {name: found[name].status if name in found else ApplicationStatus.NOT_STARTED for name in targets}
+            for name, state in states.items():
+                if state in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+                    raise StageError(discovery.failure(app) or f"{name} did not start: {found[name].message}")
+            missing = [name for name, state in states.items() if state != ApplicationStatus.RUNNING]
+            waited = time.monotonic() - began
+            if not missing:
+                break
+            what = ", ".join(name.removeprefix(f"{app}-").replace(app, "the gateway") for name in missing)
+            if waited > START_SECONDS:
+                raise StageError(f"{what}: not running after {waited:.0f} s; the engines' logs are in {logs}")
+            show(f"  waiting for {what} for {waited:.0f} s; the engines' logs are in {logs}")
+            time.sleep(START_POLL_SECONDS)
+    say(f"  starting {len(targets) - 1} engine(s): {waited:.1f} s")
 
 
 def applications(plan: GatewayPlan, section: ServeSection, logs: Path) -> dict[str, ray_serve.Application]:
@@ -146,7 +193,8 @@ def require_resources(models: list[ServedModel], section: ServeSection) -> None:
 
 def claim_port(host: str, port: int | None) -> int:
     """The port to listen on, a free one when none is asked for; raises StageError when it is taken."""
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port or 0))
@@ -158,10 +206,12 @@ def claim_port(host: str, port: int | None) -> int:
 def wait_until_ready(host: str, port: int, timeout: float = 60.0) -> None:
     """Return when the gateway sees an engine for every model; all engines run when this is called."""
     until = time.monotonic() + timeout
-    while time.monotonic() < until:
+    while True:
         try:
-            with urllib.request.urlopen(f"http://{host}:{port}/ready", timeout=5):
-                return
-        except (urllib.error.URLError, TimeoutError):
+            fetch(f"http://{address(host)}:{port}/ready", timeout=5)
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                what = f"the gateway at {host}:{port} did not become ready in {timeout:g} s"
+                raise StageError(f"{what}: {error}") from None
             time.sleep(0.05)
-    raise StageError(f"the gateway at {host}:{port} did not become ready in {timeout:g} s")

@@ -5,6 +5,7 @@ is not renewed is forgotten by its readers: they note when it last changed, on t
 """
 
 import json
+import logging
 import secrets
 import time
 from dataclasses import asdict, dataclass
@@ -12,18 +13,24 @@ from dataclasses import asdict, dataclass
 from ray.experimental import internal_kv
 
 NAMESPACE = "danlu-serve"
+logger = logging.getLogger("ray.serve")
+
 BEAT_SECONDS = 1.0
 STALE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """One engine replica that accepts requests: its model, its address, and how often the record was renewed."""
+    """One engine replica that accepts requests: its model, its address, and how often the record was renewed.
+
+    `max_model_len`: tokens of prompt and answer, where it is known.
+    """
 
     replica: str
     model: str
     url: str
     beat: int = 0
+    max_model_len: int | None = None
 
 
 def announce(app: str, record: EngineRecord) -> None:
@@ -58,7 +65,17 @@ def find_engines(app: str) -> tuple[list[EngineRecord], dict[str, str]]:
     """
     keys = [key.decode() for key in internal_kv._internal_kv_list(f"{app}/", namespace=NAMESPACE)]
     engines, retired = _values(keys, f"{app}/engine/"), _values(keys, f"{app}/retired/")
-    return [EngineRecord(**json.loads(value)) for value in engines.values()], retired
+    records = (_record(name, value) for name, value in engines.items())
+    return [record for record in records if record is not None], retired
+
+
+def _record(replica: str, value: str) -> EngineRecord | None:
+    """A record, or None (and a line in the log) for one that another version wrote: the others must not suffer."""
+    try:
+        return EngineRecord(**json.loads(value))
+    except (ValueError, TypeError):
+        logger.exception("the record of engine %s cannot be read", replica)
+        return None
 
 
 def _values(keys: list[str], prefix: str) -> dict[str, str]:

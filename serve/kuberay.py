@@ -54,6 +54,9 @@ def build_gateway(args: dict[str, Any]) -> ray_serve.Application:
         section.host,
         section.port,
         tuple(section.allow_origins),
+        section.open,
+        section.open_metrics,
+        f"{args['log_dir']}/access.jsonl" if section.access_log else None,
     )
     return gateway_application(plan, HEAD)
 
@@ -63,7 +66,9 @@ def configuration(name: str, models: Sequence[ServedModel], section: ServeSectio
     app = f"danlu-{name}"
     described = [asdict(model) for model in models]
     of_engines = section.model_dump(include={"num_replicas", "autoscaling", "num_cpus", "num_gpus", "engine"})
-    of_gateway = section.model_dump(include={"host", "port", "open", "limits", "allow_origins"})
+    of_gateway = section.model_dump(
+        include={"host", "port", "open", "open_metrics", "access_log", "limits", "allow_origins"}
+    )
     engines = [
         _application(
             f"{app}-{model['name']}",
@@ -72,7 +77,11 @@ def configuration(name: str, models: Sequence[ServedModel], section: ServeSectio
         )
         for model in described
     ]
-    gateway = _application(app, "serve.kuberay:build_gateway", {"app": app, "models": described, "serve": of_gateway})
+    gateway = _application(
+        app,
+        "serve.kuberay:build_gateway",
+        {"app": app, "models": described, "log_dir": log_dir, "serve": of_gateway},
+    )
     return {"proxy_location": "Disabled", "applications": [*engines, gateway]}
 
 
@@ -102,6 +111,7 @@ def ray_service(name: str, config_yaml: str, engines: int, section: ServeSection
     }
     cluster = {
         "rayVersion": ray_version,
+        "authOptions": {"mode": "token"},  # KubeRay 1.5.1 and later make the token, and every pod gets it
         "enableInTreeAutoscaling": section.autoscaling is not None,
         "headGroupSpec": {"rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"}, "template": head},
         "workerGroupSpecs": [group],

@@ -40,6 +40,10 @@ train:
 """
 
 
+ENDS = {signal.SIGINT: (130, "stopped"), signal.SIGTERM: (143, "terminated")}
+"""What a command says and ends with that is told to stop."""
+
+
 @pytest.fixture
 def short_tmp() -> Iterator[Path]:
     """A folder with a short path, since Ray puts sockets below TMPDIR; by its name its processes are found."""
@@ -71,9 +75,10 @@ def kill_when(
         time.sleep(0.01)
     os.killpg(process.pid, how)
     said, _ = process.communicate(timeout=60)
-    if how == signal.SIGINT:
-        assert process.returncode == 130 and "Traceback" not in said, said
-        assert said.endswith("stopped; what is finished is kept, and the same command goes on from there\n"), said
+    if how in ENDS:
+        code, word = ENDS[how]
+        assert process.returncode == code and "Traceback" not in said and "*** SIG" not in said, said
+        assert said.endswith(f"{word}; what is finished is kept, and the same command goes on from there\n"), said
     return found
 
 
@@ -112,8 +117,9 @@ def test_clean_goes_on_from_the_last_shard(short_tmp: Path) -> None:
     straight = short_tmp / "straight"
     finish(straight, "clean", *CLEAN)
     killed = short_tmp / "killed"
-    kill_when(start(killed, "clean", *CLEAN), killed, "w/clean/*/*/commits/*.json", 3, signal.SIGINT)
-    assert_nothing_survives(killed)
+    for commits, how in ((2, signal.SIGINT), (4, signal.SIGTERM)):
+        kill_when(start(killed, "clean", *CLEAN), killed, "w/clean/*/*/commits/*.json", commits, how)
+        assert_nothing_survives(killed)
     commits = kill_when(start(killed, "clean", *CLEAN), killed, "w/clean/*/*/commits/*.json", 7)
     assert_nothing_survives(killed)
     stamps = {path: path.stat().st_mtime_ns for path in commits}
@@ -123,6 +129,21 @@ def test_clean_goes_on_from_the_last_shard(short_tmp: Path) -> None:
     assert reports[0].digest == reports[1].digest
     assert reports[0].rows == reports[1].rows
     assert "up to date" in finish(killed, "clean", *CLEAN)
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_where_ray_s_own_process_is_killed_the_command_ends_soon_and_says_so(short_tmp: Path, name: str) -> None:
+    process = start(short_tmp, "clean", *CLEAN)
+    deadline = time.monotonic() + 300
+    while not sorted(short_tmp.glob("w/clean/*/*/commits/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (victim,) = [child for child in psutil.Process(process.pid).children() if child.name() == name]
+    victim.kill()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert f"error: Ray's {name} was killed" in said and "the same command goes on from there" in said
+    assert_nothing_survives(short_tmp)
+    finish(short_tmp, "clean", *CLEAN)
 
 
 def test_train_goes_on_from_the_last_checkpoint(short_tmp: Path) -> None:

@@ -46,11 +46,11 @@ class Workspace:
 
     @property
     def fs(self) -> fsspec.AbstractFileSystem:
-        """The file system the root lies on; InputError where the package for its scheme is not installed."""
+        """The file system the root lies on; InputError for a scheme that is unknown, or whose package is missing."""
         try:
             # A listing that this process remembers would hide what workers wrote since.
             return fsspec.core.url_to_fs(self.root, use_listings_cache=False)[0]
-        except ImportError as error:
+        except (ImportError, ValueError) as error:
             raise InputError(f"{self.root}: {error}") from None
 
     @property

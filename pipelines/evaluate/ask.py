@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from pipelines.direct_http import is_loopback
 from pipelines.errors import StageError
 from pipelines.evaluate.answers import EvaluationAnswer, EvaluationRequest, kept_answers, unanswered
 from pipelines.progress import progress
@@ -46,10 +47,16 @@ def ask_endpoint(
 async def _ask_all(
     options: RequestOptions, pending: list[EvaluationRequest], total: int, sink: IO[str], title: str
 ) -> None:
-    from openai import AsyncOpenAI
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
     gate = asyncio.Semaphore(options.concurrency)
-    client = AsyncOpenAI(base_url=options.url, api_key=options.api_key, timeout=options.timeout, max_retries=2)
+    client = AsyncOpenAI(
+        base_url=options.url,
+        api_key=options.api_key,
+        timeout=options.timeout,
+        max_retries=2,
+        http_client=DefaultAsyncHttpxClient(trust_env=not is_loopback(options.url)),
+    )
     with progress(title, total, "answers", done=total - len(pending)) as advance:
 
         async def one(request: EvaluationRequest) -> None:

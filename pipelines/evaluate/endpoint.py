@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pipelines.artifacts.reports.rows import SplitReport
 from pipelines.artifacts.reports.train import MergeReport, TrainReport
 from pipelines.artifacts.stage import Inputs, Output
+from pipelines.direct_http import is_loopback
 from pipelines.errors import StageError
 from pipelines.models.lineup import Lineup, checkpoint_adapters, served_models
 from pipelines.recipe.serve import Serve
@@ -86,10 +87,11 @@ def _engines(lineup: Lineup, serve: Serve, inputs: ModelInputs) -> AbstractConte
 
 def _check(url: str, names: list[str]) -> None:
     """StageError unless every model is listed at the endpoint."""
-    from openai import OpenAI, OpenAIError  # an extra that cleaning does without
+    from openai import DefaultHttpxClient, OpenAI, OpenAIError  # an extra that cleaning does without
 
+    http = DefaultHttpxClient(trust_env=not is_loopback(url))
     try:
-        listed = {model.id for model in OpenAI(base_url=url, api_key=api_key(), timeout=30).models.list()}
+        listed = {m.id for m in OpenAI(base_url=url, api_key=api_key(), timeout=30, http_client=http).models.list()}
     except OpenAIError as error:
         raise StageError(f"{url}: the endpoint does not list its models ({error}); is it up?") from None
     missing = [name for name in names if name not in listed]

@@ -65,6 +65,9 @@ class Completion:
     error: str
 
 
+OF_THE_ENDPOINT = ("max_loras", "max_lora_rank", "tool_call_parser", "reasoning_parser", "extra")
+"""Keys of `serve.engine` that are no arguments of an engine without an endpoint, or are given to it in another way."""
+
 COMPLETED = tuple(field.name for field in fields(Completion) if field.name != "error")
 
 
@@ -113,7 +116,8 @@ def _configuration(serve: Serve, model: ServedModel) -> Any:
     from ray.data.llm import vLLMEngineProcessorConfig
 
     engine = serve.engine
-    arguments: dict[str, Any] = engine.model_dump(exclude_none=True, exclude={"max_loras", "max_lora_rank"})
+    arguments: dict[str, Any] = engine.model_dump(exclude_none=True, exclude=set(OF_THE_ENDPOINT))
+    arguments |= engine.extra
     size = engine.tensor_parallel_size
     bundle = {"CPU": serve.num_cpus / size} | ({"GPU": serve.num_gpus / size} if serve.num_gpus else {})
     variables = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}

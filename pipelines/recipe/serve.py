@@ -1,13 +1,24 @@
 """The recipe's section `serve`: engines, and what the gateway before them accepts."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.recipe.base import Count, GpuCount, Positive, Ratio, Section
 
 MAX_LORA_RANK = 512
 """The largest adapter rank that vLLM makes room for."""
+
+
+SET_BY_DANLU = (
+    *("model", "model_tag", "served_model_name", "host", "port", "uds", "api_key", "middleware", "root_path"),
+    *("shutdown_timeout", "worker_extension_cls", "enable_lora", "lora_modules", "api_server_count", "config"),
+    *("allowed_origins", "allow_credentials", "allowed_methods", "allowed_headers", "enable_auto_tool_choice"),
+    *("disable_log_stats", "disable_uvicorn_access_log", "enable_force_include_usage", "trust_remote_code"),
+    "headless",
+)
+"""vLLM's arguments that no recipe may set: where engines listen, who may ask, which model and adapters they serve, and
+whether code of a model folder runs."""
 
 
 class Engine(Section):
@@ -26,6 +37,31 @@ class Engine(Section):
         64, description="largest adapter rank; that of train.lora.r if larger"
     )
 
+    tool_call_parser: str | None = Field(
+        None, description="vLLM's parser of the model's tool calls, such as hermes; null: tool calls stay text"
+    )
+    reasoning_parser: str | None = Field(
+        None, description="vLLM's parser of the model's reasoning, such as qwen3; null: it stays in the text"
+    )
+    extra: dict[str, Any] = Field(
+        default_factory=dict,
+        description="any other argument of the installed vLLM, by its name, checked before it starts",
+    )
+
+    @field_validator("extra")
+    @classmethod
+    def _extra_is_not_ours(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        for name, value in extra.items():
+            if not name.isidentifier() or name.startswith("_"):
+                raise ValueError(f"{name!r} is no name of an argument; vLLM's names have underscores, as swap_space")
+            if name in cls.model_fields:
+                raise ValueError(f"{name} has a key of its own: serve.engine.{name}")
+            if name in SET_BY_DANLU or name.startswith("ssl_"):
+                raise ValueError(f"{name} is set by danlu: the gateway and its keys would not hold with another")
+            if value is None:
+                raise ValueError(f"{name} is null; leave it out for vLLM's own choice")
+        return extra
+
 
 class Limits(Section):
     """What the gateway accepts; the rates hold for each API key by itself (for all callers where there are no keys)."""
@@ -40,6 +76,9 @@ class Limits(Section):
         None, description="tokens of an answer, all choices together: 400 for more; given to who names none"
     )
     max_in_flight: Count = Field(256, description="requests at the engines at a time; more of them wait")
+    max_in_flight_per_key: Count | None = Field(
+        None, description="of those, requests of one key; null: no limit of its own"
+    )
     max_queued: int = Field(1024, ge=0, description="requests that wait; 429 above it")
     requests_per_minute: Count | None = Field(None, description="requests of one key per minute; 429 above it")
     tokens_per_minute: Count | None = Field(None, description="tokens of one key per minute; 429 above it")
@@ -75,6 +114,10 @@ class Serve(Section):
     )
     allow_origins: list[str] = Field(
         default_factory=list, description="web origins whose pages may ask (CORS), such as https://chat.example.org"
+    )
+    open_metrics: bool = Field(False, description="answer /metrics without a key, where keys are set")
+    access_log: bool = Field(
+        False, description="write a JSON line for each request, without texts and keys, to logs/serve/access.jsonl"
     )
     limits: Limits = Limits()
     engine: Engine = Engine()

@@ -14,6 +14,7 @@ from pipelines.models.served import ServedModel
 from pipelines.recipe.serve import MAX_LORA_RANK
 from pipelines.recipe.serve import Engine as EngineArguments
 from serve.auth import KEYS
+from serve.engine.extra import extra_arguments
 from serve.engine.key import KEY
 
 CPU_KV_CACHE_BYTES = 1 << 30
@@ -68,6 +69,11 @@ def vllm_arguments(plan: EnginePlan) -> list[str]:
     cache = engine.kv_cache_memory_bytes or (CPU_KV_CACHE_BYTES if on_cpu else None)
     if cache is not None:
         arguments += ["--kv-cache-memory-bytes", str(cache)]
+    if engine.tool_call_parser is not None:
+        arguments += ["--enable-auto-tool-choice", "--tool-call-parser", engine.tool_call_parser]
+    if engine.reasoning_parser is not None:
+        arguments += ["--reasoning-parser", engine.reasoning_parser]
+    arguments += extra_arguments(engine.extra)
     return arguments + (lora_arguments(plan) if plan.model.has_adapters else [])
 
 

@@ -5,18 +5,21 @@ import json
 import logging
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import ray
 from ray import serve as ray_serve
 
+from pipelines.direct_http import fetch
 from pipelines.errors import StageError
 from serve import discovery
 from serve.engine.command import EnginePlan, environment, temporary, vllm_arguments
@@ -26,6 +29,15 @@ logger = logging.getLogger("ray.serve")
 
 IN_FLIGHT = "in_flight"
 """The name of what the engines report for autoscaling."""
+
+SILENT_SECONDS = 60.0
+"""After so long without one successful announcement an engine is ill, and Ray Serve starts another."""
+
+PORT_SECONDS = 300.0
+"""How long an engine's process may take to open its port, which it does before it loads vLLM."""
+
+LOAD_SECONDS = 3600.0
+"""How long vLLM may load a model, from its start to its first healthy answer."""
 
 REQUESTS = re.compile(rb"^vllm:num_requests_(?:running|waiting)\{[^}]*\} ([0-9.e+]+)", re.MULTILINE)
 
@@ -43,6 +55,7 @@ class EngineReplica:
         self._error: Exception | None = None
         self._announcing = threading.Lock()
         self._stopping = False
+        self._announced = time.monotonic()
         self._url = ""
         self._process: subprocess.Popen[bytes] | None = None
         # The child's death signal follows the thread that starts it, so one thread owns the child for life.
@@ -50,13 +63,17 @@ class EngineReplica:
         self._thread.start()
         self._started.wait()
         if self._error is not None:
-            discovery.report_failure(plan.app, str(self._error))
+            with logged("cannot report why the engine did not start"):
+                discovery.report_failure(plan.app, str(self._error))
             raise self._error
 
     async def check_health(self) -> None:
-        """Called by Ray Serve, in its event loop; raises when the engine's process is gone."""
+        """Called by Ray Serve, in its event loop; raises when the engine's process is gone, or no one can find it."""
         if self._process is None or self._process.poll() is not None:
             raise RuntimeError(f"the engine of {self._plan.model.name} has ended")
+        silent = time.monotonic() - self._announced
+        if silent > SILENT_SECONDS and not self._stopping:
+            raise RuntimeError(f"the engine of {self._plan.model.name} was not announced for {silent:.0f} s")
 
     def __del__(self) -> None:
         """Called by Ray Serve when it stops the replica: take no more requests, finish those in hand."""
@@ -64,8 +81,9 @@ class EngineReplica:
             return
         with self._announcing:
             self._stopping = True
-            discovery.retire(self._plan.app, self._replica, self._plan.model.name)
-            discovery.withdraw(self._plan.app, self._replica)
+            with logged("cannot say that the engine stops"):
+                discovery.retire(self._plan.app, self._replica, self._plan.model.name)
+                discovery.withdraw(self._plan.app, self._replica)
         time.sleep(2 * discovery.BEAT_SECONDS)  # until the gateway has seen it
         self._process.send_signal(signal.SIGTERM)
         self._thread.join()
@@ -99,14 +117,17 @@ class EngineReplica:
 
     def _announce_while_alive(self, process: subprocess.Popen[bytes], url: str) -> None:
         ended, beat = end_of(process), 0
+        length = max_model_len(url, self._plan.key)
         while not ended.is_set():
             beat += 1
-            record = discovery.EngineRecord(self._replica, self._plan.model.name, url, beat)
-            with self._announcing:
+            record = discovery.EngineRecord(self._replica, self._plan.model.name, url, beat, length)
+            with self._announcing, logged("cannot announce the engine, trying again"):
                 if not self._stopping:
                     discovery.announce(self._plan.app, record)
+                self._announced = time.monotonic()
             ended.wait(discovery.BEAT_SECONDS)
-        discovery.withdraw(self._plan.app, self._replica)
+        with logged("cannot withdraw the engine"):
+            discovery.withdraw(self._plan.app, self._replica)
 
 
 def node_address() -> str:
@@ -131,7 +152,7 @@ def start_process(plan: EnginePlan, log: Path, scratch: str) -> tuple[subprocess
 
     It leaves sockets behind in its temporary folder when it is killed: `scratch`, which the caller removes after it.
 
-    Raises StageError when it ends before it has opened its port.
+    Raises StageError when it ends before it has opened its port, or opens none within `PORT_SECONDS`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     reader, writer = os.pipe()
@@ -146,6 +167,9 @@ def start_process(plan: EnginePlan, log: Path, scratch: str) -> tuple[subprocess
         )
     os.close(writer)
     with os.fdopen(reader) as pipe:
+        if not select.select([pipe], [], [], PORT_SECONDS)[0]:
+            process.kill()
+            raise StageError(f"opened no port within {PORT_SECONDS:g} s")
         report = pipe.read()
     if not report:
         raise StageError(f"ended with code {process.wait()} before it opened a port")
@@ -154,17 +178,39 @@ def start_process(plan: EnginePlan, log: Path, scratch: str) -> tuple[subprocess
 
 def requests_at(url: str) -> float:
     """Requests that a vLLM server computes or keeps waiting, from its metrics."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
-        return sum(map(float, REQUESTS.findall(answer.read())))
+    return sum(map(float, REQUESTS.findall(fetch(f"{url}/metrics", timeout=5))))
 
 
-def wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:
-    """Return when vLLM has loaded the model; raises StageError when its process ends before that."""
+def max_model_len(url: str, key: str) -> int | None:
+    """Tokens of prompt and answer that a vLLM server takes, from its list of models; None where it does not say."""
+    try:
+        models = json.loads(fetch(f"{url}/v1/models", timeout=10, headers={"Authorization": f"Bearer {key}"}))["data"]
+        return int(models[0]["max_model_len"])
+    except (OSError, ValueError, LookupError, TypeError):
+        logger.exception("the engine at %s does not say how long its context is", url)
+        return None
+
+
+@contextmanager
+def logged(what: str) -> Iterator[None]:
+    """Log an exception and go on: Ray's store is away for a moment, and the engine is well."""
+    try:
+        yield
+    except Exception:
+        logger.exception(what)
+
+
+def wait_until_healthy(process: subprocess.Popen[bytes], url: str, timeout: float = LOAD_SECONDS) -> None:
+    """Return when vLLM has loaded the model; raises StageError when its process ends before that, or is too slow."""
+    until = time.monotonic() + timeout
     while process.poll() is None:
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2):
-                return
-        except OSError:  # refused, reset or silent: not there yet
+            fetch(f"{url}/health", timeout=2)
+            return
+        except OSError as error:  # refused, reset or silent: not there yet
+            if time.monotonic() > until:
+                process.kill()
+                raise StageError(f"did not answer at {url}/health within {timeout:g} s ({error})") from None
             time.sleep(0.05)
     raise StageError(f"ended with code {process.returncode} while it loaded the model")
 

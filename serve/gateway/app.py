@@ -5,10 +5,13 @@ requests in flight, and copies bytes. Prompts, sampling and answers are vLLM's o
 """
 
 import asyncio
+import logging
+import re
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 from multidict import CIMultiDict
@@ -20,13 +23,26 @@ from serve import adapter_registry
 from serve.asgi import Headers, Receive, RequestError, Scope, Send, send_body, send_json
 from serve.auth import ApiKeys
 from serve.discovery import EngineRecord
+from serve.gateway.access_log import note
 from serve.gateway.limits import Admission, Rates
-from serve.gateway.metrics import Metrics, Timing
+from serve.gateway.metrics import Metrics, Timing, TokenUsage
 from serve.gateway.openapi import DESCRIPTION
-from serve.gateway.request_body import hold_to_limits, is_streamed, parse, read_body, rewritten
+from serve.gateway.request_body import (
+    CHAT,
+    COMPLETIONS,
+    RESPONSES,
+    UnfinishedBodies,
+    hold_to_limits,
+    is_streamed,
+    parse,
+    read_body,
+    rewritten,
+)
+from serve.gateway.stream import EventFilter
 
-CHAT = "/v1/chat/completions"
-COMPLETIONS = (CHAT, "/v1/completions")
+FORWARDED = (CHAT, COMPLETIONS, RESPONSES, "/tokenize", "/detokenize")
+"""What an engine answers."""
+
 ONE_MODEL = "/v1/models/"
 HEALTH = ("/health", "/-/healthz")
 """The second is where KubeRay asks whether a pod serves."""
@@ -34,27 +50,60 @@ HEALTH = ("/health", "/-/healthz")
 HOLD_SECONDS = 300.0
 """How long requests wait for the successor of an engine that was stopped on purpose."""
 
+HEALTH_TIMEOUT = aiohttp.ClientTimeout(total=5)
 HOLD_POLL_SECONDS = 0.25
 WATCH_AFTER_SECONDS = 0.05
+SCAN_SECONDS = 0.1
+"""How often the registries are read for names that are not known: they may have been published a moment ago."""
+
+STALE_SECONDS = 15.0
+"""After so long without a successful look at the engines or the registries, `/ready` says so."""
+
+ENGINES, ADAPTERS = "engines", "adapters"
+"""What is looked at."""
+
+UNSEEN_TOKENS_PER_SECOND = 50
+"""Tokens per second that a plain answer is charged whose client left before it came; how many there were is unknown."""
+
+BYTES_PER_TOKEN = 4
+"""Of a request's body: what the prompt of a broken-off answer is charged."""
+
 CLIENT_CLOSED = 499
 """How answers that their client did not wait for are counted, after nginx's custom."""
 
-DROPPED_HEADERS = (b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"server", b"date")
-"""Headers of an engine's answer that belong to its own connection."""
+DROPPED_HEADERS = (
+    b"connection",
+    b"keep-alive",
+    b"transfer-encoding",
+    b"content-length",
+    b"server",
+    b"date",
+    b"x-request-id",
+)
+"""Headers of an engine's answer that belong to its own connection, and the one that the gateway sets."""
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+"""Names of requests that are taken over from a client's `X-Request-Id`: an engine writes them to its log."""
+
+logger = logging.getLogger("ray.serve")
+
+Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
 class Upstream:
     """One engine replica as the gateway sees it; not used while its record stands at the beat `failed_at`."""
 
+    replica: str
     url: str
     beat: int
+    max_model_len: int | None = None
     in_flight: int = 0
     failed_at: int = -1
     urls: dict[str, URL] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.urls = {path: URL(self.url + path) for path in (*COMPLETIONS, "/health")}
+        self.urls = {path: URL(self.url + path) for path in (*FORWARDED, "/health")}
 
 
 @dataclass(frozen=True)
@@ -67,14 +116,26 @@ class NamedModel:
 
 @dataclass
 class Completion:
-    """One request for a completion, checked, and how far its answer is."""
+    """One request for a completion, checked, and how far its answer is.
+
+    `drop_usage`: the client did not ask for the stream's token counts, so they are not sent on.
+    """
 
     path: str
     body: bytes
     model: NamedModel
     streamed: bool
+    drop_usage: bool
+    request_id: bytes
     timing: Timing
     started: bool = False
+
+    def unfinished_usage(self) -> TokenUsage:
+        """What an answer is charged that broke off: a token for each event, the prompt by its size."""
+        tokens = self.timing.frames
+        if not self.streamed:
+            tokens = int((time.monotonic() - self.timing.began) * UNSEEN_TOKENS_PER_SECOND)
+        return TokenUsage(len(self.body) // BYTES_PER_TOKEN, tokens)
 
 
 class Gateway:
@@ -87,6 +148,7 @@ class Gateway:
         keys: tuple[bytes, ...] = (),
         limits: Limits | None = None,
         look_again: Callable[[], Awaitable[None]] | None = None,
+        open_metrics: bool = False,
     ) -> None:
         self.models = models
         self.limits = limits or Limits()
@@ -95,6 +157,11 @@ class Gateway:
         self.session: aiohttp.ClientSession | None = None
         self._keys = ApiKeys(keys)
         self._look_again = look_again
+        self._open_metrics = open_metrics
+        self._unfinished = UnfinishedBodies(self.limits.max_body_bytes)
+        self._scanning = asyncio.Lock()
+        self._scanned = -SCAN_SECONDS
+        self.looked: dict[str, float] = {}
         self._rates = Rates(self.limits)
         self._engine_headers = CIMultiDict(
             {"content-type": "application/json", "authorization": f"Bearer {engine_key}"}
@@ -113,12 +180,14 @@ class Gateway:
         `retired`: replicas that were stopped on purpose, with their models; requests wait for their successors.
         """
         retired = retired or {}
-        known = {upstream.url: upstream for group in self._engines.values() for upstream in group}
+        known = {upstream.replica: upstream for group in self._engines.values() for upstream in group}
         engines: dict[str, list[Upstream]] = {model.name: [] for model in self.models}
         for record in live:
             if record.replica in retired:
                 continue
-            upstream = known.get(record.url) or Upstream(record.url, record.beat)
+            upstream = known.get(record.replica)
+            if upstream is None or upstream.url != record.url:
+                upstream = Upstream(record.replica, record.url, record.beat, record.max_model_len)
             upstream.beat = record.beat
             engines.setdefault(record.model, []).append(upstream)
         self._engines = engines
@@ -142,6 +211,15 @@ class Gateway:
         """Models that no engine serves now."""
         return [model.name for model in self.models if not self._usable(model.name)]
 
+    def looked_at(self, what: str) -> None:
+        """Note that the engines or the registries were read a moment ago."""
+        self.looked[what] = time.monotonic()
+
+    def stale(self) -> list[str]:
+        """What was read once, and then not for `STALE_SECONDS`."""
+        now = time.monotonic()
+        return [what for what, at in self.looked.items() if now - at > STALE_SECONDS]
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
         if scope["type"] == "websocket":
@@ -156,7 +234,7 @@ class Gateway:
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path in COMPLETIONS:
+        if path in FORWARDED:
             require_method(scope, "POST")
             await self._complete(scope, path, receive, send)
         elif path == "/v1/models":
@@ -167,15 +245,18 @@ class Gateway:
             require_method(scope, "GET")
             self._keys.check(scope["headers"])
             name = path.removeprefix(ONE_MODEL)
-            await send_json(send, 200, self._card(name, self._resolve(name)))
+            await send_json(send, 200, self._card(name, await self._resolve(name)))
         elif path in HEALTH:
             await send_json(send, 200, {"status": "ok"})
         elif path == "/ready":
-            missing = self.missing()
-            await send_json(send, 503 if missing else 200, {"ready": not missing, "missing": missing})
+            missing, stale = self.missing(), self.stale()
+            ready = not missing and ENGINES not in stale  # what was published before is served all the same
+            await send_json(send, 200 if ready else 503, {"ready": ready, "missing": missing, "stale": stale})
         elif path == "/openapi.json":
             await send_json(send, 200, DESCRIPTION)
         elif path == "/metrics":
+            if not self._open_metrics:
+                self._keys.check(scope["headers"])
             engines = {name: len(self._usable(name)) for name in self._engines}
             await send_body(send, 200, self.metrics.text(engines), [], b"text/plain; version=0.0.4; charset=utf-8")
         else:
@@ -186,6 +267,7 @@ class Gateway:
         return [self._card(name, model) for name, model in {**self._published, **self._fixed}.items()]
 
     def _card(self, name: str, model: NamedModel) -> dict[str, Any]:
+        lengths = [u.max_model_len for u in self._engines.get(model.engine, ()) if u.max_model_len is not None]
         return {
             "id": name,
             "object": "model",
@@ -193,66 +275,93 @@ class Gateway:
             "owned_by": "danlu",
             "root": model.name,
             "parent": None if name == model.engine else model.engine,
+            "max_model_len": min(lengths, default=None),
         }
 
     async def _complete(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
-        model = ""
+        model, request_id = "", request_id_of(scope)
         try:
             caller = self._keys.check(scope["headers"])
-            request = self._check(path, await read_body(scope, receive, self.limits.max_body_bytes))
+            body = await read_body(scope, receive, self.limits.max_body_bytes, self._unfinished)
+            request = await self._check(path, body, request_id)
             model = request.model.name
+            note(scope, caller=caller[:12], model=model, request_id=request_id.decode())
             self._rates.admit(caller)
-            await unless_disconnected(receive, self._answer(request, caller, send))
+            usage = await unless_disconnected(receive, self._answer(request, caller, send))
+            if usage is not None:
+                note(scope, prompt_tokens=usage.prompt, completion_tokens=usage.completion)
         except RequestError as error:
             self.metrics.answered(model, error.status)
+            error.headers.append((b"x-request-id", request_id))
             raise
 
-    def _check(self, path: str, body: bytes) -> Completion:
+    async def _check(self, path: str, body: bytes, request_id: bytes) -> Completion:
         fields = parse(body)
         name = fields.get("model")
-        model = self._resolve(name)
+        model = await self._resolve(name)
         streamed = is_streamed(fields)
-        changed = hold_to_limits(fields, self.limits, is_chat=path == CHAT)
+        counts_usage = streamed and path in (CHAT, COMPLETIONS)
+        drop_usage = counts_usage and not (fields.get("stream_options") or {}).get("include_usage")
+        changed = hold_to_limits(fields, self.limits, path)
         if changed or streamed or name != model.name:
             if self.limits.tokens_per_minute is not None:
                 fields.pop("stream_interval", None)  # a broken-off stream is charged by its frames: one for each token
-            body = rewritten(fields, model.name, streamed)
-        return Completion(path, body, model, streamed, Timing())
+            body = rewritten(fields, model.name, counts_usage)
+        return Completion(path, body, model, streamed, drop_usage, request_id, Timing())
 
-    def _resolve(self, name: Any) -> NamedModel:
+    async def _resolve(self, name: Any) -> NamedModel:
         """What a name stands for; the resolver in the engines joins names to a folder, so unknown ones end here."""
         known = isinstance(name, str) and (self._fixed.get(name) or self._published.get(name))
         if known:
             return known
         if isinstance(name, str) and is_valid_name(name) and any(model.registry for model in self.models):
-            self.update_published()  # published a moment ago, perhaps
+            await self._scan()  # published a moment ago, perhaps
             if name in self._published:
                 return self._published[name]
         message = f"The model {name!r} does not exist; GET /v1/models lists those that do"
         raise RequestError(404, message, "model_not_found", "model")
 
-    async def _answer(self, request: Completion, caller: str, send: Send) -> None:
-        await self._enter(request.model.name)
+    async def _scan(self) -> None:
+        """Read the registries in a thread; all share a reading that began after they asked."""
+        asked = time.monotonic()
+        async with self._scanning:
+            if self._scanned >= asked:
+                return
+            await asyncio.sleep(self._scanned + SCAN_SECONDS - time.monotonic())
+            self._scanned = time.monotonic()
+            try:
+                await asyncio.to_thread(self.update_published)
+            except OSError as error:
+                logger.exception("the registry of adapters cannot be read")
+                message = f"The published adapters cannot be read: {error.strerror}"
+                raise RequestError(503, message, "registry_unavailable", retry_after=2) from None
+
+    async def _answer(self, request: Completion, caller: str, send: Send) -> TokenUsage | None:
+        await self._enter(request.model.name, caller)
+        status = None
         try:
             status = await self._forward(request, send)
         except asyncio.CancelledError:
             self.metrics.answered(request.model.name, CLIENT_CLOSED)
-            self._rates.spend(caller, request.timing.frames)  # about a token each; what they were is not known any more
             raise
         finally:
             self.metrics.in_flight[request.model.name] -= 1
-            self.admission.leave()
+            self.admission.leave(caller)
+            if status is None and (request.started or request.timing.sent):  # broken off, after an engine began
+                broken = request.unfinished_usage()
+                self._rates.spend(caller, broken.prompt + broken.completion)
         if status is None:
-            return
+            return None
         self.metrics.answered(request.model.name, status)
         usage = self.metrics.finished(request.model.name, request.streamed, request.timing)
         self._rates.spend(caller, usage.prompt + usage.completion)
+        return usage
 
-    async def _enter(self, model: str) -> None:
+    async def _enter(self, model: str, caller: str) -> None:
         """Wait for a place in flight."""
         self.metrics.queued[model] += 1
         try:
-            await self.admission.enter()
+            await self.admission.enter(caller)
         except asyncio.CancelledError:
             self.metrics.answered(model, CLIENT_CLOSED)
             raise
@@ -269,6 +378,7 @@ class Gateway:
                 return await self._copy(upstream, request, send)
             except aiohttp.ClientError:
                 upstream.failed_at = upstream.beat
+                request.timing.sent = False
                 if request.started:
                     await self._break_off(request, send)
                     return None
@@ -291,8 +401,12 @@ class Gateway:
     async def _copy(self, upstream: Upstream, request: Completion, send: Send) -> int:
         assert self.session is not None, "the gateway answers requests only while it has a client session"
         url = upstream.urls[request.path]
-        async with self.session.post(url, data=request.body, headers=self._engine_headers) as answer:
+        request.timing.sent = True
+        head = CIMultiDict(self._engine_headers)
+        head["x-request-id"] = request.request_id.decode()
+        async with self.session.post(url, data=request.body, headers=head) as answer:
             headers = [(k.lower(), v) for k, v in answer.raw_headers if k.lower() not in DROPPED_HEADERS]
+            headers.append((b"x-request-id", request.request_id))
             if not request.streamed or answer.status != 200:
                 body = await answer.read()
                 if answer.status == 500 and not await self._is_healthy(upstream):
@@ -303,17 +417,22 @@ class Gateway:
                 await send({"type": "http.response.body", "body": body})
                 return answer.status
             await start(request, send, answer.status, headers)
-            async for chunk in answer.content.iter_any():
-                request.timing.see(chunk)
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+            events = EventFilter(request.drop_usage)
+            async for received in answer.content.iter_any():
+                request.timing.see(received)
+                if chunk := events.feed(received):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": events.rest()})
             return answer.status
 
     async def _is_healthy(self, upstream: Upstream) -> bool:
         """Whether an engine that answered with an error goes on working, or has lost its core."""
         assert self.session is not None
-        async with self.session.get(upstream.urls["/health"]) as answer:
-            return answer.status == 200
+        try:
+            async with self.session.get(upstream.urls["/health"], timeout=HEALTH_TIMEOUT) as answer:
+                return answer.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
 
     async def _break_off(self, request: Completion, send: Send) -> None:
         """End a stream whose engine died in the middle: an error frame, and no `[DONE]`."""
@@ -341,8 +460,14 @@ def require_method(scope: Scope, method: str) -> None:
         raise error
 
 
-async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work, and drop it when the client closes its connection: the engine then stops generating.
+def request_id_of(scope: Scope) -> bytes:
+    """The name a client gave its request, or one of our own, under which gateway and engine speak of it."""
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(12).encode()
+
+
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """Do the work, and drop it (None) when the client closes its connection: the engine then stops generating.
 
     It is watched from `WATCH_AFTER_SECONDS` on: a task for each short answer costs more than it saves.
     """
@@ -361,11 +486,12 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, None])
     loop = asyncio.get_running_loop()
     later = loop.call_later(WATCH_AFTER_SECONDS, lambda: watchers.append(loop.create_task(watch())))
     try:
-        await work
+        return await work
     except asyncio.CancelledError:
         if not gone:
             raise
         worker.uncancel()
+        return None
     finally:
         later.cancel()
         for watcher in watchers:

@@ -5,25 +5,42 @@ and clients speak to the gateway itself.
 """
 
 import asyncio
+import logging
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import uvicorn
 import uvloop
-from starlette.middleware.cors import CORSMiddleware
 
 from pipelines.models.served import ServedModel
 from pipelines.recipe.serve import Limits
 from serve import discovery
-from serve.gateway.app import Gateway
+from serve.auth import LOCAL
+from serve.gateway.access_log import AccessLog
+from serve.gateway.app import ADAPTERS, ENGINES, Gateway
+from serve.gateway.origins import LocalOnly, with_origins
+from serve.gateway.protocol import LimitedProtocol
+
+logger = logging.getLogger("ray.serve")
 
 ENGINE_CONNECT_SECONDS = 5.0
 KEEP_ALIVE_SECONDS = 75
 """How long idle connections of clients are kept: longer than clients keep them (httpx 5 s), who then never write into
 one that is being closed."""
+
+BACKLOG = 2048
+"""Connections that wait to be accepted."""
+
+END_SECONDS = 60
+"""How long answers in flight may go on when the gateway is told to stop."""
+
+BLIND_SECONDS = 60.0
+"""After so long without one successful look at the engines the gateway is ill, and Ray Serve starts another."""
 
 LOOK_SECONDS = 0.1
 """How old what is known of the engines may be when one of them does not answer."""
@@ -31,7 +48,7 @@ LOOK_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class GatewayPlan:
-    """What the gateway serves, to whom, and where it listens; `keys` are SHA-256 digests."""
+    """What the gateway serves, to whom, and where it listens; `keys` are SHA-256 digests, `access_log` a file."""
 
     app: str
     models: list[ServedModel]
@@ -41,6 +58,9 @@ class GatewayPlan:
     host: str
     port: int
     allow_origins: tuple[str, ...] = ()
+    open: bool = False
+    open_metrics: bool = False
+    access_log: str | None = None
 
 
 class GatewayReplica:
@@ -51,13 +71,17 @@ class GatewayReplica:
 
     def __init__(self, plan: GatewayPlan) -> None:
         self._plan = plan
-        self._gateway = Gateway(plan.models, plan.engine_key, plan.keys, plan.limits, self._look)
+        self._gateway = Gateway(plan.models, plan.engine_key, plan.keys, plan.limits, self._look, plan.open_metrics)
         self._liveness = discovery.Liveness()
         self._looking = asyncio.Lock()
-        self._looked = 0.0
+        self._looked, self._has_looked = time.monotonic(), False
+        for what in (ENGINES, ADAPTERS):
+            self._gateway.looked_at(what)
         self._server = uvicorn.Server(
             uvicorn.Config(
-                with_origins(self._gateway, plan.allow_origins),
+                application(self._gateway, plan),
+                http=LimitedProtocol,
+                backlog=BACKLOG,
                 host=plan.host,
                 port=plan.port,
                 log_level="warning",
@@ -66,15 +90,22 @@ class GatewayReplica:
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=END_SECONDS,
             )
         )
         self._thread = threading.Thread(target=uvloop.run, args=(self._serve(),), name="gateway", daemon=True)
         self._thread.start()
 
     async def check_health(self) -> None:
-        """Called by Ray Serve, in its event loop; raises when the gateway's thread has ended."""
+        """Called by Ray Serve, in its event loop; raises when the gateway's thread has ended, or sees no engines.
+
+        A registry that cannot be read is no reason: another gateway could not read it either, and streams would break.
+        """
         if not self._thread.is_alive():
             raise RuntimeError("the gateway has ended")
+        blind = time.monotonic() - self._looked
+        if blind > BLIND_SECONDS:
+            raise RuntimeError(f"the gateway has not seen the list of engines for {blind:.0f} s")
 
     def __del__(self) -> None:
         """Called by Ray Serve when it stops the replica: answer what is in flight, then end."""
@@ -85,26 +116,27 @@ class GatewayReplica:
     async def _serve(self) -> None:
         async with engine_session() as session:
             self._gateway.session = session
-            follower = asyncio.create_task(self._follow())
-            server = asyncio.create_task(self._server.serve())
-            await asyncio.wait((follower, server), return_when=asyncio.FIRST_COMPLETED)
-            follower.cancel()
-            await server
+            followers = [
+                asyncio.create_task(follow("the list of engines", self._look)),
+                asyncio.create_task(follow("the registry of adapters", self._read_registries)),
+            ]
+            await self._server.serve()
+            for follower in followers:
+                follower.cancel()
 
-    async def _follow(self) -> None:
-        while True:
-            await self._look()
-            await asyncio.to_thread(self._gateway.update_published)
-            await asyncio.sleep(discovery.BEAT_SECONDS)
+    async def _read_registries(self) -> None:
+        await asyncio.to_thread(self._gateway.update_published)
+        self._gateway.looked_at(ADAPTERS)
 
     async def _look(self) -> None:
         """Take over which engines live now; many that ask at once get one look."""
         async with self._looking:
-            if time.monotonic() - self._looked < LOOK_SECONDS:
+            if self._has_looked and time.monotonic() - self._looked < LOOK_SECONDS:
                 return
             found, retired = await asyncio.to_thread(discovery.find_engines, self._plan.app)
             self._gateway.update(self._liveness.live(found), retired)
-            self._looked = time.monotonic()
+            self._looked, self._has_looked = time.monotonic(), True
+            self._gateway.looked_at(ENGINES)
 
 
 def engine_session() -> aiohttp.ClientSession:
@@ -118,10 +150,20 @@ def engine_session() -> aiohttp.ClientSession:
     )
 
 
-def with_origins(gateway: Gateway, origins: tuple[str, ...]) -> Any:
-    """The gateway with CORS headers for the allowed origins."""
-    if not origins:
-        return gateway
-    headers = ["authorization", "content-type"]
+async def follow(what: str, look: Callable[[], Awaitable[None]]) -> None:
+    """Look again and again, for ever; a look that fails is logged, and what was seen before holds on."""
+    while True:
+        try:
+            await look()
+        except Exception:
+            logger.exception("cannot read %s, trying again", what)
+        await asyncio.sleep(discovery.BEAT_SECONDS)
+
+
+def application(gateway: Gateway, plan: GatewayPlan) -> Any:
+    """The gateway as its server is given it: with the guard of a local address, CORS and the access log."""
     app: Any = gateway
-    return CORSMiddleware(app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers)
+    if not plan.keys and not plan.open and plan.host in LOCAL:
+        app = LocalOnly(app, plan.allow_origins)
+    app = with_origins(app, plan.allow_origins)
+    return AccessLog(app, Path(plan.access_log)) if plan.access_log else app

@@ -70,42 +70,78 @@ def _bucket(buckets: dict[str, TokenBucket], caller: str, per_minute: int) -> To
 
 
 class Admission:
-    """At most so many requests in flight; so many more wait their turn, in order; the rest are refused."""
+    """At most so many requests in flight, and so many of one caller; so many more wait; the rest are refused.
+
+    A place that falls free goes to the waiting caller who has the fewest in flight, so that one caller's many requests
+    do not keep out another's few.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._most_of_one = limits.max_in_flight_per_key or limits.max_in_flight
         self.in_flight = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self.queued = 0
+        self._of_caller: dict[str, int] = {}
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
-    @property
-    def queued(self) -> int:
-        """Requests that wait."""
-        return sum(not turn.done() for turn in self._waiting)
-
-    async def enter(self) -> None:
+    async def enter(self, caller: str = "") -> None:
         """Take a place in flight, to be given back by `leave`; raises RequestError 429 when the queue is full."""
-        if self.in_flight < self._limits.max_in_flight:
-            self.in_flight += 1
+        has = self._of_caller.get(caller, 0)
+        if self.in_flight < self._limits.max_in_flight and has < self._most_of_one:
+            self._take(caller)
         else:
-            await self._wait()
+            await self._wait(caller)
 
-    def leave(self) -> None:
-        """Give the place to who waits longest."""
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
+    def leave(self, caller: str = "") -> None:
+        """Give a place back, and on to who waits."""
         self.in_flight -= 1
+        left = self._of_caller[caller] - 1
+        if left:
+            self._of_caller[caller] = left
+        else:
+            del self._of_caller[caller]
+        if self._waiting:
+            self._give_places()
 
-    async def _wait(self) -> None:
+    def _take(self, caller: str) -> None:
+        self.in_flight += 1
+        self._of_caller[caller] = self._of_caller.get(caller, 0) + 1
+
+    def _give_places(self) -> None:
+        while self._waiting and self.in_flight < self._limits.max_in_flight:
+            caller = min(self._waiting, key=lambda one: self._of_caller.get(one, 0))
+            if self._of_caller.get(caller, 0) >= self._most_of_one:
+                return
+            turn = self._next_of(caller)
+            self._take(caller)
+            turn.set_result(None)
+
+    def _next_of(self, caller: str) -> asyncio.Future[None]:
+        turns = self._waiting[caller]
+        turn = turns.popleft()
+        if not turns:
+            del self._waiting[caller]
+        return turn
+
+    async def _wait(self, caller: str) -> None:
         if self.queued >= self._limits.max_queued:
             raise RequestError(429, "Too many requests are waiting, try again", "queue_full", retry_after=2)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiting.setdefault(caller, deque()).append(turn)
+        self.queued += 1
         try:
-            await turn  # the place passes over from the request that ended: in_flight stays as it is
+            await turn  # whoever ends the wait has counted the place as this caller's
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.leave()
+                self.leave(caller)
+            else:
+                self._forget(caller, turn)
             raise
+        finally:
+            self.queued -= 1
+
+    def _forget(self, caller: str, turn: asyncio.Future[None]) -> None:
+        turns = self._waiting[caller]
+        turns.remove(turn)
+        if not turns:
+            del self._waiting[caller]

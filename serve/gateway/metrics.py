@@ -13,8 +13,9 @@ TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 LAST_FRAME_BYTES = 4096
 """How much of an answer's end is kept; its token counts stand there."""
 
-USAGE = re.compile(rb'"usage"\s*:\s*\{[^{}]*')
-COUNT = re.compile(rb'"(prompt_tokens|completion_tokens)"\s*:\s*(\d+)')
+USAGE = re.compile(rb'"usage"\s*:\s*\{(?:[^{}]|\{[^{}]*\})*')
+COUNT = re.compile(rb'"(prompt|completion|input|output)_tokens"\s*:\s*(\d+)')
+"""`/v1/responses` counts tokens of input and output."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,19 @@ def usage_in(last_bytes: bytes) -> TokenUsage:
     """The token counts in the end of an answer, plain or streamed; zeros where there are none, as in errors."""
     found = USAGE.findall(last_bytes)
     counts = dict(COUNT.findall(found[-1])) if found else {}
-    return TokenUsage(int(counts.get(b"prompt_tokens", 0)), int(counts.get(b"completion_tokens", 0)))
+    prompt, completion = (
+        counts.get(b"prompt", counts.get(b"input", 0)),
+        counts.get(b"completion", counts.get(b"output", 0)),
+    )
+    return TokenUsage(int(prompt), int(completion))
 
 
 @dataclass
 class Timing:
-    """One request's times and the end of its answer."""
+    """One request's times and the end of its answer; `sent` when an engine was given it."""
 
     began: float = field(default_factory=time.monotonic)
+    sent: bool = False
     first: float | None = None
     ended: float = 0.0
     frames: int = 0

@@ -76,6 +76,19 @@ _COMPLETION = _object(
     "prompt",
 )
 
+_RESPONSE = _object(
+    {
+        **{key: _SAMPLING[key] for key in ("model", "temperature", "top_p", "stream")},
+        "input": {"anyOf": [_TEXT, _list(_MESSAGE)]},
+        "instructions": _TEXT,
+        "max_output_tokens": _COUNT,
+    },
+    "model",
+    "input",
+)
+_TOKENIZE = _object({"model": _TEXT, "prompt": _TEXT, "messages": _list(_MESSAGE)}, "model")
+_DETOKENIZE = _object({"model": _TEXT, "tokens": _TOKENS}, "model", "tokens")
+
 _ERROR = _object(
     {"error": _object({"message": _TEXT, "type": _TEXT, "param": {}, "code": {}}, "message", "type", "param", "code")},
     "error",
@@ -89,7 +102,7 @@ def _answers(*errors: int) -> Schema:
 
 def _completion(summary: str, schema: Schema) -> Schema:
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
-    answers = _answers(400, 401, 404, 413, 429, 503)
+    answers = _answers(400, 401, 404, 413, 415, 429, 503)
     return {"post": {"summary": summary, "requestBody": body, "responses": answers, "security": [{"key": []}]}}
 
 
@@ -106,11 +119,14 @@ DESCRIPTION: Schema = {
     "paths": {
         "/v1/chat/completions": _completion("Answer a conversation", _CHAT),
         "/v1/completions": _completion("Continue a text", _COMPLETION),
+        "/v1/responses": _completion("Answer, in the form of OpenAI's responses", _RESPONSE),
+        "/tokenize": _completion("The tokens of a prompt or of a conversation", _TOKENIZE),
+        "/detokenize": _completion("The text of tokens", _DETOKENIZE),
         "/v1/models": _read("Models, adapters and aliases, with their parents", 401, guarded=True),
         "/v1/models/{model}": _read("One of them", 401, 404, guarded=True, parameter="model"),
         "/health": _read("The gateway lives"),
         "/ready": _read("Every model has an engine", 503),
-        "/metrics": _read("Counters in Prometheus' form"),
+        "/metrics": _read("Counters in Prometheus' form", 401, guarded=True),
         "/openapi.json": _read("This description"),
     },
 }

@@ -1,90 +1,152 @@
 """Chat in the terminal with any OpenAI-compatible endpoint, or open the page that does so in a browser."""
 
 import importlib.util
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import openai
-from openai.types.chat import ChatCompletionMessageParam
 
+from pipelines.direct_http import is_loopback
 from pipelines.errors import InputError, StageError, nearest
 from pipelines.kill_with_parent import child_environment
+from serve.auth import LOCAL
+from serve.ui.chat_words import words
+from serve.ui.conversation import Messages, explanation, fitted
+
+PASSWORD = "DANLU_UI_PASSWORD"
+"""Environment variable: what visitors of the page must type first."""
 
 HELP = """\
-RESET                  forget the conversation
-EXIT                   leave (also Ctrl-D)
+/reset                 forget the conversation (also RESET)
+/exit                  leave (also EXIT, exit, quit, 退出, Ctrl-D)
 /model NAME            talk to another model; without a name, list them
 /system TEXT           set the system prompt and begin anew; without a text, none
 /temperature NUMBER    0 answers the same every time
+/save FILE             add the conversation to a JSONL file, which a recipe's ingest reads
 \\ at a line's end      goes on in the next line
 """
+
+LEAVE = ("EXIT", "/exit", "/quit", "exit", "quit", "退出")
+RESET = ("RESET", "/reset")
+ENGLISH = words("en")
+
+
+@dataclass(frozen=True)
+class ChatStart:
+    """What a conversation begins with: the model, its system prompt, and sampling by OpenAI's and vLLM's names.
+
+    `models`: the first of them that the endpoint lists; where it lists none of them, its own first.
+    """
+
+    models: tuple[str, ...] = ()
+    system: str = ""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Conversation:
-    """A model, its settings, and what was said."""
+    """A model, its settings, and what was said; `left_out` turns did not fit the context when it was asked last."""
 
     client: openai.OpenAI
     model: str
     system: str = ""
-    temperature: float | None = None
-    messages: list[ChatCompletionMessageParam] = field(default_factory=list)
+    sampling: dict[str, Any] = field(default_factory=dict)
+    messages: Messages = field(default_factory=list)
+    left_out: int = 0
 
     def answer(self, text: str) -> Iterator[str]:
-        """Ask, and yield the answer piece by piece; history grows by both when the answer is complete."""
-        asked: list[ChatCompletionMessageParam] = [*self.messages, {"role": "user", "content": text}]
-        system: list[ChatCompletionMessageParam] = [{"role": "system", "content": self.system}] if self.system else []
-        said = ""
-        temperature = openai.omit if self.temperature is None else self.temperature
-        with self.client.chat.completions.create(
-            model=self.model, messages=system + asked, temperature=temperature, stream=True
-        ) as stream:
+        """Ask, and yield the answer piece by piece; history grows by both when the answer is complete.
+
+        What was said is forgotten from its beginning where the model's context has no room for it.
+        """
+        asked: Messages = [*self.messages, {"role": "user", "content": text}]
+        system: Messages = [{"role": "system", "content": self.system}] if self.system else []
+        said, self.left_out = "", 0
+        stream, sent = self._stream(system + asked)
+        with stream:
             for part in stream:
                 if part.choices and (piece := part.choices[0].delta.content):
                     said += piece
                     yield piece
-        self.messages = [*asked, {"role": "assistant", "content": said}]
+        self.messages = [*sent[len(system) :], {"role": "assistant", "content": said}]
+
+    def _stream(self, messages: Messages) -> tuple[Any, Messages]:
+        """The stream of an answer, and the messages for which there was room."""
+        sampling = dict(self.sampling)
+        beyond_openai = {name: sampling.pop(name) for name in ("top_k", "repetition_penalty") if name in sampling}
+        while True:
+            try:
+                stream = self.client.chat.completions.create(
+                    model=self.model, messages=messages, extra_body=beyond_openai or None, stream=True, **sampling
+                )
+                return stream, messages
+            except openai.BadRequestError as error:
+                smaller = fitted(str(error), messages, sampling.get("max_tokens"))
+                if smaller is None:
+                    raise
+                self.left_out += smaller[0] is not messages
+                messages, room = smaller
+                if room is not None:
+                    sampling["max_tokens"] = room
 
 
 def chat(
     base_url: str,
-    model: str | None = None,
+    start: ChatStart | None = None,
     api_key: str = "none",
     read: Callable[[str], str] = input,
     write: Callable[[str], None] = lambda text: print(text, end="", flush=True),
 ) -> None:
-    """Talk to a model until EXIT; without a model, the first that the endpoint lists.
+    """Talk to a model until /exit.
 
     `read` takes a prompt and returns a line, raising EOFError at the end; Ctrl-C stops an answer, not the chat.
     Raises StageError when the endpoint cannot be reached.
     """
     with suppress(ImportError):  # some Pythons are built without it
         import readline  # noqa: F401  # lines are edited and called back with the arrow keys, also Chinese ones
-    client = openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=0)
+    start = start or ChatStart()
+    client = endpoint_client(base_url, api_key)
     names = model_names(client)
-    talk = Conversation(client, model or names[0])
+    served = [name for name in start.models if name in names]
+    talk = Conversation(client, (served or names)[0], start.system, dict(start.sampling))
+    if start.models and not served:
+        write(f"{base_url} does not serve {start.models[0]}; {nearest(start.models[0], names)}\n")
     write(f"{talk.model} at {base_url}; /help says what else there is\n")
+    if talk.system:
+        write(f"system prompt: {talk.system}\n")
     while True:
         try:
             text = read_lines(read)
         except (EOFError, KeyboardInterrupt):
             return
-        if text == "EXIT":
+        if text in LEAVE:
             return
         if text:
             respond(talk, text, write)
+
+
+def endpoint_client(base_url: str, api_key: str) -> openai.OpenAI:
+    """A client that asks this machine's own addresses past every proxy."""
+    http = openai.DefaultHttpxClient(trust_env=not is_loopback(base_url))
+    return openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=0, http_client=http)
 
 
 def model_names(client: openai.OpenAI) -> list[str]:
     """The endpoint's models; raises StageError when it cannot be asked, or has none."""
     try:
         names = [model.id for model in client.models.list()]
+    except openai.APIConnectionError as error:
+        told = explanation(error, ENGLISH)
+        raise StageError(f"{client.base_url}: {told}; is the endpoint up? danlu serve RECIPE starts one") from None
     except openai.OpenAIError as error:
-        raise StageError(f"{client.base_url}: {error}; is the endpoint up? danlu serve RECIPE starts one") from None
+        raise StageError(f"{client.base_url}: {explanation(error, ENGLISH)}") from None
     if not names:
         raise StageError(f"{client.base_url}: the endpoint serves no model")
     return names
@@ -101,8 +163,11 @@ def read_lines(read: Callable[[str], str]) -> str:
 
 def respond(talk: Conversation, text: str, write: Callable[[str], None]) -> None:
     """Carry out a command, or stream the model's answer; errors are shown and leave the conversation as it was."""
-    if text == "RESET" or text.startswith("/"):
-        write(command(talk, text) + "\n")
+    if text in RESET or text.startswith("/"):
+        try:
+            write(command(talk, text) + "\n")
+        except StageError as error:
+            write(f"(error: {error})\n")
         return
     try:
         for piece in talk.answer(text):
@@ -110,7 +175,9 @@ def respond(talk: Conversation, text: str, write: Callable[[str], None]) -> None
     except KeyboardInterrupt:
         write(" (stopped)")
     except openai.OpenAIError as error:
-        write(f"(error: {error})")
+        write(f"(error: {explanation(error, ENGLISH)})")
+    if talk.left_out:
+        write("\n" + ENGLISH["left_out"].format(talk.left_out))
     write("\n")
 
 
@@ -118,9 +185,11 @@ def command(talk: Conversation, text: str) -> str:
     """Change the conversation's settings; returns what to tell the person."""
     name, _, argument = text.partition(" ")
     argument = argument.strip()
-    if name == "RESET":
+    if text in RESET:
         talk.messages = []
         return "(a new conversation)"
+    if name == "/save":
+        return save(talk, argument)
     if name == "/model":
         return change_model(talk, argument)
     if name == "/system":
@@ -150,11 +219,25 @@ def change_temperature(talk: Conversation, text: str) -> str:
         value = -1.0
     if not 0 <= value <= 2:
         return f"a temperature is a number from 0 to 2, not {text!r}"
-    talk.temperature = value
+    talk.sampling["temperature"] = value
     return f"(temperature {value:g})"
 
 
-def page_command(base_url: str, host: str, port: int) -> list[str]:
+def save(talk: Conversation, name: str) -> str:
+    """Add the conversation to a file as a line with `messages`, in a new file where no name is given."""
+    if not talk.messages:
+        return "nothing was said yet"
+    file = Path(name or time.strftime("chat-%Y%m%d-%H%M%S.jsonl")).expanduser()
+    system: Messages = [{"role": "system", "content": talk.system}] if talk.system else []
+    try:
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"messages": system + talk.messages}, ensure_ascii=False) + "\n")
+    except OSError as error:
+        return f"{file}: {error.strerror}"
+    return f"({file}: saved)"
+
+
+def page_command(base_url: str, host: str, port: int, start: ChatStart | None = None) -> list[str]:
     """The command that runs the chat page: Streamlit, which reports nothing and watches no files."""
     options = {
         "server.address": host,
@@ -167,12 +250,19 @@ def page_command(base_url: str, host: str, port: int) -> list[str]:
     }
     page = Path(__file__).parent / "chat_app.py"
     flags = [f"--{name}={value}" for name, value in options.items()]
-    return [sys.executable, "-P", "-m", "streamlit", "run", *flags, str(page), base_url]
+    begins = json.dumps(asdict(start or ChatStart()))
+    return [sys.executable, "-P", "-m", "streamlit", "run", *flags, str(page), base_url, begins]
 
 
-def open_page(base_url: str, host: str, port: int) -> None:
-    """Become the chat page's server until it is stopped; raises InputError where Streamlit is not installed."""
+def open_page(base_url: str, host: str, port: int, start: ChatStart | None = None) -> None:
+    """Become the chat page's server until it is stopped.
+
+    Raises InputError where Streamlit is not installed, or where others reach the page and it has no password: it asks
+    the endpoint with its own key.
+    """
+    if host not in LOCAL and not os.environ.get(PASSWORD):
+        raise InputError(f"others reach {host}: set {PASSWORD} in the environment, which visitors are then asked for")
     if importlib.util.find_spec("streamlit") is None:
         raise InputError("the chat page needs Streamlit: pip install 'danlu[ui]'; danlu chat needs nothing")
-    command = page_command(base_url, host, port)
+    command = page_command(base_url, host, port, start)
     os.execve(command[0], command, child_environment())

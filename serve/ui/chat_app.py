@@ -4,18 +4,23 @@ What is asked and kept stands in `serve.ui.conversation`; here it is drawn. Stre
 """
 
 import asyncio
+import hmac
+import html
+import json
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import openai
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from pipelines.errors import DataError, StageError
+from pipelines.direct_http import is_loopback
+from pipelines.errors import DataError
 from serve.ui import chat
 from serve.ui.chat_words import LANGUAGES, words
 from serve.ui.conversation import (
@@ -32,19 +37,26 @@ from serve.ui.conversation import (
     as_jsonl,
     background_loop,
     discuss,
+    explanation,
     prompts_in,
     table_of,
+    without_reasoning,
 )
 
 REDRAW_SECONDS = 0.05
 LINE_PIXELS = 27
+LOGIN_SECONDS = 1.0
+"""How long a wrong password takes."""
+
+ICON = np.full((32, 32, 3), (194, 65, 12), np.uint8)
+"""The page's icon, drawn here: icons by name are fetched from another host."""
 MODES = ("chat", "table", "group")
 FACES = tuple(f":material/face{n}:" for n in ("", "_2", "_3", "_4", "_5", "_6"))
 STYLE = """<style>
 [data-testid="stMainBlockContainer"] {padding-top: 4rem; padding-bottom: 1rem}
 [data-testid="stSidebarHeader"] {height: 2.5rem}
 [data-testid="stChatMessage"] {overflow-wrap: anywhere}
-[data-testid="stChatMessage"] table {display: block; overflow-x: auto} /* or it reaches into the next column */
+.said {white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.6}
 [data-testid="stStatusWidget"] {display: none} /* it has a stop button of its own, which stops only the drawing */
 @media (max-width: 640px) {[data-testid="stMainBlockContainer"] {padding-left: .8rem; padding-right: .8rem}}
 </style>"""
@@ -63,19 +75,55 @@ class Page:
     words: dict[str, str]
 
 
-def main(base_url: str) -> None:
-    """Draw the page once."""
-    st.set_page_config(page_title="Danlu 丹炉", page_icon=":material/local_fire_department:", layout="wide")
+def main(base_url: str, start_with: chat.ChatStart) -> None:
+    """Draw the page once; settings begin with `start_with`."""
+    st.set_page_config(page_title="Danlu 丹炉", page_icon=ICON, layout="wide")
     st.html(STYLE)
-    keep_settings()
-    try:
-        models = listed_models(base_url)
-    except StageError as error:
-        st.error(str(error))
-        st.button(words("en")["retry"])
+    say = words(LANGUAGES[st.session_state.get("language", list(LANGUAGES)[0 if is_chinese() else 1])])
+    if not is_logged_in(say):
         return
-    page = settings(models, endpoint_client(base_url))
+    keep_settings()
+    if not (models := known_models(base_url, say)):
+        st.button(say["retry"])
+        return
+    page = settings(models, endpoint_client(base_url), start_with)
     {"chat": chat_mode, "table": table_mode, "group": group_mode}[st.session_state.mode](page)
+
+
+def is_chinese() -> bool:
+    """Whether the visitor's browser asks for Chinese."""
+    return (st.context.locale or "").startswith("zh")
+
+
+def is_logged_in(say: dict[str, str]) -> bool:
+    """Whether the visitor has given the password, where there is one; asks for it otherwise."""
+    password = os.environ.get(chat.PASSWORD)
+    if not password or st.session_state.get("logged_in"):
+        return True
+    with st.form("login"):
+        given = st.text_input(say["password"], type="password")
+        if st.form_submit_button(say["log_in"]):
+            if hmac.compare_digest(given.encode(), password.encode()):
+                st.session_state.logged_in = True
+                st.rerun()
+            time.sleep(LOGIN_SECONDS)
+            st.error(say["wrong_password"])
+    return False
+
+
+def known_models(base_url: str, say: dict[str, str]) -> list[str]:
+    """The endpoint's models; while it cannot be asked, those it had, under an error: what was said stays in sight."""
+    try:
+        listed = listed_models(base_url)
+    except openai.OpenAIError as error:
+        st.error(plain(f"{base_url}: {explanation(error, say)}"))
+    else:
+        if listed:
+            st.session_state.models = listed
+        else:
+            st.error(f"{base_url}: {say['none_served']}")
+    models: list[str] = st.session_state.get("models", [])
+    return models
 
 
 def keep_settings() -> None:
@@ -95,24 +143,25 @@ def answers_loop() -> asyncio.AbstractEventLoop:
 @st.cache_resource
 def endpoint_client(base_url: str) -> openai.AsyncOpenAI:
     """The client; the key, if one is needed, comes from the environment and is never shown."""
-    return openai.AsyncOpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=0)
+    key = os.environ.get("OPENAI_API_KEY", "none")
+    http = openai.DefaultAsyncHttpxClient(trust_env=not is_loopback(base_url))
+    return openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0, http_client=http)
 
 
 @st.cache_data(ttl=3, show_spinner=False)
 def listed_models(base_url: str) -> list[str]:
     """The endpoint's models, asked again after a few seconds: adapters are published while the page is open."""
     key = os.environ.get("OPENAI_API_KEY", "none")
-    return chat.model_names(openai.OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=10))
+    return [model.id for model in chat.endpoint_client(base_url, key).with_options(timeout=10).models.list()]
 
 
-def settings(models: list[str], client: openai.AsyncOpenAI) -> Page:
+def settings(models: list[str], client: openai.AsyncOpenAI, start_with: chat.ChatStart) -> Page:
     """The sidebar."""
     with st.sidebar:
-        chinese = (st.context.locale or "").startswith("zh")
         language = st.radio(
             "语言 / Language",
             LANGUAGES,
-            index=0 if chinese else 1,
+            index=0 if is_chinese() else 1,
             horizontal=True,
             key="language",
             label_visibility="collapsed",
@@ -127,25 +176,32 @@ def settings(models: list[str], client: openai.AsyncOpenAI) -> Page:
             on_change=stop,
             label_visibility="collapsed",
         )
-        model, second = chat_models(models, say) if mode == "chat" else (models[0], None)
+        model, second = chat_models(models, say, start_with) if mode == "chat" else (models[0], None)
+        st.session_state.setdefault("system", start_with.system)
         system = st.text_area(
             say["system"], placeholder=say["system_hint"], key="system", disabled=mode == "group", height=90
         )
-        sampling = sampling_settings(say)
+        sampling = sampling_settings(say, start_with.sampling)
         st.button(say["clear"], on_click=clear, icon=":material/delete:", width="stretch")
     return Page(client, models, model, second, system, sampling, say)
 
 
-def chat_models(models: list[str], say: dict[str, str]) -> tuple[str, str | None]:
+def chat_models(models: list[str], say: dict[str, str], start_with: chat.ChatStart) -> tuple[str, str | None]:
     """The model to talk to, and the one beside it."""
-    model = st.selectbox(say["model"], models, key="chat_model")
+    best = next((models.index(name) for name in start_with.models if name in models), 0)
+    model = st.selectbox(say["model"], models, best, key="chat_model")
     beside = [None, *models]
     return model, st.selectbox(say["second"], beside, format_func=lambda m: m or say["nobody"], key="chat_second")
 
 
-def sampling_settings(say: dict[str, str]) -> SamplingSettings:
-    """The sliders."""
-    usual = SamplingSettings()
+def sampling_settings(say: dict[str, str], given: Mapping[str, Any]) -> SamplingSettings:
+    """The sliders, which begin where the recipe says, within what they show."""
+    usual = SamplingSettings(
+        max_tokens=min(int(given.get("max_tokens", 512)), 4096),
+        temperature=float(given.get("temperature", 0.7)),
+        top_p=max(float(given.get("top_p", 0.9)), 0.05),
+        repetition_penalty=min(max(float(given.get("repetition_penalty", 1.0)), 1.0), 2.0),
+    )
     return SamplingSettings(
         max_tokens=st.slider(say["max_tokens"], 1, 4096, usual.max_tokens, key="max_tokens"),
         temperature=st.slider(say["temperature"], 0.0, 2.0, usual.temperature, 0.05, key="temperature"),
@@ -197,21 +253,37 @@ def draw_answer(spot: DeltaGenerator, answer: ChatReply, say: dict[str, str], gr
     """An answer with its numbers below it; a cursor stands at the end of one that grows."""
     growing = growing and not answer.ended
     with spot.container():
-        st.markdown(answer.text + (" ▌" if growing else ""))
+        thought, said = without_reasoning(answer.text)
+        if reasoning := answer.reasoning or thought:
+            with st.expander(say["reasoning"], expanded=False):
+                show_text(reasoning)
+        show_text(said + (" ▌" if growing else ""))
+        if answer.left_out:
+            st.caption(say["left_out"].format(answer.left_out))
         if answer.error:
-            st.error(answer.error)
+            st.error(plain(answer.error))
         if answer.model and not growing:
             st.caption(numbers(answer, say))
 
 
+def show_text(text: str) -> None:
+    """What was said, as it was said: nothing in it is markup, and no picture is fetched."""
+    st.html(f'<div class="said">{html.escape(text)}</div>')
+
+
 def numbers(answer: ChatReply, say: dict[str, str]) -> str:
     """Model, tokens and times of an answer, as far as they are known."""
-    parts = [f"**{answer.model}**"]
+    parts = [f"**{plain(answer.model)}**"]
     if answer.completion_tokens:
         parts.append(say["tokens"].format(answer.completion_tokens))
     if answer.to_first:
         parts += [say["to_first"].format(answer.to_first), say["seconds"].format(answer.seconds)]
     return " · ".join(parts)
+
+
+def plain(text: str) -> str:
+    """A name with its Markdown characters taken literally."""
+    return "".join(f"\\{mark}" if mark in r"\`*_{}[]()#+-.!|~:$<>" else mark for mark in text)
 
 
 def chat_mode(page: Page) -> None:
@@ -237,13 +309,13 @@ def chat_mode(page: Page) -> None:
 def answer_last(page: Page, turns: list[ChatTurn]) -> None:
     """Ask about what was said last, with the settings as they are now."""
     turns[-1].answers = [ChatReply(model) for model in (page.model, page.second) if model]
-    start(answer_turn(page.client, turns, turns[-1].answers, page.system, page.sampling))
+    start(answer_turn(page.client, turns, turns[-1].answers, page.system, page.sampling, page.words))
 
 
 def draw_turn(turn: ChatTurn, say: dict[str, str], growing: bool) -> list[DeltaGenerator]:
     """What was said and the answers in columns, which a phone stacks; returns the places of the answers."""
     with st.chat_message("user"):
-        st.markdown(turn.said)
+        show_text(turn.said)
     spots = []
     for column, answer in zip(st.columns(len(turn.answers)), turn.answers, strict=True):
         with column, st.chat_message("assistant"):
@@ -267,11 +339,11 @@ def table_mode(page: Page) -> None:
     try:
         prompts = prompts_in("", text.encode()) + (prompts_in(file.name, file.getvalue()) if file else [])
     except DataError as error:
-        st.error(str(error))
+        st.error(plain(str(error)))
         return
     if st.button(say["run"], type="primary", disabled=not (prompts and chosen), icon=":material/play_arrow:"):
         st.session_state.rows = [TableRow(prompt, [ChatReply(model) for model in chosen]) for prompt in prompts]
-        start(answer_table(page.client, st.session_state.rows, page.system, page.sampling))
+        start(answer_table(page.client, st.session_state.rows, page.system, page.sampling, page.words))
     if rows := st.session_state.get("rows"):
         draw_table(rows, say)
 
@@ -310,7 +382,7 @@ def group_mode(page: Page) -> None:
         return
     if said := st.chat_input(say["topic"]):
         lines.append(Utterance(say["you"], ChatReply("", said)))
-        start(discuss(page.client, personas, rounds, lines, page.sampling))
+        start(discuss(page.client, personas, rounds, lines, page.sampling, page.words))
     if not lines:
         st.info(say["group_welcome"], icon=":material/groups:")
     spots: list[DeltaGenerator] = []
@@ -365,9 +437,9 @@ def draw_lines(
 def draw_line(spot: DeltaGenerator, line: Utterance, say: dict[str, str], growing: bool) -> None:
     """One utterance under its speaker's name."""
     with spot.container():
-        st.markdown(f"**{line.speaker}**")
+        st.html(f"<b>{html.escape(line.speaker)}</b>")
         draw_answer(st.empty(), line.answer, say, growing and bool(line.answer.model))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], chat.ChatStart(**json.loads(sys.argv[2])))

@@ -44,6 +44,19 @@ WORDS: dict[str, tuple[str, str]] = {
     "same_names": ("角色的名字要各不相同，且不能是“{}”。", "Personas need different names, none of them “{}”."),
     "you": ("你", "You"),
     "retry": ("重试", "Try again"),
+    "wrong_key": ("密钥不对：请检查 OPENAI_API_KEY", "The key is wrong: check OPENAI_API_KEY"),
+    "not_allowed": ("服务拒绝了这个请求", "The endpoint does not allow this"),
+    "no_model": ("没有这个模型", "There is no such model"),
+    "too_many": ("请求太多，请稍后再试", "Too many requests, try again later"),
+    "timed_out": ("等待超时", "No answer in time"),
+    "not_up": ("连接不上：服务启动了吗？", "Cannot be reached: is the endpoint up?"),
+    "unavailable": ("服务暂时不可用", "The endpoint cannot answer at the moment"),
+    "none_served": ("服务中没有模型", "The endpoint serves no model"),
+    "left_out": ("（上下文已满，略去了最早的 {} 轮）", "(the context is full; the oldest {} turn(s) were left out)"),
+    "reasoning": ("思考过程", "Reasoning"),
+    "password": ("密码", "Password"),
+    "log_in": ("登录", "Log in"),
+    "wrong_password": ("密码不对", "The password is wrong"),
 }
 
 

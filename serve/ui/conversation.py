@@ -7,10 +7,12 @@ import asyncio
 import csv
 import io
 import json
+import re
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +31,16 @@ PROMPT_COLUMNS = ("prompt", "query", "instruction", "question")
 
 Messages = list[ChatCompletionMessageParam]
 
+CONTEXT = re.compile(r"maximum context length is (\d+) tokens")
+PROMPT_TOKENS = re.compile(r"contains (?:at least )?(\d+) input tokens")
+"""What vLLM and OpenAI write where prompt and answer do not fit."""
+
+LEAST_ANSWER = 64
+"""Tokens left for an answer below which the oldest turn is left out instead."""
+
+THINK = ("<think>", "</think>")
+"""How models mark their reasoning where the endpoint has no parser for it."""
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
@@ -42,11 +54,13 @@ class SamplingSettings:
 
 @dataclass
 class ChatReply:
-    """One answer as it grows; times in seconds."""
+    """One answer as it grows; times in seconds. `left_out`: turns of the history for which there was no room."""
 
     model: str
     text: str = ""
     error: str = ""
+    reasoning: str = ""
+    left_out: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     to_first: float = 0.0
@@ -95,8 +109,8 @@ def history(turns: Iterable[ChatTurn], column: int, system: str) -> Messages:
         if answer is not None and not answer.text:
             continue  # refused or stopped before a word: the model would take silence for its style
         messages.append({"role": "user", "content": turn.said})
-        if answer is not None:
-            messages.append({"role": "assistant", "content": answer.text})
+        if answer is not None:  # models are trained and asked without what they thought before
+            messages.append({"role": "assistant", "content": without_reasoning(answer.text)[1]})
     return messages
 
 
@@ -118,44 +132,108 @@ def persona_history(persona: Persona, lines: Iterable[Utterance]) -> Messages:
 
 
 async def stream_reply(
-    client: openai.AsyncOpenAI, messages: Messages, sampling: SamplingSettings, answer: ChatReply
+    client: openai.AsyncOpenAI,
+    messages: Messages,
+    sampling: SamplingSettings,
+    answer: ChatReply,
+    say: Mapping[str, str],
 ) -> None:
-    """Stream an answer into `answer`; what the endpoint refuses is noted there. Cancelling stops the engine too."""
+    """Stream an answer into `answer`; what the endpoint refuses is noted there. Cancelling stops the engine too.
+
+    Where prompt and answer do not fit the model's context, the answer is made shorter, then the oldest turns left out.
+    """
     began = time.monotonic()
     penalty = sampling.repetition_penalty
+    beyond_openai = {"repetition_penalty": penalty} if penalty != 1 else None  # vLLM's own, others refuse it
+    max_tokens: int | None = sampling.max_tokens
     try:
-        stream = await client.chat.completions.create(
-            model=answer.model,
-            messages=messages,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            stream=True,
-            stream_options={"include_usage": True},
-            extra_body={"repetition_penalty": penalty} if penalty != 1 else None,  # vLLM's own, others refuse it
-        )
+        while True:
+            try:
+                stream = await client.chat.completions.create(
+                    model=answer.model,
+                    messages=messages,
+                    max_tokens=max_tokens,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    stream=True,
+                    stream_options={"include_usage": True},
+                    extra_body=beyond_openai,
+                )
+                break
+            except openai.BadRequestError as error:
+                smaller = fitted(str(error), messages, max_tokens)
+                if smaller is None:
+                    raise
+                answer.left_out += smaller[0] is not messages
+                messages, max_tokens = smaller
         async with stream:
             async for part in stream:
                 _take(answer, part, began)
     except openai.OpenAIError as error:
-        answer.error = explanation(error)
+        answer.error = explanation(error, say)
     finally:
         answer.seconds, answer.ended = time.monotonic() - began, True
 
 
 def _take(answer: ChatReply, part: ChatCompletionChunk, began: float) -> None:
     answer.seconds = time.monotonic() - began
-    if part.choices and (piece := part.choices[0].delta.content):
+    delta = part.choices[0].delta if part.choices else None
+    if thought := delta and (getattr(delta, "reasoning", None) or getattr(delta, "reasoning_content", None)):
+        answer.to_first = answer.to_first or answer.seconds
+        answer.reasoning += thought
+    if piece := delta and delta.content:
         answer.to_first = answer.to_first or answer.seconds
         answer.text += piece
     if part.usage is not None:
         answer.prompt_tokens, answer.completion_tokens = part.usage.prompt_tokens, part.usage.completion_tokens
 
 
-def explanation(error: openai.OpenAIError) -> str:
-    """What the endpoint said, without the client's wrapping."""
+def fitted(refusal: str, messages: Messages, max_tokens: int | None) -> tuple[Messages, int | None] | None:
+    """What to ask instead, after an endpoint refused messages and an answer's length as too long for the context.
+
+    None where the refusal is about something else, or nothing is left to leave out.
+    """
+    limit, prompt = CONTEXT.search(refusal), PROMPT_TOKENS.search(refusal)
+    if limit is None and "context_length_exceeded" not in refusal:
+        return None
+    if limit and prompt and max_tokens is not None:
+        room = int(limit[1]) - int(prompt[1])
+        if min(LEAST_ANSWER, max_tokens) <= room < max_tokens:
+            return messages, room
+    start = 1 if messages and messages[0]["role"] == "system" else 0
+    next_turn = next((n for n in range(start + 1, len(messages)) if messages[n]["role"] == "user"), None)
+    return None if next_turn is None else ([*messages[:start], *messages[next_turn:]], max_tokens)
+
+
+def explanation(error: openai.OpenAIError, say: Mapping[str, str]) -> str:
+    """What went wrong, in the person's language where its cause is known, with what the endpoint said."""
     body = getattr(error, "body", None)
-    return str(body["message"]) if isinstance(body, dict) and "message" in body else str(error)
+    said = str(body["message"]) if isinstance(body, dict) and "message" in body else str(error)
+    causes = (
+        (openai.AuthenticationError, "wrong_key"),
+        (openai.PermissionDeniedError, "not_allowed"),
+        (openai.NotFoundError, "no_model"),
+        (openai.RateLimitError, "too_many"),
+        (openai.APITimeoutError, "timed_out"),
+        (openai.APIConnectionError, "not_up"),
+        (openai.InternalServerError, "unavailable"),
+    )
+    key = next((key for kind, key in causes if isinstance(error, kind)), None)
+    return said if key is None else f"{say[key]} ({said})"
+
+
+def without_reasoning(text: str) -> tuple[str, str]:
+    """An answer's reasoning, where it stands in the text, and what is said.
+
+    A template that opens the reasoning itself leaves only its end in the answer.
+    """
+    begin, end = THINK
+    thought, found, said = text.partition(end)
+    if found:
+        return thought.removeprefix(begin).strip(), said.lstrip()
+    if text.lstrip().startswith(begin):
+        return text.lstrip().removeprefix(begin).strip(), ""
+    return "", text
 
 
 async def answer_turn(
@@ -164,22 +242,27 @@ async def answer_turn(
     answers: list[ChatReply],
     system: str,
     sampling: SamplingSettings,
+    say: Mapping[str, str],
 ) -> None:
     """Answer what was said last, every column's model at the same time."""
     asked = [*turns[:-1], ChatTurn(turns[-1].said, [])]
-    each = (stream_reply(client, history(asked, n, system), sampling, answer) for n, answer in enumerate(answers))
+    each = (stream_reply(client, history(asked, n, system), sampling, answer, say) for n, answer in enumerate(answers))
     await asyncio.gather(*each)
 
 
 async def answer_table(
-    client: openai.AsyncOpenAI, rows: Iterable[TableRow], system: str, sampling: SamplingSettings
+    client: openai.AsyncOpenAI,
+    rows: Iterable[TableRow],
+    system: str,
+    sampling: SamplingSettings,
+    say: Mapping[str, str],
 ) -> None:
     """Fill a table's answers, a few prompts at a time."""
     places = asyncio.Semaphore(AT_ONCE)
 
     async def fill(prompt: str, answer: ChatReply) -> None:
         async with places:
-            await stream_reply(client, history([ChatTurn(prompt, [])], 0, system), sampling, answer)
+            await stream_reply(client, history([ChatTurn(prompt, [])], 0, system), sampling, answer, say)
 
     await asyncio.gather(*(fill(row.prompt, answer) for row in rows for answer in row.answers))
 
@@ -190,12 +273,13 @@ async def discuss(
     rounds: int,
     lines: list[Utterance],
     sampling: SamplingSettings,
+    say: Mapping[str, str],
 ) -> None:
     """Let personas speak in turn, each hearing all lines so far; `lines` grows. An error ends the discussion."""
     for persona in list(personas) * rounds:
         answer, messages = ChatReply(persona.model), persona_history(persona, lines)
         lines.append(Utterance(persona.name, answer))
-        await stream_reply(client, messages, sampling, answer)
+        await stream_reply(client, messages, sampling, answer, say)
         if answer.error:
             return
 
@@ -245,16 +329,19 @@ def prompts_in(name: str, content: bytes) -> list[str]:
 
     Raises DataError, with the line, for what cannot be read.
     """
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: not UTF-8: {error}") from None
+    text = None
+    for encoding in ("utf-8-sig", "gb18030"):  # the second holds GBK and GB2312, which Chinese spreadsheets write
+        with suppress(UnicodeDecodeError):
+            text = content.decode(encoding)
+            break
+    if text is None:
+        raise DataError(f"{name}: neither UTF-8 nor GBK")
     readers: dict[str, Callable[[str, str], list[str]]] = {"csv": _csv_prompts, "jsonl": _jsonl_prompts}
     return readers.get(name.rpartition(".")[2].lower(), _line_prompts)(name, text)
 
 
 def _line_prompts(_: str, text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _csv_prompts(_: str, text: str) -> list[str]:
@@ -267,7 +354,7 @@ def _csv_prompts(_: str, text: str) -> list[str]:
 
 def _jsonl_prompts(name: str, text: str) -> list[str]:
     prompts = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

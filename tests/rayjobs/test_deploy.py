@@ -23,15 +23,14 @@ from rayjobs.pipeline import load, publish_adapter
 from serve.adapter_registry import aliases, versions
 from serve.engine.command import adapter_room
 from tests.outputs import finished, merge_report, train_report
+from tests.small_adapter import write_adapter, write_model
 
 
 def trained(folder: Path, **report: Any) -> Output[TrainReport]:
     """A finished training stage whose adapter is a few bytes."""
     place = Place(Workspace(str(folder)), "train", "f" * 8)
-    adapter = place.local("adapter")
-    adapter.mkdir(parents=True)
-    (adapter / "adapter_config.json").write_text(json.dumps({"r": 8, "base_model_name_or_path": "elsewhere"}))
-    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    write_adapter(place.local("adapter"), "elsewhere")
+    write_model(folder / "base")
     return finished(place, train_report(model=str(folder / "base"), **report))
 
 
@@ -46,7 +45,7 @@ def test_what_was_trained_is_published_for_endpoints_that_run(tmp_path: Path) ->
     recipe, output = load("tiny"), trained(tmp_path)
     published = [publish_adapter(recipe, output.folder, output.report) for _ in range(2)]
     assert published == ["tiny@1", "tiny@1"]
-    (output.folder.local("adapter") / "adapter_model.safetensors").write_bytes(b"trained on")
+    write_adapter(output.folder.local("adapter"), "elsewhere", seed=1)
     assert publish_adapter(recipe, output.folder, output.report) == "tiny@2"
     registry = tmp_path / "adapters"
     assert (versions(registry), aliases(registry)) == (["tiny@1", "tiny@2"], {"tiny": "tiny@2"})

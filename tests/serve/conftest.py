@@ -36,15 +36,17 @@ def running_app() -> str:
 def serving() -> Serving:
     """A function that runs an ASGI application on a port of its own, in a thread, for the length of a block.
 
-    `around` gives an asynchronous context that the server runs in.
+    `around` gives an asynchronous context that the server runs in, `http` another protocol than uvicorn's own.
     """
     return _serving
 
 
 @contextmanager
-def _serving(app: App, around: Callable[[], AbstractAsyncContextManager[None]] = nullcontext) -> Iterator[str]:
+def _serving(
+    app: App, around: Callable[[], AbstractAsyncContextManager[None]] = nullcontext, http: Any = "auto"
+) -> Iterator[str]:
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", http=http))
 
     async def main() -> None:
         async with around():

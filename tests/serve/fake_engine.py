@@ -17,6 +17,7 @@ from pipelines.recipe.serve import Limits
 from serve.asgi import send_json
 from serve.discovery import EngineRecord
 from serve.gateway.app import Gateway
+from serve.gateway.protocol import LimitedProtocol
 
 Serving = Callable[..., AbstractContextManager[str]]
 USAGE = {"prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2}
@@ -38,10 +39,12 @@ async def body_of(receive: Any) -> bytes:
 
 class Engine:
     """An engine whose prompts are orders: `wait N` waits N seconds, `drip` streams slowly, `die` breaks off a stream,
-    `fail` is answered with 500."""
+    `tear` breaks it off within an event, `flood N` streams N MB, `split` sends a stream byte by byte, `fail` is
+    answered with 500. A message's content is such an order too."""
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
+        self.paths: list[str] = []
         self.headers: list[dict[bytes, bytes]] = []
         self.disconnects = 0
         self.healthy = True
@@ -50,10 +53,12 @@ class Engine:
         if scope["path"] == "/health":
             await send_json(send, 200 if self.healthy else 503, {})
             return
+        self.paths.append(scope["path"])
         request = json.loads(await body_of(receive))
         self.bodies.append(request)
         self.headers.append(dict(scope["headers"]))
-        order, _, argument = str(request.get("prompt", "")).partition(" ")
+        messages = request.get("messages") or [{"content": request.get("prompt", "")}]
+        order, _, argument = str(messages[-1]["content"]).partition(" ")
         if order == "wait":
             gone = asyncio.ensure_future(receive())
             done, _ = await asyncio.wait([gone], timeout=float(argument))
@@ -64,22 +69,37 @@ class Engine:
         if order == "fail":
             await send_json(send, 500, {"error": "failed"})
         elif request.get("stream"):
-            await self._stream(request, order, send)
+            await self._stream(request, order, argument, send)
+        elif "messages" in request:
+            message = {"role": "assistant", "content": "ok"}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            head = {"id": "1", "object": "chat.completion", "created": 1, "model": request["model"]}
+            await send_json(send, 200, {**head, "choices": [choice], "usage": USAGE})
         else:
             answer = {"model": request["model"], "choices": [{"index": 0, "text": "ok"}], "usage": USAGE}
             await send_json(send, 200, answer)
 
-    async def _stream(self, request: dict[str, Any], order: str, send: Any) -> None:
+    async def _stream(self, request: dict[str, Any], order: str, argument: str, send: Any) -> None:
         await begin_stream(send)
-        base = {"id": "1", "object": "text_completion", "created": 1, "model": request["model"]}
-        for text in ("o", "k"):
-            content = {**base, "choices": [{"index": 0, "text": text, "finish_reason": None}]}
-            await send({"type": "http.response.body", "body": frame(content), "more_body": True})
+        is_chat, options = "messages" in request, request.get("stream_options") or {}
+        kind = "chat.completion.chunk" if is_chat else "text_completion"
+        base = {"id": "1", "object": kind, "created": 1, "model": request["model"]}
+        more = {"usage": USAGE} if options.get("include_usage") and options.get("continuous_usage_stats") else {}
+        texts = ["x" * (1 << 16)] * (16 * int(argument)) if order == "flood" else ["o", "k"]
+        for text in texts:
+            piece = {"delta": {"content": text}} if is_chat else {"text": text}
+            event = frame({**base, "choices": [{"index": 0, **piece, "finish_reason": None}], **more})
+            for part in [event[n : n + 1] for n in range(len(event))] if order == "split" else [event]:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+                if order == "split":
+                    await asyncio.sleep(0)
             if order == "drip":
                 await asyncio.sleep(0.5)
-            if order == "die":
+            if order == "tear":
+                await send({"type": "http.response.body", "body": b'data: {"id": "1", "cho', "more_body": True})
+            if order in ("die", "tear"):
                 raise ConnectionAbortedError
-        if request.get("stream_options", {}).get("include_usage"):
+        if options.get("include_usage"):
             usage = frame({**base, "choices": [], "usage": USAGE})
             await send({"type": "http.response.body", "body": usage, "more_body": True})
         await end_stream(send)
@@ -123,6 +143,12 @@ class Running:
         self.gateway, self.url, self.engines, self.engine_urls = gateway, url, engines, engine_urls
         self.engine, self.engine_url = engines[0], engine_urls[0]
 
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[None]:
+        """The gateway's connections, for another server of it."""
+        async with aiohttp.ClientSession() as self.gateway.session:
+            yield
+
     def post(self, path: str, **body: Any) -> requests.Response:
         """Ask on any path below `/v1/`."""
         headers = body.pop("headers", {})
@@ -132,19 +158,19 @@ class Running:
         """Ask for a completion."""
         return self.post("completions", model=model, prompt=prompt, **more)
 
-    def get(self, path: str) -> requests.Response:
+    def get(self, path: str, **headers: str) -> requests.Response:
         """Read a path."""
-        return requests.get(f"{self.url}{path}", timeout=20)
+        return requests.get(f"{self.url}{path}", headers=headers, timeout=20)
 
     def live(self, urls: dict[str, str], retired: str = "", beat: int = 1) -> None:
         """Tell the gateway at which addresses the replicas of `base` are, and which was stopped on purpose."""
         records = [EngineRecord(replica, "base", url, beat) for replica, url in urls.items()]
         self.gateway.update(records, {retired: "base"} if retired else {})
 
-    def wait_for_count(self, line: str) -> None:
+    def wait_for_count(self, line: str, **headers: str) -> None:
         """Return when a line stands in the metrics."""
         until = time.monotonic() + 5
-        while line not in self.get("/metrics").text.splitlines():
+        while line not in self.get("/metrics", **headers).text.splitlines():
             assert time.monotonic() < until
             time.sleep(0.02)
 
@@ -164,9 +190,15 @@ def start(serving: Serving) -> Iterator[Start]:
         stacks.append(ExitStack())
         return stacks[-1].enter_context(serving(app, *around))
 
-    def run(keys: tuple[bytes, ...] = (), registry: str | None = None, engines: int = 1, **limits: Any) -> Running:
+    def run(
+        keys: tuple[bytes, ...] = (),
+        registry: str | None = None,
+        engines: int = 1,
+        open_metrics: bool = False,
+        **limits: Any,
+    ) -> Running:
         model = ServedModel("base", "/models/base", {"wishes": "/adapters/wishes"}, registry)
-        gateway = Gateway([model], "engine-secret", keys, Limits(**limits))
+        gateway = Gateway([model], "engine-secret", keys, Limits(**limits), None, open_metrics)
 
         @asynccontextmanager
         async def session() -> AsyncIterator[None]:
@@ -175,7 +207,7 @@ def start(serving: Serving) -> Iterator[Start]:
 
         made = [Engine() for _ in range(engines)]
         engine_urls = [up(engine) for engine in made]
-        running = Running(gateway, up(gateway, session), made, engine_urls)
+        running = Running(gateway, up(gateway, session, LimitedProtocol), made, engine_urls)
         running.live({f"r{n}": url for n, url in enumerate(engine_urls, 1)})
         return running
 

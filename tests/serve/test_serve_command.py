@@ -33,6 +33,28 @@ cli.main()
 """
 
 
+DEAD_PROXY = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_while_its_engines_start(tiny_model: Path, tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-c", DRIVER, str(tiny_model), str(tmp_path), "--workspace", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as served:
+        assert served.stderr is not None
+        next(line for line in served.stderr if "starting 1 engine(s)" in line)
+        time.sleep(1)
+        family = psutil.Process(served.pid).children(recursive=True)
+        began = time.monotonic()
+        served.send_signal(number)
+        said = served.stderr.read()
+        assert served.wait(60) != 0
+        assert time.monotonic() - began < 30
+        assert "Traceback" not in said
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert [" ".join(process.cmdline())[:80] for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+
+
 def test_danlu_serve_answers_takes_new_adapters_and_leaves_nothing(
     tiny_model: Path, marker_adapters: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -41,7 +63,7 @@ def test_danlu_serve_answers_takes_new_adapters_and_leaves_nothing(
     command = [sys.executable, "-c", DRIVER, str(tiny_model), str(registry), "--port", str(port)]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     with subprocess.Popen(
-        [*command, "--workspace", str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True
+        [*command, "--workspace", str(tmp_path)], env={**environment, **DEAD_PROXY}, stderr=subprocess.PIPE, text=True
     ) as served:
         assert served.stderr is not None
         line = next(line for line in served.stderr if "Ctrl-C stops" in line)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from pipelines.artifacts.workspace import Place, to_json
+from pipelines.direct_http import without_proxy
 from pipelines.errors import StageError
 from pipelines.evaluate.evalscope.datasets import Dataset
 from pipelines.evaluate.evalscope.job import ScoringJob
@@ -43,7 +44,7 @@ def _run(place: Place, module: str, jobs: list[ScoringJob], datasets: list[Datas
     local = all(dataset.is_local for dataset in datasets)
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"} if local else {}
     environment = {
-        **child_environment(),
+        **without_proxy(child_environment()),
         **offline,
         "TOKENIZERS_PARALLELISM": "false",
         PARENT: str(os.getpid()),

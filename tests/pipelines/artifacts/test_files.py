@@ -101,3 +101,8 @@ def test_no_room_is_no_fault_of_the_path(tmp_path: Path, workspace: Workspace) -
     with pytest.raises(StageError, match=r"export\.path .*rows\.jsonl: no room"), created(target, workspace):
         raise OSError(28, "No space left on device")
     assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_a_scheme_that_nobody_knows_is_told(workspace: Workspace) -> None:
+    with pytest.raises(InputError, match="nope"):
+        refusal(Destination("export.path", "nope://bucket/rows.jsonl", FREE), workspace)

@@ -7,7 +7,7 @@ import openai
 import pytest
 import requests
 
-from serve.gateway.gateway_replica import with_origins
+from serve.gateway.origins import with_origins
 from tests.serve.fake_engine import USAGE, Serving, Start, error_of
 
 
@@ -19,9 +19,10 @@ def test_an_answer_passes_unchanged_and_the_engine_sees_its_own_key(start: Start
     assert running.engine.headers[0][b"authorization"] == b"Bearer engine-secret"
 
 
-def test_a_stream_carries_usage_in_its_last_frame_and_ends_with_done(start: Start) -> None:
+def test_a_stream_that_asks_for_usage_carries_it_in_its_last_frame_and_ends_with_done(start: Start) -> None:
     running = start()
-    lines = [line for line in running.complete(stream=True).content.split(b"\n\n") if line]
+    answer = running.complete(stream=True, stream_options={"include_usage": True})
+    lines = [line for line in answer.content.split(b"\n\n") if line]
     assert lines[-1] == b"data: [DONE]"
     frames = [json.loads(line.removeprefix(b"data: ")) for line in lines[:-1]]
     assert [f["choices"][0]["text"] for f in frames[:-1]] == ["o", "k"]

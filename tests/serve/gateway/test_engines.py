@@ -11,6 +11,7 @@ import requests
 
 from serve.adapter_registry import publish, remove, set_alias
 from tests.serve.fake_engine import Start, error_of
+from tests.small_adapter import write_adapter, write_model
 
 DEAD = "http://127.0.0.1:9"
 """Where nothing listens."""
@@ -18,11 +19,7 @@ DEAD = "http://127.0.0.1:9"
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/models/base", "r": 8}')
-    (folder / "adapter_model.safetensors").write_bytes(b"weights")
-    return folder
+    return write_adapter(tmp_path / "adapter", write_model(tmp_path / "base"))
 
 
 @pytest.fixture
@@ -73,7 +70,7 @@ def test_a_dead_engine_is_503_at_once_and_used_again_when_it_is_back(start: Star
         assert (answer.status_code, error_of(answer)["code"]) == (503, "engine_unavailable")
         assert int(answer.headers["retry-after"]) >= 1
     assert time.monotonic() - began < 1
-    assert running.get("/ready").json() == {"ready": False, "missing": ["base"]}
+    assert running.get("/ready").json() == {"ready": False, "missing": ["base"], "stale": []}
     running.live({"r2": DEAD, "r3": running.engine_url})
     assert running.complete().status_code == 200
     assert running.get("/ready").status_code == 200

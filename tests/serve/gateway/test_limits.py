@@ -31,7 +31,14 @@ def test_without_a_valid_key_nothing_but_health_is_answered(start: Start) -> Non
     assert running.complete(headers={"authorization": "Bearer k2"}).status_code == 200
     assert running.get("/v1/models/base").status_code == 401
     assert running.get("/health").status_code == 200
-    running.wait_for_count('danlu_requests_total{model="",status="401"} 4.0')
+    assert running.get("/metrics").status_code == 401
+    running.wait_for_count('danlu_requests_total{model="",status="401"} 4.0', authorization="Bearer k1")
+
+
+def test_metrics_are_open_where_the_recipe_says_so(start: Start) -> None:
+    running = start(keys=(hashlib.sha256(b"k1").digest(),), open_metrics=True)
+    assert running.get("/metrics").status_code == 200
+    assert running.get("/v1/models").status_code == 401
 
 
 def test_a_full_queue_is_429_and_those_before_it_are_answered(start: Start) -> None:

@@ -5,7 +5,9 @@ import csv
 import json
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +139,11 @@ def test_a_conversation_with_every_setting(opened: Callable[..., Page], engine: 
     slide(page, "Top-p", -1)
     slide(page, "Repetition penalty", 3)
     ask(page, "hello")
-    expect(answers(page).last).to_contain_text("wishes: hello")
+    expect(answers(page).last).to_contain_text("wishes: **hello**")
     expect(answers(page).last).to_contain_text("2 tokens")
     expect(answers(page).last).to_contain_text("first word")
     ask(page, "again")
-    expect(answers(page).last).to_contain_text("wishes: again")
+    expect(answers(page).last).to_contain_text("wishes: **again**")
     sent = engine.bodies[-1]
     roles = [(m["role"], m["content"]) for m in sent["messages"]]
     assert roles == [
@@ -191,16 +193,15 @@ def test_two_models_side_by_side(opened: Callable[..., Page], engine: Endpoint) 
     page = opened()
     choose(page, "Side by side with", "wishes")
     ask(page, "both")
-    expect(answers(page).nth(1)).to_contain_text("base: both")
-    expect(answers(page).nth(2)).to_contain_text("wishes: both")
+    expect(answers(page).nth(1)).to_contain_text("base: **both**")
+    expect(answers(page).nth(2)).to_contain_text("wishes: **both**")
     expect(answers(page).nth(2)).to_contain_text("2 tokens")
     ask(page, "wide")
-    expect(page.get_by_role("table")).to_have_count(2)
     left, right = (answers(page).nth(n).bounding_box() for n in (4, 5))
     assert left and right and abs(left["y"] - right["y"]) < 5 and right["x"] > left["x"] + left["width"] - 5
     for n in (0, 1):
-        table, answer = page.get_by_role("table").nth(n).bounding_box(), (left, right)[n]
-        assert table and table["x"] + table["width"] <= answer["x"] + answer["width"]
+        text, answer = page.locator(".said").nth(n - 2).bounding_box(), (left, right)[n]
+        assert text and text["x"] + text["width"] <= answer["x"] + answer["width"]
 
 
 @pytest.mark.slow
@@ -246,7 +247,7 @@ def test_personas_answer_each_other_in_turn_and_a_person_joins_in(
     page.get_by_label("Rounds").press("Tab")
     ask(page, "moon", TOPIC)
     expect(answers(page)).to_have_count(3)
-    expect(answers(page).nth(2)).to_contain_text("wishes: Li: base: You: moon")
+    expect(answers(page).nth(2)).to_contain_text("wishes: **Li: base: **You: moon****")
     assert engine.bodies[0]["messages"][0] == {"role": "system", "content": "You are a poet."}
     expect(page.get_by_role("button", name="Stop")).to_have_count(0)
     ask(page, "long live", TOPIC)
@@ -300,6 +301,74 @@ def test_an_endpoint_that_is_not_there_is_said_and_tried_again(browser: Browser,
         page.goto(address)
         expect(page.get_by_text("is the endpoint up")).to_be_visible(timeout=60_000)
         expect(page.get_by_role("button", name="Try again")).to_be_visible()
+        page.close()
+
+
+TEXTS = (
+    "2~3天，4~5天",
+    "2*3*4 = 24, __x__ and **y**",
+    ":red[红] :material/home: :smile:",
+    "# not a heading",
+    "床前明月光\n疑是地上霜\n  举头望明月",
+    "![x](https://evil.example.org/x.png) <img src=https://evil.example.org/y.png>",
+    "$a$ and $b$ <b>bold</b> &amp; <script>alert(1)</script>",
+    "1. one\n\n    code",
+)
+
+
+def test_text_is_shown_as_it_was_said_and_nothing_is_fetched_from_elsewhere(opened: Callable[..., Page]) -> None:
+    page = opened()
+    foreign: list[str] = []
+    page.on("request", lambda request: foreign.append(request.url) if "127.0.0.1" not in request.url else None)
+    page.reload()
+    expect(page.get_by_test_id("stChatInputTextArea")).to_be_visible(timeout=60_000)
+    for text in TEXTS:
+        ask(page, text)
+        last = text.splitlines()[-1]  # what the endpoint repeats
+        expect(answers(page).last).to_contain_text(f"base: **{last}**")
+        said = page.locator(".said").nth(-2)
+        assert said.evaluate("one => one.textContent") == text
+    assert page.locator(".said :is(img, b, h1, code, script, a)").count() == 0
+    assert [url for url in foreign if not url.startswith(("data:", "blob:"))] == []
+
+
+@pytest.mark.slow
+def test_a_conversation_outlives_its_endpoint_and_what_was_typed_stays(
+    browser: Browser, serving: Serving, streamlit: Serving
+) -> None:
+    with ExitStack() as stack:
+        url = stack.enter_context(serving(Endpoint()))
+        with streamlit(f"{url}/v1") as address:
+            page = visited(browser.new_page(locale="zh-CN"), address)
+            ask(page, "你好", "说点什么……")
+            expect(answers(page).last).to_contain_text("base: **你好**")
+            stack.close()
+            time.sleep(4)  # until the list of models is asked for again
+            ask(page, "还在吗", "说点什么……")
+            expect(answers(page).last).to_contain_text("连接不上")
+            expect(page.get_by_text("你好", exact=True).first).to_be_visible()
+            expect(page.get_by_text("还在吗").first).to_be_visible()
+            expect(page.get_by_role("button", name="重新生成")).to_be_visible()
+            page.close()
+
+
+@pytest.mark.slow
+def test_a_page_with_a_password_shows_nothing_before_it(
+    browser: Browser, serving: Serving, streamlit: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DANLU_UI_PASSWORD", "open sesame")
+    with serving(Endpoint()) as url, streamlit(f"{url}/v1") as address:
+        page = browser.new_page(locale="en-US")
+        page.goto(address)
+        box = page.get_by_label("Password")
+        expect(box).to_be_visible(timeout=60_000)
+        expect(page.get_by_test_id("stChatInputTextArea")).to_have_count(0)
+        box.fill("guess")
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_text("The password is wrong")).to_be_visible()
+        box.fill("open sesame")
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_test_id("stChatInputTextArea")).to_be_visible()
         page.close()
 
 

@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2 as httpx
 import openai
 import pytest
 
 from pipelines.errors import DataError
 from serve.asgi import send_json
 from serve.ui import conversation
+from serve.ui.chat_words import words
 from serve.ui.conversation import (
     BackgroundTask,
     ChatReply,
@@ -28,10 +30,13 @@ from serve.ui.conversation import (
     as_jsonl,
     background_loop,
     discuss,
+    explanation,
+    fitted,
     history,
     persona_history,
     prompts_in,
     table_of,
+    without_reasoning,
 )
 from tests.serve.fake_engine import Serving, begin_stream, body_of, end_stream, send_piece, send_usage
 
@@ -82,6 +87,7 @@ def client(serving: Serving, engine: Engine) -> Iterator[openai.AsyncOpenAI]:
 
 
 LOOP = background_loop()
+ENGLISH = words("en")
 
 
 def finish(job: BackgroundTask) -> None:
@@ -132,7 +138,7 @@ def test_two_models_answer_the_same_turn_with_counts_and_times(client: openai.As
     turns = [ChatTurn("old", [ChatReply("x", "ox"), ChatReply("y", "oy")]), ChatTurn("你好吗", [])]
     turns[1].answers = [ChatReply("x"), ChatReply("y")]
     sampling = SamplingSettings(max_tokens=9, temperature=0.2, top_p=0.5, repetition_penalty=1.3)
-    finish(BackgroundTask(LOOP, answer_turn(client, turns, turns[1].answers, "s", sampling)))
+    finish(BackgroundTask(LOOP, answer_turn(client, turns, turns[1].answers, "s", sampling, ENGLISH)))
     for answer in turns[1].answers:
         assert (answer.text, answer.prompt_tokens, answer.completion_tokens) == ("你好吗", 7, 3)
         assert 0 < answer.to_first < answer.seconds
@@ -144,13 +150,13 @@ def test_two_models_answer_the_same_turn_with_counts_and_times(client: openai.As
 
 def test_a_refusal_is_shown_in_the_endpoint_s_words(client: openai.AsyncOpenAI) -> None:
     turn = ChatTurn("no", [ChatReply("x")])
-    finish(BackgroundTask(LOOP, answer_turn(client, [turn], turn.answers, "", SamplingSettings())))
+    finish(BackgroundTask(LOOP, answer_turn(client, [turn], turn.answers, "", SamplingSettings(), ENGLISH)))
     assert (turn.answers[0].error, turn.answers[0].text, turn.answers[0].ended) == ("too long", "", True)
 
 
 def test_stopping_keeps_what_has_arrived_and_ends_the_request(client: openai.AsyncOpenAI, engine: Engine) -> None:
     turn = ChatTurn("slow" * 10, [ChatReply("x")])
-    job = BackgroundTask(LOOP, answer_turn(client, [turn], turn.answers, "", SamplingSettings()))
+    job = BackgroundTask(LOOP, answer_turn(client, [turn], turn.answers, "", SamplingSettings(), ENGLISH))
     while not turn.answers[0].text:
         time.sleep(0.01)
     job.stop()
@@ -167,7 +173,7 @@ def test_work_that_nobody_looks_at_ends(
 ) -> None:
     monkeypatch.setattr(conversation, "UNWATCHED_SECONDS", 0.5)
     turn = ChatTurn("slow" * 20, [ChatReply("x")])
-    _job = BackgroundTask(LOOP, answer_turn(client, [turn], turn.answers, "", SamplingSettings()))
+    _job = BackgroundTask(LOOP, answer_turn(client, [turn], turn.answers, "", SamplingSettings(), ENGLISH))
     until = time.monotonic() + 6
     while engine.cut == 0:
         assert time.monotonic() < until
@@ -184,7 +190,7 @@ def test_a_bug_in_the_work_is_not_swallowed() -> None:
 
 def test_a_table_is_filled_a_few_prompts_at_a_time(client: openai.AsyncOpenAI, engine: Engine) -> None:
     rows = [TableRow(f"prompt {n}", [ChatReply("x"), ChatReply("y")]) for n in range(12)]
-    finish(BackgroundTask(LOOP, answer_table(client, rows, "", SamplingSettings())))
+    finish(BackgroundTask(LOOP, answer_table(client, rows, "", SamplingSettings(), ENGLISH)))
     assert [[a.text for a in row.answers] for row in rows] == [[f"prompt {n}"] * 2 for n in range(12)]
     assert 1 < engine.most <= conversation.AT_ONCE
 
@@ -209,7 +215,7 @@ def test_personas_answer_in_turn_and_hear_each_other(client: openai.AsyncOpenAI,
     lines = [Utterance("You", ChatReply("", "hi"))]
     finish(
         BackgroundTask(
-            LOOP, discuss(client, [Persona("A", "x", "be A"), Persona("B", "y")], 2, lines, SamplingSettings())
+            LOOP, discuss(client, [Persona("A", "x", "be A"), Persona("B", "y")], 2, lines, SamplingSettings(), ENGLISH)
         )
     )
     assert [line.speaker for line in lines] == ["You", "A", "B", "A", "B"]
@@ -221,8 +227,79 @@ def test_personas_answer_in_turn_and_hear_each_other(client: openai.AsyncOpenAI,
 def test_an_error_ends_a_discussion(client: openai.AsyncOpenAI) -> None:
     lines = [Utterance("You", ChatReply("", "hi"))]
     personas = [Persona("A", "x"), Persona("B", "refusing"), Persona("C", "x")]
-    finish(BackgroundTask(LOOP, discuss(client, personas, 2, lines, SamplingSettings())))
+    finish(BackgroundTask(LOOP, discuss(client, personas, 2, lines, SamplingSettings(), ENGLISH)))
     assert [(line.speaker, line.answer.error) for line in lines] == [("You", ""), ("A", ""), ("B", "too long")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gbk", "gb18030"])
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl"])
+def test_files_of_chinese_spreadsheets_are_read(name: str, encoding: str) -> None:
+    content = {
+        "a.txt": "你好吗\n再见",
+        "a.csv": "prompt\n你好吗\n再见",
+        "a.jsonl": '{"prompt": "你好吗"}\n{"prompt": "再见"}',
+    }
+    assert prompts_in(name, content[name].encode(encoding)) == ["你好吗", "再见"]
+
+
+def test_a_line_is_ended_by_a_line_break_alone() -> None:
+    assert prompts_in("", "a\u2028b\u0085c\r\nd".encode()) == ["a\u2028b\u0085c", "d"]
+    assert prompts_in("a.jsonl", '{"prompt": "a\u2028b"}\r\n'.encode()) == ["a\u2028b"]
+
+
+REFUSED = (
+    "This model's maximum context length is 100 tokens. However, you requested 512 output tokens and your prompt "
+    "contains {} input tokens, for a total of 600 tokens."
+)
+
+
+def test_an_answer_is_made_shorter_before_what_was_said_is_left_out() -> None:
+    system: list[Any] = [{"role": "system", "content": "s"}]
+    said = [user("a"), assistant("b"), user("c"), assistant("d"), user("e")]
+    assert fitted(REFUSED.format("20"), [*system, *said], 512) == ([*system, *said], 80)
+    assert fitted(REFUSED.format("at least 90"), [*system, *said], 512) == ([*system, *said[2:]], 512)
+    assert fitted(REFUSED.format("90"), said, 9) == (said[2:], 9)
+    assert fitted(REFUSED.format("200"), said[2:], None) == (said[4:], None)
+    assert fitted("Error code: 400 - {'code': 'context_length_exceeded'}", said, None) == (said[2:], None)
+    assert fitted(REFUSED.format("200"), [*system, user("e")], 512) is None
+    assert fitted("temperature must be non-negative", said, 512) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "said"),
+    [
+        ("<think>\nhm\n</think>\n\nyes", "hm", "yes"),
+        ("hm</think>yes", "hm", "yes"),
+        ("<think>not yet", "not yet", ""),
+        ("yes", "", "yes"),
+        ("a <think> b", "", "a <think> b"),
+    ],
+)
+def test_reasoning_is_told_from_what_is_said(text: str, thought: str, said: str) -> None:
+    assert without_reasoning(text) == (thought, said)
+    asked = history([ChatTurn("q", [ChatReply("x", text)]), ChatTurn("r", [])], 0, "")
+    assert asked == [user("q"), assistant(said), user("r")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "english", "chinese"),
+    [
+        (openai.AuthenticationError, 401, "The key is wrong", "密钥不对"),
+        (openai.PermissionDeniedError, 403, "does not allow", "拒绝"),
+        (openai.NotFoundError, 404, "no such model", "没有这个模型"),
+        (openai.RateLimitError, 429, "Too many requests", "请求太多"),
+        (openai.InternalServerError, 503, "cannot answer at the moment", "暂时不可用"),
+        (openai.BadRequestError, 400, "said", "said"),
+    ],
+)
+def test_an_error_names_its_cause_in_the_person_s_language(
+    kind: type[openai.APIStatusError], status: int, english: str, chinese: str
+) -> None:
+    response = httpx.Response(status, request=httpx.Request("POST", "http://x"))
+    error = kind("wrapped", response=response, body={"message": "said"})
+    for language, words_of in ((english, ENGLISH), (chinese, words("zh"))):
+        assert language in explanation(error, words_of)
+        assert "said" in explanation(error, words_of)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +320,7 @@ def test_prompts_come_from_lines_csv_and_jsonl(name: str, content: str, prompts:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"\xff\xfe", "a.txt: not UTF-8"),
+        ("a.txt", b"\xff\xff", "a.txt: neither UTF-8 nor GBK"),
         ("a.jsonl", b'{"query": "q"}\n{', "a.jsonl, line 2: not JSON"),
         ("a.jsonl", b'{"text": "q"}', "a.jsonl, line 1: none of prompt, query"),
     ],

@@ -29,8 +29,10 @@ MIN_ERRORS_IN_A_ROW = 20
 """Fewer errors than this do not stop a run."""
 REFUSED_WAITS = 5
 """A run stops where for so many times `max_wait` nothing but refusals came."""
-SILENT_SECONDS = 10.0
+SILENT_SECONDS = 15.0
 """A worker that has said nothing for so long is taken for dead, and what it held is free."""
+MAX_DEATHS = 10
+"""Workers that may die, with a lost machine for example, before the run stops; Ray starts others for ever."""
 NOTED_SECONDS = 5.0
 """How long after it an endpoint's last refusal is told in the progress line."""
 MAX_FAILURES_AT_FIRST = 50
@@ -136,7 +138,7 @@ class Coordinator:
         self._kinds: Counter[RecordKind] = Counter()
         self._reasons: Counter[str] = Counter()
         self._rejected: tuple[str, int] = ("", 0)
-        self._errors = 0
+        self._errors = self._deaths = 0
         self._refused_since: float | None = None
         self._began = self._last_record = time.monotonic()
         self._recent: deque[tuple[float, int, int]] = deque()
@@ -205,9 +207,11 @@ class Coordinator:
         """Free what workers held that have died."""
         for worker in [worker for worker, at in self._heard.items() if at < now - SILENT_SECONDS]:
             del self._heard[worker]
-            self._begun.pop(worker, None)
+            self._deaths += self._begun.pop(worker, 0) > 0
             for limiter in self._limiters:
                 limiter.release(worker)
+        if self._deaths > MAX_DEATHS and not self._stop:
+            self._stop = f"{self._deaths} workers died"
 
     async def failure(self) -> DanluError | None:
         """What the ledger could not do, if anything."""

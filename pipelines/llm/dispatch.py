@@ -40,8 +40,6 @@ CHUNK = 8192
 MANY_CHUNKS = 32
 """From so many chunks on, keys are made by Ray tasks, each of which makes `CHUNKS_OF_A_TASK`."""
 CHUNKS_OF_A_TASK = 16
-RESTARTS = 3
-"""Times a worker may die, with a lost machine for example, before the run stops."""
 POLL_SECONDS = 0.5
 BLOCKS_IN_FLIGHT = 8
 """Blocks that a worker has at the same time."""
@@ -178,7 +176,7 @@ def _ask(coordinator: Any, source: RequestSource, keys: list[SecretStr | None], 
     rows = ray.data.from_arrow(blocks)
     rows.context.op_resource_reservation_enabled = False  # workers wait, they compute little
     with warnings.catch_warnings():
-        # Ray up to 2.58 has no other names for these three, and 2.60 calls them deprecated
+        # Ray up to 2.58 has no other name for max_concurrency, and 2.60 calls it deprecated
         warnings.simplefilter("ignore", DeprecationWarning)
         asked = rows.map_batches(
             Worker,
@@ -187,8 +185,6 @@ def _ask(coordinator: Any, source: RequestSource, keys: list[SecretStr | None], 
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=BLOCKS_IN_FLIGHT),
             num_cpus=0.1,
             max_concurrency=BLOCKS_IN_FLIGHT,
-            max_restarts=RESTARTS,
-            max_task_retries=RESTARTS,
         )
     unasked = 0
     try:
@@ -196,9 +192,7 @@ def _ask(coordinator: Any, source: RequestSource, keys: list[SecretStr | None], 
             assert isinstance(batch, pa.Table)
             unasked += batch["outcome"].to_pylist().count(NOT_ASKED)
     except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
-        raise StageError(
-            f"{source.section_key}: a worker died more than {RESTARTS} times; answers are kept, run again\n{error}"
-        ) from None
+        raise StageError(f"{source.section_key}: the workers died; answers are kept, run again\n{error}") from None
     return unasked
 
 

@@ -1,4 +1,4 @@
-# make demo · make test · make check · make bench
+# make demo · make test · make check · make bench · make chaos
 PYTHON ?= python3.11
 BIN := .venv/bin
 # The one place that names PyTorch's CPU index: torch+cpu is not on PyPI.
@@ -8,16 +8,16 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export VLLM_NO_USAGE_STATS ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: demo test test-slow check bench system kenlm install install-gpu
+.PHONY: demo test test-slow chaos check bench bench-gpu system kenlm install install-gpu
 
 demo: .venv/installed
 	$(BIN)/danlu run tiny
 
 test: .venv/installed check system kenlm
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not chaos"
 
 test-slow: .venv/installed system kenlm
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu and not chaos"
 
 check: .venv/installed
 	$(BIN)/ruff check .
@@ -25,8 +25,16 @@ check: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# Hours: 100 kills over all stages, disks that fail, 10,000 mutated recipes; CHAOS_KILLS and CHAOS_STAGES ask for less.
+chaos: .venv/installed
+	$(BIN)/python -m pytest -s -m "chaos or slow" tests/chaos tests/pipelines/recipe/test_fuzz.py
+
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.chain
+
+# On a machine with a CUDA device, after make install-gpu.
+bench-gpu: .venv/installed
+	$(BIN)/python -m benchmarks.gpu
 
 # What benchmarks.clean, .analyze and .dedup run beside us.
 .peers/data-juicer: benchmarks/data-juicer.txt

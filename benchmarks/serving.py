@@ -137,14 +137,14 @@ def _figures(rates: list[float], to_first_ms: float, equal: bool) -> dict[str, A
     }
 
 
-def beside_vllm(model: str, rounds: int, quick: bool) -> dict[str, Any]:
-    """vLLM's own server and Danlu's endpoint, asked in turn."""
+def beside_vllm(model: str, rounds: int, quick: bool, num_gpus: float = 0) -> dict[str, Any]:
+    """vLLM's own server and Danlu's endpoint, asked in turn; each on a CPU, or on its share of a GPU."""
     with ExitStack() as stack:
         stack.enter_context(Cluster("local")).connect()
         path = resolve(model, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="danlu-bench-"))))
-        ports = {"danlu": stack.enter_context(_danlu(path))}
+        ports = {"danlu": stack.enter_context(_danlu(path, num_gpus))}
         families = {"danlu": psutil.Process().children(recursive=True)}
-        ports["vllm"], peer = stack.enter_context(_vllm(path))
+        ports["vllm"], peer = stack.enter_context(_vllm(path, num_gpus))
         families["vllm"] = [peer, *peer.children(recursive=True)]
         measured = asyncio.run(_in_turn(ports, families, rounds, quick))
         for name in ("danlu", "vllm") * (1 if quick else SINGLE_TURNS):
@@ -250,25 +250,27 @@ def _texts(load: Load) -> list[str]:
     return [json.loads(body)["choices"][0]["text"] for body in load.bodies]
 
 
-def _section() -> Serve:
+def _section(num_gpus: float) -> Serve:
     engine = Engine(
         max_model_len=512,
         max_num_seqs=CONNECTIONS,
         kv_cache_memory_bytes=256 << 20,
         enable_prefix_caching=False,
     )
-    return Serve(engine=engine)
+    return Serve(engine=engine, num_gpus=num_gpus)
 
 
 @contextmanager
-def _vllm(model: Path) -> Iterator[tuple[int, psutil.Process]]:
+def _vllm(model: Path, num_gpus: float) -> Iterator[tuple[int, psutil.Process]]:
     """vLLM's own server, by its own command, with the arguments that our engines get, and vLLM's own variables."""
     port = claim_port("127.0.0.1", None)
-    plan = EnginePlan("peer", ServedModel("base", str(model)), _section().engine, 0, "127.0.0.1", KEY, "")
+    plan = EnginePlan(
+        "peer", ServedModel("base", str(model)), _section(num_gpus).engine, num_gpus, "127.0.0.1", KEY, ""
+    )
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
     variables = engine_environment(plan)
     if "GLIBC_TUNABLES" not in os.environ:
-        del variables["GLIBC_TUNABLES"]
+        variables.pop("GLIBC_TUNABLES", None)
     with tempfile.TemporaryFile() as log:
         command += vllm_arguments(plan)
         with subprocess.Popen(command, env=variables, stdout=log, stderr=log) as process:
@@ -291,12 +293,12 @@ def _wait(process: "subprocess.Popen[bytes]", url: str, log: IO[bytes]) -> None:
 
 
 @contextmanager
-def _danlu(model: Path) -> Iterator[int]:
+def _danlu(model: Path, num_gpus: float) -> Iterator[int]:
     """Danlu's endpoint with a key."""
     keys = (hashlib.sha256(KEY.encode()).digest(),)
     with (
         tempfile.TemporaryDirectory(prefix="danlu-bench-") as logs,
-        endpoint([ServedModel("base", str(model))], _section(), log_dir=Path(logs), keys=keys) as url,
+        endpoint([ServedModel("base", str(model))], _section(num_gpus), log_dir=Path(logs), keys=keys) as url,
     ):
         yield int(url.rsplit(":", 1)[1].split("/")[0])
 

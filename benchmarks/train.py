@@ -164,12 +164,12 @@ def _rounds(setting: Setting, options: argparse.Namespace, folder: Path) -> dict
         for name, packing in (("ours packed", True), ("ours unpacked", False)):
             place = folder / f"{name}-{number}"
             keep(name, _ours(setting, options.data, place, packing))
-            setting = replace(setting, model=_report(place).model)  # fetched or converted once
+            setting = replace(setting, model=report_of(place).model)  # fetched or converted once
             if not packing and rows is None:
-                rows = _export(place, setting)
+                rows = export_rows(place, setting)
         for name, python, arguments in _peers(setting, options, first=MAXIMUM not in results):
             assert rows
-            keep(name, _peer(setting, rows, folder / f"{name}-{number}.json", python, arguments))
+            keep(name, run_peer(setting, rows, folder / f"{name}-{number}.json", python, arguments))
     return results
 
 
@@ -200,8 +200,8 @@ def _ours(setting: Setting, data: Path, workspace: Path, packing: bool) -> Resul
     workspace.mkdir()
     recipe = workspace / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(_recipe(setting, data, packing)), encoding="utf-8")
-    _call([str(Path(sys.executable).with_name("danlu")), "train", str(recipe), "--workspace", str(workspace)])
-    report = _report(workspace)
+    call([str(Path(sys.executable).with_name("danlu")), "train", str(recipe), "--workspace", str(workspace)])
+    report = report_of(workspace)
     steps = report.losses[1:]
     tokens = sum(step.tokens for step in steps)
     return Result(
@@ -245,12 +245,13 @@ def _place(workspace: Path) -> Path:
     return next((workspace / "train").glob("*/manifest.json")).parent
 
 
-def _report(workspace: Path) -> TrainReport:
+def report_of(workspace: Path) -> TrainReport:
+    """What training reported in a workspace."""
     manifest = (_place(workspace) / "manifest.json").read_text(encoding="utf-8")
     return Manifest[TrainReport].model_validate_json(manifest).report
 
 
-def _export(workspace: Path, setting: Setting) -> Path:
+def export_rows(workspace: Path, setting: Setting) -> Path:
     """The rows of an unpacked run in the order it took them, as tokens and labels, for the peers."""
     tokens = _place(workspace) / "train_tokens"
     commits = [json.loads(path.read_text()) for path in sorted((tokens / "commits").glob("*.json"))]
@@ -268,7 +269,8 @@ def _export(workspace: Path, setting: Setting) -> Path:
     return path
 
 
-def _peer(setting: Setting, rows: Path, result: Path, python: str, arguments: list[str]) -> Result:
+def run_peer(setting: Setting, rows: Path, result: Path, python: str, arguments: list[str]) -> Result:
+    """One run of another trainer, in its own Python, over rows that are tokens already."""
     common = {
         "--rows": rows,
         "--model": setting.model,
@@ -281,7 +283,7 @@ def _peer(setting: Setting, rows: Path, result: Path, python: str, arguments: li
         "--rank": setting.rank,
         **({"--threads": setting.threads} if setting.threads else {}),
     }
-    _call([python, str(PEER), *(str(part) for pair in common.items() for part in pair), *arguments])
+    call([python, str(PEER), *(str(part) for pair in common.items() for part in pair), *arguments])
     measured = json.loads(result.read_text(encoding="utf-8"))
     steps = measured["steps"][1:]
     return Result(
@@ -291,7 +293,8 @@ def _peer(setting: Setting, rows: Path, result: Path, python: str, arguments: li
     )
 
 
-def _call(command: list[str]) -> None:
+def call(command: list[str]) -> None:
+    """Run a command; SystemExit with what it said where it fails."""
     print(" ".join(command), file=sys.stderr, flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
     if done.returncode:

@@ -158,12 +158,13 @@ def _padded(batch: list[dict[str, list[int]]], pad_to: int | None) -> dict[str, 
 
 
 def _sft(options: argparse.Namespace, rows: list[dict[str, list[int]]]) -> Any:
+    import trl
     from datasets import Dataset
     from transformers import AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
 
-    arguments = SFTConfig(**_arguments(options), max_length=options.max_length)
-    return SFTTrainer(
+    library: Any = trl
+    arguments = library.SFTConfig(**_arguments(options), max_length=options.max_length)
+    return library.SFTTrainer(
         model=_model(options),
         args=arguments,
         train_dataset=Dataset.from_list(rows),

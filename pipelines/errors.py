@@ -34,6 +34,8 @@ class Problem:
 
     key: str
     message: str
+    on_every_machine: bool = False
+    """Whether nothing that another machine has would help, such as a package or a key; `danlu check` refuses then."""
 
 
 class RecipeError(InputError):

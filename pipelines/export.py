@@ -1,8 +1,6 @@
 """Export: the rows as one file for people and other tools, in data-set order."""
 
 import json
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from json.encoder import encode_basestring
@@ -10,16 +8,13 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.utils import glob_translate
 
-from pipelines.artifacts.files import created, size_of
+from pipelines.artifacts.files import Destination, created, size_of
 from pipelines.artifacts.reports.rows import ExportReport, IngestReport, RowsReport
 from pipelines.artifacts.shards import read_tables
 from pipelines.artifacts.stage import Inputs, Output, Stage
-from pipelines.artifacts.workspace import Place
-from pipelines.errors import Problem
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.recipe.split import Export
-from pipelines.sources.files import shipped_path
 
 
 @dataclass(frozen=True)
@@ -53,16 +48,16 @@ class ExportStage(Stage[ExportInputs, ExportReport]):
 
     def fingerprint_inputs(self) -> Mapping[str, Any]:
         """The section."""
-        return {"section": self.section.model_dump()}
+        return {"section": self.section.model_dump(exclude={"overwrite"})}
 
-    def preflight(self) -> list[Problem]:
-        """Whether the file would be written over one that the recipe reads, or among them."""
-        path = self.section.path
-        return [
-            Problem("export.path", f"{path} is what {key} names, and would be written over; give it another name")
-            for key, source in self.paths.items()
-            if _takes_in(source, path)
-        ]
+    def destinations(self) -> list[Destination]:
+        """The file."""
+        return [self._destination]
+
+    @property
+    def _destination(self) -> Destination:
+        section = self.section
+        return Destination("export.path", section.path, "export.overwrite: true", section.overwrite, self.paths)
 
     def is_current(self, report: ExportReport) -> bool:
         """Whether the file is still there, with the size it was written with."""
@@ -73,7 +68,7 @@ class ExportStage(Stage[ExportInputs, ExportReport]):
         columns = None
         if inputs.ingest is not None:
             columns = [name for name in inputs.ingest.report.columns if name != "pos"]
-        rows = _write(self.section, _tables(inputs.rows, columns))
+        rows = _write(self._destination, place.workspace, _tables(inputs.rows, columns))
         path = self.section.path
         return ExportReport(
             summary=f"{rows} rows in {path}",
@@ -81,17 +76,6 @@ class ExportStage(Stage[ExportInputs, ExportReport]):
             rows=rows,
             written={path: size_of(path)},
         )
-
-
-def _takes_in(source: str, path: str) -> bool:
-    """Whether a source, which may be a folder or a glob, has a file of that path or would have it."""
-    source, path = (_absolute(name) for name in (source, path))
-    return path == source or path.startswith(source + "/") or re.match(glob_translate(source), path) is not None
-
-
-def _absolute(path: str) -> str:
-    path = shipped_path(path).removeprefix("file://").rstrip("/")
-    return path if "://" in path else os.path.realpath(os.path.expanduser(path))
 
 
 def _tables(rows: Output[RowsReport], columns: list[str] | None) -> Iterator[pa.Table]:
@@ -104,11 +88,11 @@ def _tables(rows: Output[RowsReport], columns: list[str] | None) -> Iterator[pa.
         yield table.select(names)
 
 
-def _write(section: Export, tables: Iterator[pa.Table]) -> int:
+def _write(destination: Destination, workspace: Workspace, tables: Iterator[pa.Table]) -> int:
     rows = 0
-    with created(section.path, f"export.path {section.path}") as sink:
+    with created(destination, workspace) as sink:
         first = next(tables)
-        if section.path.endswith(".parquet"):
+        if destination.path.endswith(".parquet"):
             with pq.ParquetWriter(sink, first.schema, compression="zstd") as writer:
                 for table in tables:
                     writer.write_table(table)

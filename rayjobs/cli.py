@@ -1,6 +1,7 @@
 """The `danlu` command.
 
-Exit codes: 0 done, 1 the work failed, 2 the recipe or the arguments are wrong, 3 hardware is missing.
+Exit codes: 0 done, 1 the work failed, 2 the recipe or the arguments are wrong, 3 hardware is missing, 4 `check` found a
+recipe right that this machine is not ready for, 143 ended by SIGTERM.
 """
 
 import os
@@ -17,26 +18,29 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.artifacts.files import require_new
+from pipelines.artifacts.files import Destination, created, require_writable
 from pipelines.artifacts.workspace import Workspace, open_workspace
 from pipelines.clean.manual_edits import export_rows, require_exportable
 from pipelines.clean.stage import plan_of
-from pipelines.errors import DanluError, InputError, Problem, RecipeError, nearest
+from pipelines.errors import DanluError, DataError, InputError, Problem, RecipeError, nearest
 from pipelines.llm.dispatch import forget_failures
 from pipelines.models.lineup import lineup_of
 from pipelines.progress import say
 from pipelines.recipe.load import shipped_recipes
-from pipelines.recipe.schema import RECIPE_NAME, Recipe
+from pipelines.recipe.paths import paths_read
+from pipelines.recipe.schema import NAME_RULE, RECIPE_NAME, Recipe
 from pipelines.recipe.synthesize import Synthesize
 from pipelines.refine.xtuner_export import export_conversations
 from pipelines.report.page import closing
 from pipelines.report.trace import trace
 from pipelines.synthesize.stage import grid_of
 from pipelines.synthesize.suggest import suggest_map
+from pipelines.synthesize.suggest_values import suggest_values
 from pipelines.synthesize.trial import try_cells
 from pipelines.train.memory import describe, describe_merge
+from pipelines.train.stage import describe_model
 from rayjobs import pipeline
-from rayjobs.cluster import Cluster
+from rayjobs.cluster import Cluster, end_on_sigterm
 
 app = typer.Typer(
     help="From raw rows to a chat model that answers over HTTP.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -59,16 +63,23 @@ def danlu(
 
 
 out = Console(highlight=False)
+NOT_READY = 4
+"""Exit code of `check` for a recipe that is right, and that something on this machine would stop."""
 UNCUT = 10_000
 """Columns of a table whose lines are longer than a terminal's rather than cut, so that a path can be copied."""
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Recipe keys to change.")]
 WorkspaceOption = Annotated[
-    str | None, typer.Option("--workspace", help="Folder or fsspec URL for all output. [default: runs/<recipe name>]")
+    str | None, typer.Option("--workspace", help="Folder or fsspec URL for all output. (default: runs/<recipe name>)")
 ]
 AddressOption = Annotated[
-    str | None, typer.Option("--address", help="Ray cluster to run on. [default: RAY_ADDRESS, else this machine]")
+    str | None, typer.Option("--address", help="Ray cluster to run on. (default: RAY_ADDRESS, else this machine)")
+]
+
+
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a file that danlu did not write, or that was changed since.")
 ]
 
 
@@ -81,41 +92,46 @@ def recipes() -> None:
 
 
 @app.command()
-def init(name: str, file: Annotated[Path | None, typer.Argument()] = None) -> None:
+def init(name: str, file: Annotated[Path | None, typer.Argument()] = None, overwrite: OverwriteOption = False) -> None:
     """Copy a shipped recipe to a file of your own."""
     shipped = shipped_recipes()
     if name not in shipped:
         raise RecipeError(name, [Problem("", f"no such recipe; {nearest(name, shipped)}")])
     target = file or Path(f"{name}.yaml")
-    require_new(target)
+    destination = Destination("FILE", str(target), "--overwrite", overwrite)
+    require_writable(destination, None)
     if not RECIPE_NAME.fullmatch(target.stem):
-        raise InputError(f"{target}: the recipe is named after its file; use ASCII letters, digits, '.', '_' and '-'")
+        raise InputError(f"{target}: the recipe is named after its file; {NAME_RULE}")
     text = shipped[name].read_text(encoding="utf-8")
     # A name of its own, lest it share the folder `runs/<name>` with the shipped recipe.
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(re.sub(r"(?m)^name: .*$", f"name: {target.stem}", text, count=1), encoding="utf-8")
+    with created(destination, None) as sink:
+        sink.write(re.sub(r"(?m)^name: .*$", f"name: {target.stem}", text, count=1).encode())
     say(f"{target}: written; danlu check {target}")
 
 
 @app.command()
-def check(recipe: RecipeName, overrides: Overrides = None) -> None:
+def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceOption = None) -> None:
     """Check a recipe without running anything, and print what would be done."""
     loaded = pipeline.load(recipe, overrides)
+    place = open_workspace(workspace, loaded.name, on_cluster=False)
+    problems = pipeline.problems_of(pipeline.stages_of(loaded), place)
+    if wrong := [problem for problem in problems if problem.on_every_machine]:
+        raise RecipeError(loaded.name, wrong)
     stages = " → ".join(stage.name for stage in pipeline.stages_of(loaded))
     out.print(f"{loaded.name}: valid; {stages}", markup=False, soft_wrap=True)
     if loaded.clean:
         for line in plan_of(loaded.clean).describe():
             out.print(f"  clean: {line}", markup=False, soft_wrap=True)
     if loaded.train:
-        out.print(f"  train: {describe(loaded.train)}", markup=False, soft_wrap=True)
+        for line in (*describe_model(loaded.train), describe(loaded.train)):
+            out.print(f"  train: {line}", markup=False, soft_wrap=True)
         if loaded.merge and (merging := describe_merge(loaded.train)):
             out.print(f"  merge: {merging}", markup=False, soft_wrap=True)
-    try:
-        pipeline.require_ready(loaded, pipeline.stages_of(loaded))
-    except RecipeError as error:
-        for problem in error.problems:
-            what = ": ".join(filter(None, (problem.key, problem.message)))
-            out.print(f"  not ready on this machine: {what}", markup=False, soft_wrap=True)
+    for problem in problems:
+        what = ": ".join(filter(None, (problem.key, problem.message)))
+        out.print(f"  not ready on this machine: {what}", markup=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(NOT_READY)
 
 
 @app.command()
@@ -137,14 +153,15 @@ def serve(
     overrides: Overrides = None,
     workspace: WorkspaceOption = None,
     address: AddressOption = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: serve.host]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on. [default: serve.port]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. (default: serve.host)")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. (default: serve.port)")] = None,
     serve_file: Annotated[
         Path | None, typer.Option("--write-config", help="Write the file for `serve deploy` instead of serving.")
     ] = None,
     kuberay_file: Annotated[
         Path | None, typer.Option("--write-kuberay", help="Write a KubeRay RayService instead of serving.")
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Serve base, adapter and merged model as an OpenAI-compatible endpoint until stopped."""
     from rayjobs.deploy import serve_forever, write_config  # Ray Serve stands behind it
@@ -153,7 +170,11 @@ def serve(
     with Cluster(address) as cluster:
         place = open_workspace(workspace, loaded.name, on_cluster=cluster.is_shared)
         if serve_file or kuberay_file:
-            write_config(loaded, place, cluster, serve_file, kuberay_file)
+            config, kuberay = (
+                _destination(option, file, overwrite, recipe, loaded) if file else None
+                for option, file in (("--write-config", serve_file), ("--write-kuberay", kuberay_file))
+            )
+            write_config(loaded, place, cluster, config, kuberay)
         else:
             serve_forever(loaded, place, cluster, host, port)
 
@@ -163,23 +184,24 @@ def chat(
     target: Annotated[
         str, typer.Argument(metavar="RECIPE|URL", help="A recipe that is being served, or a /v1 address.")
     ],
+    overrides: Overrides = None,
     model: Annotated[
-        str | None, typer.Option(help="Model to begin with. [default: the recipe's, or the first]")
+        str | None, typer.Option(help="Model to begin with. (default: the recipe's, or the first)")
     ] = None,
 ) -> None:
     """Talk to a served model in the terminal; the key, if one is needed, comes from OPENAI_API_KEY."""
     from serve.ui import chat as terminal  # openai stands behind it
 
-    models, system, sampling = _how_to_chat(target)
+    models, system, sampling = _how_to_chat(target, overrides)
     start = terminal.ChatStart((model,) if model else models, system, sampling)
-    terminal.chat(_endpoint_of(target), start, os.environ.get("OPENAI_API_KEY", "none"))
+    terminal.chat(_endpoint_of(target, overrides), start, os.environ.get("OPENAI_API_KEY", "none"))
 
 
-def _how_to_chat(target: str) -> tuple[tuple[str, ...], str, dict[str, Any]]:
+def _how_to_chat(target: str, overrides: list[str] | None) -> tuple[tuple[str, ...], str, dict[str, Any]]:
     """A recipe's models, the best first, its system prompt, and the sampling that it says; nothing of an address."""
     if "://" in target:
         return (), "", {}
-    recipe = pipeline.load(target)
+    recipe = pipeline.load(target, overrides)
     lineup = lineup_of(recipe)
     models = (recipe.name, *reversed(lineup.names())) if lineup else (recipe.name,)
     system = recipe.train.system if recipe.train else None
@@ -196,22 +218,23 @@ def ui(
     target: Annotated[
         str, typer.Argument(metavar="RECIPE|URL", help="A recipe that is being served, or a /v1 address.")
     ],
+    overrides: Overrides = None,
     host: Annotated[str, typer.Option(help="Address the page listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port the page listens on.")] = 8501,
 ) -> None:
     """Talk to served models in the browser; the key, if one is needed, comes from OPENAI_API_KEY."""
     from serve.ui.chat import ChatStart, open_page  # as above
 
-    url = _endpoint_of(target)
+    url = _endpoint_of(target, overrides)
     say(f"http://{host}:{port}: asks {url}; Ctrl-C stops")
-    open_page(url, host, port, ChatStart(*_how_to_chat(target)))
+    open_page(url, host, port, ChatStart(*_how_to_chat(target, overrides)))
 
 
-def _endpoint_of(target: str) -> str:
+def _endpoint_of(target: str, overrides: list[str] | None) -> str:
     """A /v1 address as it stands, or that of a recipe; who listens on all addresses is asked on this machine's own."""
     if "://" in target:
         return target
-    section = pipeline.load(target).serve
+    section = pipeline.load(target, overrides).serve
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(section.host, section.host)
     return f"http://[{host}]:{section.port}/v1" if ":" in host else f"http://{host}:{section.port}/v1"
 
@@ -230,6 +253,39 @@ def status(recipe: RecipeName, overrides: Overrides = None, workspace: Workspace
         state = "complete" if output.is_complete else "partial" if began else "missing"
         table.add_row(name, state, seconds, Text(summary), Text(output.place.path() if output.place else ""))
     Console(highlight=False, width=UNCUT).print(table)
+
+
+@app.command()
+def template(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    row: Annotated[int, typer.Option("--row", min=1, help="Which of the rows to train on, from 1.")] = 1,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Show a row as it is trained, token by token, beside what a server sends for the same conversation."""
+    from pipelines.models.resolve import resolve  # transformers stands behind these, which other commands do without
+    from pipelines.models.tokenizer import open_tokenizer
+    from pipelines.train.audit import audit
+    from pipelines.train.proof import chat_at, template_of
+
+    loaded = pipeline.load(recipe, overrides)
+    if loaded.train is None:
+        raise RecipeError(loaded.name, [Problem("train", "the recipe has no such section")])
+    place = open_workspace(workspace, loaded.name, on_cluster=False)
+    split = pipeline.status(loaded, place).get("split")
+    model = resolve(loaded.train.model, place.local("models"))
+    # transformers would load torch, which takes seconds, and no tokenizer needs it: None makes it look absent
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    tokenizer = open_tokenizer(model)
+    tokenizer.chat_template = template_of(loaded.train, tokenizer) or tokenizer.chat_template
+    row_id, chat = chat_at(loaded.train, loaded.ingest, split, row - 1)
+    out.print(f"row {row_id}, {model.name}", markup=False, soft_wrap=True)
+    try:
+        for part in audit(tokenizer, loaded.train, chat):
+            out.print(part)
+    except DataError as error:
+        raise DataError(f"row {row_id}: {error}") from None
 
 
 @app.command()
@@ -266,10 +322,21 @@ def synthesize(
     suggest_map: Annotated[
         bool, typer.Option("--suggest-map", help="Let the model propose synthesize.compatibility, printed as YAML.")
     ] = False,
+    more: Annotated[
+        str | None,
+        typer.Option(
+            "--suggest-values",
+            metavar="DIMENSION[=N]",
+            help="Let the model propose N (10) more values of a dimension, or of queries, printed as YAML.",
+        ),
+    ] = None,
 ) -> None:
     """Run the recipe up to synthesize, skipping what is up to date."""
     if suggest_map:
         _suggest_map(recipe, overrides, workspace, address)
+        return
+    if more is not None:
+        _suggest_values(recipe, overrides, workspace, address, more)
         return
     if dry_run is not None:
         _try_cells(recipe, overrides, workspace, address, dry_run)
@@ -293,13 +360,13 @@ def refine(
         Path | None,
         typer.Option("--export", help="Also write the conversations to a JSON file for xtuner."),
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Run the recipe up to refine, skipping what is up to date."""
-    if export is not None:
-        require_new(export)
+    target = _export_target(export, overwrite, recipe, overrides, workspace)
     done = _run(recipe, overrides, workspace, address, None, "refine")
-    if export is not None:
-        say(f"{export}: {export_conversations(done['refine'], export)} conversations")
+    if target is not None:
+        say(f"{export}: {export_conversations(done['refine'], target)} conversations")
 
 
 def clean(
@@ -311,15 +378,17 @@ def clean(
         Path | None,
         typer.Option("--export", help="Also write kept and dropped rows to a .jsonl or .csv file, to edit by hand."),
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Run the recipe up to clean, skipping what is up to date."""
-    if export is not None:
-        require_exportable(export)
+    target = _export_target(export, overwrite, recipe, overrides, workspace)
+    if target is not None:
+        require_exportable(target)
     done = _run(recipe, overrides, workspace, address, None, "clean")
-    if export is not None:
+    if target is not None:
         cleaned = done["clean"]
         (source,) = [done[name] for name in (cleaned.manifest.inputs if cleaned.manifest else ())]
-        rows, edited = export_rows(cleaned, source, export), shlex.quote(f"clean.edited={export}")
+        rows, edited = export_rows(cleaned, source, target), shlex.quote(f"clean.edited={export}")
         say(f"{export}: {rows} rows; edit them, then danlu clean … {edited}")
 
 
@@ -339,6 +408,23 @@ def compare(
     if checkpoints and (section is None or section.checkpoints is None):
         asked.append("compare.checkpoints={}")
     _run(recipe, asked, workspace, address, None, "compare")
+
+
+def _destination(option: str, file: Path, overwrite: bool, name: str, recipe: Recipe) -> Destination:
+    """A file that an option names: never the recipe, nor what it reads."""
+    return Destination(option, str(file), "--overwrite", overwrite, {"the recipe": name, **paths_read(recipe)})
+
+
+def _export_target(
+    file: Path | None, overwrite: bool, name: str, overrides: list[str] | None, workspace: str | None
+) -> Destination | None:
+    """The file that `--export` names; InputError, before anything runs, where it may not be written."""
+    if file is None:
+        return None
+    recipe = pipeline.load(name, overrides)
+    target = _destination("--export", file, overwrite, name, recipe)
+    require_writable(target, open_workspace(workspace, recipe.name, on_cluster=False))
+    return target
 
 
 def _try_cells(name: str, overrides: list[str] | None, workspace: str | None, address: str | None, count: int) -> None:
@@ -361,6 +447,22 @@ def _suggest_map(name: str, overrides: list[str] | None, workspace: str | None, 
     out.print(text, markup=False, soft_wrap=True, end="")
     if unanswered:
         say(f"no usable answer about {', '.join(unanswered)}")
+
+
+def _suggest_values(
+    name: str, overrides: list[str] | None, workspace: str | None, address: str | None, wanted: str
+) -> None:
+    dimension, is_counted, count = wanted.partition("=")
+    if is_counted and not (count.isdecimal() and int(count[:9])):
+        raise InputError(f"--suggest-values {wanted}: write how many as a number from 1, such as {dimension}=20")
+    recipe = pipeline.load(name, overrides)
+    grid = grid_of(_synthesize_section(recipe), recipe.seed)
+    with Cluster(address) as cluster:
+        place = open_workspace(workspace, recipe.name, on_cluster=cluster.is_shared)
+        cluster.connect()
+        text, found = suggest_values(place, grid, dimension, int(count[:9]) if is_counted else 10)
+    out.print(text, markup=False, soft_wrap=True, end="")
+    say(f"{found} of these are new; accept them by pasting the list into the recipe's section synthesize")
 
 
 def _synthesize_section(recipe: Recipe) -> Synthesize:
@@ -400,11 +502,12 @@ def _run(
 
 
 def _close(recipe: Recipe, workspace: Workspace, done: pipeline.Outputs) -> None:
-    out.print(closing(recipe.name, workspace, done), markup=False)
+    out.print(closing(recipe.name, workspace, done), markup=False, crop=False)
 
 
 def main() -> None:
     """Run the command line; errors of our own family print without a traceback."""
+    end_on_sigterm()
     try:
         app()
     except DanluError as error:

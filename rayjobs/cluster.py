@@ -2,13 +2,25 @@
 
 import logging
 import os
-import shutil
+import re
+import secrets
+import signal
+import socket
 import tempfile
-from types import TracebackType
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from types import FrameType, TracebackType
 from typing import Any
 
+import psutil
+
+from pipelines.clean_up import clean_up
+from pipelines.errors import InputError, StageError
 from pipelines.kill_with_parent import import_path
-from pipelines.progress import waiting
+from pipelines.owned_folder import owned_folder
+from pipelines.progress import say, waiting
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -38,6 +50,32 @@ SELDOM = {
 Events of tasks, statistics of event loops and metrics are for a dashboard, which a Ray of our own does not have.
 """
 
+ALONE = {
+    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+"""Environment of a Ray of our own, beside which others may run on this machine, and which no other machine reaches.
+
+The second has Ray take 127.0.0.1 for its node's address, and listen nowhere else; despite its name it does so on Linux.
+For the first: Ray Train asks a dashboard whether its controller lives (`get_address_for_submission_client` in
+ray/dashboard/utils.py), and finds that of another Ray where ours has none. That one knows no such actor, and Ray Train
+then takes the workers' placement group away. An address at which nothing can answer makes it go on.
+"""
+
+TERMINATED = 143
+"""Exit code of a process that SIGTERM ended, as shells have it."""
+START_SECONDS = 300
+"""What Ray's processes may take to start on a busy machine; Ray itself waits for 30 s."""
+STARTS = 3
+"""How often they are started at most."""
+STOP_SECONDS = 60
+"""What they may take to stop."""
+REACH_SECONDS = 10
+"""What a cluster may take to answer at its address."""
+WATCH_SECONDS = 1.0
+LONGEST_SOCKET = 107 - len("/danlu-ray-12345678/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+"""The longest path of a folder in which Ray's own can hold its sockets: Linux allows 107 bytes."""
+
 
 class Cluster:
     """A Ray cluster that is attached to, or started, when the first stage needs it, and left or stopped at the end.
@@ -47,7 +85,8 @@ class Cluster:
 
     def __init__(self, address: str | None = None) -> None:
         self.address = address or os.environ.get("RAY_ADDRESS")
-        self._folder: str | None = None
+        self._held = ExitStack()
+        self._ends = threading.Event()
 
     @property
     def is_shared(self) -> bool:
@@ -64,26 +103,59 @@ class Cluster:
         # Ray says at every start that it made a token for its own cluster; that is as it should be
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         if self.is_shared:
-            ray.init(address=self.address, job_config=job_config(), logging_level=logging.WARNING, log_to_driver=False)
+            self._attach()
         else:
             with waiting("starting Ray on this machine"):
                 self._start()
+        end_on_sigterm()  # Ray sets a handler of its own, which ends with code 15
 
-    def _start(self) -> None:
+    def _attach(self) -> None:
+        """Connect to the cluster at the address; StageError where none answers there, soon and with the address."""
         import ray
 
-        os.environ.update({name: os.environ.get(name, value) for name, value in SELDOM.items()})
-        self._folder = tempfile.mkdtemp(prefix="danlu-ray-")
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            job_config=job_config(),
-            logging_level=logging.WARNING,
-            log_to_driver=False,
-            object_store_memory=512 << 20,
-            _temp_dir=self._folder,
-        )
+        address = str(self.address)
+        require_answer(address)
+        try:
+            ray.init(address=address, job_config=job_config(), logging_level=logging.WARNING, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+            raise StageError(f"Ray at {address}: {_first_line(error)}") from error
+
+    def _start(self) -> None:
+        """Start Ray's processes on this machine; StageError, with the end of their logs, where they do not start."""
+        import ray
+        from ray._private import ray_constants
+
+        os.environ.update({name: os.environ.get(name, value) for name, value in {**SELDOM, **ALONE}.items()})
+        # A token of this process alone, of which Ray makes no file: a home folder may be shared, or not be writable.
+        if not any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")):
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
+        try:
+            folder = self._held.enter_context(owned_folder(_temporary(), "danlu-ray-"))
+        except OSError as error:
+            raise StageError(f"no folder for Ray's temporary files ({error}); set TMPDIR to one with room") from error
+        ray_constants.ENABLE_RAY_CLUSTER = False  # what the environment says, if Ray is loaded already
+        for left in range(STARTS - 1, -1, -1):
+            try:
+                with patience():
+                    ray.init(
+                        address="local",
+                        include_dashboard=False,
+                        job_config=job_config(),
+                        logging_level=logging.WARNING,
+                        log_to_driver=False,
+                        object_store_memory=512 << 20,
+                        _temp_dir=folder,
+                    )
+                break
+            except Exception as error:  # Ray raises bare ones too
+                for process in _children(folder):
+                    process.kill()
+                if not left:
+                    why = f"{_first_line(error)}\n{_end_of_logs(folder)}"
+                    raise StageError(f"Ray did not start on this machine: {why}") from error
+                say("  Ray did not start, perhaps since the machine is busy; once more …")
         end_onlookers()
+        threading.Thread(target=_watch, args=(self._ends,), name="watch Ray", daemon=True).start()
 
     def __enter__(self) -> "Cluster":
         return self
@@ -93,11 +165,120 @@ class Cluster:
     ) -> None:
         import sys
 
+        self._ends.set()
         ray = sys.modules.get("ray")
         if ray is not None and ray.is_initialized():
-            ray.shutdown()
-        if self._folder and error is None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            clean_up("stopping Ray", ray.shutdown, STOP_SECONDS)
+        self._held.close()
+
+
+def require_answer(address: str) -> None:
+    """InputError where that cannot be a cluster's address, StageError where none answers there.
+
+    Ray itself would try for minutes, and hear no Ctrl-C meanwhile.
+    """
+    if address == "auto":
+        return
+    match = re.fullmatch(r"(?:ray://)?(?:\[([0-9A-Fa-f:]+)\]|([^\s:/\[\]]+)):([0-9]{1,5})", address)
+    if match is None or not 0 < int(match[3]) < 65536:
+        raise InputError(f"Ray at {address!r}: an address is HOST:PORT, ray://HOST:PORT, auto or local")
+    try:
+        with socket.create_connection((match[1] or match[2], int(match[3])), REACH_SECONDS) as connection:
+            # What every gRPC server answers: its settings, after ours (RFC 9113, 3.4).
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+            answer = connection.recv(9)
+    except OSError as error:
+        raise StageError(f"Ray at {address}: nothing answers there ({error}); is RAY_ADDRESS an old one?") from error
+    if answer[3:4] != b"\4":
+        raise StageError(f"Ray at {address}: what answers there is not Ray; give the port of Ray's control store, 6379")
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this process with one line and exit code 143, after the clean-up; a second one at once."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))
+    say("terminated; what is finished is kept, and the same command goes on from there")
+    raise SystemExit(TERMINATED)
+
+
+def _temporary() -> str:
+    usual = tempfile.gettempdir()
+    return usual if len(usual.encode()) <= LONGEST_SOCKET else "/tmp"
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """Have Ray wait longer for its node to be registered, on a machine that is busy with other things.
+
+    ConnectionError where its raylet ended meanwhile, for which Ray would wait all the same.
+    """
+    from ray._private import services
+
+    library: Any = services
+    ask = library.get_node
+    deadline = time.monotonic() + START_SECONDS
+
+    def get_node(*arguments: Any, **named: Any) -> Any:
+        while True:
+            try:
+                return ask(*arguments, **named)
+            except RuntimeError as error:
+                if time.monotonic() > deadline:
+                    raise
+                # It gives up where its agents are not up in time, and Ray would go on to wait for it.
+                if not any(process.name() == "raylet" for process in _children("raylet")):
+                    raise ConnectionError("its raylet ended while it started") from error
+                time.sleep(0.5)
+
+    library.get_node = get_node
+    try:
+        yield
+    finally:
+        library.get_node = ask
+
+
+def _children(named: str) -> list[psutil.Process]:
+    """Living processes that this one started and whose command line holds that text."""
+    found = []
+    for process in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE and named in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def _watch(ends: threading.Event) -> None:
+    """End this process where one of Ray's has died: a call to Ray would wait for minutes, or end in a crash's dump."""
+    from ray._private.worker import _global_node
+
+    node: Any = _global_node
+    while not ends.wait(WATCH_SECONDS):
+        dead = [name for name, process in node.dead_processes() if name in ("raylet", "gcs_server")]
+        if dead and not ends.is_set():
+            say(
+                f"error: Ray's {dead[0]} was killed, perhaps for want of memory (dmesg tells); what is finished is "
+                "kept, and the same command goes on from there"
+            )
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+            os._exit(1)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _end_of_logs(folder: str) -> str:
+    """The last lines that Ray's processes wrote; their folder goes with this process."""
+    lines = []
+    for name in ("gcs_server.out", "raylet.out"):
+        with suppress(OSError), open(f"{folder}/session_latest/logs/{name}", errors="replace") as stream:
+            said = [line.rstrip() for line in stream if re.search(r" [EFC] \d+ |Check failed|[Ee]rror", line)]
+            lines += [f"  {name}: {line}" for line in said[-3:]]
+    return "\n".join(lines)
 
 
 def job_config() -> Any:

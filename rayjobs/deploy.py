@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from pipelines.artifacts.files import Destination, created, require_writable
 from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import Problem, RecipeError
 from pipelines.models.lineup import Lineup, lineup_of, served_models
@@ -22,7 +23,7 @@ from rayjobs import pipeline
 from rayjobs.cluster import Cluster
 from serve import adapter_registry
 from serve.adapter_registry import AdapterEngine
-from serve.app import endpoint
+from serve.app import claim_port, endpoint
 from serve.auth import KEYS, KEYS_FILE, LOCAL, environment_keys
 from serve.engine.command import adapter_room
 from serve.engine.extra import check_extra
@@ -40,6 +41,7 @@ def serve_forever(
     section = served_section(recipe)
     host, port = host or section.host, port or section.port
     keys = environment_keys(section.model_copy(update={"host": host}))
+    claim_port(host, port)  # before hours of training
     models = finished_models(recipe, workspace, cluster)
     describe_engines(models, section)
     cluster.connect()
@@ -57,29 +59,41 @@ def serve_forever(
 
 
 def write_config(
-    recipe: Recipe, workspace: Workspace, cluster: Cluster, serve_file: Path | None, kuberay_file: Path | None
+    recipe: Recipe,
+    workspace: Workspace,
+    cluster: Cluster,
+    serve_file: Destination | None,
+    kuberay_file: Destination | None,
 ) -> None:
-    """Train and merge what is missing, and write configuration for `serve deploy` or for KubeRay instead of serving."""
+    """Train and merge what is missing, and write configuration for `serve deploy` or for KubeRay instead of serving.
+
+    InputError, before anything runs, for a file that may not be written.
+    """
+    for file in filter(None, (serve_file, kuberay_file)):
+        require_writable(file, workspace)
     models = finished_models(recipe, workspace, cluster)
     section = served_section(recipe)
     check_extra(section.engine)
     describe_engines(models, section)
     config = configuration(recipe.name, models, section, str(workspace.local("logs", "serve")))
+    if section.host in LOCAL:
+        say(f"  serve.host is {section.host}: beyond the node that it runs on nobody reaches the gateway")
+    say(f"  its paths are this machine's ({workspace.root}); the nodes have to see them too")
     if serve_file is not None:
-        _write_yaml(serve_file, f"# serve deploy {serve_file.name}\n", config)
+        _write_yaml(serve_file, workspace, "serve deploy", config)
         if section.host not in LOCAL and not section.open:
             say(f"  the cluster's nodes need {KEYS} or {KEYS_FILE} in their environment; without it nothing is served")
     if kuberay_file is not None:
         reachable = section.model_copy(update={"host": "0.0.0.0"})  # a pod's own address is no one else's
         config = configuration(recipe.name, models, reachable, str(workspace.local("logs", "serve")))
         service = ray_service(recipe.name, _yaml(config), len(models), section, workspace.root)
-        _write_yaml(kuberay_file, f"# kubectl apply -f {kuberay_file.name}\n", service)
+        _write_yaml(kuberay_file, workspace, "kubectl apply -f", service)
 
 
-def _write_yaml(file: Path, head: str, content: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(head + _yaml(content), encoding="utf-8")
-    say(f"{file}: written")
+def _write_yaml(file: Destination, workspace: Workspace, command: str, content: dict[str, Any]) -> None:
+    with created(file, workspace) as stream:
+        stream.write(f"# {command} {Path(file.path).name}\n{_yaml(content)}".encode())
+    say(f"{file.path}: written")
 
 
 def _yaml(content: dict[str, Any]) -> str:

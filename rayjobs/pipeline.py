@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol, TypeVar
 
+from pipelines.artifacts.files import refusal
 from pipelines.artifacts.reports.rows import RowsReport
 from pipelines.artifacts.reports.train import TrainReport
 from pipelines.artifacts.stage import Inputs, Manifest, Output, Report, Stage, read_manifest
@@ -164,7 +165,7 @@ def run(
                 say(f"{stage.name}: up to date")
             else:
                 if not is_ready:
-                    require_ready(recipe, stages[number:end])
+                    require_ready(recipe, stages[number:end], workspace)
                     held.enter_context(workspace.held())
                     cluster.connect()
                     is_ready = True
@@ -179,20 +180,28 @@ def run(
     return done
 
 
-def require_ready(recipe: Recipe, stages: Sequence[AnyStage]) -> None:
-    """RecipeError with everything that would stop one of the stages, perhaps after hours of those before it.
+def problems_of(stages: Sequence[AnyStage], workspace: Workspace) -> list[Problem]:
+    """Everything that would stop one of the stages, perhaps after hours of those before it.
 
-    That is what a recipe cannot know by itself: files that are not there, keys that are not set, packages.
+    That is what a recipe cannot know by itself: files that are not there, keys that are not set, packages, models, and
+    files of somebody's where a stage would write.
     """
     problems: list[Problem] = []
     for stage in stages:
         try:
+            written = ((file.name, refusal(file, workspace)) for file in stage.destinations())
+            problems += [Problem(name, reason) for name, reason in written if reason]
             problems += stage.preflight()
         except RecipeError as error:
             problems += error.problems
         except InputError as error:
             problems.append(Problem("", str(error)))
-    if problems:
+    return problems
+
+
+def require_ready(recipe: Recipe, stages: Sequence[AnyStage], workspace: Workspace) -> None:
+    """RecipeError with everything that would stop one of the stages."""
+    if problems := problems_of(stages, workspace):
         raise RecipeError(recipe.name, problems)
 
 

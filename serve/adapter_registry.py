@@ -21,6 +21,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipelines.artifacts.workspace import sync_folder
 from pipelines.errors import DataError, InputError
 from pipelines.models.adapter import CONFIG, WEIGHTS, check_adapter
 from pipelines.models.served import BASE, is_valid_name
@@ -143,6 +144,7 @@ def _stage(source: Path, staged: Path, base: Path) -> None:
     _write(staged / CONFIG, json.dumps(config, indent=2).encode())
     _write(staged / WEIGHTS, (source / WEIGHTS).read_bytes())
     staged.chmod(0o755)
+    sync_folder(str(staged))
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -158,6 +160,7 @@ def _appear(staged: Path, registry: Path, name: str) -> str:
         number += 1
         try:
             staged.rename(registry / f"{name}@{number}")
+            sync_folder(str(registry))
         except OSError:
             if not (registry / f"{name}@{number}").exists():
                 raise
@@ -186,7 +189,10 @@ def set_alias(registry_dir: str | Path, alias: str, version: str) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=".", dir=folder)
     with os.fdopen(descriptor, "w") as file:
         file.write(version)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, folder / alias)
+    sync_folder(str(folder))
 
 
 def versions(registry_dir: str | Path) -> list[str]:

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import ray
 from ray import serve as ray_serve
 from ray.serve.schema import ApplicationStatus
 
+from pipelines.clean_up import clean_up
 from pipelines.direct_http import fetch
 from pipelines.errors import HardwareError, StageError
 from pipelines.models.served import ServedModel, check_models
@@ -29,6 +31,8 @@ from serve.gateway.gateway_replica import GatewayPlan, GatewayReplica
 
 HEALTH_CHECK_SECONDS = 2.0
 SHUTDOWN_POLL_SECONDS = 0.1
+STOP_SECONDS = 60
+"""What Serve may take to stop an application that has nothing to do any more."""
 START_POLL_SECONDS = 0.1
 
 START_SECONDS = LOAD_SECONDS + 600
@@ -81,8 +85,10 @@ def endpoint(
         yield f"http://{address(host)}:{port}/v1"
     finally:
         for name in reversed(targets):  # the gateway first: its requests need the engines to end
-            ray_serve.delete(name, _blocking=started)  # an engine that still loads its model does not listen
-        discovery.forget(app)
+            # an engine that still loads its model does not listen, so that nobody waits for its end
+            stop = partial(ray_serve.delete, name, _blocking=started)
+            clean_up(f"stopping {name}", stop, DRAIN_SECONDS + STOP_SECONDS)
+        clean_up("forgetting the endpoint", partial(discovery.forget, app), STOP_SECONDS)
         sweep()
 
 

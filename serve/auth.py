@@ -45,11 +45,11 @@ def _read_hashes(file: Path) -> list[bytes]:
         raise RecipeError("environment", [Problem(KEYS_FILE, f"{file}: {error.strerror}")]) from None
     hashes, problems = [], []
     for number, line in enumerate(text.splitlines(), 1):
-        written = line.split("#")[0].strip()
+        written = line.split("#")[0].split()
         if not written:
             continue
         try:
-            digest = bytes.fromhex(written)
+            digest = bytes.fromhex(written[0])  # behind it sha256sum writes the name of its input
         except ValueError:
             digest = b""
         if len(digest) == 32:

@@ -111,6 +111,7 @@ def ray_service(name: str, config_yaml: str, engines: int, section: ServeSection
     }
     cluster = {
         "rayVersion": ray_version,
+        "authOptions": {"mode": "token"},  # KubeRay 1.5.1 and later make the token, and every pod gets it
         "enableInTreeAutoscaling": section.autoscaling is not None,
         "headGroupSpec": {"rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"}, "template": head},
         "workerGroupSpecs": [group],

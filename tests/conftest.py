@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rayjobs.cluster import patience
 from tests.marker_models import marker_adapters, merged_model, tiny_model
 
 __all__ = ["marker_adapters", "merged_model", "tiny_model"]
@@ -41,14 +42,15 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     folder = tempfile.mkdtemp(prefix="danlu-t-")
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=300 << 20,
-        log_to_driver=False,
-        _temp_dir=folder,
-    )
+    with patience():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=300 << 20,
+            log_to_driver=False,
+            _temp_dir=folder,
+        )
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)

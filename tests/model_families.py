@@ -306,3 +306,44 @@ def chatglm3_logits(weights: dict[str, torch.Tensor], ids: torch.Tensor) -> torc
         x = x + (silu(gate) * up) @ w["mlp.dense_4h_to_h.weight"].T
     last = rms_norm(x, (HIDDEN,), weights["transformer.encoder.final_layernorm.weight"], 1e-5)
     return last @ weights["transformer.output_layer.weight"].T
+
+
+EXPERT_FAMILIES = (
+    *("qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "glm4_moe", "deepseek_v2", "deepseek_v3"),
+    *("granitemoe", "phimoe", "jetmoe", "hunyuan_v1_moe"),
+)
+"""Mixtures of experts, each with routers and experts of its own kind; the last four join and name them otherwise."""
+
+
+def write_experts(folder: Path, kind: str) -> Path:
+    """A mixture of four experts a layer, in the form it is published in; returns the folder."""
+    import transformers as t
+
+    sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    few = {"num_experts": 4, "num_experts_per_tok": 2}
+    local = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    shared = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 1}
+    shared |= {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+    latent = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
+    options: dict[str, tuple[Any, dict[str, Any]]] = {
+        "qwen3_moe": (t.Qwen3MoeConfig, {**few, "moe_intermediate_size": 32, "head_dim": 16}),
+        "qwen2_moe": (
+            t.Qwen2MoeConfig,
+            {**few, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
+        ),
+        "mixtral": (t.MixtralConfig, local),
+        "olmoe": (t.OlmoeConfig, few),
+        "glm4_moe": (t.Glm4MoeConfig, {**shared, "head_dim": 16}),
+        "deepseek_v2": (t.DeepseekV2Config, {**shared, **latent, "topk_method": "greedy"}),
+        "deepseek_v3": (t.DeepseekV3Config, {**shared, **latent, "num_key_value_heads": 4}),
+        "granitemoe": (t.GraniteMoeConfig, local),
+        "phimoe": (t.PhimoeConfig, local),
+        "jetmoe": (t.JetMoeConfig, {**local, "kv_channels": 16}),
+        "hunyuan_v1_moe": (t.HunYuanMoEV1Config, {"num_experts": 4, "moe_topk": 2, "head_dim": 16}),
+    }
+    torch.manual_seed(0)
+    config, own = options[kind]
+    t.AutoModelForCausalLM.from_config(config(**{**sizes, **own})).save_pretrained(folder)
+    byte_level_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|im_end|>", CHATML).save_pretrained(folder)
+    return folder

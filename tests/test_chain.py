@@ -76,7 +76,7 @@ def test_every_model_was_asked_and_scored(finished: Path) -> None:
 
 def test_the_report_shows_every_stage(finished: Path) -> None:
     page = (finished / "report.html").read_text(encoding="utf-8")
-    for text in ("document_simhash_deduplicator", "Training", "ROUGE", "你是谁？", "Environment", "deepspeed"):
+    for text in ("document_minhash_deduplicator", "Training", "ROUGE", "你是谁？", "Environment", "deepspeed"):
         assert text in page
     assert not re.search(r"""(src|href)=["']?(https?:)?//|@import|url\(["']?http""", page)  # self-contained
 

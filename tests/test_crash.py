@@ -9,11 +9,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.artifacts.workspace import Workspace
 from pipelines.recipe.load import load_recipe
 from rayjobs import pipeline
 from tests.model_families import write_qwen2
@@ -37,6 +38,10 @@ train:
   save_steps: 4
   save_total_limit: 2
 """
+
+
+ENDS = {signal.SIGINT: (130, "stopped"), signal.SIGTERM: (143, "terminated")}
+"""What a command says and ends with that is told to stop."""
 
 
 @pytest.fixture
@@ -70,9 +75,10 @@ def kill_when(
         time.sleep(0.01)
     os.killpg(process.pid, how)
     said, _ = process.communicate(timeout=60)
-    if how == signal.SIGINT:
-        assert process.returncode == 130 and "Traceback" not in said, said
-        assert said.endswith("stopped; what is finished is kept, and the same command goes on from there\n"), said
+    if how in ENDS:
+        code, word = ENDS[how]
+        assert process.returncode == code and "Traceback" not in said and "*** SIG" not in said, said
+        assert said.endswith(f"{word}; what is finished is kept, and the same command goes on from there\n"), said
     return found
 
 
@@ -102,29 +108,42 @@ def finish(folder: Path, *arguments: str) -> str:
     return said
 
 
-def place(folder: Path, stage: str, arguments: list[str]) -> Place:
+def report(folder: Path, stage: str, arguments: list[str]) -> Any:
     recipe = load_recipe(arguments[0], arguments[1:])
-    places = {name: found for name, _, found in pipeline.status(recipe, Workspace(str(folder / "w")))}
-    found = places[stage]
-    assert found is not None
-    return found
+    return pipeline.status(recipe, Workspace(str(folder / "w")))[stage].report
 
 
 def test_clean_goes_on_from_the_last_shard(short_tmp: Path) -> None:
     straight = short_tmp / "straight"
     finish(straight, "clean", *CLEAN)
     killed = short_tmp / "killed"
-    kill_when(start(killed, "clean", *CLEAN), killed, "w/clean/*/*/commits/*.json", 3, signal.SIGINT)
-    assert_nothing_survives(killed)
+    for commits, how in ((2, signal.SIGINT), (4, signal.SIGTERM)):
+        kill_when(start(killed, "clean", *CLEAN), killed, "w/clean/*/*/commits/*.json", commits, how)
+        assert_nothing_survives(killed)
     commits = kill_when(start(killed, "clean", *CLEAN), killed, "w/clean/*/*/commits/*.json", 7)
     assert_nothing_survives(killed)
     stamps = {path: path.stat().st_mtime_ns for path in commits}
     finish(killed, "clean", *CLEAN)
     assert {path: path.stat().st_mtime_ns for path in commits} == stamps  # finished shards were not done again
-    reports = [place(folder, "clean", CLEAN).report() for folder in (straight, killed)]
-    assert reports[0]["digest"] == reports[1]["digest"]
-    assert reports[0]["rows"] == reports[1]["rows"]
+    reports = [report(folder, "clean", CLEAN) for folder in (straight, killed)]
+    assert reports[0].digest == reports[1].digest
+    assert reports[0].rows == reports[1].rows
     assert "up to date" in finish(killed, "clean", *CLEAN)
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_where_ray_s_own_process_is_killed_the_command_ends_soon_and_says_so(short_tmp: Path, name: str) -> None:
+    process = start(short_tmp, "clean", *CLEAN)
+    deadline = time.monotonic() + 300
+    while not sorted(short_tmp.glob("w/clean/*/*/commits/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (victim,) = [child for child in psutil.Process(process.pid).children() if child.name() == name]
+    victim.kill()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert f"error: Ray's {name} was killed" in said and "the same command goes on from there" in said
+    assert_nothing_survives(short_tmp)
+    finish(short_tmp, "clean", *CLEAN)
 
 
 def test_train_goes_on_from_the_last_checkpoint(short_tmp: Path) -> None:
@@ -137,11 +156,11 @@ def test_train_goes_on_from_the_last_checkpoint(short_tmp: Path) -> None:
     assert_nothing_survives(killed)
     said = finish(killed, "train", *arguments)
     assert "step 1/16" not in said  # it did not begin again
-    reports = [place(folder, "train", arguments).report() for folder in (straight, killed)]
-    losses = [[(entry["step"], entry["loss"], entry["grad_norm"]) for entry in report["losses"]] for report in reports]
+    reports = [report(folder, "train", arguments) for folder in (straight, killed)]
+    losses = [[(entry.step, entry.loss, entry.grad_norm) for entry in found.losses] for found in reports]
     assert [step for step, _, _ in losses[0]] == list(range(1, 17))
     assert losses[0] == losses[1]
-    assert reports[0]["digest"] == reports[1]["digest"]
+    assert reports[0].digest == reports[1].digest
 
 
 EVALUATE = ["tiny", "ingest.limit=200", "train.max_steps=2", "train.eval_rows=4", "evaluate.limit=12"]
@@ -156,7 +175,7 @@ def test_evaluate_goes_on_from_the_last_answer(short_tmp: Path) -> None:
     assert_nothing_survives(short_tmp)
     kept = answers.read_text(encoding="utf-8").splitlines()[:-1]  # the last line may be torn
     finish(short_tmp, "evaluate", *EVALUATE)
-    assert place(short_tmp, "evaluate", EVALUATE).report()["results"]["test"]["rows"] == 12
+    assert report(short_tmp, "evaluate", EVALUATE).results["test"].rows == 12
     after = answers.read_text(encoding="utf-8").splitlines()
     assert len(after) == 12
     assert after[: len(kept)] == kept

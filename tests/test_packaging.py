@@ -65,6 +65,9 @@ def test_cluster_yaml_is_valid_for_ray() -> None:
     schema = json.loads((files("ray.autoscaler") / "ray-schema.json").read_text(encoding="utf-8"))
     jsonschema.validate(config, schema)
     assert {"cpu_worker", "gpu_worker"} <= set(config["available_node_types"])
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        assert all("RAY_AUTH_MODE=token" in command for command in commands if "ray start" in command)
     makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"make -C danlu ([\w-]+)", yaml.safe_dump(config))
     assert set(targets) == {"install", "install-gpu"}

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError
 
+from pipelines.artifacts.files import Destination
 from pipelines.artifacts.workspace import Place, to_json
 from pipelines.errors import DataError, Problem
 
@@ -145,6 +146,10 @@ class Stage(Protocol[I_contra, R_stage]):
 
     def preflight(self) -> list[Problem]:
         """What would stop it, perhaps after hours of those before: files, keys and packages that are not there."""
+        return []
+
+    def destinations(self) -> list[Destination]:
+        """Files outside the workspace that it writes."""
         return []
 
     def is_current(self, report: R_stage) -> bool:

@@ -29,10 +29,13 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from pipelines.errors import DataError, InputError, StageError
+from pipelines.errors import DanluError, DataError, InputError, StageError
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 """What a write fails with where there is no room."""
+
+STORAGE_CLIENTS = ("botocore", "aiobotocore", "s3fs", "ossfs", "oss2", "gcsfs", "google", "adlfs", "azure", "aiohttp")
+"""Packages whose errors tell of object storage, and none of which derives them from OSError."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,11 @@ class Workspace:
 
     @property
     def fs(self) -> fsspec.AbstractFileSystem:
-        """The file system the root lies on; InputError where the package for its scheme is not installed."""
+        """The file system the root lies on; InputError for a scheme that is unknown, or whose package is missing."""
         try:
             # A listing that this process remembers would hide what workers wrote since.
             return fsspec.core.url_to_fs(self.root, use_listings_cache=False)[0]
-        except ImportError as error:
+        except (ImportError, ValueError) as error:
             raise InputError(f"{self.root}: {error}") from None
 
     @property
@@ -71,77 +74,123 @@ class Workspace:
         if not self.is_local:
             yield
             return
-        os.makedirs(self.root, exist_ok=True)
-        with open(self.path(".running"), "a+", encoding="utf-8") as holder:
+        path = self.path(".running")
+        with _told(path, "written"):
+            self.make_folder(self.root)
+            # Others may be able to write here: no link of theirs is followed, and a pipe does not block.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        with os.fdopen(descriptor, "r+", encoding="utf-8") as holder:
             try:
                 fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder.seek(0)
                 raise StageError(f"{self.root}: {holder.read()} is at work here; wait for it or stop it") from None
             holder.truncate(0)
             holder.write(f"process {os.getpid()} on {socket.gethostname()}")
             holder.flush()
             yield
 
+    def make_folder(self, folder: str) -> None:
+        """Create a local folder and those above it, so that they survive a power loss.
+
+        The root is for its owner alone; one that exists keeps its mode.
+        """
+        if not os.path.isdir(self.root):
+            _make_folder(os.path.dirname(self.root), 0o777)
+            _make_folder(self.root, 0o700)
+        _make_folder(folder, 0o777)
+
     def exists(self, path: str) -> bool:
         """Whether an object lies at `path`."""
-        return bool(self.fs.exists(path))
+        with _told(path, "looked up"):
+            return bool(self.fs.exists(path))
 
     def read(self, path: str) -> bytes:
-        """The bytes at `path`."""
-        data: bytes = self.fs.cat_file(path)
-        return data
+        """The bytes at `path`; FileNotFoundError where nothing is there."""
+        with _told(path, "read"):
+            data: bytes = self.fs.cat_file(path)
+            return data
 
     def read_json(self, path: str) -> Any:
         """The JSON document at `path`; DataError where it is damaged."""
         try:
             return json.loads(self.read(path))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: not valid JSON ({error}); delete it and run again") from None
 
     def write(self, path: str, data: bytes) -> None:
-        """Put `data` at `path`; readers see the old or the new bytes, never a part."""
-        if self.is_local:
-            with _written_beside(path, data) as temporary:
-                os.replace(temporary, path)
-        else:
-            self.fs.pipe_file(path, data)
+        """Put `data` at `path`; readers see the old or the new bytes, never a part, after a power loss too."""
+        with _told(path, "written"):
+            if self.is_local:
+                with self._written_beside(path, data) as temporary:
+                    os.replace(temporary, path)
+                    sync_folder(os.path.dirname(path))
+            else:
+                self.fs.pipe_file(path, data)
 
     def write_if_absent(self, path: str, data: bytes) -> bool:
         """Put `data` at `path` unless something lies there; returns whether this call wrote it."""
-        if self.is_local:
-            with _written_beside(path, data) as temporary:
-                try:
-                    os.link(temporary, path)
-                except FileExistsError:
-                    return False
-                return True
+        with _told(path, "written"):
+            if self.is_local:
+                with self._written_beside(path, data) as temporary:
+                    try:
+                        os.link(temporary, path)
+                    except FileExistsError:
+                        return False
+                    sync_folder(os.path.dirname(path))
+                    return True
+            try:
+                self.fs.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                return False
+            return True
+
+    @contextmanager
+    def _written_beside(self, path: str, data: bytes) -> Iterator[str]:
+        """`data` in a file beside `path`, on disk; removed afterwards if it is still there."""
+        folder = os.path.dirname(path)
+        temporary = ""
         try:
-            self.fs.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
-        return True
+            self.make_folder(folder)
+            descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
+            yield temporary
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
 
     def list(self, path: str) -> list[str]:
         """Objects directly below `path`, sorted; empty where there is nothing."""
         try:
-            names = self.fs.ls(path, detail=False)
+            with _told(path, "listed"):
+                names = self.fs.ls(path, detail=False)
         except FileNotFoundError:
             return []
         return sorted(self.fs.unstrip_protocol(name) if not self.is_local else str(name) for name in names)
 
     def remove(self, path: str) -> None:
         """Delete one object."""
-        self.fs.rm_file(path)
+        with _told(path, "deleted"):
+            self.fs.rm_file(path)
 
     @contextmanager
     def create(self, path: str) -> Iterator[IO[bytes]]:
-        """Open a new object for writing."""
-        with _room_for(path):
-            if self.is_local:
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with self.fs.open(path, "wb") as stream:
+        """Open a new object for writing; it is on disk when this is left, so that a commit may name it."""
+        with _told(path, "written"):
+            if not self.is_local:
+                with self.fs.open(path, "wb") as stream:
+                    yield stream
+                return
+            folder = os.path.dirname(path)
+            self.make_folder(folder)
+            with open(path, "wb") as stream:
                 yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            sync_folder(folder)
 
     @contextmanager
     def parquet_writer(self, path: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
@@ -167,38 +216,76 @@ def readable(path: str) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read ({error}); delete the folder of its stage and run again") from error
 
 
+def sync_folder(folder: str) -> None:
+    """Have what was created, renamed or linked in a local folder survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems have no such call, and keep folders themselves
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: str) -> None:
+    """The same for all files and folders below a local folder, whoever wrote them."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(root, name)
+            if os.path.isfile(path) and not os.path.islink(path):
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+        sync_folder(root)
+
+
+def _make_folder(folder: str, mode: int) -> None:
+    """Create a folder and those above it, each of them noted in the one above on disk."""
+    if os.path.isdir(folder):
+        return
+    above = os.path.dirname(folder)
+    _make_folder(above, 0o777)
+    try:
+        os.mkdir(folder, mode)
+    except FileExistsError:
+        if not os.path.isdir(folder):  # else another process was faster
+            raise
+    sync_folder(above)
+
+
 @contextmanager
-def _room_for(path: str) -> Iterator[None]:
-    """A full disk as a StageError."""
+def _told(path: str, action: str) -> Iterator[None]:
+    """What goes wrong with the place where artifacts lie as one line with the path, the reason and what to do.
+
+    Whether a file is there is for the caller to judge; what goes wrong elsewhere meanwhile stays as it is.
+    """
     try:
         yield
+    except DanluError:
+        raise
     except OSError as error:
-        if error.errno not in FULL:
+        named = str(error.filename or path)
+        is_here = named.startswith(os.path.dirname(path)) or path.startswith(named)
+        if not is_here or (isinstance(error, FileNotFoundError) and action != "written"):
+            raise
+        if error.errno in FULL:
+            raise StageError(
+                f"{path}: no room to write it ({os.strerror(error.errno or 0)}); make room and run again: "
+                f"what is finished is kept"
+            ) from error
+        reason = error.strerror or str(error)
+        raise StageError(f"{path}: cannot be {action} ({reason}); what is finished is kept, run again") from error
+    except Exception as error:
+        # Each kind of storage has a family of errors of its own, without a common root.
+        if not type(error).__module__.startswith(STORAGE_CLIENTS):
             raise
         raise StageError(
-            f"{path}: no room to write it ({os.strerror(error.errno or 0)}); make room and run again: "
-            f"what is finished is kept"
+            f"{path}: cannot be {action} ({type(error).__name__}: {error}); look after the storage and its "
+            "credentials, then run again: what is finished is kept"
         ) from error
-
-
-@contextmanager
-def _written_beside(path: str, data: bytes) -> Iterator[str]:
-    """`data` in a file beside `path`, on disk; removed afterwards if it is still there."""
-    folder = os.path.dirname(path)
-    temporary = ""
-    try:
-        with _room_for(path):
-            os.makedirs(folder, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(temporary, 0o644)
-        yield temporary
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 @dataclass(frozen=True)
@@ -228,14 +315,25 @@ class Place:
 
     def clear(self) -> None:
         """Delete the stage's output, the manifest first, so that a crash in between leaves it incomplete."""
-        fs, folder = self.workspace.fs, self.path()
-        if self.workspace.exists(self.path("manifest.json")):
-            fs.rm_file(self.path("manifest.json"))
-        if fs.exists(folder):
-            fs.rm(folder, recursive=True)
+        folder, manifest = self.path(), self.path("manifest.json")
+        if self.workspace.exists(manifest):
+            self.workspace.remove(manifest)
+            if self.workspace.is_local:
+                sync_folder(folder)
+        with _told(folder, "deleted"):
+            if self.workspace.fs.exists(folder):
+                self.workspace.fs.rm(folder, recursive=True)
 
     def finish(self, manifest: bytes) -> None:
-        """Write the manifest, which marks the stage complete."""
+        """Write the manifest, which marks the stage complete, once all that lies here is on disk."""
+        if self.workspace.is_local:
+            with _told(self.path(), "written"):
+                self.workspace.make_folder(self.path())  # a stage may leave nothing but its report
+                sync_tree(self.path())
+                folder = self.path()
+                while folder != self.workspace.root:  # other libraries may have made these
+                    folder = os.path.dirname(folder)
+                    sync_folder(folder)
         self.workspace.write(self.path("manifest.json"), manifest)
 
 

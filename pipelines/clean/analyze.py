@@ -23,6 +23,7 @@ from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables
 from pipelines.artifacts.stage import Inputs, Output, Record, Stage
 from pipelines.artifacts.workspace import Place, Workspace, to_json
 from pipelines.clean.assets import checksum
+from pipelines.clean.custom import source_of
 from pipelines.clean.fused import measure
 from pipelines.clean.passes import row_batches
 from pipelines.clean.plan import Step
@@ -108,7 +109,7 @@ def _filters_fingerprint(clean: Clean) -> dict[str, Any]:
         "intervals": [asdict(s.filled_in["interval"]) if "interval" in s.filled_in else None for s in steps],
         "dialect": clean.dialect,
         "models": [[checksum(path) for path in step.filled_in.get("assets", {}).values()] for step in steps],
-        "custom_operators": [checksum(path) for path in clean.custom_operators],
+        "custom_operators": [source_of(path).digest for path in clean.custom_operators],
     }
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.clean.kernels.characters import CLASSES, class_table
+from pipelines.clean.kernels.characters import BLANK, CLASSES, class_table
 from pipelines.similarity.utf8 import Bytes, Indices, Mask, decode, utf8
 
 __all__ = ["Column", "Indices", "Mask", "decode", "utf8"]
@@ -18,9 +18,9 @@ __all__ = ["Column", "Indices", "Mask", "decode", "utf8"]
 
 @nb.njit(cache=True, nogil=True)
 def _count(data: Any, offsets: Any, table: Any) -> Any:  # pragma: no cover - compiled
-    counts = np.zeros((4, len(offsets) - 1), dtype=np.int64)
+    counts = np.zeros((5, len(offsets) - 1), dtype=np.int64)
     for row in range(len(offsets) - 1):
-        total = first = second = third = np.int64(0)
+        total = first = second = third = fourth = np.int64(0)
         i = offsets[row]
         while i < offsets[row + 1]:
             point, i = decode(data, i)
@@ -29,7 +29,9 @@ def _count(data: Any, offsets: Any, table: Any) -> Any:  # pragma: no cover - co
             first += bits & 1
             second += bits >> 1 & 1
             third += bits >> 2 & 1
-        counts[0, row], counts[1, row], counts[2, row], counts[3, row] = total, first, second, third
+            fourth += bits >> 3 & 1
+        counts[0, row], counts[1, row], counts[2, row] = total, first, second
+        counts[3, row], counts[4, row] = third, fourth
     return counts
 
 
@@ -72,6 +74,13 @@ class Column:
         counts = self.count(character_class)
         shares: npt.NDArray[np.float64] = np.zeros(len(self))
         np.divide(counts, self._counts[0], out=shares, where=self._counts[0] > 0)
+        return shares
+
+    def share_of_visible(self, character_class: int) -> npt.NDArray[np.float64]:
+        """The same share of the code points that are not blank."""
+        visible = self._counts[0] - self.count(BLANK)
+        shares: npt.NDArray[np.float64] = np.zeros(len(self))
+        np.divide(self.count(character_class), visible, out=shares, where=visible > 0)
         return shares
 
     def texts(self) -> list[str]:

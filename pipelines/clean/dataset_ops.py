@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from pipelines.artifacts.reports.clean import OperatorStats
 from pipelines.artifacts.rows import DROPPED
+from pipelines.clean.answers import checked
 from pipelines.clean.column import Indices, Mask
 from pipelines.clean.fused import key_names
 from pipelines.clean.plan import Step
@@ -125,15 +126,19 @@ def _values(step: Step, state: _State, rows: Indices) -> pa.Array:
 def _deduplicate(step: Step, state: _State, find: Finder) -> None:
     assert step.operator.cluster is not None
     rows = state.order[_present(step, state)]
-    first = rows[step.operator.cluster(_values(step, state, rows), step.parameters, find)]
-    gone = rows[first != rows]
-    kept = first[first != rows]
+    keys = _values(step, state, rows)
+    repeated = step.operator.cluster(keys, step.parameters, find)
+    repeats = np.flatnonzero(repeated != np.arange(len(rows)))
+    gone, kept = rows[repeats], rows[repeated[repeats]]
     if not len(gone):
         return
+    overlaps = step.operator.overlap(keys, repeats, repeated[repeats]) if step.operator.overlap else None
     ids, pos = state.keys["row_id"], state.keys["pos"].to_numpy()
     state.operator[gone] = step.operator.name
     names = ids.take(pa.array(kept)).to_pylist()
     state.reason[gone] = [f"duplicate of row {name}" for name in names]
+    if overlaps is not None:
+        state.reason[gone] += [f" (overlap {overlap:.2f})" for overlap in overlaps]
     state.stat[gone] = "cluster"
     state.value[gone] = pos[kept]
     members = np.concatenate([np.unique(kept), gone])
@@ -152,7 +157,7 @@ def _select(step: Step, state: _State, reorder: bool) -> None:
     present = _present(step, state)
     rows = state.order[present]
     values = _values(step, state, rows)
-    chosen = rows[step.run(values)]
+    chosen = rows[checked(step.run(values), step.operator.kind, len(values), step.key)]
     gone = rows[~np.isin(rows, chosen)]
     state.operator[gone] = step.operator.name
     left_out = state.keys[key_names(step)[0]].take(pa.array(gone)).to_pylist()

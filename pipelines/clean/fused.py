@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 
 from pipelines.artifacts.reports.clean import ChangedRow, OperatorStats
 from pipelines.artifacts.rows import DROPPED, field_of, has_turns
+from pipelines.clean.answers import checked
 from pipelines.clean.column import Column, Indices, Mask
-from pipelines.clean.operators.registry import Verdict, verdict
+from pipelines.clean.operators.registry import Verdict, mapped, verdict
 from pipelines.clean.plan import Step
 from pipelines.clean.texts import Texts, read_texts, write_texts
 from pipelines.errors import DanluError, DataError, nearest
@@ -88,8 +89,9 @@ def apply(steps: Sequence[Step], table: pa.Table, text_key: str, dataset_ops: Se
     operators = [_timed(step, state) for step in steps]
     found = [_timed_key(step, state) for step in dataset_ops]
     kept = state.rows()
+    changed = {step.text_key for step in steps if step.operator.kind == "mapper"}
     for key, texts in state.texts.items():
-        if texts is not None and key in kept.column_names:
+        if texts is not None and key in changed:
             kept = write_texts(kept, key, texts)
     dropped = pa.concat_tables([DROPPED.empty_table(), *state.dropped]).sort_by("pos")
     operators += [stats for stats, _ in found]
@@ -198,7 +200,10 @@ def _run(step: Step, state: _State) -> int:
     found = verdict(_output(step, state))
     _record(step, state, found, present)
     dropped = np.flatnonzero(~found.keep & present)
-    _drop(step, state, dropped, found.reasons(dropped))
+    reasons = found.reasons(dropped)
+    if len(reasons) != len(dropped):
+        raise DataError(f"{step.key}: its Verdict gives {len(reasons)} reasons for {len(dropped)} dropped rows")
+    _drop(step, state, dropped, reasons)
     return 0
 
 
@@ -210,7 +215,26 @@ def _argument(step: Step, state: _State) -> Column | pa.Array:
     texts = state.text(step.text_key)
     if texts is None:
         return Column(pa.array([""] * len(state.alive), pa.large_string()))
+    if step.question_key:
+        return _with_questions(step, state, texts.joined)
     return texts.turns if step.operator.kind == "mapper" else texts.joined
+
+
+SHORT_ANSWER = 100
+"""Code points below which an answer says little without its question."""
+
+
+def _with_questions(step: Step, state: _State, answers: Column) -> Column:
+    """Short answers after their questions; long ones alone."""
+    questions = state.text(str(step.question_key))
+    if questions is None:
+        raise DataError(
+            f"{step.key}.question_key: the rows have no column {step.question_key} "
+            f"({nearest(str(step.question_key), state.table.column_names)})"
+        )
+    asked, answered = (texts.array.cast(pa.large_string()) for texts in (questions.joined, answers))
+    both = pc.binary_join_element_wise(asked, answered, pa.scalar("\n", pa.large_string()))
+    return Column(pc.if_else(pa.array(answers.lengths < SHORT_ANSWER), both, answered))
 
 
 def _handle_missing(step: Step, state: _State) -> Mask:
@@ -246,7 +270,7 @@ def _output(step: Step, state: _State) -> Any:
     """What the operator returns; where it fails, the row is named, or set aside if the recipe says so."""
     argument = _argument(step, state)
     try:
-        return step.run(argument)
+        return checked(step.run(argument), step.operator.kind, len(argument), step.key)
     except DanluError:
         raise
     except Exception as error:
@@ -262,7 +286,8 @@ def _output(step: Step, state: _State) -> Any:
             row, failure = min(rows.items(), key=lambda item: item[0])
             raise DataError(f"{step.key}: {state.name(row)} fails with {_message(failure)}") from failure
         _drop(step, state, np.array(sorted(rows)), [f"error {_message(rows[row])}" for row in sorted(rows)])
-        return step.run(_argument(step, state))
+        rest = _argument(step, state)
+        return checked(step.run(rest), step.operator.kind, len(rest), step.key)
 
 
 def _failures(step: Step, array: pa.Array, low: int, high: int, text: bool) -> dict[int, Exception]:
@@ -283,9 +308,14 @@ def _message(error: Exception) -> str:
 
 
 def _map(step: Step, state: _State) -> int:
-    array = _output(step, state)
+    array, counts = mapped(_output(step, state))
     before = state.text(step.text_key)
-    if before is None or array is before.turns.array:
+    if before is None:
+        return 0
+    for name, values in counts.items():
+        per_row = before.sum_per_row(values)
+        _record(step, state, Verdict(before.present, {name: per_row}, list), before.present)
+    if array is before.turns.array:
         return 0
     after = before.with_turns(array)
     changed = np.flatnonzero(after.changed_from(before) & before.present)

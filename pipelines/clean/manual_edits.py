@@ -11,14 +11,13 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.artifacts.files import created, require_new
+from pipelines.artifacts.files import Destination, created
 from pipelines.artifacts.reports.clean import CleanReport, EditCounts
 from pipelines.artifacts.reports.rows import RowsReport
 from pipelines.artifacts.rows import DROPPED, RowDigest
@@ -35,13 +34,13 @@ DROPPED_BY = "edited_by_hand"
 _FIXED = ("row_id", "pos", "kept", "operator", "reason")
 
 
-def export_rows(cleaned: Output[CleanReport], source: Output[RowsReport], path: Path) -> int:
+def export_rows(cleaned: Output[CleanReport], source: Output[RowsReport], destination: Destination) -> int:
     """Write the rows of a finished clean stage to a .jsonl or .csv file, the kept ones first; returns how many.
 
     `source` has the rows that were cleaned, from which the dropped ones are written. The file appears when it is
-    whole; InputError where there is one already.
+    whole; InputError where it may not be written.
     """
-    require_exportable(path)
+    require_exportable(destination)
     workspace = cleaned.folder.workspace
     names, statistics = _statistics(cleaned)
     dropped = _dropped(cleaned)
@@ -49,7 +48,7 @@ def export_rows(cleaned: Output[CleanReport], source: Output[RowsReport], path: 
     own = _columns(workspace, kept_paths)
     header = [*_FIXED, *(name for name in names if name not in own), *own]
     count = 0
-    with _writer(path, header) as write:
+    with _writer(destination, workspace, header) as write:
         for kept, paths in ((True, kept_paths), (False, source_paths)):
             for table in read_tables(workspace, paths):
                 for row in table.to_pylist():
@@ -95,18 +94,21 @@ def _dropped(cleaned: Output[CleanReport]) -> dict[str, Line]:
     return found
 
 
-def require_exportable(path: Path) -> None:
-    """InputError where rows cannot be exported to `path`: by its suffix, or since a file lies there."""
-    if path.suffix not in (".jsonl", ".csv"):
-        raise InputError(f"{path}: hand cleaning writes .jsonl or .csv")
-    require_new(path)
+def require_exportable(destination: Destination) -> None:
+    """InputError where rows cannot be exported to a file of that suffix."""
+    if not destination.path.endswith((".jsonl", ".csv")):
+        raise InputError(f"{destination.path}: hand cleaning writes .jsonl or .csv")
 
 
 @contextmanager
-def _writer(path: Path, header: list[str]) -> Iterator[Callable[[Line], None]]:
-    encoding = "utf-8-sig" if path.suffix == ".csv" else "utf-8"
-    with created(str(path), str(path)) as sink, io.TextIOWrapper(sink, encoding=encoding, newline="") as stream:
-        if path.suffix == ".csv":
+def _writer(destination: Destination, workspace: Workspace, header: list[str]) -> Iterator[Callable[[Line], None]]:
+    is_csv = destination.path.endswith(".csv")
+    encoding = "utf-8-sig" if is_csv else "utf-8"
+    with (
+        created(destination, workspace) as sink,
+        io.TextIOWrapper(sink, encoding=encoding, newline="") as stream,
+    ):
+        if is_csv:
             lines = csv.DictWriter(stream, header, restval="")
             lines.writeheader()
             yield lambda row: lines.writerow({name: cell_of(value) for name, value in row.items()})

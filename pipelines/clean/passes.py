@@ -71,7 +71,8 @@ def rows_work(workspace: Workspace, phase: Phase, text_key: str, final: bool) ->
 def keys_work(workspace: Workspace, phase: Phase, text_key: str) -> Work:
     """Only the keys of a phase without operators over single rows, from the columns they are made of; the rows stay
     where they are."""
-    needed = {"row_id", "pos", "messages", *(step.column.split(".")[0] for step in phase.dataset_ops)}
+    keys = [key for step in phase.dataset_ops for key in (step.column, step.question_key) if key]
+    needed = {"row_id", "pos", "messages", *(key.split(".")[0] for key in keys)}
 
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         totals = _Totals(digested=False)

@@ -82,6 +82,11 @@ class Step:
         """The column it reads, dotted where nested."""
         return str(self.parameters["field_key"]) if self.operator.reads == "field" else self.text_key
 
+    @property
+    def question_key(self) -> str | None:
+        """The column whose text is compared together with a short answer."""
+        return self.parameters.get("question_key")
+
     def run(self, argument: Any) -> Any:
         """The operator's answer for a Column of texts, or for the values of its field."""
         return self.operator.function(argument, **self.parameters, **self.filled_in)

@@ -27,6 +27,7 @@ from pipelines.artifacts.shards import Commit, Shard, Work, read_tables, run_sha
 from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place, to_json
 from pipelines.clean.assets import checksum
+from pipelines.clean.custom import source_of
 from pipelines.clean.dataset_ops import decide
 from pipelines.clean.fused import SAMPLES
 from pipelines.clean.manual_edits import edit_shards, edit_work
@@ -75,7 +76,7 @@ class CleanStage(Stage[CleanInputs, CleanReport]):
         steps = plan_of(section).steps
         inputs: dict[str, Any] = {
             "section": section.model_dump(exclude={"concurrency", "assets", "custom_operators", "edited"}),
-            "custom_operators": [checksum(path) for path in section.custom_operators],
+            "custom_operators": [source_of(path).digest for path in section.custom_operators],
             "versions": [[step.operator.name, step.operator.version] for step in steps],
             "models": [[checksum(path) for path in step.filled_in.get("assets", {}).values()] for step in steps],
         }

@@ -33,6 +33,12 @@ class Texts:
             return turn
         return int(np.searchsorted(np.cumsum(self.per_row), turn, side="right"))
 
+    def sum_per_row(self, values: Indices) -> Indices:
+        """Numbers of texts as numbers of rows."""
+        if self.per_row is None:
+            return values
+        return np.asarray(np.diff(np.append(0, np.cumsum(values))[np.append(0, np.cumsum(self.per_row))]))
+
     def changed_from(self, before: "Texts") -> Mask:
         """Rows whose text is another than `before`."""
         changed = pc.not_equal(self.turns.array, before.turns.array).to_numpy(zero_copy_only=False)
@@ -74,11 +80,24 @@ def write_texts(table: pa.Table, key: str, texts: Texts) -> pa.Table:
     """The table with `texts` in the column they were read from; rows without a text stay null."""
     if texts.per_row is not None:
         return _write_turns(table, key, texts)
-    index = table.column_names.index(key)
-    array = texts.turns.array.cast(table.schema.field(index).type)
+    array = texts.turns.array
     if not texts.present.all():
         array = pc.if_else(pa.array(texts.present), array, None)
-    return table.set_column(index, table.schema.field(index), array)
+    name, *parts = [key] if key in table.column_names else key.split(".")
+    index = table.column_names.index(name)
+    column = _with_field(one_chunk(table[name]), parts, array)
+    return table.set_column(index, table.schema.field(index), column)
+
+
+def _with_field(array: pa.Array, parts: list[str], texts: pa.Array) -> pa.Array:
+    """The array with `texts` in the field that `parts` lead to; rows where a struct on the way is null stay null."""
+    if not parts:
+        return texts.cast(array.type)
+    name, *rest = parts
+    fields = {field.name: pc.struct_field(array, field.name) for field in array.type}
+    fields[name] = _with_field(fields[name], rest, texts)
+    mask = pc.is_null(array) if array.null_count else None
+    return pa.StructArray.from_arrays(list(fields.values()), fields=list(array.type), mask=mask)
 
 
 def _write_turns(table: pa.Table, key: str, texts: Texts) -> pa.Table:

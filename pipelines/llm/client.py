@@ -4,33 +4,44 @@ The client's own retries are off: whether a request is sent again is decided whe
 """
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Mapping
+import zlib
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from email.utils import parsedate_to_datetime
-from time import time
+from dataclasses import replace
 from typing import Any
 
+import aiohttp
 import httpx2
 import openai
 from pydantic import SecretStr
 
+from pipelines.llm.replies import SHOWN, estimate_tokens, read_reply
 from pipelines.llm.requests import Outcome, OutcomeKind
 from pipelines.recipe.llm import Endpoint, ModelRequests
 
 MAX_BYTES = 4 << 20
 """An answer above this is not read to its end."""
-SHOWN = 300
-"""Characters of an endpoint's error that a message shows."""
 LAST_SECONDS = 1.0
 """Seconds at the end of a time limit that count only once this process runs again, see `_time_limit`."""
 
-_FILTER_SIGNS = ("content_filter", "content_policy", "data_inspection_failed", "content exists risk", '"1301"')
-"""What an error says where a prompt was refused for its content: OpenAI, Azure, Qwen, DeepSeek, GLM."""
+BROKEN_HTTP = (
+    openai.APIError,
+    httpx2.HTTPError,
+    aiohttp.ClientError,
+    aiohttp.http_exceptions.HttpProcessingError,
+    OSError,
+    EOFError,
+    zlib.error,
+)
+"""What the libraries below raise for replies that are not HTTP, or break off."""
 
 
-class _TooLarge(Exception):
+class _TooLargeError(Exception):
     """The body is larger than `MAX_BYTES`."""
+
+
+class _RedirectedError(Exception):
+    """The reply sends a browser elsewhere; followed, the request would become one without its prompt."""
 
 
 class Client:
@@ -45,8 +56,13 @@ class Client:
     ) -> None:
         self._key = key.get_secret_value() if key else ""
         self._timeout = section.timeout
+        self._max_tokens = section.generation.max_tokens
         parameters = section.generation.model_dump(exclude_none=True)
-        self._body: dict[str, Any] = {"model": endpoint.model or section.model, **parameters}
+        self._body: dict[str, Any] = {"model": endpoint.model or section.model, **parameters, **endpoint.extra_body}
+        if endpoint.chat_template_kwargs:
+            self._body["chat_template_kwargs"] = endpoint.chat_template_kwargs
+        if endpoint.reasoning_effort is not None:
+            self._body["reasoning_effort"] = endpoint.reasoning_effort
         if response_format is not None:
             self._body["response_format"] = response_format
         self._client = openai.AsyncOpenAI(
@@ -57,12 +73,13 @@ class Client:
             http_client=openai.DefaultAioHttpClient(
                 timeout=httpx2.Timeout(None, connect=self._timeout),  # the whole has a limit, in `send`
                 limits=httpx2.Limits(max_connections=endpoint.max_in_flight * 2, max_keepalive_connections=None),
-                event_hooks={"response": [_limit_size]},
+                event_hooks={"response": [_look_at_head]},
             ),
         )
 
     async def send(self, messages: list[dict[str, str]]) -> Outcome:
         """Send one request; never raises for what an endpoint may do."""
+        prompt = "\n".join(turn["content"] for turn in messages)
         try:
             async with _time_limit(self._timeout):
                 # not chat.completions.create: checking types that are right takes it a third of a request's time
@@ -72,48 +89,34 @@ class Client:
                     body={"messages": messages, **self._body},
                     options={"security": {"bearer_auth": True}},
                 )
-            return read_answer(response.content, response.headers.get("content-type", ""))
-        except _TooLarge:
-            return Outcome(OutcomeKind.FAILED, "too_large", f"an answer of more than {MAX_BYTES >> 20} MiB")
+        except _TooLargeError:
+            tokens = estimate_tokens(prompt), self._max_tokens
+            said = f"an answer of more than {MAX_BYTES >> 20} MiB"
+            return Outcome(OutcomeKind.FAILED, "too_large", said, *tokens, is_estimated=True)
+        except _RedirectedError as error:
+            return Outcome(OutcomeKind.RETRY, "redirect", f"it points to {error}"[:SHOWN])
+        except openai.APIStatusError as error:
+            response = error.response
         except (TimeoutError, openai.APITimeoutError) as error:
             # the aiohttp transport also reports lost connections as timeouts
             lost = isinstance(error.__cause__, httpx2.ConnectTimeout)
-            return Outcome(
-                OutcomeKind.RETRY, "connection" if lost else "timeout", str(error.__cause__ or "") if lost else ""
-            )
-        except openai.APIConnectionError as error:
-            return Outcome(OutcomeKind.RETRY, "connection", self._shown(str(error.__cause__ or error)))
-        except openai.APIStatusError as error:
-            return self._outcome_of_status(error.response)
+            said = str(error.__cause__ or "") if lost else ""
+            return Outcome(OutcomeKind.RETRY, "connection" if lost else "timeout", said[:SHOWN])
+        except BROKEN_HTTP as error:
+            said = str(error.__cause__ or error)
+            return Outcome(OutcomeKind.RETRY, "connection", said[:SHOWN])
+        outcome = self._read(response, response.content, prompt)
+        if self._key and outcome.kind is not OutcomeKind.ANSWERED:  # some endpoints repeat the key in their errors
+            masked = response.content.replace(self._key.encode(), b"***")
+            return replace(outcome, text=self._read(response, masked, prompt).text)
+        return outcome
+
+    def _read(self, response: Any, body: bytes, prompt: str) -> Outcome:
+        return read_reply(response.status_code, response.headers, body, prompt, self._max_tokens)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
-
-    def _outcome_of_status(self, response: Any) -> Outcome:
-        body = response.content.decode("utf-8", "replace")
-        said = self._shown(f"{response.status_code}: {body}")
-        lowered = body.lower()
-        status = response.status_code
-        if status == 402 or (status == 429 and "insufficient_quota" in lowered):
-            return Outcome(OutcomeKind.FATAL, "quota", said)
-        if status in (401, 403):
-            return Outcome(OutcomeKind.FATAL, "key", said)
-        if status == 404:
-            return Outcome(OutcomeKind.FATAL, "not_found", said)
-        if status == 429 or (status == 503 and "retry-after" in response.headers):
-            return Outcome(
-                OutcomeKind.RATE_LIMITED, "rate_limit", said, retry_after=parse_retry_after(response.headers)
-            )
-        if status == 408 or status >= 500:
-            return Outcome(OutcomeKind.RETRY, f"status_{status}", said)
-        if any(sign in lowered for sign in _FILTER_SIGNS):
-            return Outcome(OutcomeKind.FAILED, "filtered", said)
-        return Outcome(OutcomeKind.FAILED, "rejected", said)
-
-    def _shown(self, text: str) -> str:
-        """An endpoint's words, short, and without the key, which some endpoints repeat."""
-        return (text.replace(self._key, "***") if self._key else text)[:SHOWN]
 
 
 @asynccontextmanager
@@ -133,74 +136,36 @@ async def _time_limit(seconds: float) -> AsyncIterator[None]:
             begins.cancel()
 
 
-def read_answer(body: bytes, content_type: str) -> Outcome:
-    """What a body that came with status 200 holds."""
-    if "html" in content_type.lower() or body[:200].lstrip()[:1] == b"<":
-        return Outcome(OutcomeKind.RETRY, "html", body[:SHOWN].decode("utf-8", "replace"))
-    try:
-        completion = json.loads(body.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return Outcome(OutcomeKind.FAILED, "invalid_utf8", f"byte {error.start} of {len(body)} is not UTF-8")
-    except ValueError:
-        return Outcome(OutcomeKind.RETRY, "not_json", body[:SHOWN].decode("utf-8", "replace"))
-    try:
-        choice = completion["choices"][0]
-        message = choice["message"]
-        text = message.get("content") or ""
-        usage = completion.get("usage") or {}
-        tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-        if not isinstance(text, str):
-            raise TypeError("content is not text")
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-        return Outcome(OutcomeKind.RETRY, "not_a_completion", body[:SHOWN].decode("utf-8", "replace"))
-    reason = _failure_of(choice.get("finish_reason"), message, text)
-    if reason:
-        return Outcome(OutcomeKind.FAILED, reason, str(message.get("refusal") or text), *tokens)
-    return Outcome(OutcomeKind.ANSWERED, "", text, *tokens)
-
-
-def _failure_of(finish_reason: Any, message: Mapping[str, Any], text: str) -> str:
-    if finish_reason == "length":
-        return "truncated"
-    if finish_reason in ("content_filter", "sensitive"):
-        return "filtered"
-    if message.get("refusal"):
-        return "refused"
-    return "" if text.strip() else "empty"
-
-
-def parse_retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that a response asks to wait: `retry-after-ms`, `Retry-After` as seconds or as a date; 0 without."""
-    try:
-        if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        value = headers.get("retry-after", "0")
-        if value.replace(".", "", 1).isdigit():
-            return float(value)
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except ValueError:
-        return 0.0
-
-
-async def _limit_size(response: httpx2.Response) -> None:
-    """Refuse a body that is too large, before or while it is read."""
-    if int(response.headers.get("content-length", 0)) > MAX_BYTES:
+async def _look_at_head(response: httpx2.Response) -> None:
+    """Refuse a redirect that drops the prompt, and a body that is too large, before or while it is read."""
+    if response.status_code in (301, 302, 303):
         await response.aclose()
-        raise _TooLarge
-    response.stream = _LimitedStream(response.stream)  # type: ignore[arg-type]
+        raise _RedirectedError(response.headers.get("location", "nowhere"))
+    length = response.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > MAX_BYTES:
+        await response.aclose()
+        raise _TooLargeError
+    is_packed = response.headers.get("content-encoding", "").lower() in ("gzip", "x-gzip", "deflate")
+    if is_packed:
+        del response.headers["content-encoding"]  # it is unpacked here, so that the bound is one on the whole
+    response.stream = _LimitedStream(response.stream, is_packed)  # type: ignore[arg-type]
 
 
 class _LimitedStream(httpx2.AsyncByteStream):
-    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+    """A body up to `MAX_BYTES`, unpacked where it is packed."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream, is_packed: bool) -> None:
         self._stream = stream
+        self._unpack = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress if is_packed else None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         size = 0
         async for chunk in self._stream:
-            size += len(chunk)
+            part = self._unpack(chunk, MAX_BYTES + 1) if self._unpack else chunk
+            size += len(part)
             if size > MAX_BYTES:
-                raise _TooLarge
-            yield chunk
+                raise _TooLargeError
+            yield part
 
     async def aclose(self) -> None:
         """Close the stream below."""

@@ -1,32 +1,41 @@
 """The coordinator: the one actor of a run that all workers talk to, a few times a second.
 
-It assigns positions, leases what each endpoint allows, appends what came back to the ledger, and stops the run: when
-the budget is spent, when no endpoint can answer, or when nothing but errors comes back. It runs as a Ray actor with
-coroutines; nothing here blocks but the ledger's own thread.
+It leases what each endpoint and the budget allow, appends what came back to the ledger, and stops the run: when the
+budget is spent, when no endpoint can answer, or when nothing but errors or refusals comes back. It runs as a Ray actor
+with coroutines; nothing here blocks but the ledger's own thread.
 """
 
 import asyncio
+import json
+import math
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
 
 import numpy as np
 
 from pipelines.artifacts.workspace import Workspace
+from pipelines.errors import DanluError
 from pipelines.llm.ledger import GroupCommit, LedgerRecord, LedgerWriter, RecordKind
 from pipelines.llm.rate_limiter import Lease, RateLimiter, Usage
+from pipelines.llm.requests import Positions
 from pipelines.recipe.llm import ModelRequests, Price
 
 RATE_SECONDS = 30.0
 """The rates in the progress line are those of so many seconds."""
 MIN_ERRORS_IN_A_ROW = 20
 """Fewer errors than this do not stop a run."""
+REFUSED_WAITS = 5
+"""A run stops where for so many times `max_wait` nothing but refusals came."""
+SILENT_SECONDS = 10.0
+"""A worker that has said nothing for so long is taken for dead, and what it held is free."""
+NOTED_SECONDS = 5.0
+"""How long after it an endpoint's last refusal is told in the progress line."""
 MAX_FAILURES_AT_FIRST = 50
 """A run stops where so many requests failed for good and not one has an answer."""
-NOT_AN_API = ("html", "not_json", "not_a_completion")
+NOT_AN_API = ("html", "not_json", "not_a_completion", "event_stream", "redirect")
 """Errors that, where nothing was ever answered, mean that the address is wrong."""
 MIN_ANSWERS_FOR_MEAN = 8
 """After this many answers the projected cost uses the measured mean."""
@@ -34,23 +43,39 @@ MIN_ANSWERS_FOR_MEAN = 8
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """What a worker did since its last report: its use of each endpoint, and how its tries ended."""
+    """What a worker did since its last report: its use of each endpoint, and how its tries ended.
+
+    `wanted` counts the requests that it could begin with. `refusals` and `fatal` hold what endpoints said, by number.
+    """
 
     usages: list[Usage]
     wanted: int
     errors: int = 0
     last_error: tuple[str, str] = ("", "")
+    refusals: dict[int, str] = field(default_factory=dict)
     fatal: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a worker is to do: positions, a lease for each endpoint, whether that was all, and why to stop."""
+    """What a worker may do: how many requests it may begin with, a lease for each endpoint, and why to stop."""
 
-    positions: list[int]
+    allowed: int
     leases: list[Lease]
-    finished: bool
     stop: str = ""
+
+
+@dataclass(frozen=True)
+class Filed:
+    """A record for the ledger, the position it is about, its class of failure, and whether its tokens are estimated.
+
+    A record of kind FORGOTTEN is about a try that was paid for and has no answer: the position is asked again.
+    """
+
+    pos: int
+    record: LedgerRecord
+    reason: str = ""
+    is_estimated: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +92,8 @@ class RunProgress:
     projected: Decimal
     seconds_left: float | None
     stop: str
-    reasons: dict[str, int]
+    notes: tuple[str, ...]
+    """What people should know: who waits for whom and why, which endpoint is no longer asked, what is estimated."""
 
 
 def cost_of(price: Price | None, input_tokens: float, output_tokens: float) -> Decimal:
@@ -87,37 +113,48 @@ class Coordinator:
         """Take hold of the ledger, which no other run writes to from here on; StageError where one does."""
         self._ledger = GroupCommit(await asyncio.to_thread(LedgerWriter, workspace))
 
-    async def begin(
-        self, pending: np.ndarray[Any, np.dtype[np.int64]], spent: tuple[int, int], expected_input: float
-    ) -> None:
+    async def begin(self, pending: Positions, spent: tuple[int, int], expected_input: float) -> None:
         """Be ready for workers.
 
-        `pending` are the positions to assign, `spent` the input and output tokens that all requests took in earlier
-        runs, and `expected_input` the tokens of one prompt.
+        `pending` are the positions to ask, in order, `spent` the input and output tokens that all requests took in
+        earlier runs, and `expected_input` the tokens of one prompt.
         """
         section = self._section
-        self._pending = deque([pending]) if len(pending) else deque()
-        self._assigned: dict[str, set[int]] = {}
+        self._pending = pending
+        self._is_settled = np.zeros(len(pending), np.bool_)
+        self._begun: dict[str, int] = {}
+        self._heard: dict[str, float] = {}
         expected_output = float(section.generation.max_tokens)
         self._limiters = [RateLimiter(endpoint, expected_input, expected_output) for endpoint in section.endpoints]
         self._fatal: dict[int, str] = {}
+        self._refused: dict[int, tuple[float, str]] = {}
         self._max_cost = Decimal(0)
         self._estimated_cost = cost_of(section.price, expected_input, expected_output)
-        self._total = len(pending)
         self._before = spent
         self._tokens = [0, 0]
+        self._estimated = 0
         self._kinds: Counter[RecordKind] = Counter()
         self._reasons: Counter[str] = Counter()
+        self._rejected: tuple[str, int] = ("", 0)
         self._errors = 0
+        self._refused_since: float | None = None
         self._began = self._last_record = time.monotonic()
         self._recent: deque[tuple[float, int, int]] = deque()
         self._stop = ""
+        self._failure: DanluError | None = None
+
+    async def unsettled(self, positions: Positions) -> Positions:
+        """Those of the positions that have no record: all of them, unless a worker died that had begun with them."""
+        return positions[~self._is_settled[np.searchsorted(self._pending, positions)]]
 
     async def assign(self, worker: str, report: WorkerReport) -> Assignment:
         """Take in a worker's report and tell it what to do next."""
         now = time.monotonic()
-        self._assigned.setdefault(worker, set())
+        self._release_silent(now)
+        self._heard[worker] = now
+        self._begun.setdefault(worker, 0)
         self._fatal.update(report.fatal)
+        self._refused |= {number: (now, said) for number, said in report.refusals.items()}
         self._stop_on_errors(report, now)
         leases = [
             limiter.lease(worker, usage, now) if number not in self._fatal else Lease(0, 0)
@@ -125,34 +162,56 @@ class Coordinator:
         ]
         tries = sum(usage.finished + len(usage.refusals) for usage in report.usages) + report.errors
         self._recent.append((now, tries, 0))
-        positions = [] if self._stop else self._take_pending(worker, report.wanted)
-        is_last = not self._pending and not self._others_hold_positions(worker)
-        return Assignment(positions, leases, is_last, self._stop)
+        allowed = 0 if self._stop else min(report.wanted, self._affordable())
+        if report.wanted and not allowed and not self._stop and not any(self._begun.values()):
+            self._stop = "budget"
+        self._begun[worker] += allowed
+        return Assignment(allowed, leases, self._stop)
 
-    async def record(self, worker: str, records: Sequence[tuple[int, LedgerRecord, str]]) -> None:
-        """Append what became of positions; each record with its class of failure. Returns when all are on disk."""
-        await self._ledger.append([record for _, record, _ in records])
+    async def record(self, worker: str, filed: Sequence[Filed]) -> None:
+        """Append what became of tries; returns when all is on disk. What the ledger raises ends the run."""
+        try:
+            await self._ledger.append([one.record for one in filed])
+        except DanluError as error:
+            self._failure, self._stop = error, str(error)
+            raise
         now = time.monotonic()
-        for pos, record, reason in records:
-            self._assigned.get(worker, set()).discard(pos)
-            self._kinds[record.kind] += 1
+        for one in filed:
+            record = one.record
             self._tokens[0] += record.input_tokens
             self._tokens[1] += record.output_tokens
-            cost = cost_of(self._section.price, record.input_tokens, record.output_tokens)
-            self._max_cost = max(self._max_cost, cost)
-            if reason:
-                self._reasons[reason] += 1
-        if any(record.kind is RecordKind.ANSWER for _, record, _ in records):
-            self._errors, self._last_record = 0, now
-        self._recent.append((now, 0, sum(record.input_tokens + record.output_tokens for _, record, _ in records)))
+            self._max_cost = max(
+                self._max_cost, cost_of(self._section.price, record.input_tokens, record.output_tokens)
+            )
+            self._estimated += one.is_estimated
+            if record.kind is not RecordKind.FORGOTTEN:
+                self._settle(worker, one)
+        if any(one.record.kind is RecordKind.ANSWER for one in filed):
+            self._errors, self._rejected, self._last_record, self._refused_since = 0, ("", 0), now, None
+        self._recent.append((now, 0, sum(one.record.input_tokens + one.record.output_tokens for one in filed)))
 
-    async def release(self, worker: str) -> None:
-        """Take back what a worker held that died."""
-        for limiter in self._limiters:
-            limiter.release(worker)
-        held = self._assigned.pop(worker, set())
-        if held:
-            self._pending.appendleft(np.array(sorted(held), np.int64))
+    def _settle(self, worker: str, one: Filed) -> None:
+        """Note that a position is done, and whether one request after another is refused with the same words."""
+        self._is_settled[np.searchsorted(self._pending, one.pos)] = True
+        self._begun[worker] = max(0, self._begun.get(worker, 0) - 1)
+        self._kinds[one.record.kind] += 1
+        if one.reason:
+            self._reasons[one.reason] += 1
+        if one.reason == "rejected":
+            said = json.loads(one.record.payload)["text"]
+            self._rejected = (said, self._rejected[1] + 1 if said == self._rejected[0] else 1)
+
+    def _release_silent(self, now: float) -> None:
+        """Free what workers held that have died."""
+        for worker in [worker for worker, at in self._heard.items() if at < now - SILENT_SECONDS]:
+            del self._heard[worker]
+            self._begun.pop(worker, None)
+            for limiter in self._limiters:
+                limiter.release(worker)
+
+    async def failure(self) -> DanluError | None:
+        """What the ledger could not do, if anything."""
+        return self._failure
 
     async def progress(self) -> RunProgress:
         """How far the run is."""
@@ -167,24 +226,33 @@ class Coordinator:
         return RunProgress(
             done=self._kinds[RecordKind.ANSWER],
             failed=self._kinds[RecordKind.FAILURE],
-            total=self._total,
+            total=len(self._pending),
             in_flight=sum(limiter.in_flight for limiter in self._limiters),
             requests=sum(tries for _, tries, _ in self._recent) / minutes,
             tokens=sum(count for _, _, count in self._recent) / minutes,
             cost=spent,
-            projected=spent + self._expected_cost() * (self._total - done),
-            seconds_left=(self._total - done) / rate if done else None,
+            projected=spent + self._expected_cost() * (len(self._pending) - done),
+            seconds_left=(len(self._pending) - done) / rate if done else None,
             stop=self._stop,
-            reasons=dict(self._reasons),
+            notes=tuple(self._notes(now)),
         )
 
     async def close(self) -> None:
         """Write what is left and let go of the ledger."""
         await self._ledger.close()
 
-    def _others_hold_positions(self, worker: str) -> bool:
-        """Whether other workers hold positions, which come back if those workers die."""
-        return any(held for name, held in self._assigned.items() if name != worker)
+    def _notes(self, now: float) -> Iterator[str]:
+        for number, (limiter, endpoint) in enumerate(zip(self._limiters, self._section.endpoints, strict=True)):
+            if number in self._fatal:
+                yield f"{endpoint.base_url} is no longer asked, it answers {self._fatal[number]}"
+                continue
+            at, said = self._refused.get(number, (-math.inf, ""))
+            if now < limiter.paused_until:
+                yield f"waiting {limiter.paused_until - now:.0f} s for {endpoint.base_url}, which answers {said}"
+            elif now - at < NOTED_SECONDS:
+                yield f"refused requests wait for {endpoint.base_url}, which answers {said}"
+        if self._estimated:
+            yield f"tokens of {self._estimated} replies are estimated from their characters, no usage is reported"
 
     def _expected_cost(self) -> Decimal:
         done = self._kinds.total()
@@ -192,29 +260,15 @@ class Coordinator:
             return self._estimated_cost
         return cost_of(self._section.price, *self._tokens) / done
 
-    def _take_pending(self, worker: str, wanted: int) -> list[int]:
-        allowed = min(wanted, self._affordable())
-        if wanted and not allowed and self._pending and not any(self._assigned.values()):
-            self._stop = "budget"
-        positions: list[int] = []
-        while self._pending and len(positions) < allowed:
-            part = self._pending.popleft()
-            taken = allowed - len(positions)
-            positions += part[:taken].tolist()
-            if len(part) > taken:
-                self._pending.appendleft(part[taken:])
-        self._assigned[worker].update(positions)
-        return positions
-
     def _affordable(self) -> int:
-        """How many more positions the budget bears, if each, and each that is assigned, costs the most that it may."""
+        """How many more positions the budget bears, if each, and each that was begun, costs the most that it may."""
         budget = self._section.budget
         expected = max(self._estimated_cost, self._max_cost)
         if budget is None or not expected:
             return 1 << 30
         tokens = [before + new for before, new in zip(self._before, self._tokens, strict=True)]
         left = budget - cost_of(self._section.price, *tokens)
-        return max(0, int(left / expected) - sum(map(len, self._assigned.values())))
+        return max(0, int(left / expected) - sum(self._begun.values()))
 
     def _stop_on_errors(self, report: WorkerReport, now: float) -> None:
         if self._stop:
@@ -226,6 +280,14 @@ class Coordinator:
         if not self._kinds[RecordKind.ANSWER] and self._kinds[RecordKind.FAILURE] >= MAX_FAILURES_AT_FIRST:
             counts = ", ".join(f"{reason} {count}" for reason, count in self._reasons.most_common())
             self._stop = f"not one of the first {self._kinds[RecordKind.FAILURE]} requests has an answer: {counts}"
+        said, count = self._rejected
+        if count >= MIN_ERRORS_IN_A_ROW:
+            self._stop = f"{count} requests in a row are rejected with the same words, {said}"
+        if report.refusals:
+            self._refused_since = self._refused_since or now
+            refused = now - self._refused_since
+            if refused >= REFUSED_WAITS * self._section.max_wait:
+                self._stop = f"nothing but refusals for {refused:.0f} s: {'; '.join(report.refusals.values())}"
         self._errors += report.errors
         if report.errors and self._errors >= MIN_ERRORS_IN_A_ROW:
             reason, said = report.last_error

@@ -1,35 +1,56 @@
-"""Dispatch: send the requests that the ledger has no answer to, and wait until each has its record.
+"""Dispatch: have the requests answered that the ledger has no answer to, by workers that Ray Data calls.
 
-Requests are sent by plain Ray actors that fetch their work, not by Ray Data: a block that is handed to a Ray Data actor
-leaves it idle at its end until the slowest request is back, answers would wait in a block before they are on disk,
-and a budget or a rate that the whole cluster shares has no place there.
+The positions of those requests are a Ray Data dataset, and asking is one `map_batches` over a pool of actors, with
+several blocks in flight for each, so that no actor is idle where a block ends. Ray Data starts the actors, starts them
+again where a process or a node is lost, and does the blocks again that they were at; a block that is done again asks
+only for what has no record. What it knows nothing of is the coordinator's: an answer is in the ledger before it counts,
+and budget, rates and requests in flight are leased for the whole cluster.
 """
 
 import json
+import logging
+import math
 import os
+import re
+import threading
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pydantic import SecretStr
 
 from pipelines.artifacts.rows import is_text
 from pipelines.artifacts.workspace import Workspace
+from pipelines.clean_up import clean_up
 from pipelines.errors import DanluError, Problem, RecipeError, StageError
 from pipelines.llm.coordinator import Coordinator, RunProgress
-from pipelines.llm.ledger import LedgerIndex, LedgerRecord, LedgerWriter, RecordKind, read_index, read_payloads
-from pipelines.llm.requests import ChatRequest, RequestSource
+from pipelines.llm.ledger import Keys, LedgerIndex, LedgerRecord, LedgerWriter, RecordKind, read_index, read_payloads
+from pipelines.llm.requests import ChatRequest, Outcome, OutcomeKind, Positions, RequestSource, checked
 from pipelines.progress import say, steady_line
+from pipelines.recipe.keys import key_problem
 from pipelines.recipe.llm import ModelRequests
-
-Positions = np.ndarray[Any, np.dtype[np.int64]]
 
 CHUNK = 8192
 """Positions whose keys are looked up together."""
+MANY_CHUNKS = 32
+"""From so many chunks on, keys are made by Ray tasks, each of which makes `CHUNKS_OF_A_TASK`."""
+CHUNKS_OF_A_TASK = 16
 RESTARTS = 3
-"""Workers that may die, on a lost machine for example, before the run stops."""
+"""Times a worker may die, with a lost machine for example, before the run stops."""
 POLL_SECONDS = 0.5
+BLOCKS_IN_FLIGHT = 8
+"""Blocks that a worker has at the same time."""
+BLOCK = 64
+"""Positions in a block, at least where there are enough of them."""
+MAX_BLOCKS = 4096
+"""Blocks in all: each costs Ray Data a moment."""
+STOP_SECONDS = 15
+"""What Ray may take to end an actor."""
 
 
 @dataclass
@@ -42,16 +63,16 @@ class LedgerState:
 
 
 def look_up(workspace: Workspace, source: RequestSource) -> LedgerState:
-    """Look requests up in the ledger; reads keys only, and holds the keys of one chunk at a time."""
+    """Look requests up in the ledger, by their keys, a chunk at a time; no prompt is made, no answer is read."""
     index = read_index(workspace)
-    state = LedgerState(np.empty(0, np.int64), np.empty(0, np.int64))
+    pending, failed, tokens = [np.empty(0, np.int64)], [np.empty(0, np.int64)], (0, 0)
     for positions, keys in _keys(source):
         kinds = index.kinds(keys)
-        state.pending = np.concatenate([state.pending, positions[kinds == 0]])
-        state.failed = np.concatenate([state.failed, positions[kinds == RecordKind.FAILURE]])
+        pending.append(positions[kinds == 0])
+        failed.append(positions[kinds == RecordKind.FAILURE])
         read, written = index.tokens(keys)
-        state.tokens = (state.tokens[0] + read, state.tokens[1] + written)
-    return state
+        tokens = tokens[0] + read, tokens[1] + written
+    return LedgerState(np.concatenate(pending), np.concatenate(failed), tokens)
 
 
 def has_every_record(workspace: Workspace, source: RequestSource) -> bool:
@@ -60,23 +81,43 @@ def has_every_record(workspace: Workspace, source: RequestSource) -> bool:
     return all((index.kinds(keys) != 0).all() for _, keys in _keys(source))
 
 
-def _keys(source: RequestSource) -> Iterator[tuple[Positions, list[bytes]]]:
-    for start in range(0, source.size, CHUNK):
-        positions = list(source.positions(start, min(start + CHUNK, source.size)))
-        yield np.array(positions, np.int64), [source.request(pos).key for pos in positions]
+def _keys(source: RequestSource) -> Iterator[tuple[Positions, Keys]]:
+    """All positions with their keys, in order; many of them are made by as many tasks as there are CPUs."""
+    import ray
+
+    ranges = [(start, min(start + CHUNK, source.size)) for start in range(0, source.size, CHUNK)]
+    if len(ranges) < MANY_CHUNKS or not ray.is_initialized():
+        yield from (source.keys(*part) for part in ranges)
+        return
+    shared = ray.put(source)
+    make: Any = ray.remote(num_cpus=1)(_keys_of)
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    under_way: deque[Any] = deque()
+    for start in range(0, len(ranges), CHUNKS_OF_A_TASK):
+        part = ranges[start : start + CHUNKS_OF_A_TASK]
+        under_way.append(make.remote(shared, part[0][0], part[-1][1]))
+        if len(under_way) > 2 * cpus:
+            yield ray.get(under_way.popleft())
+    while under_way:
+        yield ray.get(under_way.popleft())
+
+
+def _keys_of(source: RequestSource, start: int, stop: int) -> tuple[Positions, Keys]:
+    positions, keys = source.keys(start, stop)
+    return positions, np.array(keys, "V16")
 
 
 def missing_keys(section: ModelRequests, section_key: str) -> list[Problem]:
-    """A problem for each endpoint whose key's environment variable is not set."""
+    """A problem for each endpoint whose key's environment variable is not set, or holds what cannot be a key."""
     return [
-        Problem(f"{section_key}.endpoints[{number}].api_key_env", f"the environment variable {name} is not set")
-        for number, name in enumerate(endpoint.api_key_env for endpoint in section.endpoints)
-        if name and not os.environ.get(name)
+        Problem(f"{section_key}.endpoints[{number}].api_key_env", said)
+        for number, endpoint in enumerate(section.endpoints)
+        if endpoint.api_key_env and (said := key_problem(endpoint.api_key_env))
     ]
 
 
 def read_keys(section: ModelRequests, section_key: str) -> list[SecretStr | None]:
-    """Each endpoint's key from its environment variable; RecipeError naming all that are not set."""
+    """Each endpoint's key from its environment variable; RecipeError naming all that cannot be used."""
     if problems := missing_keys(section, section_key):
         raise RecipeError("the environment", problems)
     names = [endpoint.api_key_env for endpoint in section.endpoints]
@@ -95,48 +136,119 @@ def dispatch(workspace: Workspace, source: RequestSource, choose: Callable[[Ledg
     keys = read_keys(section, source.section_key)
     actor: Any = ray.remote(Coordinator)
     coordinator = actor.options(num_cpus=0, max_concurrency=1000).remote(section)
-    pool = _WorkerPool(coordinator, source, keys)
     try:
         ray.get(coordinator.open.remote(workspace))
         state = look_up(workspace, source)
         chosen = choose(state)
         ray.get(coordinator.begin.remote(chosen, state.tokens, _mean_prompt(source, chosen)))
-        pool.start()
-        with steady_line() as show:
-            while pool.is_working():
-                show(progress_line(ray.get(coordinator.progress.remote()), source))
+        with _progress_shown(coordinator, source):
+            unasked = _ask(coordinator, source, keys, chosen)
+        if (failure := ray.get(coordinator.failure.remote())) is not None:
+            raise failure
         progress: RunProgress = ray.get(coordinator.progress.remote())
         ray.get(coordinator.close.remote())
     except ray.exceptions.RayTaskError as error:
-        cause: BaseException = error
-        while isinstance(cause, ray.exceptions.RayTaskError):  # a worker passes on what the coordinator raised
-            cause = cause.cause
-        if isinstance(cause, DanluError):
-            raise cause from None
+        if isinstance(error.cause, DanluError):
+            raise error.cause from None
         raise
     finally:
-        pool.stop()
-        ray.kill(coordinator)
-    if progress.stop:
+        clean_up("stopping the coordinator", lambda: ray.kill(coordinator), STOP_SECONDS)
+    if progress.stop or unasked:
         raise _stopped(progress, source)
+    for note in progress.notes:
+        say(f"  {source.section_key}: {note}")
     return chosen
+
+
+def _ask(coordinator: Any, source: RequestSource, keys: list[SecretStr | None], chosen: Positions) -> int:
+    """Run the requests of positions through Ray Data; returns how many were not asked, since the run was stopped."""
+    import ray.data
+
+    from pipelines.llm.worker import NOT_ASKED, Worker  # openai, an extra, stands behind it, and loads for a second
+
+    for name in ("ray._private.worker", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if not len(chosen):
+        return 0
+    workers = source.section.workers
+    in_flight = sum(endpoint.max_in_flight for endpoint in source.section.endpoints)
+    size = max(BLOCK, 2 * in_flight // workers // BLOCKS_IN_FLIGHT, len(chosen) // MAX_BLOCKS)
+    size = max(1, min(size, math.ceil(len(chosen) / workers)))
+    blocks = [pa.table({"pos": chosen[start : start + size]}) for start in range(0, len(chosen), size)]
+    rows = ray.data.from_arrow(blocks)
+    rows.context.op_resource_reservation_enabled = False  # workers wait, they compute little
+    with warnings.catch_warnings():
+        # Ray up to 2.58 has no other names for these three, and 2.60 calls them deprecated
+        warnings.simplefilter("ignore", DeprecationWarning)
+        asked = rows.map_batches(
+            Worker,
+            fn_constructor_args=(coordinator, source, keys),
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=BLOCKS_IN_FLIGHT),
+            num_cpus=0.1,
+            max_concurrency=BLOCKS_IN_FLIGHT,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
+        )
+    unasked = 0
+    try:
+        for batch in asked.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            assert isinstance(batch, pa.Table)
+            unasked += batch["outcome"].to_pylist().count(NOT_ASKED)
+    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+        raise StageError(
+            f"{source.section_key}: a worker died more than {RESTARTS} times; answers are kept, run again\n{error}"
+        ) from None
+    return unasked
+
+
+@contextmanager
+def _progress_shown(coordinator: Any, source: RequestSource) -> Iterator[None]:
+    """Show how far the run is while this is open; what people must know is said at once."""
+    import ray
+
+    ended = threading.Event()
+
+    def follow() -> None:
+        said: set[str] = set()
+        with steady_line() as show:
+            while not ended.wait(POLL_SECONDS):
+                try:
+                    progress: RunProgress = ray.get(coordinator.progress.remote())
+                except ray.exceptions.RayError:
+                    return  # it is lost, which those who ask for leases find out as well
+                show(progress_line(progress, source))
+                for note in progress.notes:
+                    kind = re.sub(r"\d+", "", note)
+                    if kind not in said:
+                        said.add(kind)
+                        say(f"  {source.section_key}: {note}")
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def answers_to(workspace: Workspace, source: RequestSource) -> Iterator[tuple[ChatRequest, dict[str, Any]]]:
     """Each request with what the ledger keeps of it, after sending those that it does not have yet."""
     if not has_every_record(workspace, source):
         dispatch(workspace, source, lambda state: state.pending)
-    requests = list(map(source.request, source.positions()))
-    return read_answers(workspace, read_index(workspace), requests)
+    return read_answers(workspace, source, read_index(workspace), list(source.positions()))
 
 
 def read_answers(
-    workspace: Workspace, index: LedgerIndex, requests: Sequence[ChatRequest]
+    workspace: Workspace, source: RequestSource, index: LedgerIndex, positions: Sequence[int]
 ) -> Iterator[tuple[ChatRequest, dict[str, Any]]]:
     """Each request with what the ledger keeps of it: its `text`, and the `reason` of a failure.
 
-    An answer that cannot be written, which earlier versions filed, is `malformed`. StageError where one is missing.
+    What earlier versions filed is held to what an answer is today: reasoning in its text is split off, and one that
+    cannot be used is `malformed`. StageError where a record is missing.
     """
+    requests = [source.request(int(pos)) for pos in positions]
     numbers = index.find([request.key for request in requests])
     if missing := int((numbers < 0).sum()):
         raise StageError(
@@ -144,9 +256,13 @@ def read_answers(
         )
     for request, payload in zip(requests, read_payloads(workspace, index, numbers.tolist()), strict=True):
         known = json.loads(payload)
+        if "reason" not in known:
+            filed = Outcome(OutcomeKind.ANSWERED, "", known["text"], reasoning=known.get("reasoning", ""))
+            outcome = checked(source, request, filed)
+            known |= {"text": outcome.text, "reasoning": outcome.reasoning}
+            known |= {"reason": outcome.reason} if outcome.reason else {}
         if not is_text(known["text"]):
-            escaped = known["text"].encode("utf-8", "backslashreplace").decode()
-            known = {"reason": "malformed", **known, "text": escaped}
+            known["text"] = known["text"].encode("utf-8", "backslashreplace").decode()
         yield request, known
 
 
@@ -154,58 +270,6 @@ def _mean_prompt(source: RequestSource, positions: Positions) -> float:
     """Characters of a prompt, about as many as its tokens."""
     sample = [source.request(int(pos)).messages for pos in positions[:: max(1, len(positions) // 50)]]
     return sum(len(turn["content"]) for messages in sample for turn in messages) / max(1, len(sample))
-
-
-class _WorkerPool:
-    """The workers of a run; one that dies is replaced, and its positions are assigned again."""
-
-    def __init__(self, coordinator: Any, source: RequestSource, keys: list[SecretStr | None]) -> None:
-        self._coordinator, self._source, self._keys = coordinator, source, keys
-        self._restarts = 0
-        self._runs: dict[Any, tuple[str, Any]] = {}
-
-    def start(self) -> None:
-        """Start as many as the recipe says."""
-        for number in range(self._source.section.workers):
-            self._start(f"worker-{number}")
-
-    def _start(self, name: str) -> None:
-        import ray
-
-        from pipelines.llm.worker import Worker  # openai, an extra, stands behind it, and takes a second to load
-
-        actor: Any = ray.remote(Worker)
-        spread = actor.options(num_cpus=0.1, scheduling_strategy="SPREAD", max_concurrency=10)
-        worker = spread.remote(name, self._coordinator, self._source, self._keys)
-        self._runs[worker.run.remote()] = (name, worker)
-
-    def is_working(self) -> bool:
-        """Wait a moment; whether any worker goes on. Raises what a worker raised."""
-        import ray
-
-        done, _ = ray.wait(list(self._runs), num_returns=len(self._runs), timeout=POLL_SECONDS)
-        for run in done:
-            key = self._source.section_key
-            name, worker = self._runs.pop(run)
-            try:
-                ray.get(run)
-            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError):
-                self._restarts += 1
-                if self._restarts > RESTARTS:
-                    raise StageError(f"{key}: {self._restarts} workers died; answers are kept, run again") from None
-                say(f"{key}: {name} died; another takes its place")
-                ray.get(self._coordinator.release.remote(name))
-                self._start(f"{name}'")
-            else:
-                ray.kill(worker)
-        return bool(self._runs)
-
-    def stop(self) -> None:
-        """End workers that still run, after an error."""
-        import ray
-
-        for _, worker in self._runs.values():
-            ray.kill(worker)
 
 
 def progress_line(progress: RunProgress, source: RequestSource) -> str:
@@ -220,6 +284,7 @@ def progress_line(progress: RunProgress, source: RequestSource) -> str:
         parts.append(f"{progress.cost:.4f} of about {progress.projected:.4f} {price.currency}")
     if progress.seconds_left is not None:
         parts.append(f"{progress.seconds_left // 60:.0f}:{progress.seconds_left % 60:02.0f} left")
+    parts += progress.notes
     return f"  {source.section_key}: {', '.join(parts)}"
 
 
@@ -238,8 +303,9 @@ def forget_failures(workspace: Workspace, source: RequestSource) -> int:
     index = read_index(workspace)
     failed: list[bytes] = []
     for positions, keys in _keys(source):
-        recorded = [source.request(int(pos)) for pos in positions[index.kinds(keys) != 0]]
-        failed += [request.key for request, known in read_answers(workspace, index, recorded) if "reason" in known]
+        recorded = positions[index.kinds(keys) != 0].tolist()
+        answers = read_answers(workspace, source, index, recorded)
+        failed += [request.key for request, known in answers if "reason" in known]
     writer = LedgerWriter(workspace)
     writer.append(LedgerRecord(key, RecordKind.FORGOTTEN, b"") for key in failed)
     writer.close()

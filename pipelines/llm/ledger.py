@@ -12,6 +12,7 @@ a segment of its own until the writer closes and joins them.
 import asyncio
 import fcntl
 import os
+import re
 import struct
 import time
 import uuid
@@ -22,12 +23,13 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipelines.artifacts.workspace import Workspace
+from pipelines.artifacts.workspace import Workspace, sync_folder
 from pipelines.errors import StageError
 from pipelines.progress import say
+
+Keys = Sequence[bytes] | np.ndarray[Any, Any]
+"""Keys of 16 bytes: a sequence, or an array of kind V16."""
 
 FOLDER = "ledger"
 SEGMENT_BYTES = 64 << 20
@@ -35,6 +37,8 @@ GROUP_SECONDS = 0.02
 """How long the first record of a group waits for others, so that they share one fsync."""
 OBJECT_SECONDS = 1.0
 """The same on object storage, where each group is an object."""
+OBJECTS = 256
+"""So many groups on object storage are joined to one segment."""
 LOCK_SECONDS = 30.0
 
 HEAD = struct.Struct("<II16sBII")
@@ -75,79 +79,179 @@ def encode(record: LedgerRecord) -> bytes:
     return head[:4] + struct.pack("<I", checksum) + head[8:] + record.payload
 
 
+_HEAD_END = re.compile(rb"(?=[\x01-\x03].{3}\x00.{3}\x00)", re.DOTALL)
+"""How the last 9 bytes of a head look: a kind, and two counts of tokens."""
+
+
 def scan(data: bytes) -> tuple[np.ndarray[Any, Any], int]:
     """The entries of the undamaged records in a segment, and how many bytes are damaged or torn off."""
     entries = []
     at = good = 0
-    view = memoryview(data)
     while at + HEAD.size <= len(data):
-        length, checksum, key, kind, read, written = HEAD.unpack_from(data, at)
-        end = at + HEAD.size + length
-        if end > len(data):
-            break
-        head = data[at : at + 4] + b"\0\0\0\0" + data[at + 8 : at + HEAD.size]
-        if zlib.crc32(view[at + HEAD.size : end], zlib.crc32(head)) == checksum:
-            entries.append((key, kind, read, written, at + HEAD.size, length))
-            good += end - at
+        entry = _entry_at(data, at)
+        if entry is None:  # what the next record is cannot be told from this one's length, which may be what is damaged
+            starts = (found.start() - HEAD.size + 9 for found in _HEAD_END.finditer(data, at + HEAD.size - 8))
+            at = next((start for start in starts if _entry_at(data, start) is not None), len(data))
+            continue
+        entries.append(entry)
+        end = entry[-2] + entry[-1]
+        good += end - at
         at = end
     return np.array(entries, dtype=ENTRY), len(data) - good
 
 
+def _entry_at(data: bytes, at: int) -> tuple[bytes, int, int, int, int, int] | None:
+    """The entry of the record that begins at a byte; None where no undamaged one does."""
+    if at + HEAD.size > len(data):
+        return None
+    length, checksum, key, kind, read, written = HEAD.unpack_from(data, at)
+    end = at + HEAD.size + length
+    if end > len(data):
+        return None
+    head = data[at : at + 4] + b"\0\0\0\0" + data[at + 8 : at + HEAD.size]
+    if zlib.crc32(memoryview(data)[at + HEAD.size : end], zlib.crc32(head)) != checksum:
+        return None
+    return key, kind, read, written, at + HEAD.size, length
+
+
 class LedgerIndex:
-    """Where the records of all segments lie; holds keys and numbers, no answers."""
+    """What the last record of each key is and where it lies, by key; 33 bytes for each, and no answers.
 
-    def __init__(self, segments: Sequence[str], entries: Sequence[np.ndarray[Any, Any]]) -> None:
+    The columns are parallel arrays, in the order of keys: `kind`, and `input` and `output`, the tokens of all records
+    of the key, those that later ones replaced included.
+    """
+
+    def __init__(self, segments: Sequence[str], entries: Iterable[np.ndarray[Any, Any]]) -> None:
         self.segments = list(segments)
-        self.entries = np.concatenate([np.empty(0, ENTRY), *entries])
-        self.segment = np.repeat(np.arange(len(segments)), [len(part) for part in entries])
-        self._latest_first = _fixed_size(self.entries["key"][::-1])
+        parts: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name, _ in COLUMNS}
+        before, starts = 0, []
+        for part in entries:
+            high, low = _halves(part["key"])
+            order = np.argsort(high >> np.uint64(56), kind="stable")  # so that buckets are sorted one by one
+            starts.append(before)
+            values = {"high": high, "low": low, "offset": part["offset"] + np.uint64(before)}
+            for name, kind in COLUMNS:
+                parts[name].append((values[name] if name in values else part[name])[order].astype(kind))
+            before += int((part["offset"] + part["length"]).max(initial=0)) + 1
+        self._starts = np.array(starts, np.uint64)
+        edges = [np.searchsorted(high >> np.uint64(56), np.arange(257, dtype=np.uint64)) for high in parts["high"]]
+        columns: dict[str, np.ndarray[Any, Any]] = {}
+        for name, kind in COLUMNS:
+            columns[name] = _by_bucket(parts.pop(name), edges, kind)
+        sizes = np.sum([np.diff(edge) for edge in edges], axis=0) if edges else np.zeros(256, np.int64)
+        count = _keep_last(columns, np.concatenate([[0], np.cumsum(sizes)]))
+        self._high, self._low = columns["high"][:count], columns["low"][:count]
+        self.kind, self.input, self.output = (columns[name][:count] for name in ("kind", "input", "output"))
+        self._offset, self._length = columns["offset"][:count], columns["length"][:count]
 
-    def find(self, keys: Sequence[bytes]) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The number of each key's last record; -1 where there is none, or it is forgotten."""
-        if not len(self.entries) or not len(keys):
+    def __len__(self) -> int:
+        return len(self._high)
+
+    def find(self, keys: Keys) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The number of each key's entry; -1 where there is none, or it is forgotten."""
+        numbers = self._find(keys)
+        known = np.flatnonzero(numbers >= 0)
+        numbers[known[self.kind[numbers[known]] == RecordKind.FORGOTTEN]] = -1
+        return numbers
+
+    def _find(self, keys: Keys) -> np.ndarray[Any, np.dtype[np.int64]]:
+        if not len(self) or not len(keys):
             return np.full(len(keys), -1, np.int64)
-        found = pc.index_in(pa.array(keys, pa.binary(16)), value_set=self._latest_first)
-        number = len(self.entries) - 1 - found.fill_null(len(self.entries)).to_numpy(zero_copy_only=False)
-        forgotten = self.entries["kind"][np.maximum(number, 0)] == RecordKind.FORGOTTEN
-        return np.where((number < 0) | forgotten, -1, number).astype(np.int64)
+        high, low = _halves(np.array(keys, "V16"))
+        numbers = np.searchsorted(self._high, high)
+        while True:  # of several keys with the same first half, which hardly ever happens, the right one is behind
+            inside = np.minimum(numbers, len(self) - 1)
+            is_half = (numbers < len(self)) & (self._high[inside] == high)
+            is_other = is_half & (self._low[inside] != low)
+            if not is_other.any():
+                return np.where(is_half, numbers, -1)
+            numbers = numbers + is_other
 
-    def kinds(self, keys: Sequence[bytes]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def kinds(self, keys: Keys) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """The kind of each key's last record; 0 where there is none, or it is forgotten."""
         numbers = self.find(keys)
         kinds = np.zeros(len(numbers), np.uint8)
-        kinds[numbers >= 0] = self.entries["kind"][numbers[numbers >= 0]]
+        kinds[numbers >= 0] = self.kind[numbers[numbers >= 0]]
         return kinds
 
-    def tokens(self, keys: Sequence[bytes]) -> tuple[int, int]:
+    def tokens(self, keys: Keys) -> tuple[int, int]:
         """Input and output tokens of every record of these keys, those that later ones replaced included."""
-        if not len(self.entries) or not len(keys):
-            return 0, 0
-        ours = pc.is_in(_fixed_size(self.entries["key"]), value_set=pa.array(keys, pa.binary(16)))
-        mine = self.entries[ours.to_numpy(zero_copy_only=False)]
-        return int(mine["input"].sum(dtype=np.int64)), int(mine["output"].sum(dtype=np.int64))
+        numbers = self._find(keys)
+        mine = np.unique(numbers[numbers >= 0])
+        return int(self.input[mine].sum(dtype=np.int64)), int(self.output[mine].sum(dtype=np.int64))
+
+    def places(self, numbers: Sequence[int]) -> Iterator[tuple[str, int, int]]:
+        """The segment, the first byte and the length of each payload."""
+        for number in numbers:
+            segment = int(np.searchsorted(self._starts, self._offset[number], side="right")) - 1
+            yield self.segments[segment], int(self._offset[number] - self._starts[segment]), int(self._length[number])
 
 
-def _fixed_size(keys: np.ndarray[Any, Any]) -> pa.Array:
-    return pa.Array.from_buffers(pa.binary(16), len(keys), [None, pa.py_buffer(keys.tobytes())])
+COLUMNS = (
+    *(("high", np.uint64), ("low", np.uint32), ("kind", np.uint8)),
+    *(("input", np.uint32), ("output", np.uint32), ("offset", np.uint64), ("length", np.uint32)),
+)
+"""The columns of an index; `offset` counts from the beginning of the first segment."""
+
+
+def _halves(keys: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Keys as numbers of 8 and of 4 bytes, which together tell a hundred million apart."""
+    numbers = np.frombuffer(keys.tobytes(), ">u8").reshape(-1, 2).astype(np.uint64)
+    mixed = numbers[:, 0] ^ (numbers[:, 1] * np.uint64(0x9E3779B97F4A7C15))
+    return mixed, (numbers[:, 1] & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+
+
+def _by_bucket(parts: list[np.ndarray[Any, Any]], edges: list[np.ndarray[Any, Any]], kind: Any) -> np.ndarray[Any, Any]:
+    """A column of all segments, which are in the order of their keys' first byte, in that order as a whole."""
+    whole = np.empty(sum(map(len, parts)), kind)
+    at = 0
+    for bucket in range(256):
+        for part, edge in zip(parts, edges, strict=True):
+            piece = part[edge[bucket] : edge[bucket + 1]]
+            whole[at : at + len(piece)] = piece
+            at += len(piece)
+    return whole
+
+
+def _keep_last(columns: dict[str, np.ndarray[Any, Any]], edges: np.ndarray[Any, Any]) -> int:
+    """Sort columns bucket by bucket, in place, and keep the last record of each key; returns how many there are."""
+    count = 0
+    for bucket in range(256):
+        part = slice(int(edges[bucket]), int(edges[bucket + 1]))
+        high, low = columns["high"][part], columns["low"][part]
+        if not len(high):
+            continue
+        order = np.lexsort((low, high))
+        high, low = high[order], low[order]
+        is_last = np.append((high[1:] != high[:-1]) | (low[1:] != low[:-1]), True)
+        firsts = np.flatnonzero(np.append(True, is_last[:-1]))
+        for name, column in columns.items():
+            values = column[part][order]
+            if name in ("input", "output"):
+                sums = np.add.reduceat(values.astype(np.uint64), firsts)
+                kept = np.minimum(sums, np.iinfo(column.dtype).max).astype(column.dtype)
+            else:
+                kept = values[is_last]
+            column[count : count + len(kept)] = kept
+        count += len(firsts)
+    return count
 
 
 def read_index(workspace: Workspace) -> LedgerIndex:
     """The index of everything in the workspace's ledger; segments without an index of their own are read whole."""
     segments = _segments(workspace)
-    return LedgerIndex(segments, [_entries(workspace, segment)[0] for segment in segments])
+    return LedgerIndex(segments, (_entries(workspace, segment)[0] for segment in segments))
 
 
 def read_payloads(workspace: Workspace, index: LedgerIndex, numbers: Sequence[int]) -> Iterator[bytes]:
     """The payloads of records by their numbers in the index, in that order."""
-    streams: dict[int, Any] = {}
+    streams: dict[str, Any] = {}
     try:
-        for number in numbers:
-            segment = int(index.segment[number])
+        for segment, offset, length in index.places(numbers):
             if segment not in streams:
-                streams[segment] = workspace.fs.open(index.segments[segment], "rb")
-            entry = index.entries[number]
-            streams[segment].seek(int(entry["offset"]))
-            yield streams[segment].read(int(entry["length"]))
+                streams[segment] = workspace.fs.open(segment, "rb")
+            streams[segment].seek(offset)
+            yield streams[segment].read(length)
     finally:
         for stream in streams.values():
             stream.close()
@@ -176,15 +280,22 @@ class LedgerWriter:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self._lock = _lock(workspace) if workspace.is_local else None
-        for segment in _segments(workspace):
-            entries, sealed = _entries(workspace, segment)
-            if not sealed:
-                self._write_index(segment, entries)
-        self._next = 1 + max([int(os.path.basename(path)[:6]) for path in _segments(workspace)], default=0)
+        segments = _segments(workspace)
+        self._next = 1 + max([int(os.path.basename(path).partition("-")[0]) for path in segments], default=0)
         self._stream: int | None = None
         self._path = ""
         self._size = 0
         self._objects: list[str] = []
+        if not workspace.is_local:
+            _require_writable(workspace)
+            known = set(workspace.list(workspace.path(FOLDER)))
+            self._objects = [path for path in segments if path.removesuffix(".log") + ".idx" not in known]
+            self._join()
+            return
+        for segment in segments:
+            entries, sealed = _entries(workspace, segment)
+            if not sealed:
+                self._write_index(segment, entries)
 
     def append(self, records: Iterable[LedgerRecord]) -> None:
         """Put records on disk; they are there when this returns. StageError where the disk refuses."""
@@ -192,10 +303,13 @@ class LedgerWriter:
         if not self.workspace.is_local:
             self._objects.append(self._new_segment())
             self.workspace.fs.pipe_file(self._objects[-1], data)
+            if len(self._objects) >= OBJECTS:
+                self._join()
             return
         if self._stream is None:
             self._path, self._size = self._new_segment(), 0
             self._stream = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
+            sync_folder(os.path.dirname(self._path))
         try:
             _write_all(self._stream, data)
             os.fdatasync(self._stream)
@@ -210,9 +324,8 @@ class LedgerWriter:
         """Seal what is open and let go of the ledger."""
         if self.workspace.is_local:
             self._seal()
-        elif self._objects:
-            self._join(self._objects)
-            self._objects = []
+        else:
+            self._join()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -228,18 +341,32 @@ class LedgerWriter:
             self._stream = None
             self._write_index(self._path, _entries(self.workspace, self._path)[0])
 
-    def _join(self, objects: list[str]) -> None:
-        """Make one segment of several, which are removed once it is there."""
-        data = b"".join(self.workspace.read(path) for path in objects)
-        joined = self._new_segment()
-        self.workspace.write(joined, data)
-        self._write_index(joined, scan(data)[0])
-        for path in objects:
-            self.workspace.remove(path)
+    def _join(self) -> None:
+        """Make segments of the objects that have no index, which are removed once those are there."""
+        while self._objects:
+            data, joined = bytearray(), 0
+            while joined < len(self._objects) and len(data) < SEGMENT_BYTES:
+                data += self.workspace.read(self._objects[joined])
+                joined += 1
+            segment = self._new_segment()
+            self.workspace.write(segment, bytes(data))
+            self._write_index(segment, scan(bytes(data))[0])
+            for path in self._objects[:joined]:
+                self.workspace.remove(path)
+            del self._objects[:joined]
 
     def _write_index(self, segment: str, entries: np.ndarray[Any, Any]) -> None:
         data = entries.tobytes()
         self.workspace.write(segment.removesuffix(".log") + ".idx", data + zlib.crc32(data).to_bytes(4, "little"))
+
+
+def _require_writable(workspace: Workspace) -> None:
+    """StageError where nothing can be written there, before the first request costs money."""
+    path = workspace.path(FOLDER, "writable")
+    try:
+        workspace.write(path, b"")
+    except Exception as error:  # what file systems raise has no base in common
+        raise StageError(f"{path} cannot be written ({error}); nothing was asked. Is the workspace right?") from None
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -251,8 +378,8 @@ def _write_all(descriptor: int, data: bytes) -> None:
 def _lock(workspace: Workspace) -> int:
     """Hold the ledger for this process; a run that was killed lets go of it within seconds."""
     folder = workspace.local(FOLDER)
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+    workspace.make_folder(str(folder))
+    descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:

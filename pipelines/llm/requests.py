@@ -7,9 +7,14 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Protocol
 
+import numpy as np
+
 from pipelines.artifacts.rows import is_text
-from pipelines.llm.ledger import LedgerRecord, RecordKind
+from pipelines.llm.ledger import Keys, LedgerRecord, RecordKind
+from pipelines.llm.reasoning import split_reasoning
 from pipelines.recipe.llm import ModelRequests
+
+Positions = np.ndarray[Any, np.dtype[np.int64]]
 
 MAX_CONVERSATIONS = 1000
 """Conversations that one answer may hold."""
@@ -65,6 +70,10 @@ class Outcome:
     output_tokens: int = 0
     retry_after: float = 0.0
     """Seconds that the endpoint wants to be left alone."""
+    reasoning: str = ""
+    """What the model thought before it answered, where the endpoint tells."""
+    is_estimated: bool = False
+    """Whether the tokens are estimated, since the endpoint reports none."""
 
 
 class RequestSource(Protocol):
@@ -88,6 +97,9 @@ class RequestSource(Protocol):
 
     def positions(self, start: int = 0, stop: int | None = None) -> Iterator[int]:
         """The positions from `start` up to `stop` that have a request, in order."""
+
+    def keys(self, start: int, stop: int) -> tuple[Positions, Keys]:
+        """Those positions with the keys of their requests."""
 
     def request(self, pos: int) -> ChatRequest:
         """The request at `pos`."""
@@ -124,6 +136,10 @@ class RequestList:
         """All of them."""
         yield from range(start, self.size if stop is None else stop)
 
+    def keys(self, start: int, stop: int) -> tuple[Positions, Keys]:
+        """The positions with the keys of their requests."""
+        return np.arange(start, stop), [self.request(pos).key for pos in range(start, stop)]
+
     def request(self, pos: int) -> ChatRequest:
         """One entry, as one message."""
         cell, fields = self._entries[pos]
@@ -145,15 +161,26 @@ def key_of(
 
 
 def checked(source: RequestSource, request: ChatRequest, outcome: Outcome) -> Outcome:
-    """The outcome, a failure where its answer cannot be used."""
+    """The outcome with reasoning split off its answer, a failure where its answer cannot be used."""
     if outcome.kind is OutcomeKind.ANSWERED:
+        outcome = without_reasoning(outcome)
+        if not outcome.text.strip():
+            return replace(outcome, kind=OutcomeKind.FAILED, reason="empty")
         try:
-            if not is_text(outcome.text):
-                raise MalformedError("half a character, a lone surrogate")
+            if not is_text(outcome.text) or "\0" in outcome.text:
+                raise MalformedError("half a character, a lone surrogate, or NUL")
             source.check_answer(request, outcome.text)
         except MalformedError:
             return replace(outcome, kind=OutcomeKind.FAILED, reason="malformed")
     return outcome
+
+
+def without_reasoning(outcome: Outcome) -> Outcome:
+    """The outcome, where reasoning stood in its text with the two told apart."""
+    reasoning, text = split_reasoning(outcome.text)
+    if not reasoning and text == outcome.text:
+        return outcome
+    return replace(outcome, text=text, reasoning="\n\n".join(filter(None, [outcome.reasoning, reasoning])))
 
 
 def record_of(request: ChatRequest, outcome: Outcome, attempts: int, seconds: float) -> LedgerRecord:
@@ -168,6 +195,10 @@ def record_of(request: ChatRequest, outcome: Outcome, attempts: int, seconds: fl
     }
     if outcome.reason:
         payload["reason"] = outcome.reason
+    if outcome.reasoning:
+        payload["reasoning"] = outcome.reasoning
+    if outcome.is_estimated:
+        payload["estimated"] = True
     kind = RecordKind.ANSWER if outcome.kind is OutcomeKind.ANSWERED else RecordKind.FAILURE
     data = json.dumps(payload, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return LedgerRecord(request.key, kind, data, outcome.input_tokens, outcome.output_tokens)

@@ -1,7 +1,8 @@
-"""A worker: sends requests, as many as it holds leases for, and reports what became of them.
+"""A worker: sends the requests of blocks of positions, as many as it holds leases for, and files what became of them.
 
-It runs as a Ray actor with coroutines. Prompts are made here, from the recipe and a position, so that little
-travels; an answer is reported at once, and its position is done when the coordinator has it on disk.
+It runs as an actor of Ray Data, which calls it with several blocks at the same time: where one block waits for its last
+answers, the requests of the next are under way. Prompts are made here, from the recipe and a position, so that little
+travels; an answer is filed at once, and its position is done when the coordinator has it on disk.
 """
 
 import asyncio
@@ -9,15 +10,19 @@ import gc
 import heapq
 import random
 import time
+import uuid
 from collections import deque
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from pydantic import SecretStr
 
+from pipelines.errors import DanluError
 from pipelines.llm.client import Client
-from pipelines.llm.coordinator import Assignment, WorkerReport
-from pipelines.llm.ledger import LedgerRecord
+from pipelines.llm.coordinator import Assignment, Filed, WorkerReport
+from pipelines.llm.ledger import LedgerRecord, RecordKind
 from pipelines.llm.rate_limiter import LEASE_SECONDS, Lease, Usage
 from pipelines.llm.requests import ChatRequest, Outcome, OutcomeKind, RequestSource, checked, record_of
 
@@ -27,8 +32,27 @@ HURRY_SECONDS = 0.03
 FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 60.0
 GRACE_SECONDS = 10.0
 """How long answers are waited for that are under way when a run is stopped for its errors."""
+NOT_ASKED = "not asked"
+"""What becomes of positions that a stopped run did not get to."""
+
+ON_FILE = "on file"
+"""The same of positions whose record was there when Ray Data handed their block over once more."""
 
 NO_LEASE = Lease(0, 0)
+
+
+@dataclass(eq=False)
+class _Block:
+    """Positions that Ray Data handed over together; `outcomes` has a word for each that is done."""
+
+    size: int
+    outcomes: dict[int, str] = field(default_factory=dict)
+    is_done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def settle(self, pos: int, outcome: str) -> None:
+        self.outcomes[pos] = outcome
+        if len(self.outcomes) == self.size:
+            self.is_done.set()
 
 
 @dataclass(order=True)
@@ -37,6 +61,7 @@ class _QueuedRequest:
 
     due: float
     pos: int
+    block: _Block = field(compare=False)
     attempt: int = field(compare=False, default=0)
 
 
@@ -87,44 +112,70 @@ class EndpointSlot:
 class Worker:
     """One process that sends requests. `keys` holds each endpoint's key, which is never written down."""
 
-    def __init__(self, name: str, coordinator: Any, source: RequestSource, keys: list[SecretStr | None]) -> None:
-        self._name, self._coordinator, self._source = name, coordinator, source
+    def __init__(self, coordinator: Any, source: RequestSource, keys: list[SecretStr | None]) -> None:
+        self._name = uuid.uuid4().hex[:8]  # an actor that is started again is another worker
+        self._coordinator, self._source, self._keys = coordinator, source, keys
         self._section = source.section
-        self._slots = [
-            EndpointSlot(Client(endpoint, self._section, key, source.response_format), endpoint.weight)
-            for endpoint, key in zip(self._section.endpoints, keys, strict=True)
-        ]
+        self._slots: list[EndpointSlot] = []
+        self._backlog: deque[_QueuedRequest] = deque()
+        """Positions that the budget has not been asked for."""
         self._queue: deque[_QueuedRequest] = deque()
         self._later: list[_QueuedRequest] = []
-        self._outbox: list[tuple[int, LedgerRecord, str]] = []
+        self._outbox: list[tuple[Filed, _Block]] = []
         self._unwritten = self._errors = 0
         self._last_error = ("", "")
+        self._refusals: dict[int, str] = {}
         self._fatal: dict[int, str] = {}
-        self._finished = False
         self._stop = ""
         self._bug: BaseException | None = None
-        self._changed, self._filled, self._hurry = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
+        self._helpers: list[asyncio.Task[None]] = []
+        self._open: set[_Block] = set()
 
-    async def run(self) -> None:
-        """Send until the coordinator has nothing more or stops the run; what is under way then is still waited for."""
+    async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """What became of a block of positions, when each has its record or the run is stopped."""
+        if not self._helpers:
+            self._start()
+        left = await self._coordinator.unsettled.remote(batch["pos"])
+        block = _Block(len(left))
+        if len(left) and not self._stop:
+            self._open.add(block)
+            self._backlog.extend(_QueuedRequest(0.0, pos, block) for pos in left.tolist())
+            self._hurry.set()
+            await block.is_done.wait()
+            self._open.discard(block)
+        if self._bug is not None:
+            raise self._bug
+        outcomes = dict.fromkeys(left.tolist(), NOT_ASKED) | block.outcomes
+        found = [outcomes.get(pos, ON_FILE) for pos in batch["pos"].tolist()]
+        yield {"pos": batch["pos"], "outcome": np.array(found)}
+
+    def _start(self) -> None:
+        """Make what belongs to the event loop that Ray Data calls from; it ends with the actor."""
+        self._changed, self._filled, self._hurry = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._slots = [
+            EndpointSlot(Client(endpoint, self._section, key, self._source.response_format), endpoint.weight)
+            for endpoint, key in zip(self._section.endpoints, self._keys, strict=True)
+        ]
         gc.freeze()  # the libraries are not looked through again: that stops all requests for a tenth of a second
-        helpers = [asyncio.create_task(self._renew()), asyncio.create_task(self._send_records())]
-        work = asyncio.create_task(self._work())
-        try:
-            await asyncio.wait([work, *helpers], return_when=asyncio.FIRST_COMPLETED)
-            for task in helpers:
-                if task.done():
-                    task.result()  # helpers do not end by themselves: this raises what it died of
-            await work
-        finally:
-            for task in [work, *helpers, *self._sending]:
-                task.cancel()
-            for slot in self._slots:
-                await slot.client.close()
+        self._helpers = [asyncio.create_task(part()) for part in (self._renew, self._send_records, self._work)]
+        for helper in self._helpers:
+            helper.add_done_callback(self._helper_ended)
+
+    def _helper_ended(self, task: asyncio.Task[None]) -> None:
+        """Nothing goes on without a helper: give back all blocks, with the error unless the coordinator keeps it."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, DanluError):
+            cause = getattr(cause, "cause", None)
+        if cause is None:
+            self._bug = error
+        self._stop = self._stop or str(error)
+        self._give_back()
 
     async def _work(self) -> None:
-        while not self._stop and not self._is_idle():
+        while not self._stop:
             self._changed.clear()
             if self._bug is not None:
                 raise self._bug
@@ -134,13 +185,18 @@ class Worker:
             self._start_allowed(now)
             await _wait(self._changed, self._later[0].due - now if self._later else RENEW_SECONDS)
         if self._sending:
-            await asyncio.wait(self._sending, timeout=None if self._stop in ("", "budget") else GRACE_SECONDS)
+            await asyncio.wait(self._sending, timeout=None if self._stop == "budget" else GRACE_SECONDS)
         while self._unwritten:
             self._changed.clear()
             await self._changed.wait()
+        self._give_back()
 
-    def _is_idle(self) -> bool:
-        return self._finished and not (self._queue or self._later or self._sending or self._unwritten)
+    def _give_back(self) -> None:
+        """End all blocks as they are: what has no record by now was not asked."""
+        for task in self._sending:
+            task.cancel()
+        for block in self._open:
+            block.is_done.set()
 
     def _start_allowed(self, now: float) -> None:
         while (following := self._next(now)) is not None:
@@ -150,7 +206,7 @@ class Worker:
 
     def _next(self, now: float) -> tuple[_QueuedRequest, EndpointSlot] | None:
         """Take the next position and an endpoint for it, where there are both."""
-        if len(self._queue) < self._room() // 2 and not self._finished:
+        if len(self._queue) < self._room() // 2 and self._backlog:
             self._hurry.set()
         if self._stop or not self._queue or (slot := self._free_slot(now)) is None:
             return None
@@ -187,6 +243,7 @@ class Worker:
         sent = time.monotonic()
         outcome = checked(self._source, request, await slot.client.send(request.messages))
         seconds = time.monotonic() - sent
+        number = self._slots.index(slot)
         slot.in_flight -= 1
         slot.tokens[0] += outcome.input_tokens
         slot.tokens[1] += outcome.output_tokens
@@ -196,11 +253,14 @@ class Worker:
             self._finish(queued, request, outcome, seconds)
         elif outcome.kind is OutcomeKind.RATE_LIMITED:
             slot.refusals.append(sent)
-            slot.pause = max(slot.pause, outcome.retry_after)
-            self._retry_later(queued, max(outcome.retry_after, random.uniform(0.5, 1.0) * FIRST_BACKOFF))
+            wait = min(outcome.retry_after, self._section.max_wait)
+            slot.pause = max(slot.pause, wait)
+            asked = f" and asks to be left alone for {outcome.retry_after:.0f} s" if outcome.retry_after else ""
+            self._refusals[number] = outcome.text + asked
+            self._retry_later(queued, max(wait, random.uniform(0.5, 1.0) * FIRST_BACKOFF))
             self._hurry.set()
         elif outcome.kind is OutcomeKind.FATAL:
-            self._fatal[self._slots.index(slot)] = outcome.text
+            self._fatal[number] = outcome.text
             slot.lease = NO_LEASE
             self._queue.appendleft(queued)
             self._hurry.set()
@@ -211,6 +271,8 @@ class Worker:
             if queued.attempt >= self._section.max_attempts:
                 self._finish(queued, request, outcome, seconds)
             else:
+                if outcome.input_tokens or outcome.output_tokens:
+                    self._file_paid_try(queued, request, outcome)
                 backoff = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (queued.attempt - 1))
                 self._retry_later(queued, backoff * random.uniform(0.5, 1.0))
 
@@ -220,7 +282,14 @@ class Worker:
 
     def _finish(self, queued: _QueuedRequest, request: ChatRequest, outcome: Outcome, seconds: float) -> None:
         record = record_of(request, outcome, queued.attempt + 1, seconds)
-        self._outbox.append((queued.pos, record, outcome.reason))
+        self._file(Filed(queued.pos, record, outcome.reason, outcome.is_estimated), queued.block)
+
+    def _file_paid_try(self, queued: _QueuedRequest, request: ChatRequest, outcome: Outcome) -> None:
+        record = LedgerRecord(request.key, RecordKind.FORGOTTEN, b"", outcome.input_tokens, outcome.output_tokens)
+        self._file(Filed(queued.pos, record, is_estimated=outcome.is_estimated), queued.block)
+
+    def _file(self, filed: Filed, block: _Block) -> None:
+        self._outbox.append((filed, block))
         self._unwritten += 1
         self._filled.set()
 
@@ -229,21 +298,24 @@ class Worker:
         while True:
             await self._filled.wait()
             self._filled.clear()
-            records, self._outbox = self._outbox, []
-            await self._coordinator.record.remote(self._name, records)
-            self._unwritten -= len(records)
+            sent, self._outbox = self._outbox, []
+            await self._coordinator.record.remote(self._name, [filed for filed, _ in sent])
+            self._unwritten -= len(sent)
+            for filed, block in sent:
+                if filed.record.kind is not RecordKind.FORGOTTEN:
+                    block.settle(filed.pos, filed.reason or "answered")
             self._changed.set()
 
     async def _renew(self) -> None:
-        """Report to the coordinator, and take leases and positions from it."""
+        """Report to the coordinator, and take leases from it, and leave to begin with more positions."""
         while True:
             self._hurry.clear()
             now = time.monotonic()
             waiting = len(self._queue) + len(self._later)
-            wanted = 0 if self._finished else max(0, 2 * self._room() - waiting)
+            wanted = min(len(self._backlog), max(0, 2 * self._room() - waiting))
             usages = [slot.take_usage(waiting + wanted, now) for slot in self._slots]
-            report = WorkerReport(usages, wanted, self._errors, self._last_error, self._fatal)
-            self._errors = 0
+            report = WorkerReport(usages, wanted, self._errors, self._last_error, self._refusals, self._fatal)
+            self._errors, self._refusals = 0, {}
             self._accept(await self._coordinator.assign.remote(self._name, report))
             await asyncio.sleep(HURRY_SECONDS)
             await _wait(self._hurry, RENEW_SECONDS - HURRY_SECONDS)
@@ -252,9 +324,9 @@ class Worker:
         now = time.monotonic()
         for slot, lease in zip(self._slots, assignment.leases, strict=True):
             slot.accept(lease, now)
-        self._queue.extend(_QueuedRequest(0.0, pos) for pos in assignment.positions)
-        self._finished = assignment.finished
-        self._stop = assignment.stop
+        for _ in range(min(assignment.allowed, len(self._backlog))):
+            self._queue.append(self._backlog.popleft())
+        self._stop = self._stop or assignment.stop
         self._changed.set()
 
 

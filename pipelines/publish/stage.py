@@ -26,6 +26,7 @@ from pipelines.progress import say
 from pipelines.publish.cards import CardFacts, dataset_card, model_card, public_name
 from pipelines.publish.upload import TOKEN, Kind, upload
 from pipelines.recipe.ingest import Ingest
+from pipelines.recipe.keys import key_problem
 from pipelines.recipe.publish import Publish
 from pipelines.recipe.train import Merge, Train, fingerprint_of
 
@@ -78,6 +79,8 @@ class PublishStage(Stage[PublishInputs, PublishReport]):
         """An upload is wanted, and there is no token for it."""
         if self.section.upload and not os.environ.get(TOKEN):
             return [Problem("publish.upload", f"needs the environment variable {TOKEN}")]
+        if self.section.upload and (said := key_problem(TOKEN)):
+            return [Problem("publish.upload", said)]
         return []
 
     def run(self, place: Place, inputs: PublishInputs) -> PublishReport:

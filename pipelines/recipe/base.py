@@ -5,11 +5,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, le=1e15)]
+MOST = 2**53
+"""The largest whole number that a float, and so JSON in other programs, has exactly."""
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy's generators take."""
+
+
+def whole_above_one(gpus: float) -> float:
+    """GPUs as Ray shares them out: parts of one, or several whole ones; ValueError for others."""
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError(f"{gpus:g} GPUs: a part of one, or a whole number of them")
+    return gpus
+
+
+GpuCount = Annotated[float, Field(ge=0, le=MOST), AfterValidator(whole_above_one)]
 
 SHIPPED = Path(__file__).parent / "shipped"
 """Where the recipes that come with the project lie."""
@@ -36,7 +50,7 @@ class WrittenPath:
 class Section(BaseModel):
     """A part of a recipe; keys it does not define are errors, and it is never changed after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Generation(Section):
@@ -47,4 +61,4 @@ class Generation(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: int | None = Field(None, ge=1)
     repetition_penalty: Positive | None = None
-    seed: int | None = None
+    seed: Seed | None = None

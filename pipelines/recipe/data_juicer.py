@@ -32,7 +32,7 @@ STEERING = frozenset(_STEERING.split())
 """Globals that say how data-juicer runs and not which rows stay (its `config/config.py`, 1.6.1)."""
 
 _UNSUPPORTED = """
-    dataset decrypt_after_reading encrypt_before_export encryption_key_path
+    decrypt_after_reading encrypt_before_export encryption_key_path
     export_aws_credentials generated_dataset_config keep_hashes_in_res_ds keep_stats_in_res_ds load_jsonl_lenient
     suffixes validators
 """
@@ -42,16 +42,52 @@ UNSUPPORTED = frozenset(_UNSUPPORTED.split())
 
 def is_data_juicer(tree: dict[str, Any]) -> bool:
     """Whether a YAML is data-juicer's: operators and their data at the top level."""
-    return "process" in tree and "dataset_path" in tree
+    return "process" in tree and ("dataset_path" in tree or "dataset" in tree)
+
+
+def _dataset_path(tree: dict[str, Any]) -> tuple[Any, list[Problem]]:
+    """The one data set that `dataset_path` or the list under `dataset` names, and why there is none."""
+    given = tree.get("dataset")
+    if not given:
+        return tree.get("dataset_path"), []
+    configs = given.get("configs") if isinstance(given, dict) else given
+    if not isinstance(configs, list) or len(configs) != 1 or not isinstance(configs[0], dict):
+        return "", [
+            Problem("dataset", "several data sets, or none; name one file, folder, glob or URL as dataset_path")
+        ]
+    config = configs[0]
+    unread = sorted(str(key) for key in config if key not in ("type", "path", "weight", "split") and config[key])
+    if config.get("type", "local") != "local" or not isinstance(config.get("path"), str) or unread:
+        told = f"{', '.join(unread)} under it" if unread else f"type {config.get('type')!r}"
+        return "", [Problem("dataset.configs[0]", f"{told} is not supported; name what is read as dataset_path")]
+    if isinstance(given, dict) and given.get("max_sample_num"):
+        return "", [Problem("dataset.max_sample_num", "data-juicer samples at random; remove it, or say ingest.limit")]
+    return config["path"], []
+
+
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+def _with_numbers(given: Any) -> Any:
+    """`2e5` as the number that data-juicer's parser takes it for; YAML 1.1 takes it for text."""
+    if isinstance(given, dict):
+        return {key: _with_numbers(value) for key, value in given.items()}
+    if isinstance(given, list):
+        return [_with_numbers(value) for value in given]
+    if isinstance(given, str) and _EXPONENT.fullmatch(given):
+        given = float(given)
+    return int(given) if isinstance(given, float) and given.is_integer() else given
 
 
 def as_recipe(tree: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str], list[Problem]]:
     """The same as a recipe's sections, the names of globals that are ignored, and what is wrong with the others."""
     problems = [problem for key, value in tree.items() if (problem := _problem(str(key), value))]
-    ingest: dict[str, Any] = {"source": tree["dataset_path"], "adapter": "columns"}
+    source, found = _dataset_path(tree)
+    problems += found
+    ingest: dict[str, Any] = {"source": source, "adapter": "columns"}
     text_keys = tree.get("text_keys") or "text"
     clean: dict[str, Any] = {
-        "process": tree["process"],
+        "process": _with_numbers(tree["process"]),
         "dialect": "data_juicer",
         "text_keys": text_keys[0] if isinstance(text_keys, list) else text_keys,
     }
@@ -80,6 +116,8 @@ def _first(key: str) -> str:
 def _problem(key: str, value: Any) -> Problem | None:
     if key == "dataset_path" and isinstance(value, str) and re.match(r"\d+(\.\d+)?\s", value):
         return Problem(key, f"{value!r} weighs data sets; name one file, folder, glob or URL")
+    if key == "dataset":
+        return None  # _dataset_path says what is wrong with it
     if key in UNSUPPORTED and value:
         return Problem(key, f"data-juicer's {key} is not supported; remove it")
     if _first(key) in STEERING or key in UNSUPPORTED or key in MAPPED:
@@ -90,6 +128,7 @@ def _problem(key: str, value: Any) -> Problem | None:
 def _name(project: Any, path: Path) -> str:
     """The project's name as far as it can name a folder, else the file's."""
     for given in (project, path.stem):
-        if name := re.sub(r"[^A-Za-z0-9._-]+", "-", str(given or "")).strip("-._"):
+        name = re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", str(given or ""))[:100].strip("-._")
+        if name and name != "base":
             return name
     return "data-juicer"

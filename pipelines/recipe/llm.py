@@ -1,11 +1,18 @@
 """What the sections that send requests to a model have in common: endpoints, prices, sampling, and limits."""
 
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from pipelines.recipe.base import Count, Generation, Positive, Section
+
+TAKEN = {
+    *("messages", "model", "stream", "stream_options", "n", "tools", "tool_choice", "functions", "response_format"),
+    *("chat_template_kwargs", "reasoning_effort", "max_tokens", "max_completion_tokens", "temperature", "top_p"),
+    *("top_k", "repetition_penalty", "seed", "stop"),
+}
+TAKEN_HINT = "it follows from the recipe, or would make an answer something else than one text"
 
 
 class Endpoint(Section):
@@ -20,6 +27,18 @@ class Endpoint(Section):
     output_tokens_per_minute: Count | None = Field(None, description="null: no limit")
     max_in_flight: Count = Field(64, description="requests that wait for an answer at the same time")
     initial_in_flight: Count | None = Field(None, description="as many at first, then more; null: max_in_flight")
+    reasoning_effort: str | None = Field(None, description="how long the model thinks, such as low; null: not sent")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {},
+        description="arguments of the chat template, such as {enable_thinking: false}, where the endpoint takes them",
+    )
+    extra_body: dict[str, Any] = Field({}, description="further parameters of requests, by the endpoint's names")
+
+    @model_validator(mode="after")
+    def _leaves_ours_alone(self) -> "Endpoint":
+        if taken := sorted(TAKEN & self.extra_body.keys()):
+            raise ValueError(f"extra_body: {', '.join(taken)} cannot stand here; {TAKEN_HINT}")
+        return self
 
 
 class Price(Section):
@@ -30,7 +49,9 @@ class Price(Section):
     currency: str = Field("CNY", description="for people; nothing is converted")
 
 
-NOT_IN_FINGERPRINT = ("endpoints", "timeout", "max_attempts", "circuit_breaker", "price", "budget", "workers")
+NOT_IN_FINGERPRINT = (
+    *("endpoints", "timeout", "max_attempts", "max_wait", "circuit_breaker", "price", "budget", "workers"),
+)
 """Keys that change where and how requests are sent, not what they are: fingerprints leave them out."""
 
 
@@ -48,6 +69,7 @@ class ModelRequests(Section):
     generation: Sampling = Sampling()
     timeout: Positive = Field(120, description="seconds one answer may take")
     max_attempts: Count = Field(6, description="tries at one answer; waiting for a rate limit is not one")
+    max_wait: Positive = Field(120, description="seconds that an endpoint's Retry-After is obeyed at most")
     circuit_breaker: Positive = Field(30, description="seconds without any answer, only errors, that stop the run")
     price: Price | None = Field(None, description="null: costs are not computed")
     budget: Annotated[Decimal, Field(gt=0)] | None = Field(None, description="stop before it costs more; with price")

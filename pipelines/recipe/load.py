@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +14,10 @@ from pipelines.progress import say
 from pipelines.recipe import data_juicer
 from pipelines.recipe.base import SHIPPED, Section
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.yaml_text import MAX_BYTES, MAX_DEPTH, parse_yaml
+
+MAX_PROBLEMS = 50
+"""That are told at once; more of them say that the file is no recipe."""
 
 Check = Callable[[Any], list[Problem]]
 """Takes a section, and says what is wrong with it beyond its schema."""
@@ -55,7 +59,10 @@ def _validated(tree: dict[str, Any], checks: Mapping[str, Check]) -> tuple[Recip
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        problems = [_problem(key, list(details)) for key, details in groupby(error.errors(), key=_key)]
+        found = groupby(error.errors(include_url=False), key=_key)
+        problems = [_problem(key, list(details)) for key, details in islice(found, MAX_PROBLEMS)]
+        if next(found, None) is not None:
+            problems.append(Problem("", f"and more; these are the first {MAX_PROBLEMS}"))
         for name, check in checks.items():
             section = _as_far_as_valid(name, tree.get(name))
             problems += check(section) if section is not None else []
@@ -86,61 +93,54 @@ def _find(name_or_path: str) -> Path:
     if name_or_path in shipped:
         return shipped[name_or_path]
     path = Path(name_or_path)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise RecipeError(_short(name_or_path, 80), [Problem("", f"cannot be read: {error.strerror}")]) from None
     hint = nearest(name_or_path, shipped) if path.suffix == "" else "no such file"
-    raise RecipeError(name_or_path, [Problem("", f"neither a shipped recipe nor a file; {hint}")])
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice and reads `1e-4` as a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][-+]?\d+)$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
-    ),
-    list("-+0123456789."),
-)
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key, _ in node.value:
-        name = loader.construct_object(key, deep=True)  # type: ignore[no-untyped-call]
-        if name in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {name!r} is given twice", key.start_mark)
-        seen.add(name)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+    raise RecipeError(_short(name_or_path, 200), [Problem("", f"neither a shipped recipe nor a file; {hint}")])
 
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise RecipeError(str(path), [Problem("", f"more than {MAX_BYTES:,} bytes; is it a recipe?")])
+        tree = parse_yaml(data.decode("utf-8"))
+    except OSError as error:
+        raise RecipeError(str(path), [Problem("", f"cannot be read: {error.strerror}")]) from None
     except UnicodeDecodeError:
         raise RecipeError(str(path), [Problem("", "not UTF-8; save it as UTF-8")]) from None
     except yaml.YAMLError as error:
-        said = str(error).replace('in "<unicode string>", ', "in ")
-        raise RecipeError(str(path), [Problem("", f"not valid YAML: {said}")]) from None
+        said = re.sub(r'in "<(?:unicode|byte) string>", ', "in ", str(error))
+        raise RecipeError(str(path), [Problem("", f"not valid YAML: {_short(said, 400)}")]) from None
     if not isinstance(tree, dict):
         raise RecipeError(str(path), [Problem("", "a recipe is a mapping of sections; this file is not")])
+    if odd := [key for key in tree if not isinstance(key, str)]:
+        raise RecipeError(str(path), [Problem("", f"the key {_short(repr(odd[0]), 40)} is no section's name")])
     return tree
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}… ({len(text):,} characters)"
 
 
 def _override(tree: dict[str, Any], item: str) -> Problem | None:
     key, separator, text = item.partition("=")
     if not separator or not key:
         return Problem(item, "an override is written key=value, such as train.max_steps=20")
+    if len(item) > MAX_BYTES:
+        return Problem(_short(key, 40), f"too long; an override has at most {MAX_BYTES:,} characters")
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         value = text
     node = tree
     *parents, last = key.split(".")
+    if len(parents) > MAX_DEPTH:
+        return Problem(_short(key, 40), f"nested deeper than {MAX_DEPTH} levels")
     for parent in parents:
         child = node.get(parent)
         if child is None:
@@ -172,6 +172,7 @@ def _location(detail: Any) -> list[Any]:
 def _key(detail: Any) -> str:
     key = ""
     for part in _location(detail):
+        part = part if isinstance(part, int) else _short(str(part), 80)
         key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else str(part)
     return key
 
@@ -181,14 +182,16 @@ def _problem(key: str, details: list[Any]) -> Problem:
     kind, given = details[0]["type"], details[0]["input"]
     if kind == "extra_forbidden":
         *section, name = _location(details[0])
-        return Problem(key, f"unknown key; {nearest(str(name), _fields(section))}")
+        return Problem(key, f"unknown key; {nearest(str(name)[:80], _fields(section))}")
     if kind == "missing":
         return Problem(key, "missing; it must be given")
-    shown = "" if kind in ("value_error", "too_short") else f", not {given!r}" if not isinstance(given, dict) else ""
+    shown = ""
+    if kind not in ("value_error", "too_short") and not isinstance(given, dict):
+        shown = f", not {_short(repr(given), 80)}"
     if types := dict.fromkeys(_TYPES[detail["type"]] for detail in details if detail["type"] in _TYPES):
         return Problem(key, f"must be {' or '.join(types)}{shown}")
     message = details[0]["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
-    return Problem(key, message[0].lower() + message[1:] + shown)
+    return Problem(key, _short(message[0].lower() + message[1:], 2000) + shown)
 
 
 def _fields(location: list[Any]) -> list[str]:

@@ -3,12 +3,18 @@
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.recipe.base import ReadPath, Section
+from pipelines.recipe.base import SHIPPED, ReadPath, Section
 
 
 def paths_read(recipe: Section) -> dict[str, str]:
     """Every path that a recipe reads, by the key that names it, such as `clean.assets.lid.176.ftz`."""
     return dict(_paths("", recipe))
+
+
+def shipped_path(source: str) -> str:
+    """The path of a source that is shipped with the project, `recipes://FILE`; any other source as it is."""
+    scheme, _, name = source.partition("://")
+    return str(SHIPPED / name) if scheme == "recipes" else source
 
 
 def _paths(prefix: str, section: Section) -> Iterator[tuple[str, str]]:

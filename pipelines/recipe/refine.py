@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from pipelines.recipe.base import Count, Ratio, ReadPath, Section
 from pipelines.recipe.llm import ModelRequests
-from pipelines.recipe.synthesize import Style
+from pipelines.recipe.synthesize import RuleName, Style
 
 
 class StyleDemands(Section):
@@ -15,6 +15,8 @@ class StyleDemands(Section):
     min_length: int = Field(1, ge=0, description="characters an answer has at least")
     max_length: Count | None = Field(None, description="characters an answer has at most; null: any number")
     emoji: Literal["any", "needed", "forbidden"] = Field("any", description="whether answers hold emoji")
+    lines: bool = Field(False, description="whether answers may have several lines")
+    rules: list[RuleName] | None = Field(None, description="defects looked for; null: those of refine.rules")
 
     def as_style(self) -> Style:
         """The same as a style of a grid."""

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from pipelines.recipe.base import Section
+from pipelines.recipe.base import Section, Seed
 from pipelines.recipe.clean import Analyze, Clean
 from pipelines.recipe.evaluate import Compare, Evaluate
 from pipelines.recipe.ingest import Ingest
@@ -22,15 +22,16 @@ from pipelines.recipe.split import Export, Split
 from pipelines.recipe.synthesize import Synthesize
 from pipelines.recipe.train import Merge, Train, not_servable
 
-RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""Names become folders, adapters' names and parts of URLs."""
+RECIPE_NAME = re.compile(r"(?!base\Z)(?!.*\.\.)(?!.*\.\Z)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""Names become folders, adapters' names, with a version or step behind them, and parts of URLs; `base` is taken."""
+NAME_RULE = "use at most 100 ASCII letters, digits, '.', '_' and '-', without '..', and not base"
 
 
 class Recipe(Section):
     """One experiment, from rows to scores."""
 
     name: str
-    seed: int = Field(42, description="every random choice follows from it")
+    seed: Seed = Field(42, description="every random choice follows from it")
     synthesize: Synthesize | None = None
     ingest: Annotated[Ingest | None, Field(validate_default=True)] = None
     refine: Refine | None = None
@@ -49,7 +50,7 @@ class Recipe(Section):
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
         if not RECIPE_NAME.fullmatch(name):
-            raise ValueError(f"use ASCII letters, digits, '.', '_' and '-', not {name!r}")
+            raise ValueError(f"{NAME_RULE}: {name[:120]!r}")
         return name
 
     @field_validator("ingest")

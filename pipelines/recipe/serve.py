@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.recipe.base import Count, Positive, Ratio, Section
+from pipelines.recipe.base import Count, GpuCount, Positive, Ratio, Section
 
 MAX_LORA_RANK = 512
 """The largest adapter rank that vLLM makes room for."""
@@ -109,8 +109,8 @@ class Serve(Section):
     num_replicas: Count = Field(1, description="replicas of each engine")
     autoscaling: Autoscaling | None = Field(None, description="instead of num_replicas")
     num_cpus: Positive = Field(0.25, description="CPUs reserved per engine replica; fractions fit small machines")
-    num_gpus: float = Field(
-        0, ge=0, description="GPUs per engine replica; at 0.5 two engines share one, half its memory each"
+    num_gpus: GpuCount = Field(
+        0, description="GPUs per engine replica; at 0.5 two engines share one, half its memory each"
     )
     allow_origins: list[str] = Field(
         default_factory=list, description="web origins whose pages may ask (CORS), such as https://chat.example.org"
@@ -121,3 +121,13 @@ class Serve(Section):
     )
     limits: Limits = Limits()
     engine: Engine = Engine()
+
+    @model_validator(mode="after")
+    def _engine_has_its_gpus(self) -> "Serve":
+        spread = self.engine.tensor_parallel_size
+        if spread > 1 and self.num_gpus not in (0, spread):
+            raise ValueError(
+                f"engine.tensor_parallel_size {spread} spreads an engine over as many GPUs, and num_gpus is "
+                f"{self.num_gpus:g}; give num_gpus: {spread}, or 0 for CPUs"
+            )
+        return self

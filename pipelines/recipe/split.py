@@ -13,6 +13,11 @@ class Export(Section):
     path: Annotated[str, Field(pattern=r"\.(jsonl|parquet)$"), WrittenPath()] = Field(
         description="a .jsonl or .parquet file or URL"
     )
+    overwrite: bool = Field(
+        False,
+        description="replace a file there that this workspace did not write, or that was changed since; "
+        "what the recipe reads is never written over",
+    )
 
 
 class Split(Section):

@@ -19,6 +19,10 @@ DRAWN = ("style", "injection", "examples", "max_length")
 """Fields of a template besides the dimensions."""
 
 
+RuleName = Literal["empty", "non_answer", "explanation", "quotes", "particle", "opening", "length", "emoji", "mismatch"]
+"""The rules of refine."""
+
+
 class Style(Section):
     """One style of answers: how they are asked for, and what they look like."""
 
@@ -29,6 +33,8 @@ class Style(Section):
     min_length: int = Field(1, ge=0, description="characters an answer has at least")
     max_length: Count | None = Field(None, description="characters an answer has at most; null: any number")
     emoji: Literal["any", "needed", "forbidden"] = Field("any", description="whether answers hold emoji")
+    lines: bool = Field(False, description="whether answers may have several lines; refine drops them else")
+    rules: list[RuleName] | None = Field(None, description="defects refine looks for; null: those of refine.rules")
     examples: list[str] = Field([], description="few-shot pool of answers in this style")
     num_examples: int = Field(0, ge=0, description="examples drawn into one prompt, as {examples}, one a line")
 
@@ -135,12 +141,13 @@ class Synthesize(ModelRequests):
 def fits(rules: list[Compatibility], cell: Mapping[str, str]) -> bool:
     """Whether a cell is asked; the last rule that matches it decides, and without one it is."""
     for rule in reversed(rules):
-        if all(_matches(cell[name], patterns) for name, patterns in rule.where.items()):
+        if all(matches(cell[name], patterns) for name, patterns in rule.where.items()):
             return rule.fits
     return True
 
 
-def _matches(value: str, patterns: str | list[str]) -> bool:
+def matches(value: str, patterns: str | list[str]) -> bool:
+    """Whether a value is one of those that a rule names."""
     return any(fnmatchcase(value, pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns))
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.progress import say
-from pipelines.recipe.base import Count, Positive, Ratio, ReadPath, Section, WrittenPath
+from pipelines.recipe.base import Count, Positive, Ratio, ReadPath, Section, WrittenPath, whole_above_one
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.serve import MAX_LORA_RANK
 
@@ -29,8 +29,17 @@ class Lora(Section):
     lora_alpha: Positive = Field(32, description="scale numerator; the update is scaled by lora_alpha / r")
     lora_dropout: Ratio = Field(0.0, description="dropout on the adapter's input")
     target_modules: str | list[str] = Field("all-linear", description="module names, or all-linear")
+    target_experts: bool = Field(
+        False, description="train the experts of a mixture too, all of them; routers are never trained"
+    )
     use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(r) instead (arXiv:2312.03732)")
     use_dora: bool = Field(False, description="train magnitude and direction apart (arXiv:2402.09353)")
+
+    @model_validator(mode="after")
+    def _experts_can_have_it(self) -> "Lora":
+        if self.target_experts and (self.use_dora or self.lora_dropout):
+            raise ValueError("target_experts cannot be joined with use_dora or lora_dropout: peft has neither for them")
+        return self
 
 
 class TemplateFile(str):
@@ -72,6 +81,9 @@ class Train(Section):
     system: str | None = Field(None, description="system prompt for rows that bring none")
     chat_template: Annotated[str | None, ReadPath(_file_of_template)] = Field(
         None, description="in the place of the model's own: Jinja text, or the path of a file that has it"
+    )
+    merge_system: bool = Field(
+        False, description="put the system prompt before the first question: for chat templates without a system role"
     )
     method: Literal["lora", "qlora", "full"] = Field(
         "lora", description="what is trained: an adapter, an adapter on weights in 4 bits (NF4), or all weights"
@@ -150,6 +162,12 @@ class Train(Section):
             raise ValueError(f"there is no file {given}; give Jinja text, or the path of a file that has it")
         return TemplateFile(file.read_text(encoding="utf-8"), given)
 
+    @field_validator("resources_per_worker")
+    @classmethod
+    def _gpus_can_be_shared_out(cls, given: dict[str, float]) -> dict[str, float]:
+        whole_above_one(given.get("GPU", 0))
+        return given
+
     @field_validator("checkpoint_copies")
     @classmethod
     def _is_absolute(cls, given: str | None) -> str | None:
@@ -196,6 +214,27 @@ class Train(Section):
         return self
 
     @model_validator(mode="after")
+    def _experts_are_whole(self) -> "Train":
+        if self.lora.target_experts and self.zero_stage == 3:
+            raise ValueError("lora.target_experts needs zero_stage 0, 1 or 2: ZeRO-3 cuts the experts' tensors")
+        return self
+
+    @model_validator(mode="after")
+    def _dtype_is_computed(self) -> "Train":
+        if self.dtype == "float16" and not self.resources_per_worker.get("GPU"):
+            raise ValueError(
+                "dtype float16 needs GPUs (resources_per_worker: {GPU: 1}): its gradients are scaled there alone; "
+                "use auto, bfloat16 or float32"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_rows_to_choose_by(self) -> "Train":
+        if self.load_best_model_at_end and not self.eval_rows:
+            raise ValueError("load_best_model_at_end goes by the loss of held-out rows; give eval_rows")
+        return self
+
+    @model_validator(mode="after")
     def _has_rows_to_predict(self) -> "Train":
         if self.predict_with_generate and not self.eval_rows:
             raise ValueError("predict_with_generate answers held-out rows; give eval_rows")
@@ -224,6 +263,8 @@ def fingerprint_of(section: Train, exclude: Set[str] = frozenset()) -> dict[str,
     """The section without some fields, by the keys that workspaces were made with: others would make them stale."""
     dumped = section.model_dump(exclude=set(exclude))
     dumped[OLD_SAMPLE_STEPS] = dumped.pop("sample_steps")
+    if "lora" in dumped and not dumped["lora"]["target_experts"]:
+        del dumped["lora"]["target_experts"]
     return dumped
 
 
@@ -261,6 +302,8 @@ def not_servable(section: Train) -> str | None:
         return None
     if section.lora.use_dora:
         return "train.lora.use_dora: vLLM loads no DoRA adapters"
+    if section.lora.target_experts:
+        return "train.lora.target_experts: vLLM loads no adapters on experts as peft stores them"
     if section.lora.r > MAX_LORA_RANK:
         return f"train.lora.r: vLLM loads adapters of rank {MAX_LORA_RANK} at most"
     return None
@@ -300,5 +343,7 @@ class Merge(Section):
     generation: OwnSampling | None = Field(
         None, description="the merged model's own sampling, such as compare's sweep recommends; null: as the base's"
     )
-    max_shard_size: str = Field("2GB", description="size of one weight file")
+    max_shard_size: Annotated[str, Field(pattern=r"^[0-9]{1,6}(KB|MB|GB|KiB|MiB|GiB)$")] = Field(
+        "2GB", description="size of one weight file"
+    )
     num_cpus: Positive = Field(1, description="CPUs reserved for merging")

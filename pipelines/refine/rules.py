@@ -44,26 +44,40 @@ _LEAD = regex.compile(
 _TRAIL = regex.compile(
     r"""(?:
         [（(](?:注|备注|说明|或[：:]|解释|字数|共\d+字|\d+字)[^）)]*[）)]?
-        |希望(?:这|以上|您|你)[^。！!]{0,16}(?:喜欢|满意|符合|有?帮助|合适)
+        |(?:^|[。！!？?～~\n\s])(?:希望(?:这|以上|您|你)[^。！!]{0,16}(?:喜欢|满意|符合|有?帮助|合适))
         |(?:如果|如需|若)[^。！!]{0,20}(?:修改|调整|告诉我|更多|其他)
-        |(?:注|备注|说明|解释|字数|注意|温馨提示)[：:]
+        |(?<!\p{Han})(?:注|备注|说明|解释|字数|注意|温馨提示)[：:]
         |emoji\s*表情|表情包[：:]|以上(?:就)?是
         |\*\*$
     )""",
     regex.VERBOSE | regex.IGNORECASE,
 )
+_TRAIL_CHARACTERS = 80
+"""A remark stands at the end: so many characters are looked through."""
+_PLACEHOLDER = regex.compile(
+    r"[\[【（(](?:此处|这里|插入|填写|停顿|配图|图片|表情)[^\]】）)\n]{0,20}[\]】）)]"
+    r"|[\[【](?:您|你|对方)?的?(?:名字|姓名|称呼)[\]】]"
+)
+"""A stage direction (`[此处故意卖萌]`), or a gap that somebody should have filled."""
+_DECLINES = r"(?:无法|不能|没法|没有办法|不便|不会|不可以|不适合|不支持|未能|帮不了|难以)"
 _NON_ANSWER = regex.compile(
-    r"""(?:
-        ^\W*(?:好的[，,]?)?(?:当前|以下|下面|这|这里|为您|为你|我的?)?[^，。！!\n]{0,14}(?:祝福|文案|贺词|寄语|内容)[^，。！!\n]{0,8}
+    rf"""(?:
+        ^\W*(?:好的[，,]?)?(?:当前|以下|下面|这|这里|为您|为你|我的?)?[^，。！!\n]{{0,14}}(?:祝福|文案|贺词|寄语|内容)[^，。！!\n]{{0,8}}
             (?:如下|是|为|请看|请查收|生成(?:完毕|中)|有)?[：:。.…\s]*$
-        |^\W*(?:尊敬|敬爱|亲爱)的[^，。！!]{1,12}[：:，,]\s*$
-        |^\W*(?:好的|当然|没问题|收到|明白了?|可以)[，,。！!～~\s]*(?:请稍等|马上|我来|请问)?[^，。]{0,12}[。！!～~？?]*$
-        |抱歉|对不起，?我|很遗憾|作为一[个名][^，。]{0,6}(?:AI|人工智能|语言模型|助手)|我是一[个名]?[^，。]{0,6}(?:AI|人工智能|语言模型)
-        |(?:无法|不能|没法)(?:为您|为你|给您|给你)?(?:提供|生成|完成|满足|写|回答|处理)
-        |请(?:提供|告诉我|输入|问|补充|说明)[^。！!]{0,20}
+        |^\W*(?:尊敬|敬爱|亲爱)的[^，。！!\n]{{1,12}}[：:，,]\s*$
+        |^\W*[^，。！!：:\n]{{1,8}}[，,：:]?\s*[您你]好[呀啊]?[！!。～~，,：:\s]*$
+        |^\W*(?:好的|当然|没问题|收到|明白了?|可以)[，,。！!～~\s]*
+            (?:请稍等|马上|我来|请问)?[^，。\n]{{0,12}}[。！!～~？?]*$
+        |^\W*(?:非常|很|十分|真的?)?(?:抱歉|对不起|不好意思|遗憾)[，,！!。\s]*(?:[^。！!\n]{{0,24}}{_DECLINES}|$)
+        |^\W*(?:我|作为|目前|暂时|这边|本)[^。！!\n]{{0,16}}(?:AI|人工智能|语言模型)
+        |^\W*(?:我|本人|目前|暂时|作为|这边|系统)?[^。，！!\n]{{0,6}}{_DECLINES}(?:为您|为你|给您|给你|直接)?
+            (?:提供|生成|满足|撰?写|回答|处理|协助)
+        |^[^\n]{{0,30}}请(?:[您你])?(?:提供|告诉我|输入|补充|说明)[^。！!\n]{{0,20}}[。！!？?～~]*$
+        |^\W*请问[^。！!\n]{{0,30}}[？?]?$
     )""",
     regex.VERBOSE | regex.IGNORECASE,
 )
+"""Looked for at the beginning, or in an answer that holds nothing else: in its midst one may apologize, or ask."""
 
 
 def empty(text: str, expected: Expected) -> bool:
@@ -77,9 +91,15 @@ def non_answer(text: str, expected: Expected) -> bool:
 
 
 def explanation(text: str, expected: Expected) -> bool:
-    """A title, an announcement, a remark or a second version stands around the answer."""
+    """A title, an announcement, a remark, a stage direction or a second version stands around the answer.
+
+    Where the style allows no lines, a second line is one of them.
+    """
     text = text.strip()
-    return "\n" in text or _LEAD.search(text) is not None or _TRAIL.search(text) is not None
+    if "\n" in text and not expected.style.lines:
+        return True
+    end = text[-_TRAIL_CHARACTERS:]
+    return any(sign.search(part) is not None for sign, part in ((_LEAD, text), (_TRAIL, end), (_PLACEHOLDER, text)))
 
 
 def quotes(text: str, expected: Expected) -> bool:

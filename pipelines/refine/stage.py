@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from pipelines.artifacts.reports.rows import RowFiles, RowsReport
-from pipelines.artifacts.reports.synthesize import RefineExample, RefineOperator, RefineReport
+from pipelines.artifacts.reports.synthesize import Coverage, RefineExample, RefineOperator, RefineReport
 from pipelines.artifacts.rows import DROPPED, RowDigest, with_same_messages
 from pipelines.artifacts.shards import Attempt, Commit, Shard, read_tables, run_shards
 from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.errors import DataError, Problem, nearest
+from pipelines.errors import DataError, Problem, StageError, nearest
 from pipelines.llm.dispatch import missing_keys
 from pipelines.recipe.llm import NOT_IN_FINGERPRINT
 from pipelines.recipe.refine import Refine, RefineJudge
@@ -29,6 +29,8 @@ from pipelines.refine.rules import FIXES, RULES, Expected
 from pipelines.similarity.minhash import near_duplicates
 from pipelines.sources.manual_edits import Line, digest_of, read_edited, with_edits
 
+MAX_DRAWN_VALUES = 60
+"""Dimensions of more values than this are left out of the drawn coverage."""
 MAX_EXAMPLES = 3
 """Examples of each defect that the report shows."""
 EDITABLE = ("system", "query", "response", "messages")
@@ -74,7 +76,7 @@ class RefineStage(Stage[RefineInputs, RefineReport]):
     demands: Demands
 
     name: ClassVar[str] = "refine"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     @property
     def reports(self) -> type[RefineReport]:
@@ -108,9 +110,9 @@ class RefineStage(Stage[RefineInputs, RefineReport]):
         decisions = _decide(workspace, self.section, checked)
         seconds = time.monotonic() - began
         left = [{"index": c["index"], "path": c["files"]["rows"]} for c in checked]
-        work = _decisions_work(workspace, decisions)
+        work = _decisions_work(workspace, decisions, self.demands)
         commits = run_shards(place, "rows", lambda: left, work, concurrency=None, title="refine: what is left")
-        return _report(place, checked, commits, decisions, seconds)
+        return _report(place, checked, commits, decisions, self.demands, seconds)
 
 
 def cell_of(row: Mapping[str, Any], demands: Demands) -> dict[str, str]:
@@ -149,8 +151,12 @@ def apply_rules(
 
 def _rules_work(workspace: Workspace, section: Refine, demands: Demands) -> Callable[[Shard, Attempt], dict[str, Any]]:
     """The first pass: hold each row to the rules by itself."""
-    rules = [name for name in RULES if not section.rules or name in section.rules]
-    rules.sort(key=lambda name: name not in section.fix)  # mend first, so that lengths are those of what stays
+    # what is mended comes first, so that lengths are those of what stays
+    rules_in_order = sorted(RULES, key=lambda name: name not in section.fix)
+    rules = [name for name in rules_in_order if not section.rules or name in section.rules]
+    of_styles = {name for style in demands.styles.values() for name in style.rules or ()}
+    pair_of = _pair_of(demands)
+    reported = [name for name in rules_in_order if name in rules or name in of_styles]
 
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         with workspace.parquet_file(shard["path"]) as file:
@@ -158,13 +164,16 @@ def _rules_work(workspace: Workspace, section: Refine, demands: Demands) -> Call
         rows = [row for table in read_tables(workspace, [shard["path"]]) for row in table.to_pylist()]
         kept, dropped, examples = [], [], []
         mended: Counter[str] = Counter()
+        cells: Counter[tuple[str, str, str]] = Counter()
         for row in rows:
             cell = cell_of(row, demands)
             style = demands.styles.get(cell["style"], _ANY)
             expected = Expected(cell, style, demands.dimensions, section.aliases)
-            text, reason, changes = apply_rules(row["response"], expected, rules, section.fix)
+            applied = rules if style.rules is None else [name for name in rules_in_order if name in style.rules]
+            text, reason, changes = apply_rules(row["response"], expected, applied, section.fix)
             mended.update(changes)
             examples += [[name, row["row_id"], row["response"], text, ""] for name in changes]
+            cells[*pair_of(cell), reason or ""] += 1
             if reason is None:
                 kept.append(with_same_messages({**row, "response": text}, row))
                 continue
@@ -173,7 +182,14 @@ def _rules_work(workspace: Workspace, section: Refine, demands: Demands) -> Call
         _write(attempt, kept, schema, dropped)
         counts = Counter(row["operator"] for row in dropped)
         shown = _first_of_each(examples)
-        return {"rows": len(rows), "dropped": dict(counts), "mended": dict(mended), "examples": shown, "rules": rules}
+        return {
+            "rows": len(rows),
+            "dropped": dict(counts),
+            "mended": dict(mended),
+            "examples": shown,
+            "rules": reported,
+            "cells": [[*where, count] for where, count in cells.items()],
+        }
 
     return work
 
@@ -271,15 +287,55 @@ def _read_manual_edits(path: str, rows: list[dict[str, Any]], decisions: _Decisi
             decisions.dropped[row["pos"]] = MANUAL_EDITS, f"kept is false in {path}"
 
 
-def _decisions_work(workspace: Workspace, decisions: _Decisions) -> Callable[[Shard, Attempt], dict[str, Any]]:
+def _drawn_axes(demands: Demands) -> dict[str, list[str]]:
+    """The two dimensions, style among them, with the most values that can still be drawn; fewer if there are not."""
+    axes = {**demands.dimensions, "style": list(demands.styles)}
+    drawn = {name: values for name, values in axes.items() if 1 < len(values) <= MAX_DRAWN_VALUES}
+    largest = sorted(drawn, key=lambda name: -len(drawn[name]))[:2]
+    return {name: drawn[name] for name in drawn if name in largest}
+
+
+def _pair_of(demands: Demands) -> Callable[[Mapping[str, str]], tuple[str, str]]:
+    """A cell's values of those two dimensions, empty where there are not two."""
+    names = list(_drawn_axes(demands))
+    return lambda cell: (cell[names[0]], cell[names[1]]) if len(names) == 2 else ("", "")
+
+
+def _coverage(checked: list[Commit], commits: list[Commit], demands: Demands) -> Coverage | None:
+    axes = _drawn_axes(demands)
+    if len(axes) < 2:
+        return None
+    (down, rows), (across, columns) = axes.items()
+    places = {(row, column): (y, x) for y, row in enumerate(rows) for x, column in enumerate(columns)}
+    came, kept = ([[0] * len(columns) for _ in rows] for _ in range(2))
+    dropped: list[list[dict[str, int]]] = [[{} for _ in columns] for _ in rows]
+    for number, commit in enumerate([*checked, *commits]):
+        for row, column, operator, count in commit["result"]["cells"]:
+            if (row, column) not in places:
+                continue  # rows from elsewhere may hold values that the recipe does not list
+            y, x = places[row, column]
+            came[y][x] += count if number < len(checked) else 0
+            kept[y][x] += count if number >= len(checked) and not operator else 0
+            if operator:
+                dropped[y][x][operator] = dropped[y][x].get(operator, 0) + count
+    return Coverage(dimensions=[down, across], rows=rows, columns=columns, came=came, kept=kept, dropped=dropped)
+
+
+def _decisions_work(
+    workspace: Workspace, decisions: _Decisions, demands: Demands
+) -> Callable[[Shard, Attempt], dict[str, Any]]:
     """The second pass: carry out what was decided over all rows."""
+    pair_of = _pair_of(demands)
 
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         with workspace.parquet_file(shard["path"]) as file:
             schema = file.schema_arrow
         kept, dropped, edits = [], [], []
+        cells: Counter[tuple[str, str, str]] = Counter()
         for row in (row for table in read_tables(workspace, [shard["path"]]) for row in table.to_pylist()):
-            if row["pos"] in decisions.dropped:
+            operator = decisions.dropped[row["pos"]][0] if row["pos"] in decisions.dropped else ""
+            cells[*pair_of(cell_of(row, demands)), operator] += 1
+            if operator:
                 dropped.append(_dropped(row, *decisions.dropped[row["pos"]]))
                 continue
             line = decisions.edits.get(row["row_id"], {})
@@ -295,6 +351,7 @@ def _decisions_work(workspace: Workspace, decisions: _Decisions) -> Callable[[Sh
             "digest": digest.hexdigest(),
             "dropped": dict(counts),
             "edited": len(edits),
+            "cells": [[*where, count] for where, count in cells.items()],
             "examples": _first_of_each([*shown, *edits]),
         }
 
@@ -302,7 +359,12 @@ def _decisions_work(workspace: Workspace, decisions: _Decisions) -> Callable[[Sh
 
 
 def _report(
-    place: Place, checked: list[Commit], commits: list[Commit], decisions: _Decisions, seconds: float
+    place: Place,
+    checked: list[Commit],
+    commits: list[Commit],
+    decisions: _Decisions,
+    demands: Demands,
+    seconds: float,
 ) -> RefineReport:
     digest = RowDigest()
     dropped, mended = Counter[str](), Counter[str]()
@@ -320,6 +382,14 @@ def _report(
         operators.append(RefineOperator(operator=name, rows_in=rows, rows_out=left, changed=mended[name]))
         rows = left
     reasons = [f"{o.operator} {o.rows_in - o.rows_out}" for o in operators if o.rows_in != o.rows_out]
+    examples = _examples([*checked, *commits])
+    if before and not digest.rows:
+        first = [shown[0] for shown in examples.values() if shown[0].after is None][-1]
+        why = f", {first.why}" if first.why else ""
+        raise StageError(
+            f"refine: all {before} rows are dropped ({', '.join(reasons)}); see refine.rules, and what the styles "
+            f"allow. One of them is {first.row_id}{why}: {first.before[:80]}"
+        )
     if decisions.unjudged:
         reasons.append(f"kept without a judgement {decisions.unjudged.total()}")
     return RefineReport(
@@ -328,7 +398,8 @@ def _report(
         rows=digest.rows,
         operators=operators,
         unjudged=dict(decisions.unjudged),
-        examples=_examples([*checked, *commits]),
+        examples=examples,
+        coverage=_coverage(checked, commits, demands),
         seconds_for_verdicts=seconds,
         outputs=RowFiles(
             rows=place.relative(commit["files"]["rows"] for commit in commits),

@@ -2,24 +2,23 @@
 
 import io
 import json
-from pathlib import Path
 from typing import Any
 
-from pipelines.artifacts.files import created, require_new
+from pipelines.artifacts.files import Destination, created
 from pipelines.artifacts.reports.rows import RowsReport
 from pipelines.artifacts.rows import messages_of
 from pipelines.artifacts.shards import read_tables
 from pipelines.artifacts.stage import Output
 
 
-def export_conversations(output: Output[RowsReport], path: Path) -> int:
+def export_conversations(output: Output[RowsReport], destination: Destination) -> int:
     """Write a finished stage's rows to one JSON file, in their order; returns how many.
 
-    The file appears when it is whole. InputError where there is one already, or where it cannot be written.
+    The file appears when it is whole. InputError where it may not or cannot be written.
     """
-    require_new(path)
     count = 0
-    with created(str(path), str(path)) as sink, io.TextIOWrapper(sink, encoding="utf-8") as stream:
+    workspace = output.folder.workspace
+    with created(destination, workspace) as sink, io.TextIOWrapper(sink, encoding="utf-8") as stream:
         for table in read_tables(output.folder.workspace, output.paths(output.report.outputs.rows)):
             for row in table.to_pylist():
                 stream.write("[\n" if count == 0 else ",\n")

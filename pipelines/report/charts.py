@@ -116,8 +116,17 @@ def _box(at: list[float], y: float, number: int) -> str:
     )
 
 
-def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], shares: Sequence[Sequence[float]]) -> str:
-    """A grid of squares, the fuller the larger the share, crossed out where it is 0; values and shares as tooltips."""
+def heat_map(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    shares: Sequence[Sequence[float]],
+    notes: Sequence[Sequence[str]] = (),
+) -> str:
+    """A grid of squares, the fuller the larger the share, crossed out where it is 0.
+
+    Tooltips tell the values and the share, or what `notes` has for it.
+    """
     left, top = (20 + 13 * max(map(len, values)) for values in (rows, columns))
     width, height = max(WIDTH, left + 24 * len(columns) + 50), top + 20 * len(rows) + 6
     step = (width - left - 50) / len(columns)
@@ -132,7 +141,8 @@ def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], shares: Se
         parts.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{escape(row)}</text>')
         for number, share in enumerate(line):
             x = left + number * step
-            tip = f"<title>{escape(row)}, {escape(columns[number])}: {100 * share:.0f} %</title>"
+            note = notes[down][number] if notes else f"{100 * share:.0f} %"
+            tip = f"<title>{escape(row)}, {escape(columns[number])}: {escape(note)}</title>"
             if share:
                 box = f'x="{x:.1f}" y="{y}" width="{step - 2:.1f}" height="18"'
                 parts.append(f'<rect class="dot c2" {box} fill-opacity="{0.15 + 0.85 * share:.2f}">{tip}</rect>')

@@ -33,6 +33,7 @@ from pipelines.artifacts.reports.synthesize import RefineReport, SynthesizeRepor
 from pipelines.artifacts.reports.train import MergeReport, TrainReport
 from pipelines.artifacts.stage import Environment, Output, report_of
 from pipelines.artifacts.workspace import Workspace
+from pipelines.metrics.bootstrap import FEW_ROWS
 from pipelines.report.charts import heat_map, line_chart
 from pipelines.report.cleaning import analysis
 from pipelines.report.training import training
@@ -104,6 +105,7 @@ def _content(name: str, workspace: Workspace, done: Outputs, is_complete: bool) 
         "verdict": verdict(name, trained, evaluated),
         "grid": _grid(report_of(outputs, SynthesizeReport)),
         "refined": report_of(outputs, RefineReport),
+        "coverage": _coverage(report_of(outputs, RefineReport)),
         "analysis": analysis(report_of(outputs, AnalyzeReport), report_of(outputs, AnalyzeCleanReport)),
         "operators": cleaned.operators if cleaned else [],
         "changes": cleaned.samples if cleaned else [],
@@ -138,14 +140,29 @@ def _better(model: str, metric: str, delta: Interval, *, higher_is_better: bool)
     word = {"good": "beats the base", "bad": "is worse than the base", "": "does not differ clearly from the base"}[
         kind
     ]
-    return f"{metric}: {model} {word}, {delta.value:+.3f}, 95 % interval {delta.low:+.3f} to {delta.high:+.3f}."
+    if _is_of_few_rows(delta):
+        word = "cannot be judged against the base"
+    interval = f"95 % interval {delta.low:+.3f} to {delta.high:+.3f}{_of_rows(delta)}"
+    return f"{metric}: {model} {word}, {delta.value:+.3f}, {interval}."
 
 
 def _kind(delta: Interval, higher_is_better: bool) -> str:
-    """Whether a difference is good or bad, as far as its interval leaves out zero."""
-    if delta.low <= 0 <= delta.high:
+    """Whether a difference is good or bad, as far as its interval leaves out zero and rests on enough rows."""
+    if delta.low <= 0 <= delta.high or _is_of_few_rows(delta):
         return ""
     return "good" if (delta.value > 0) is higher_is_better else "bad"
+
+
+def _is_of_few_rows(delta: Interval) -> bool:
+    return delta.rows is not None and delta.rows < FEW_ROWS
+
+
+def _of_rows(delta: Interval) -> str:
+    """How many rows an interval rests on, as reports from before do not say."""
+    if delta.rows is None:
+        return ""
+    few = ", too few to judge" if _is_of_few_rows(delta) else ""
+    return f" (n = {delta.rows}{few})"
 
 
 def _grid(report: SynthesizeReport | None) -> dict[str, Any] | None:
@@ -162,6 +179,25 @@ def _grid(report: SynthesizeReport | None) -> dict[str, Any] | None:
     if report.cost is not None:
         facts.append(("cost", f"{report.cost} {report.currency}"))
     return {"chart": Markup(chart), "title": title, "facts": facts}
+
+
+def _coverage(report: RefineReport | None) -> dict[str, Any] | None:
+    """Which cells refine left how much of, and why the rest went."""
+    if report is None or report.coverage is None:
+        return None
+    coverage = report.coverage
+    title = f"Share of the answers that are kept, by {' and '.join(coverage.dimensions)}"
+    shares, notes = [], []
+    for came, kept, dropped in zip(coverage.came, coverage.kept, coverage.dropped, strict=True):
+        shares.append([left / max(all_, 1) for left, all_ in zip(kept, came, strict=True)])
+        told = [", ".join(f"{operator} {count}" for operator, count in reasons.items()) for reasons in dropped]
+        notes.append(
+            [
+                f"{left} of {all_} kept" + (f"; {why}" if why else "")
+                for left, all_, why in zip(kept, came, told, strict=True)
+            ]
+        )
+    return {"title": title, "chart": Markup(heat_map(title, coverage.rows, coverage.columns, shares, notes))}
 
 
 def _number(value: float) -> str:
@@ -233,7 +269,8 @@ def _shown_delta(name: str, delta: Interval | None) -> dict[str, str]:
     if delta is None:
         return {"text": "", "kind": ""}
     kind = "" if name in NO_BETTER else _kind(delta, name not in LOWER_IS_BETTER)
-    return {"text": f"{delta.value:+.3f} [{delta.low:+.3f}, {delta.high:+.3f}]", "kind": kind}
+    text = f"{delta.value:+.3f} [{delta.low:+.3f}, {delta.high:+.3f}]{_of_rows(delta)}"
+    return {"text": text, "kind": kind}
 
 
 def _quality(report: CompareReport) -> list[dict[str, Any]]:
@@ -290,7 +327,7 @@ def _judged(judge: JudgeResult) -> str:
     rate = judge.win_rate
     return (
         f"{judge.model} prefers {judge.tuned} to {judge.base} at a rate of {rate.value:.3f}, 95 % interval "
-        f"{rate.low:.3f} to {rate.high:.3f}: {counts}."
+        f"{rate.low:.3f} to {rate.high:.3f}{_of_rows(rate)}: {counts}."
     )
 
 

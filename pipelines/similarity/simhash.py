@@ -52,7 +52,7 @@ def _stripped(texts: pa.Array, lowercase: bool, ignore_pattern: str | None) -> p
     if not ignore_pattern:
         return texts
     if _ONE_CHARACTER.fullmatch(ignore_pattern):
-        data, offsets = _without(*utf8(texts), _class_of(ignore_pattern))
+        data, offsets = without_characters(*utf8(texts), _class_of(ignore_pattern))
         return pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(data))
     ignored = regex.compile(ignore_pattern)
     return pa.array([ignored.sub("", text) for text in texts.to_pylist()], type=pa.large_string())
@@ -167,7 +167,7 @@ def _simhash(data: Any, starts: Any, rows: Any, window: int, gap: int) -> Any:  
 
 
 @nb.njit(cache=True, nogil=True)
-def _without(data: Any, offsets: Any, dropped: Any) -> Any:  # pragma: no cover - compiled
+def without_characters(data: Any, offsets: Any, dropped: Any) -> Any:  # pragma: no cover - compiled
     """The texts without the code points marked in `dropped`, as bytes and row offsets."""
     kept, rows, size = np.empty(offsets[-1] - offsets[0], np.uint8), np.zeros(len(offsets), np.int64), 0
     for row in range(len(offsets) - 1):

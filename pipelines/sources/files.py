@@ -22,7 +22,7 @@ import xxhash
 
 from pipelines.artifacts.shards import Shard
 from pipelines.errors import DataError, InputError
-from pipelines.recipe.base import SHIPPED
+from pipelines.recipe.paths import shipped_path
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 COMPRESSIONS = (".gz", ".zst")
@@ -37,12 +37,6 @@ Numbered = tuple[int, dict[str, Any] | None, str]
 def is_hub(source: str) -> bool:
     """Whether a source is a data set on a model hub, which is downloaded before it is read."""
     return source.startswith(("modelscope://", "hf://"))
-
-
-def shipped_path(source: str) -> str:
-    """The path of a source that is shipped with the project, `recipes://FILE`; any other source as it is."""
-    scheme, _, name = source.partition("://")
-    return str(SHIPPED / name) if scheme == "recipes" else source
 
 
 def list_files(source: str) -> list[str]:

@@ -41,6 +41,7 @@ from pipelines.sources.files import (
     list_files,
     read_shard,
     sample_rows,
+    shipped_path,
 )
 from pipelines.sources.recode import as_utf8, is_utf8, remove_copies
 
@@ -276,3 +277,24 @@ def _too_many_broken(place: Place, section: Ingest, adapter: str, broken: int, c
         f"{section.max_broken}. Mend them, or raise it to set them aside"
     )
     return DataError("\n".join([head, *lines, *more]))
+
+
+def first_rows(section: Ingest, count: int) -> list[dict[str, Any]]:
+    """The first rows of the source's first file, canonical, to look at before the source is read.
+
+    Rows that cannot be read are passed over. None from hubs, object storage and files in another encoding.
+    """
+    if "://" in shipped_path(section.source) or not is_utf8(section.encoding):
+        return []
+    files = list_files(section.source)
+    rows = sample_rows(files[0], count)
+    if section.adapter == "columns":
+        return [row for row in rows if "row_id" in row]
+    adapter = ADAPTERS[_adapter_for(section, files)[0]]
+    found: list[dict[str, Any]] = []
+    for number, row in enumerate(rows):
+        with suppress(ValueError):
+            place = {"row_id": f"{PurePosixPath(files[0]).name}:{number + 1}", "pos": number}
+            canonical = {**with_system(adapter.read(row), section.system), **place, **own_id(row)}
+            found.append(replaced(canonical, section.replace))
+    return found

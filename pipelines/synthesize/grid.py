@@ -5,15 +5,21 @@ its training input) follows from the seed, the cell's values and the sample's nu
 gives the same prompts, and adding a value to a dimension leaves all other prompts as they were.
 """
 
+import hashlib
+import json
 import random
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+import numpy as np
 
 from pipelines.artifacts.reports.synthesize import CompatibilityMap
-from pipelines.llm.requests import ChatRequest, key_of
-from pipelines.recipe.synthesize import Synthesize, fits
+from pipelines.llm.ledger import Keys
+from pipelines.llm.requests import ChatRequest, Positions, key_of
+from pipelines.recipe.synthesize import Synthesize, matches
 from pipelines.synthesize.shapes import Conversation, conversations, response_format
 
+CHUNK = 8192
+"""Positions that are looked at together."""
 MAX_DRAWN_VALUES = 60
 """Dimensions of more values than this, such as passages, are left out of the map."""
 
@@ -29,6 +35,13 @@ class Grid:
         self.response_format = response_format(section.answer)
         self._more = {"response_format": self.response_format} if self.response_format else {}
         self.axes = {**section.dimensions, "style": list(section.styles)}
+        self._matching = [
+            {
+                name: np.array([matches(value, patterns) for value in self.axes[name]], np.bool_)
+                for name, patterns in rule.where.items()
+            }
+            for rule in section.compatibility
+        ]
 
     @property
     def size(self) -> int:
@@ -47,36 +60,82 @@ class Grid:
             cell[name] = values[index]
         return {name: cell[name] for name in self.axes}
 
-    def cells(self) -> Iterator[dict[str, str]]:
-        """The cells that fit, in order."""
-        cells = (self.cell(pos) for pos in range(0, self.size, self.section.samples_per_cell))
-        return (cell for cell in cells if fits(self.section.compatibility, cell))
-
     def positions(self, start: int = 0, stop: int | None = None) -> Iterator[int]:
         """The positions from `start` up to `stop` whose cells fit, in order."""
-        samples = self.section.samples_per_cell
         end = self.size if stop is None else stop
-        for first in range(start - start % samples, end, samples):
-            if fits(self.section.compatibility, self.cell(first)):
-                yield from range(max(first, start), min(first + samples, end))
+        for first in range(start, end, CHUNK):
+            yield from self.fitting(first, min(first + CHUNK, end)).tolist()
+
+    def indices(self, positions: Positions) -> dict[str, Positions]:
+        """Of each axis the number of its value at each position."""
+        numbers = positions // self.section.samples_per_cell
+        found: dict[str, Positions] = {}
+        for name, values in reversed(self.axes.items()):
+            numbers, found[name] = np.divmod(numbers, len(values))
+        return {name: found[name] for name in self.axes}
+
+    def fitting(self, start: int, stop: int) -> Positions:
+        """The positions whose cells fit; the rules are looked up in whole columns."""
+        positions = np.arange(start, stop)
+        if not self.section.compatibility:
+            return positions
+        indices = self.indices(positions)
+        is_asked = np.ones(len(positions), np.bool_)
+        for rule, matching in zip(self.section.compatibility, self._matching, strict=True):
+            matched = [matching[name][indices[name]] for name in matching]
+            is_asked[np.logical_and.reduce(matched)] = rule.fits
+        return positions[is_asked]
+
+    def keys(self, start: int, stop: int) -> tuple[Positions, Keys]:
+        """The positions whose cells fit with the keys of their requests, as `request` makes them."""
+        positions = self.fitting(start, stop)
+        section, escape = self.section, json.encoder.encode_basestring
+        draws = len(section.injections) > 1 or any(style.num_examples for style in section.styles.values())
+        system = [{"role": "system", "content": section.system}] if section.system else []
+        head = json.dumps(
+            [section.model, [*system, {"content": "", "role": "user"}]], ensure_ascii=False, sort_keys=True
+        )
+        before, after = head.removesuffix('"", "role": "user"}]]'), ', "role": "user"}], '
+        parameters = {**section.generation.model_dump(exclude_none=True), **self._more}
+        after += json.dumps(parameters, ensure_ascii=False, sort_keys=True) + ", {"
+        names = list(self.axes)
+        written = [(name, escape(name)) for name in sorted(names)]
+        columns = [column.tolist() for column in self.indices(positions).values()]
+        samples = (positions % section.samples_per_cell).tolist()
+        keys = bytearray()
+        for row, sample in zip(zip(*columns, strict=True), samples, strict=True):
+            cell = {name: self.axes[name][number] for name, number in zip(names, row, strict=True)}
+            draw = self._draw(cell, sample) if draws else None
+            prompt = escape(self._prompt(cell, draw))
+            told = ", ".join([f"{label}: {escape(cell[name])}" for name, label in written])
+            keys += hashlib.sha256(f"{before}{prompt}{after}{told}}}, {sample}]".encode()).digest()[:16]
+        return positions, np.frombuffer(bytes(keys), "V16")
+
+    def _draw(self, cell: Mapping[str, str], sample: int) -> random.Random:
+        return random.Random("\0".join([str(self.seed), *cell.values(), str(sample)]))
+
+    def _prompt(self, cell: Mapping[str, str], draw: random.Random | None) -> str:
+        """The prompt of a cell; without `draw` nothing in it is drawn."""
+        style = self.section.styles[cell["style"]]
+        injections = self.section.injections
+        fields = {
+            **cell,
+            "injection": draw.choice(injections) if draw else injections[0],
+            "examples": "\n".join(draw.sample(style.examples, style.num_examples)) if draw else "",
+            "max_length": style.max_length or "",
+        }
+        return style.template.format_map(fields).strip()
 
     def request(self, pos: int) -> ChatRequest:
         """The request at `pos`."""
         cell = self.cell(pos)
         sample = pos % self.section.samples_per_cell
-        style = self.section.styles[cell["style"]]
-        draw = random.Random("\0".join([str(self.seed), *cell.values(), str(sample)]))
-        prompt = style.template.format_map(
-            {
-                **cell,
-                "injection": draw.choice(self.section.injections),
-                "examples": "\n".join(draw.sample(style.examples, style.num_examples)),
-                "max_length": style.max_length or "",
-            }
-        )
-        query = draw.choice(self.section.queries or [""]).format_map(cell) + style.query_suffix
+        draw = self._draw(cell, sample)
+        prompt = self._prompt(cell, draw)
+        suffix = self.section.styles[cell["style"]].query_suffix
+        query = draw.choice(self.section.queries or [""]).format_map(cell) + suffix
         system = [{"role": "system", "content": self.section.system}] if self.section.system else []
-        messages = [*system, {"role": "user", "content": prompt.strip()}]
+        messages = [*system, {"role": "user", "content": prompt}]
         key = key_of(self.section, messages, cell, sample, **self._more)
         return ChatRequest(pos, cell, sample, messages, query, key)
 
@@ -101,11 +160,14 @@ def compatibility_map(grid: Grid) -> CompatibilityMap | None:
     if len(axes) < 2:
         return None
     down, across = sorted(sorted(axes, key=lambda name: -len(axes[name]))[:2], key=list(axes).index)
-    fitting = Counter((cell[down], cell[across]) for cell in grid.cells())
-    each = grid.size // grid.section.samples_per_cell // (len(axes[down]) * len(axes[across]))
+    fitting = np.zeros((len(axes[down]), len(axes[across])), np.int64)
+    for start in range(0, grid.size, CHUNK):
+        indices = grid.indices(grid.fitting(start, min(start + CHUNK, grid.size)))
+        np.add.at(fitting, (indices[down], indices[across]), 1)
+    each = grid.size // (len(axes[down]) * len(axes[across]))
     return CompatibilityMap(
         dimensions=[down, across],
         rows=axes[down],
         columns=axes[across],
-        shares=[[fitting[row, column] / each for column in axes[across]] for row in axes[down]],
+        shares=(fitting / each).tolist(),
     )

@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import InputError
-from pipelines.llm.dispatch import LedgerState, Positions, look_up
+from pipelines.llm.dispatch import LedgerState, look_up
 from pipelines.llm.ledger import LedgerRecord, LedgerWriter
-from pipelines.llm.requests import Outcome, OutcomeKind, checked, record_of
+from pipelines.llm.requests import Outcome, OutcomeKind, Positions, checked, record_of
 from pipelines.llm.vllm_batch import Completion, Prompt, complete, require_room
 from pipelines.models.resolve import resolve
 from pipelines.models.served import ServedModel

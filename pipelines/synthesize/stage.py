@@ -21,14 +21,13 @@ from pipelines.llm.coordinator import cost_of
 from pipelines.llm.dispatch import (
     CHUNK,
     LedgerState,
-    Positions,
     dispatch,
     has_every_record,
     missing_keys,
     read_answers,
 )
 from pipelines.llm.ledger import LedgerIndex, read_index
-from pipelines.llm.requests import MAX_CONVERSATIONS, ChatRequest
+from pipelines.llm.requests import MAX_CONVERSATIONS, ChatRequest, Positions
 from pipelines.recipe.llm import NOT_IN_FINGERPRINT
 from pipelines.recipe.serve import Serve
 from pipelines.recipe.synthesize import Synthesize
@@ -46,7 +45,7 @@ class SynthesizeStage(Stage[Inputs, SynthesizeReport]):
     seed: int
 
     name: ClassVar[str] = "synthesize"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     @property
     def reports(self) -> type[SynthesizeReport]:
@@ -102,10 +101,14 @@ def schema(section: Synthesize) -> pa.Schema:
 
 
 def _writer(workspace: Workspace, grid: Grid) -> Callable[[Shard, Attempt], dict[str, Any]]:
+    import ray
+
+    shared = ray.put(read_index(workspace))  # once for all shards
+
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
-        index = read_index(workspace)
+        index: LedgerIndex = ray.get(shared)
         positions = list(grid.positions(shard["start"], min(shard["start"] + CHUNK, grid.size)))
-        rows, failures = _rows(workspace, grid, index, positions)
+        rows, failures, estimated = _rows(workspace, grid, index, positions)
         table = pa.Table.from_pylist(rows, schema=schema(grid.section))
         digest = RowDigest()
         digest.update(table)
@@ -113,12 +116,13 @@ def _writer(workspace: Workspace, grid: Grid) -> Callable[[Shard, Attempt], dict
             writer.write_table(table)
         with attempt.writer("dropped", DROPPED) as writer:
             writer.write_table(pa.Table.from_pylist(failures, schema=DROPPED))
-        keys = [grid.request(pos).key for pos in positions]
+        _, keys = grid.keys(shard["start"], min(shard["start"] + CHUNK, grid.size))
         return {
             "rows": digest.rows,
             "digest": digest.hexdigest(),
             "failures": dict(Counter(failure["reason"] for failure in failures)),
             "tokens": index.tokens(keys),
+            "estimated": estimated,
         }
 
     return work
@@ -126,10 +130,11 @@ def _writer(workspace: Workspace, grid: Grid) -> Callable[[Shard, Attempt], dict
 
 def _rows(
     workspace: Workspace, grid: Grid, index: LedgerIndex, positions: Sequence[int]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Conversations of the positions that have an answer, and what is left of the others."""
-    rows, failures = [], []
-    for request, known in read_answers(workspace, index, [grid.request(pos) for pos in positions]):
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+    """Conversations of the positions that have an answer, what is left of the others, and how many tell no tokens."""
+    rows, failures, estimated = [], [], 0
+    for request, known in read_answers(workspace, grid, index, positions):
+        estimated += known.get("estimated", False)
         place = {"row_id": request.name, "pos": request.pos}
         if "reason" in known:
             failures.append(
@@ -137,7 +142,7 @@ def _rows(
             )
             continue
         rows += _conversations(grid, request, known["text"])
-    return rows, failures
+    return rows, failures, estimated
 
 
 def _conversations(grid: Grid, request: ChatRequest, text: str) -> list[dict[str, Any]]:
@@ -162,11 +167,12 @@ def _conversations(grid: Grid, request: ChatRequest, text: str) -> list[dict[str
 
 
 def _report(place: Place, grid: Grid, commits: list[Commit]) -> SynthesizeReport:
-    digest, failures, tokens = RowDigest(), Counter[str](), [0, 0]
+    digest, failures, tokens, estimated = RowDigest(), Counter[str](), [0, 0], 0
     for commit in commits:
         result = commit["result"]
         digest.add(result["digest"], result["rows"])
         failures.update(result["failures"])
+        estimated += result.get("estimated", 0)  # a run that an earlier version began says nothing of it
         tokens = [total + count for total, count in zip(tokens, result["tokens"], strict=True)]
     reasons = ", ".join(f"{reason} {count}" for reason, count in failures.most_common())
     if not digest.rows:
@@ -174,6 +180,8 @@ def _report(place: Place, grid: Grid, commits: list[Commit]) -> SynthesizeReport
     price = grid.section.price
     cost = cost_of(price, *tokens)
     paid = f", {cost:.4f} {price.currency}" if price else ""
+    if estimated:
+        paid += f" (tokens of {estimated} answers are estimated, the endpoint reports none)"
     return SynthesizeReport(
         summary=f"{digest.rows} conversations{f', failed: {reasons}' if reasons else ''}{paid}",
         digest=digest.hexdigest(),
@@ -183,6 +191,7 @@ def _report(place: Place, grid: Grid, commits: list[Commit]) -> SynthesizeReport
         output_tokens=tokens[1],
         cost=str(cost) if price else None,
         currency=price.currency if price else None,
+        estimated=estimated,
         outputs=RowFiles(
             rows=place.relative(commit["files"]["rows"] for commit in commits),
             dropped=place.relative(commit["files"]["dropped"] for commit in commits),

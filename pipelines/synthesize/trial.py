@@ -8,8 +8,9 @@ import numpy as np
 from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import InputError
 from pipelines.llm.coordinator import cost_of
-from pipelines.llm.dispatch import Positions, look_up
+from pipelines.llm.dispatch import look_up
 from pipelines.llm.ledger import RecordKind, read_index, read_payloads
+from pipelines.llm.requests import Positions
 from pipelines.recipe.llm import Endpoint
 from pipelines.recipe.serve import Serve
 from pipelines.recipe.synthesize import Synthesize
@@ -57,14 +58,13 @@ def _measure(workspace: Workspace, grid: Grid, positions: Positions) -> Measured
     requests = [grid.request(int(pos)) for pos in positions]
     index = read_index(workspace)
     numbers = index.find([request.key for request in requests])
-    entries = index.entries[numbers]
     payloads = [json.loads(payload) for payload in read_payloads(workspace, index, numbers.tolist())]
     answers = [(r.name, known["text"]) for r, known in zip(requests, payloads, strict=True) if "reason" not in known]
     return Measured(
         requests=len(requests),
-        failed=int((entries["kind"] == RecordKind.FAILURE).sum()),
-        input_tokens=float(entries["input"].mean()),
-        output_tokens=float(entries["output"].mean()),
+        failed=int((index.kind[numbers] == RecordKind.FAILURE).sum()),
+        input_tokens=float(index.input[numbers].mean()),
+        output_tokens=float(index.output[numbers].mean()),
         seconds=sum(known["seconds"] for known in payloads) / len(payloads),
         shown=answers[:5],
     )

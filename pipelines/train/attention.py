@@ -4,9 +4,15 @@ Registered with transformers under NAME. The work is the sum of the samples' squ
 On CUDA it is one call of PyTorch's own variable-length flash attention; elsewhere one call per sample.
 """
 
-from inspect import signature
+import ast
+from importlib.util import find_spec
+from inspect import getmodule, getsource, signature
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
+
+from pipelines.errors import Problem, StageError
+from pipelines.recipe.train import Train
 
 FLASH_CAPABILITY = (8, 0)
 """The least CUDA compute capability that flash attention runs on."""
@@ -21,6 +27,18 @@ def register() -> None:
     AttentionInterface.register(NAME, per_sample_attention)
 
 
+UNDERSTOOD = frozenset(
+    {
+        *("scaling", "dropout", "sliding_window", "softcap", "s_aux", "cu_seq_lens_q", "max_length_q"),
+        *("cu_seq_lens_k", "max_length_k"),  # the same as for queries: samples attend to themselves
+        "position_ids",  # what attends to what follows from the bounds; rotation was done before
+        "is_causal",  # where it is not false
+        *("use_cache", "output_attentions", "output_hidden_states", "past_key_values"),  # where they are not true
+    }
+)
+"""The arguments that models may hand to attention."""
+
+
 def per_sample_attention(
     module: Any,
     query: Any,
@@ -33,24 +51,110 @@ def per_sample_attention(
     cu_seq_lens_q: Any,
     max_length_q: int,
     sliding_window: int | None = None,
-    **_: Any,
+    softcap: float | None = None,
+    s_aux: Any = None,
+    **others: Any,
 ) -> tuple[Any, None]:
     """Causal attention of each sample by itself.
 
     `query` [1, heads, tokens, width]; `key` and `value` may have fewer heads; returns [1, tokens, heads, width]. Where
-    ranks share a row, the tokens are this rank's part of it, and `cu_seq_lens_q` the bounds in all of it.
+    ranks share a row, the tokens are this rank's part of it, and `cu_seq_lens_q` the bounds in all of it. `softcap`
+    bounds the scores by a tanh (Gemma 2); `s_aux` [heads] are scores of a sink that takes a share of the attention
+    (gpt-oss). StageError for any other argument that could change the result.
     """
     # here, because torch stands behind it, and the driver imports this file with loop.py
     from pipelines.train.sequence import sequence_group, to_heads, to_tokens
 
-    shared = sequence_group().size > 1
+    _require_understood(module, attention_mask, others)
+    group = sequence_group()
+    shared = group.size > 1
     if shared:
         query, key, value = to_heads(query), to_heads(key), to_heads(value)
-    if dropout == 0 and _has_flash(query):
+        s_aux = None if s_aux is None else s_aux.reshape(group.size, -1)[group.rank]
+    if softcap is not None or s_aux is not None:
+        output = _with_scores(query, key, value, scaling, dropout, cu_seq_lens_q, sliding_window, softcap, s_aux)
+    elif dropout == 0 and _has_flash(query):
         output = _flash(query, key, value, scaling, cu_seq_lens_q, max_length_q, sliding_window)
     else:
         output = _one_by_one(query, key, value, scaling, dropout, cu_seq_lens_q, sliding_window)
     return (to_tokens(output) if shared else output).transpose(1, 2).contiguous(), None
+
+
+def _require_understood(module: Any, attention_mask: Any, others: dict[str, Any]) -> None:
+    """StageError where a model asks for attention that is not computed here."""
+    asked = {name for name, value in others.items() if name not in UNDERSTOOD and value is not None}
+    asked |= {name for name in ("use_cache", "output_attentions", "output_hidden_states") if others.get(name)}
+    asked |= {name for name in ("past_key_values",) if others.get(name) is not None}
+    if attention_mask is not None:
+        asked.add("attention_mask")
+    if others.get("is_causal", getattr(module, "is_causal", True)) is False:
+        asked.add("is_causal=False")
+    if asked:
+        raise StageError(
+            f"train.model: {type(module).__name__} asks for attention with {', '.join(sorted(asked))}, which training "
+            "does not compute; use another model"
+        )
+
+
+def attention_problems(section: Train, model: Path) -> list[Problem]:
+    """Why the layers of a model in a folder cannot be trained as the section says; nothing where they can.
+
+    A recurrent or convolutional layer goes from sample to sample, so that such a model trains one sample at a time.
+    """
+    if find_spec("transformers") is None:
+        return []
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (ValueError, OSError, KeyError):
+        return []  # what no class reads is said where the model is looked up
+    text = config.get_text_config()
+    kind = next(
+        (MODEL_FOR_CAUSAL_LM_MAPPING[type(c)] for c in (text, config) if type(c) in MODEL_FOR_CAUSAL_LM_MAPPING), None
+    )
+    if kind is None:
+        return []
+    name, problems = text.model_type, []
+    types = set(getattr(text, "layer_types", None) or [])
+    if has_state(kind, types):
+        one_by_one = {"packing": False, "per_device_train_batch_size": 1, "sequence_parallel_size": 1}
+        for key, wanted in one_by_one.items():
+            if getattr(section, key) != wanted:
+                message = f"{name} has recurrent or convolutional layers, which go from one sample to the next"
+                problems.append(Problem(f"train.{key}", f"{message}; give {str(wanted).lower()}"))
+    source = ast.parse(getsource(getmodule(kind)))
+    if not any("Attention" in node.name for node in ast.walk(source) if isinstance(node, ast.ClassDef)):
+        return problems
+    if not kind._supports_attention_backend:
+        message = f"{name} computes attention outside transformers' attention interface, so samples would not be kept"
+        return [*problems, Problem("train.model", f"{message} apart; use another model")]
+    if unknown := _arguments_of_attention(source) - UNDERSTOOD:
+        message = f"{name} computes attention with {', '.join(sorted(unknown))}, which training does not"
+        problems.append(Problem("train.model", f"{message}; use another model"))
+    chunk = getattr(text, "attention_chunk_size", None)
+    if chunk and "chunked_attention" in types and section.max_length > chunk:
+        message = (
+            f"{name} attends within chunks of {chunk} tokens, which training does not compute; give at most {chunk}"
+        )
+        problems.append(Problem("train.max_length", message))
+    return problems
+
+
+ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+"""transformers' names of layers in which a token sees others by attention alone."""
+
+
+def has_state(kind: Any, layer_types: set[str]) -> bool:
+    """Whether a model class has layers that hand a state, or a token's neighbours, from one token to the next."""
+    return bool(kind._is_stateful or layer_types - ATTENTION_LAYERS)
+
+
+def _arguments_of_attention(source: ast.Module) -> set[str]:
+    """The keywords with which the source of a model calls transformers' attention interface."""
+    calls = (node for node in ast.walk(source) if isinstance(node, ast.Call))
+    own = (call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "attention_interface")
+    return {keyword.arg for call in own for keyword in call.keywords if keyword.arg}
 
 
 def _has_flash(query: Any) -> bool:
@@ -115,4 +219,41 @@ def _one_by_one(
                 enable_gqa=grouped,
             )
         )
+    return torch.cat(outputs, dim=2)
+
+
+def _with_scores(
+    query: Any,
+    key: Any,
+    value: Any,
+    scaling: float | None,
+    dropout: float,
+    cu_seq_lens_q: Any,
+    sliding_window: int | None,
+    softcap: float | None,
+    sinks: Any,
+) -> Any:
+    """Attention of each sample by its matrix of scores, for what PyTorch's own attention does not compute."""
+    import torch
+
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    groups = query.shape[1] // key.shape[1]
+    key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    outputs = []
+    for begin, end in pairwise(cu_seq_lens_q.tolist()):
+        scores = query[:, :, begin:end] @ key[:, :, begin:end].transpose(2, 3) * scale
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        places = torch.arange(end - begin, device=query.device)
+        distance = places[:, None] - places[None, :]
+        seen = distance >= 0
+        if sliding_window is not None:
+            seen &= distance < sliding_window
+        scores = scores.float().masked_fill(~seen, float("-inf"))
+        if sinks is not None:
+            sink = sinks.float().reshape(1, -1, 1, 1).expand(1, -1, end - begin, 1)
+            scores = torch.cat([scores, sink], dim=-1)
+        weights = torch.softmax(scores, dim=-1)[..., : end - begin].to(value.dtype)
+        weights = torch.nn.functional.dropout(weights, dropout, training=dropout > 0)
+        outputs.append(weights @ value[:, :, begin:end])
     return torch.cat(outputs, dim=2)

@@ -6,15 +6,21 @@ checkpoints/checkpoint-<step>/     what each rank owns, written by that rank: Ze
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
+
+from pipelines.artifacts.workspace import sync_folder, sync_tree
 
 PREFIX = "checkpoint-"
 MANIFEST = "complete.json"
 
 
 def mark_complete(folder: Path) -> None:
-    """Write the manifest of a checkpoint that every rank has finished writing."""
+    """Write the manifest of a checkpoint that every rank has finished writing, once all of it is on disk."""
+    sync_tree(str(folder))
+    for above in (folder.parent, folder.parent.parent):  # the first checkpoint makes the folder of all
+        sync_folder(str(above))
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     replace_text(folder / MANIFEST, json.dumps(sizes, indent=1))
 
@@ -61,8 +67,9 @@ def replace_text(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)
+    sync_folder(str(path.parent))
 
 
 def _checkpoints(root: Path) -> list[Path]:
-    names = [path for path in root.glob(f"{PREFIX}*") if path.is_dir() and path.name.removeprefix(PREFIX).isdigit()]
-    return sorted(names, key=step_of)
+    folders = [path for path in root.glob(f"{PREFIX}*") if path.is_dir()]
+    return sorted((path for path in folders if re.fullmatch(r"[0-9]{1,15}", path.name[len(PREFIX) :])), key=step_of)

@@ -52,6 +52,7 @@ def flops_of(section: Train, model: Path, device: str, devices: int) -> Flops | 
 def _token_flops(section: Train, shapes: Shapes) -> tuple[int, int]:
     """FLOPs of one token forward and backward, and of the output matrix for one token with loss."""
     weights, head = sum(out * into for out, into in linear(shapes).values()), shapes.hidden * shapes.vocabulary
+    weights += sum(shapes.experts_per_token * out * into for _, out, into in shapes.experts.values())
     if section.method == "full":
         return 6 * weights, 6 * head
     return 4 * weights + 6 * trained_parameters(section, shapes), 4 * head

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.kill_with_parent import arm
-from pipelines.models.resolve import quiet_transformers
+from pipelines.models.quiet import quiet_transformers
 from pipelines.train.arguments import dtype_of, training_arguments
 from pipelines.train.attention import register as register_attention
 from pipelines.train.checkpoint import complete_checkpoints, remove_incomplete, step_of

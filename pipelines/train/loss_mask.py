@@ -1,19 +1,36 @@
-"""Chats to tokens and labels, by the model's own chat template: loss on the assistant's turns only."""
+"""Chats to tokens and labels, by the model's own chat template: loss on what the assistant writes, and proof of it.
 
+A turn is trained as inference asks for it. Its prompt is the rendering of the turns before it with the generation
+prompt, tokenized by itself, because that is what a server sends. The loss begins where the prompt ends, and ends with
+the control tokens that end the turn. Marks in the texts, characters that no text has, tell where the template put them.
+"""
+
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from jinja2 import TemplateError
 
 from pipelines.errors import DataError
+from pipelines.models.tokenizer import template_source
 
 IGNORE_INDEX = -100
 """Label of a token without loss, as PyTorch's cross entropy has it."""
 
-PRIVATE_USE = range(0xE000, 0xF8FF)
-"""Code points that no text uses; one of them marks where control tokens in data are broken up."""
+MARKS = range(0xF0000, 0x110000)
+"""Private code points of which those that a chat does not use mark places in its texts."""
+
+SPOKEN = ("content", "reasoning")
+"""What a turn says in text."""
+
+EMPTY_THOUGHT = "\n</think>\n\n"
+"""How DeepSeek-R1 ends a thought, for templates that open one in the generation prompt and write none in a turn."""
+
+Turn = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -22,81 +39,411 @@ class Encoded:
 
     tokens: list[int]
     labels: list[int]
+    apart: tuple[int, ...] = ()
+    """Places of assistant's turns without loss here, because inference sends another prompt for them than stands
+    here, or ends them otherwise: templates that leave thoughts out of the history do that."""
 
 
-def with_system(messages: list[dict[str, str]], system: str | None) -> list[dict[str, str]]:
+def with_system(messages: list[Turn], system: str | None) -> list[Turn]:
     """The messages with a system prompt before them, where they bring none."""
     if system is None or (messages and messages[0]["role"] == "system"):
         return messages
     return [{"role": "system", "content": system}, *messages]
 
 
-def encode(tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[dict[str, str]]) -> Encoded:
-    """One chat as the model's template renders it.
+def require_texts(messages: Sequence[Turn]) -> None:
+    """DataError for an empty question or answer, which no one asks or gives."""
+    if not any(turn["role"] == "user" for turn in messages):
+        raise DataError("it has no question; remove the row, or clean with text_length_filter: {min_len: 1}")
+    for number, turn in enumerate(messages, 1):
+        if turn["role"] in ("user", "assistant") and not turn["content"].strip() and not turn.get("tool_calls"):
+            what = "question" if turn["role"] == "user" else "answer"
+            raise DataError(f"turn {number}, {what}, is empty; remove the row, or the turn with its neighbour")
 
-    Loss is on what the assistant writes, with the token that ends its turn. A control token that stands in a
-    message stays text. Raises DataError where the template does not render turn by turn.
+
+def turns_for(messages: Sequence[Turn], places: Sequence[int]) -> list[Turn]:
+    """The chat up to the last of some assistant's turns, with loss on those alone."""
+    return [
+        turn if turn["role"] != "assistant" or place in places else {**turn, "loss": False}
+        for place, turn in enumerate(messages[: places[-1] + 1])
+    ]
+
+
+def encode(tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[Turn], tools: str | None = None) -> Encoded:
+    """One chat as the model's template renders it, up to the last turn that has loss.
+
+    Loss is on the assistant's turns but those whose `loss` is false. A control token that stands in a text stays text.
+    `tools` is JSON, as a row has it. DataError where the mask cannot be proven: where a template leaves a text out or
+    changes it, or renders the turns before an answer differently once it is there.
     """
+    _require_template(tokenizer)
+    messages = [_thought_apart(turn, control) for turn in messages]
+    trained = [place for place, turn in enumerate(messages) if has_loss(turn)]
+    if not trained:
+        return Encoded([], [])
+    *earlier, last = trained
+    whole = _encode_turn(tokenizer, control, messages[: last + 1], tools)
+    labels = [IGNORE_INDEX] * len(whole.tokens)
+    labels[whole.begin : whole.end] = whole.tokens[whole.begin : whole.end]
+    apart = []
+    for place in earlier:
+        alone = _encode_turn(tokenizer, control, messages[: place + 1], tools)
+        if _stands_in(tokenizer, control, alone, whole):
+            labels[alone.begin : alone.end] = whole.tokens[alone.begin : alone.end]
+        else:
+            apart.append(place)
+    return Encoded(whole.tokens, labels, tuple(apart))
+
+
+@dataclass(frozen=True)
+class AnsweredTurn:
+    """A chat up to one answer: its tokens, the first `prompt` of which a server would send, and where loss is."""
+
+    tokens: list[int]
+    prompt: int
+    begin: int
+    end: int
+    ended_by_us: bool
+    """Whether its last token with loss is the tokenizer's end of sequence, because the template writes none."""
+
+
+def has_loss(turn: Turn) -> bool:
+    return turn["role"] == "assistant" and turn.get("loss") is not False
+
+
+def _require_template(tokenizer: Any) -> None:
     if tokenizer.chat_template is None:
         raise DataError(
             "train.model: its tokenizer has no chat template; "
             "use an instruction-tuned model, or give train.chat_template"
         )
-    mark = _unused_mark(messages)
-    safe = [{**turn, "content": _broken_up(turn["content"], control, mark)} for turn in messages]
-    text = _render(tokenizer, safe)
-    text, spans = _assistant_spans(tokenizer, control, safe, text)
-    tokens: list[int] = []
-    labels: list[int] = []
-    begin = 0
-    for piece in text.split(mark):
-        encoded = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
-        tokens += encoded["input_ids"]
-        for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            inside = any(first <= begin + start and begin + end <= last for first, last in spans)
-            labels.append(token if inside else IGNORE_INDEX)
-        begin += len(piece) + len(mark)
-    return Encoded(tokens, labels)
+    if not tokenizer.is_fast:
+        raise DataError(
+            "train.model: its tokenizer does not say where in a text its tokens stand, so no mask can be proven; "
+            "give a folder with tokenizer.json"
+        )
 
 
-def _unused_mark(messages: Sequence[dict[str, str]]) -> str:
-    used = {character for turn in messages for character in turn["content"]}
-    return next(mark for mark in map(chr, PRIVATE_USE) if mark not in used)
+def _thought_apart(turn: Turn, control: "re.Pattern[str]") -> Turn:
+    """An answer that begins with `<think>…</think>` as answer and reasoning, where these are control tokens.
 
-
-def _broken_up(content: str, control: "re.Pattern[str]", mark: str) -> str:
-    """`content` with the mark inside each control token, so that the tokenizer reads it as text."""
-    return control.sub(lambda match: match[0][0] + mark + match[0][1:], content)
-
-
-def _render(tokenizer: Any, messages: Sequence[dict[str, str]], prompt: bool = False) -> str:
-    try:
-        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
-    except TemplateError as error:
-        roles = ", ".join(turn["role"] for turn in messages)
-        raise DataError(f"the chat template does not render its turns ({roles}): {error}") from None
-    return text
-
-
-def _assistant_spans(
-    tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[dict[str, str]], text: str
-) -> tuple[str, list[tuple[int, int]]]:
-    """Where in `text` the assistant's turns stand, each to the end of the control token that ends it.
-
-    A template that ends the last turn with no control token gets the tokenizer's end-of-sequence token.
+    Else the tags would be broken up as any control token in a text.
     """
-    spans = []
-    for number, turn in enumerate(messages):
-        if turn["role"] != "assistant":
-            continue
-        before = _render(tokenizer, messages[:number], prompt=True)
-        if not text.startswith(before):
-            raise DataError(
-                f"train.model: its chat template renders the turns before turn {number + 1} differently once there "
-                "are more, so the assistant's part cannot be told from the rest"
+    if turn["role"] != "assistant" or turn.get("reasoning") or not control.fullmatch("</think>"):
+        return turn
+    found = re.fullmatch(r"\s*(?:<think>)?(.*?)</think>\s*(.*)", turn["content"], re.DOTALL)
+    if found is None or not turn["content"].lstrip().startswith("<think>"):
+        return turn
+    return {**turn, "content": found[2], "reasoning": found[1].strip("\n")}
+
+
+def _stands_in(tokenizer: Any, control: "re.Pattern[str]", alone: AnsweredTurn, whole: AnsweredTurn) -> bool:
+    """Whether a longer chat has the tokens of a turn and its prompt, so that it can be trained there.
+
+    Where the template writes no end, the control token that follows at once ends the turn: GLM's models end theirs with
+    the next role.
+    """
+    end = alone.end - alone.ended_by_us
+    if whole.tokens[:end] != alone.tokens[:end]:
+        return False
+    return not alone.ended_by_us or bool(control.fullmatch(tokenizer.convert_ids_to_tokens(whole.tokens[end])))
+
+
+def _encode_turn(
+    tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[Turn], tools: str | None
+) -> AnsweredTurn:
+    """A chat up to its last turn, an answer, with loss on it; DataError where the mask cannot be proven."""
+    chat = _MarkedChat.of(tokenizer, control, messages, tools)
+    chat.require_tools()
+    prompt = chat.prompt()
+    text, spots = chat.answered(prompt)
+    begin, spoken = len(prompt), spots[len(messages) - 1]
+    end = _end_of_turn(tokenizer, control, messages[-1], text, max([begin, *(stop for _, stop in spoken)]))
+    ended_by_us = end is None
+    if end is None:
+        text += tokenizer.eos_token
+        end = len(text)
+    if any(start < begin for start, _ in spoken) or any(
+        stop > begin for place, others in spots.items() if place != len(messages) - 1 for _, stop in others
+    ):
+        raise DataError(
+            "train.model: its chat template mixes an answer with the turns before it; no mask can be proven"
+        )
+    prompt_tokens, _ = _tokenize(tokenizer, prompt, chat.gap)
+    tokens, spans = _tokenize(tokenizer, text, chat.gap)
+    count = len(prompt_tokens)
+    if tokens[:count] != prompt_tokens or count == len(tokens) or spans[count][0] < begin:
+        # the tokenizer would join the prompt's end with the answer's beginning, which a server cannot
+        rest, places = _tokenize(tokenizer, text[begin:], chat.gap, continued=True)
+        tokens = prompt_tokens + rest
+        spans = [(0, 0)] * count + [(begin + start, begin + stop) for start, stop in places]
+    tagged = chat.tagged(text, begin)
+    first = next((number for number in range(count, len(tokens)) if spans[number][1] > tagged), count)
+    last = next((number for number in range(first, len(tokens)) if spans[number][0] >= end), len(tokens))
+    _prove(tokenizer, tokens[first:last], text[max(begin, spans[first][0]) : end].replace(chat.gap, ""))
+    return AnsweredTurn(tokens, count, first, last, ended_by_us)
+
+
+@dataclass(frozen=True)
+class _MarkedChat:
+    """A chat for a template: control tokens in its texts broken up by `gap`, and a pair of marks for each text."""
+
+    tokenizer: Any
+    turns: list[Turn]
+    """As templates read them, with `gap` in their control tokens."""
+    tools: list[Any] | None
+    gap: str
+    marks: dict[tuple[int, str], tuple[str, str]]
+    """Of each text that a turn says, by turn and field, the marks before and after it."""
+    thought: str
+    """A mark for a thought that a turn does not have."""
+
+    @classmethod
+    def of(
+        cls, tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[Turn], tools: str | None
+    ) -> "_MarkedChat":
+        free = _unused(messages, tools)
+        gap, thought = islice(free, 2)
+        turns = [{name: _broken_up(value, control, gap) for name, value in turn.items()} for turn in messages]
+        spoken = [(n, name) for n, turn in enumerate(turns) for name in SPOKEN if (turn.get(name) or "").strip()]
+        marks = {key: (next(free), next(free)) for key in spoken}
+        known = json.loads(_broken_up(tools, control, gap)) if tools else None
+        return cls(tokenizer, turns, known, gap, marks, thought)
+
+    def require_tools(self) -> None:
+        """DataError where the template renders the chat alike without its tools, or without its tool calls."""
+        calls = any(turn.get("tool_calls") for turn in self.turns)
+        less: dict[str, _MarkedChat] = {}
+        if self.tools is not None:
+            less["tools"] = replace(self, tools=None)
+        if calls:
+            bare = [{name: value for name, value in turn.items() if name != "tool_calls"} for turn in self.turns]
+            less["tool calls"] = replace(self, turns=bare)
+        for what, without in less.items():
+            if without._render(without.turns) == self._render(self.turns):
+                raise DataError(_not_written(what))
+
+    def prompt(self) -> str:
+        """What a server would be sent for the answer, as text."""
+        return self._render(self.turns[:-1], add_generation_prompt=True)
+
+    def answered(self, prompt: str) -> tuple[str, dict[int, list[tuple[int, int]]]]:
+        """The prompt and the answer after it, and where in that each turn's texts stand, whitespace around them apart.
+
+        DataError where the template does not render the turns before the answer as in the prompt.
+        """
+        last = self.turns[-1]
+        attempts = [(self.turns, "", "")]
+        if not last.get("reasoning"):
+            attempts.append(([*self.turns[:-1], {**last, "reasoning": self.thought}], self.thought, ""))
+        opened = re.search(r"<think>\s*$", prompt)
+        if opened:
+            bare = {name: value for name, value in last.items() if name != "reasoning"}
+            attempts.append(([*self.turns[:-1], bare], "", prompt[: opened.start()]))
+        for turns, removed, head in attempts:
+            text = self._render(turns).replace(removed, "") if removed else self._render(turns)
+            if head and text.startswith(head) and not text[len(head) :].startswith("<think>"):
+                return self._after_thought(turns, text, prompt, head)
+            if not head and text.startswith(prompt):
+                return self._with_spots(turns, text, removed)
+        place = len(self.turns)
+        raise DataError(
+            f"train.model: its chat template renders the turns before turn {place} differently once it is there, so "
+            "what a server sends for it cannot be told from the answer; give train.chat_template"
+        )
+
+    def _after_thought(
+        self, turns: list[Turn], text: str, prompt: str, head: str
+    ) -> tuple[str, dict[int, list[tuple[int, int]]]]:
+        """For templates that open a thought in the generation prompt and write none in a turn: it is closed."""
+        _, spots = self._with_spots(turns, text, "")
+        thought = (self.turns[-1].get("reasoning") or "").strip("\n")
+        closed = prompt + thought + EMPTY_THOUGHT
+        by = len(closed) - len(head)
+        last = len(turns) - 1
+        spots[last] = [(start + by, stop + by) for start, stop in spots[last]]
+        if thought:
+            spots[last].append((len(prompt), len(prompt) + len(thought)))
+        return closed + text[len(head) :], spots
+
+    def _with_spots(self, turns: list[Turn], text: str, removed: str) -> tuple[str, dict[int, list[tuple[int, int]]]]:
+        """The text, and where in it each turn's texts stand; DataError where one is left out or changed."""
+        marked = [
+            {name: _marked(value, self.marks.get((place, name))) for name, value in turn.items()}
+            for place, turn in enumerate(turns)
+        ]
+        rendered = self._render(marked)
+        rendered = rendered.replace(removed, "") if removed else rendered
+        every = {mark for pair in self.marks.values() for mark in pair}
+        places: dict[str, int] = {}
+        seen = 0
+        plain: list[str] = []
+        for character in rendered:
+            if character in every:
+                places[character] = seen
+            else:
+                plain.append(character)
+                seen += 1
+        if "".join(plain) != text:
+            raise DataError("train.model: its chat template changes what a turn says by how it begins or ends")
+        spots: dict[int, list[tuple[int, int]]] = {place: [] for place in range(len(turns))}
+        for (place, name), (before, after) in self.marks.items():
+            turn = turns[place]
+            if name not in turn:
+                continue
+            if before in places and after in places:
+                spots[place].append((places[before], places[after]))
+                said = turn[name].strip()
+                if text[places[before] : places[after]] != said:
+                    raise DataError(f"train.model: its chat template changes the text of turn {place + 1}")
+            elif name == "content" or place == len(turns) - 1:
+                raise DataError(_left_out(place, turn["role"], name))
+        return text, spots
+
+    def tagged(self, text: str, begin: int) -> int:
+        """Where loss begins by the template's `{% generation %}`, for an answer that begins at `begin`; else there."""
+        if not _GENERATION.search(template_source(self.tokenizer)):
+            return begin
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        tokenizer = self.tokenizer
+        rendered, spans = render_jinja_template(
+            conversations=[for_template(self.turns)],
+            chat_template=tokenizer.get_chat_template(None, self.tools),
+            tools=self.tools,
+            return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        )
+        inside = [start for start, stop in spans[0] if stop > begin]
+        if rendered[0] not in (text, text.removesuffix(tokenizer.eos_token)) or not inside:
+            raise DataError("train.model: {% generation %} of its chat template does not hold the whole answer")
+        return max(begin, inside[0])
+
+    def _render(self, turns: Sequence[Turn], add_generation_prompt: bool = False) -> str:
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                for_template(turns),
+                tools=self.tools,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
             )
-        stop = control.search(text, len(before))
-        if stop is None:
-            text += tokenizer.eos_token
-        spans.append((len(before), stop.end() if stop else len(text)))
-    return text, spans
+        except TemplateError as error:
+            roles = ", ".join(turn["role"] for turn in turns)
+            hint = ""
+            if turns and turns[0]["role"] == "system":
+                hint = "; train.merge_system: true puts the system prompt before the first question"
+            raise DataError(
+                f"train.model: its chat template does not render its turns ({roles}): {error}{hint}"
+            ) from None
+        return text
+
+
+_GENERATION = re.compile(r"{%-?\s*generation\b")
+
+
+def _left_out(place: int, role: str, name: str) -> str:
+    if role == "system":
+        return (
+            "train.model: its chat template leaves the system prompt out; train.merge_system: true puts it before the "
+            "first question"
+        )
+    if name == "reasoning":
+        return _not_written(name)
+    return f"train.model: its chat template leaves out the text of turn {place + 1}, of the role {role}"
+
+
+def _not_written(what: str) -> str:
+    return (
+        f"train.model: its chat template leaves out {what}, which the row has; train a model whose template "
+        f"writes {what}, give train.chat_template, or remove {what} from the data"
+    )
+
+
+def for_template(turns: Sequence[Turn]) -> list[Turn]:
+    """Turns by the keys that chat templates read: a thought is called differently by each family."""
+    made = []
+    for turn in turns:
+        given = {name: value for name, value in turn.items() if name not in ("reasoning", "loss") and value is not None}
+        if turn.get("reasoning"):
+            given |= {"reasoning_content": turn["reasoning"], "thinking": turn["reasoning"]}
+        if isinstance(given.get("tool_calls"), str):
+            given["tool_calls"] = json.loads(given["tool_calls"])
+        made.append(given)
+    return made
+
+
+def _unused(messages: Sequence[Turn], tools: str | None) -> Iterator[str]:
+    texts = [value for turn in messages for value in turn.values() if isinstance(value, str)]
+    used = {character for text in (*texts, tools or "") for character in text if ord(character) >= MARKS.start}
+    return (mark for mark in map(chr, MARKS) if mark not in used)
+
+
+def _broken_up(value: Any, control: "re.Pattern[str]", gap: str) -> Any:
+    """A text with the gap inside each control token, so that the tokenizer reads it as text."""
+    if not isinstance(value, str):
+        return value
+    return control.sub(lambda match: match[0][0] + gap + match[0][1:], value)
+
+
+def _marked(value: Any, marks: tuple[str, str] | None) -> Any:
+    """A text with a mark before and after it, inside of the whitespace around it, which templates strip."""
+    if marks is None:
+        return value
+    begin = len(value) - len(value.lstrip())
+    end = len(value.rstrip())
+    return f"{value[:begin]}{marks[0]}{value[begin:end]}{marks[1]}{value[end:]}"
+
+
+def _end_of_turn(tokenizer: Any, control: "re.Pattern[str]", turn: Turn, text: str, spoken: int) -> int | None:
+    """Where the control tokens that end the turn end, after its texts, which end at `spoken`; None without any.
+
+    Those that follow each other without a gap count as one end, as Command-R's. What closes a tool call ends no turn.
+    """
+    found = [m for m in control.finditer(text, spoken) if m[0] == tokenizer.eos_token or not m[0].startswith("</")]
+    if not found:
+        return None
+    if turn.get("tool_calls"):
+        return found[-1].end()
+    end = found[0].end()
+    for match in found[1:]:
+        if match.start() == end:
+            end = match.end()
+    return end
+
+
+def _tokenize(tokenizer: Any, text: str, gap: str, continued: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+    """Tokens of a text, cut at the gaps, and where in it each begins and ends.
+
+    `continued`: the text goes on from another, so that no space is put before it, as SentencePiece does.
+    """
+    tokens: list[int] = []
+    spans: list[tuple[int, int]] = []
+    begin = 0
+    for number, piece in enumerate(text.split(gap)):
+        anchor = "\n" if (number or continued) and _prefixes(tokenizer) else ""
+        encoded = tokenizer(anchor + piece, add_special_tokens=False, return_offsets_mapping=True)
+        for token, (start, stop) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            if not anchor or stop > len(anchor):
+                tokens.append(token)
+                spans.append((begin + max(0, start - len(anchor)), begin + stop - len(anchor)))
+        begin += len(piece) + len(gap)
+    return tokens, spans
+
+
+def _prefixes(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts a space before each text."""
+    first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])[0]
+    return bool(first.startswith("▁"))
+
+
+def _prove(tokenizer: Any, tokens: list[int], expected: str) -> None:
+    """DataError unless the tokens with loss say what was expected, as far as the tokenizer can say it."""
+
+    def said(ids: list[int]) -> str:
+        return unicodedata.normalize("NFKC", tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip()
+
+    decoded = said(tokens)
+    if decoded == unicodedata.normalize("NFKC", expected).strip():
+        return
+    if decoded != said(tokenizer(expected, add_special_tokens=False)["input_ids"]):
+        raise DataError(f"its mask cannot be proven: loss would be on {decoded!r}, and the answer is {expected!r}")

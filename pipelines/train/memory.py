@@ -8,14 +8,15 @@ runtime      Python, libraries, DeepSpeed's buffers
 """
 
 import json
-import math
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pipelines.errors import HardwareError
-from pipelines.models.resolve import weight_shapes
+from pipelines.models.convert import family_of
+from pipelines.models.skeleton import check_weights, text_config
 from pipelines.recipe.train import Train
 
 GIB = 1 << 30
@@ -30,6 +31,9 @@ LIBRARIES = 7 * GIB // 8
 
 NF4_BYTES = 0.516
 """Bytes of a weight in NF4 with double quantization: 4 bits, and 0.127 bits of scales (arXiv:2305.14314)."""
+
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "top_k_experts")
+"""What configurations call the number of experts that a token goes to."""
 
 USABLE = 0.9
 """Share of the free memory that an estimate may take up; the rest is lost to fragmentation."""
@@ -47,6 +51,9 @@ class Shapes:
     query: int
     key_value: int
     vocabulary: int
+    experts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """The tensors that hold all experts of a layer, [experts, out, in] or [experts, in, out]."""
+    experts_per_token: int = 1
 
 
 @dataclass(frozen=True)
@@ -76,27 +83,36 @@ def gib(size: float) -> str:
 
 
 def shapes_of(folder: Path) -> Shapes | None:
-    """The shapes of a model folder, from its configuration and the headers of its weight files.
+    """The shapes that a model folder has in memory, from its configuration and the headers of its weight files.
 
-    None where the weights are no safetensors, or the configuration lacks what decoders usually say.
+    None where the weights are no safetensors, or the configuration lacks what decoders usually say. RecipeError where
+    a weight would not arrive.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
-    weights = weight_shapes(folder)
+    config = text_config(config) or config
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    if not weights or any(name not in config for name in needed):
+    if any(name not in config for name in needed) or (skeleton := check_weights(folder)) is None:
         return None
+    # here, because torch and peft stand behind it
+    from pipelines.train.targets import experts_of, matrices_of
+
+    model = skeleton.model
+    experts = {name: tuple(model.get_parameter(name).shape) for name in experts_of(model)}
+    at_once = next((config[name] for name in EXPERTS_PER_TOKEN if name in config), 1)
+    widths = [width for shape in experts.values() for width in shape[1:] if width != config["hidden_size"]]
     heads = config["num_attention_heads"]
     width = config.get("head_dim") or config["hidden_size"] // heads
     return Shapes(
-        parameters=sum(map(math.prod, weights.values())),
-        matrices={name: (shape[0], shape[1]) for name, shape in weights.items() if len(shape) == 2},
+        parameters=sum(value.numel() for value in model.parameters()),
+        matrices=matrices_of(model),
         hidden=config["hidden_size"],
-        intermediate=config["intermediate_size"],
+        intermediate=max(config["intermediate_size"], at_once * max(widths, default=0)),
         layers=config["num_hidden_layers"],
         query=heads * width,
         key_value=(config.get("num_key_value_heads") or heads) * width,
         vocabulary=config["vocab_size"],
+        experts=experts,
+        experts_per_token=at_once,
     )
 
 
@@ -166,7 +182,10 @@ def trained_parameters(section: Train, shapes: Shapes) -> int:
     if isinstance(lora.target_modules, list):
         ends = tuple(lora.target_modules)
         inner = {name: shape for name, shape in inner.items() if name.removesuffix(".weight").endswith(ends)}
-    return sum(lora.r * (out + into) + (out if lora.use_dora else 0) for out, into in inner.values())
+    trained = sum(lora.r * (out + into) + (out if lora.use_dora else 0) for out, into in inner.values())
+    if lora.target_experts:
+        trained += sum(lora.r * number * (out + into) for number, out, into in shapes.experts.values())
+    return trained
 
 
 def linear(shapes: Shapes) -> dict[str, tuple[int, int]]:
@@ -215,8 +234,7 @@ def _activation_bytes(section: Train, shapes: Shapes, width: int) -> int:
 
 def describe(section: Train) -> str:
     """What `danlu check` says: the estimate against the memory of this machine, and what to lower."""
-    folder = Path(section.model).expanduser()
-    shapes = shapes_of(folder) if (folder / "config.json").is_file() else None
+    shapes = _shapes_here(section)
     if shapes is None:
         return f"memory: estimated once {section.model} has been fetched, or converted to safetensors, by danlu train"
     found = free_memory(section.num_workers, uses_gpu(section))
@@ -232,10 +250,16 @@ def describe(section: Train) -> str:
     return f"memory: ZeRO-{stage} needs {need}; free: {gib(found)} GiB a worker: {fits}"
 
 
+def _shapes_here(section: Train) -> Shapes | None:
+    """The shapes of a model that lies in a folder and is trained as it is."""
+    folder = Path(section.model).expanduser()
+    is_here = (folder / "config.json").is_file() and family_of(folder) is None
+    return shapes_of(folder) if is_here else None
+
+
 def describe_merge(section: Train) -> str:
     """What merging takes against the memory of this machine, as merge.py does it; empty where that is not known."""
-    folder = Path(section.model).expanduser()
-    shapes = shapes_of(folder) if (folder / "config.json").is_file() else None
+    shapes = _shapes_here(section)
     found = free_memory(1, gpu=False)
     if shapes is None or found is None:
         return ""
@@ -257,11 +281,12 @@ def chosen_stage(section: Train, shapes: Shapes, found: int) -> int:
     """
     if section.zero_stage != "auto":
         return section.zero_stage
-    for stage in range(0 if _width(section) == 4 and not section.offload_optimizer else 1, 4):
+    most = 2 if section.lora.target_experts else 3
+    for stage in range(0 if _width(section) == 4 and not section.offload_optimizer else 1, most + 1):
         if estimate(section, shapes, stage).total <= USABLE * found:
             return stage
     raise HardwareError(
-        f"no stage of ZeRO fits: ZeRO-3 needs {estimate(section, shapes, 3)}, and {gib(found)} GiB are free; "
+        f"no stage of ZeRO fits: ZeRO-{most} needs {estimate(section, shapes, most)}, and {gib(found)} GiB are free; "
         f"{advice(section)}, or give train.zero_stage as a number to try nevertheless"
     )
 

@@ -12,9 +12,11 @@ from typing import Any, ClassVar
 
 from pipelines.artifacts.reports.train import MergeReport, TrainReport
 from pipelines.artifacts.stage import Inputs, Output, Stage
-from pipelines.artifacts.workspace import Place
+from pipelines.artifacts.workspace import Place, sync_tree
 from pipelines.errors import Problem, StageError
-from pipelines.models.resolve import quiet_transformers
+from pipelines.models.quiet import quiet_transformers
+from pipelines.models.save_tokenizer import copy_tokenizer
+from pipelines.models.skeleton import loaded_whole
 from pipelines.models.subprocess_task import run_in_subprocess
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.progress import waiting
@@ -130,6 +132,7 @@ def write_merged(base: Path, trained: Path, target: Path, section: Merge, traine
     )
     _check(written)
     shutil.rmtree(target, ignore_errors=True)
+    sync_tree(str(scratch))
     scratch.rename(target)
     return written
 
@@ -147,12 +150,14 @@ def _load(base: Path, trained: Path, quantized_in: str | None) -> Any:
         check_base(trained, base)
     if quantized_in:
         dtype = getattr(torch, quantized_in)
-        quantized: Any = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, quantization_config=quantization(dtype)
+        loading: Any = AutoModelForCausalLM.from_pretrained(
+            base, dtype=dtype, quantization_config=quantization(dtype), output_loading_info=True
         )
-        model = quantized.dequantize(dtype=torch.float32).float()
+        model = loaded_whole(loading, base).dequantize(dtype=torch.float32).float()
     else:
-        model = AutoModelForCausalLM.from_pretrained(base if adapter else trained, dtype=torch.float32)
+        folder = base if adapter else trained
+        loading = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model = loaded_whole(loading, folder)
     return PeftModel.from_pretrained(model, trained) if adapter else model
 
 
@@ -203,7 +208,7 @@ def _save(model: Any, base: Path, target: Path, section: Merge) -> Path:
     scratch = target.with_name(target.name + ".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     model.save_pretrained(scratch, max_shard_size=section.max_shard_size)
-    load_tokenizer(base)[0].save_pretrained(scratch)
+    copy_tokenizer(base, scratch)
     if section.generation:
         _write_sampling(scratch / "generation_config.json", section.generation)
     return scratch

@@ -5,12 +5,14 @@ Imported in training workers and where models are merged only: torch stands behi
 
 from typing import Any
 
+from pipelines.models.skeleton import loaded_whole
 from pipelines.recipe.train import Train
 from pipelines.train.arguments import dtype_of
 from pipelines.train.attention import NAME as PER_SAMPLE
 from pipelines.train.fused_lora import fuse
 from pipelines.train.run import Run
 from pipelines.train.sequence import check_heads
+from pipelines.train.targets import adapter_config
 
 
 def load_model(run: Run, arguments: Any) -> Any:
@@ -22,12 +24,14 @@ def load_model(run: Run, arguments: Any) -> Any:
     shared = section.sequence_parallel_size > 1
     if shared:
         check_heads(AutoConfig.from_pretrained(run.model), section.sequence_parallel_size)
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    loading: Any = AutoModelForCausalLM.from_pretrained(
         run.model,
         dtype=dtype,
         attn_implementation=PER_SAMPLE,
-        quantization_config=quantization(dtype) if section.method == "qlora" else None,
+        output_loading_info=True,
+        **({"quantization_config": quantization(dtype)} if section.method == "qlora" else {}),
     )
+    model = loaded_whole(loading, run.model)
     if section.method == "full":
         return model
     if section.method == "qlora":
@@ -41,10 +45,9 @@ def load_model(run: Run, arguments: Any) -> Any:
 
 
 def _with_adapter(model: Any, section: Train) -> Any:
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    config_class: Any = LoraConfig  # peft types alpha as int, and takes a float
-    return get_peft_model(model, config_class(**section.lora.model_dump(), task_type="CAUSAL_LM"))
+    return get_peft_model(model, adapter_config(section, model))
 
 
 def _keep_trainable(model: Any) -> None:

@@ -1,6 +1,6 @@
 """What the driver and the workers of one training run agree on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.recipe.train import Train
@@ -18,6 +18,8 @@ class Run:
     folder: Path
     training: Tokenized
     held_out: Tokenized | None
+    copies_key: bytes = field(default=b"", repr=False)
+    """What copies of checkpoints are signed with; see checkpoint_upload.py. Empty where there are none."""
 
     @property
     def zero_stage(self) -> int:

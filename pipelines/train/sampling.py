@@ -60,7 +60,9 @@ def generating(model: Any) -> Iterator[None]:
     attention = base.config._attn_implementation
     training = model.training
     model.eval()
-    base.set_attn_implementation("sdpa")
+    # PyTorch's own attention knows no caps of scores and no sinks
+    plain = getattr(base.config, "attn_logit_softcapping", None) is None and base._supports_sdpa
+    base.set_attn_implementation("sdpa" if plain else "eager")
     try:
         yield
     finally:

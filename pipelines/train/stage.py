@@ -9,7 +9,6 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,21 +19,27 @@ from pipelines.artifacts.reports.rows import SplitReport
 from pipelines.artifacts.reports.train import EvaluationEntry, SampledAnswer, StepEntry, TokenCounts, TrainReport
 from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.errors import InputError, Problem, RecipeError, nearest
-from pipelines.metrics.bootstrap import bootstrap
+from pipelines.errors import InputError, Problem, RecipeError
+from pipelines.metrics.bootstrap import FEW_ROWS, bootstrap
 from pipelines.models.convert import family_of
-from pipelines.models.resolve import check_folder, max_positions, model_digest, resolve, weight_shapes
-from pipelines.models.tokenizer import with_chat_template
+from pipelines.models.resolve import check_folder, max_positions, model_digest, resolve
+from pipelines.models.skeleton import check_weights, rewriting_of
+from pipelines.models.tokenizer import open_tokenizer, with_chat_template
+from pipelines.models.weight_files import weight_shapes
+from pipelines.progress import say
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, fingerprint_of, further_source, missing_package, parse_data
 from pipelines.sources.read import check_source, source_fingerprint
+from pipelines.train.attention import attention_problems
 from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_of
-from pipelines.train.checkpoint_upload import discard
+from pipelines.train.checkpoint_upload import copies_key, discard
 from pipelines.train.curves import draw_losses
+from pipelines.train.ends import describe_end, lacking_embedding, with_end
 from pipelines.train.journal import BY_ROW, Entry, best_step, read_journal, shown
 from pipelines.train.loop import chosen_checkpoint, train_loop
 from pipelines.train.loss_mask import IGNORE_INDEX
 from pipelines.train.memory import chosen_stage, shapes_of
+from pipelines.train.proof import template_of, unproven
 from pipelines.train.run import Run, WorkerFacts
 from pipelines.train.samples import Samples, total_rows
 from pipelines.train.tokenize import Tokenized, source_of, tokenize
@@ -73,7 +78,7 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
     seed: int
 
     name: ClassVar[str] = "train"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @property
     def reports(self) -> type[TrainReport]:
@@ -110,8 +115,10 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
             except RecipeError as error:
                 problems += error.problems
             else:
-                if family_of(folder) is None:  # else its modules get other names
+                if family_of(folder) is None:  # else its modules get other names, and its tokenizer is converted
                     problems += misfits(section, folder)
+                    problems += attention_problems(section, folder)
+                    problems += problems or unproven(section, self.ingest, folder)
         if section.checkpoint_copies:
             try:
                 _ = Workspace(section.checkpoint_copies).fs
@@ -135,17 +142,21 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
         check_resources(section)
         cache = place.workspace.local("models")
         model = resolve(section.model, cache)
-        if section.chat_template is not None:
-            model = with_chat_template(model, section.chat_template, cache)
-        if problems := misfits(section, model):
+        template = template_of(section, open_tokenizer(model)) if section.merge_system else section.chat_template
+        if template is not None:
+            model = with_chat_template(model, template, cache)
+        model = with_end(section, model, cache)
+        if problems := [*misfits(section, model), *attention_problems(section, model)]:
             raise RecipeError("the recipe", problems)
         section = _with_zero_stage(section, model, place)
         training = self._tokens(place, inputs.split, model, "train_tokens", section.data)
         held_out = None
         if section.eval_rows:
-            held_out = self._tokens(place, inputs.split, model, "held_out_tokens", [f"test#{section.eval_rows}"])
+            rows = _held_out_rows(section, inputs.split)
+            held_out = self._tokens(place, inputs.split, model, "held_out_tokens", [f"test#{rows}"])
         steps = total_steps(section, self.seed, training)
-        run = Run(section, self.seed, steps, model, place.local(), training, held_out)
+        key = copies_key(place.workspace) if section.checkpoint_copies else b""
+        run = Run(section, self.seed, steps, model, place.local(), training, held_out, key)
         with shown(run.journal, run.steps):
             facts = run_workers(train_loop, run)
         return _report(place, run, facts)
@@ -181,6 +192,21 @@ def _with_zero_stage(section: Train, model: Path, place: Place) -> Train:
     return section.model_copy(update={"zero_stage": json.loads(record.read_text(encoding="utf-8"))})
 
 
+def _held_out_rows(section: Train, split: Output[SplitReport]) -> int:
+    """How many rows are held out: each at most once, since copies would make the loss look surer than it is.
+
+    RecipeError where the split has none.
+    """
+    there = split.report.rows.test
+    if there == 0:
+        message = "the split left no rows to test on; set split.test_ratio, or eval_rows: 0"
+        raise RecipeError("the recipe", [Problem("train.eval_rows", message)])
+    if there < section.eval_rows:
+        few = ", which are too few to judge by" if there < FEW_ROWS else ""
+        say(f"  training: of eval_rows {section.eval_rows} the test split has {there}{few}; each is measured once")
+    return min(there, section.eval_rows)
+
+
 def total_steps(section: Train, seed: int, training: Tokenized) -> int:
     """Optimizer steps of the whole run; the last is filled up from the next epoch."""
     packed_to = section.max_length if section.packing else None
@@ -190,27 +216,44 @@ def total_steps(section: Train, seed: int, training: Tokenized) -> int:
 
 
 def misfits(section: Train, model: Path) -> list[Problem]:
-    """Where the section asks for what the model does not have."""
+    """What is wrong with a model folder, and where the section asks for what the model does not have.
+
+    Of the weights only headers are read.
+    """
     problems = []
     limit = max_positions(model)
     if limit is not None and section.max_length > limit:
         message = f"{section.max_length} is more than the {limit} tokens the model was made for; lower it to {limit}"
-        problems.append(Problem("train.max_length", message))
-    names = [name.removesuffix(".weight") for name, shape in weight_shapes(model).items() if len(shape) == 2]
-    if section.method != "full" and names:
-        problems += _unknown_targets(section.lora.target_modules, names)
+        problems.append(Problem("train.max_length", message, on_every_machine=True))
+    try:
+        skeleton = check_weights(model)
+    except RecipeError as error:
+        return [*problems, *error.problems]
+    if lacking := lacking_embedding(section, model):
+        problems.append(lacking)
+    if skeleton is not None and section.method != "full":
+        # here, because torch and peft stand behind it
+        from pipelines.train.targets import check_targets
+
+        problems += check_targets(section, skeleton.model, weight_shapes(model))[1]
     return problems
 
 
-def _unknown_targets(targets: str | list[str], names: list[str]) -> list[Problem]:
-    """One problem for each target that no module of the model is called by; a text is a pattern, as peft has it."""
-    key, short = "train.lora.target_modules", {name.rpartition(".")[2] for name in names}
-    if isinstance(targets, str):
-        if targets == "all-linear" or any(re.fullmatch(targets, name) for name in names):
-            return []
-        return [Problem(key, f"no module of the model matches {targets!r}; {nearest(targets, short)}")]
-    unknown = [t for t in targets if not any(name == t or name.endswith("." + t) for name in names)]
-    return [Problem(key, f"the model has no module {target!r}; {nearest(target, short)}") for target in unknown]
+def describe_model(section: Train) -> list[str]:
+    """What `danlu check` says of a model that lies in a folder and has been found right."""
+    folder = Path(section.model).expanduser()
+    if not (folder / "config.json").is_file() or family_of(folder) is not None:
+        return []
+    lines = []
+    if rewriting := rewriting_of(folder):
+        lines.append(f"{rewriting} the model comes first, once for each workspace")
+    if section.method != "full" and (skeleton := check_weights(folder)):
+        from pipelines.train.targets import check_targets  # here, because torch and peft stand behind it
+
+        lines.append(f"trains {check_targets(section, skeleton.model, weight_shapes(folder))[0]}")
+    if ends := describe_end(section, folder):
+        lines.append(ends)
+    return lines
 
 
 def _report(place: Place, run: Run, facts: WorkerFacts) -> TrainReport:
@@ -229,6 +272,8 @@ def _report(place: Place, run: Run, facts: WorkerFacts) -> TrainReport:
         fall = f"loss {steps[-1].loss:.3f}"
     else:
         fall = f"held-out loss {before:.3f} -> {after:.3f}"
+        if delta is not None and delta.rows is not None:
+            fall += f" over {delta.rows} rows" + (", too few to judge" if delta.rows < FEW_ROWS else "")
     if best not in (None, trained_step):
         fall += f" (lower at step {best})"
     return TrainReport(

@@ -26,7 +26,8 @@ from pipelines.models.tokenizer import load_tokenizer
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, further_source, parse_data
 from pipelines.sources.read import read_once
-from pipelines.train.loss_mask import Encoded, encode, with_system
+from pipelines.train.ends import embedding_rows, without_embedding
+from pipelines.train.loss_mask import Encoded, encode, require_texts, with_system
 from pipelines.train.truncation import Fitted, TokenLimits, encode_within, loss_tokens
 
 SHARD_ROWS = 4096
@@ -159,11 +160,16 @@ def _tokenizer(
 ) -> Callable[[Shard, Attempt], dict[str, Any]]:
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         tokenizer, control = load_tokenizer(model)
+        rows = embedding_rows(model)
         fitted: list[Fitted] = []
         for row in _rows(workspace, shard):
             try:
                 messages = with_system(messages_of(row), system)
+                require_texts(messages)
                 fitted.append(encode_within(limits, partial(encode, tokenizer, control), tokenizer, messages))
+                highest = max((token for sample in fitted[-1].samples for token in sample.tokens), default=0)
+                if rows is not None and highest >= rows:
+                    raise DataError(without_embedding(tokenizer, highest, rows))
             except DataError as error:
                 raise DataError(f"row {row['row_id']}: {error}") from None
         _write_shard(workspace, attempt, [row.samples for row in fitted])

@@ -72,7 +72,7 @@ class ChatTrainer(Trainer):
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """This rank's share of the step's mean loss, times the ranks, because DeepSpeed averages over them."""
-        loss = _summed_loss(model, inputs, self.fused) / num_items_in_batch * dist.get_world_size()
+        loss = summed_loss(model, inputs, self.fused) / num_items_in_batch * dist.get_world_size()
         if not torch.isfinite(loss):
             raise _not_finite("loss", float(loss), self.state.global_step + 1)
         return loss
@@ -211,7 +211,7 @@ def _losses(model: Any, batch: Batch) -> torch.Tensor:
     return cross_entropy(logits.float(), batch["targets"], reduction="none")
 
 
-def _summed_loss(model: Any, batch: Batch, fused: bool) -> torch.Tensor:
+def summed_loss(model: Any, batch: Batch, fused: bool) -> torch.Tensor:
     """The sum of the losses. `fused`: by liger's kernel, which never holds the logits of all targets at once."""
     if not fused:
         return _losses(model, batch).sum()

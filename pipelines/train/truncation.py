@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.train.loss_mask import IGNORE_INDEX, Encoded
+from pipelines.train.loss_mask import IGNORE_INDEX, Encoded, Turn, turns_for
 
-Messages = Sequence[dict[str, str]]
+Messages = Sequence[Turn]
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,23 @@ class Fitted:
 def encode_within(
     limits: TokenLimits, encode: Callable[[Messages], Encoded], tokenizer: Any, messages: Messages
 ) -> Fitted:
-    """Encode a chat within the limits.
+    """Encode a chat within the limits; turns that cannot be trained in the same sample as the last have their own.
 
     A prompt above `max_input_length` first loses its oldest exchanges, then the end of its question; its system
     prompt and the template around it stay. An answer above `max_output_length` is cut, and is not taught to end there.
     """
     whole = encode(messages)
+    before = Fitted([], False)
+    if whole.apart:
+        before = encode_within(limits, encode, tokenizer, turns_for(messages, whole.apart))
     sample = _within_input(encode, tokenizer, messages, whole, limits.max_input_length)
     if sample is not None and limits.max_output_length is not None:
         end = answer_begin(sample) + limits.max_output_length
         sample = Encoded(sample.tokens[:end], sample.labels[:end])
     too_long = sample is None or len(sample.tokens) < len(whole.tokens) or len(whole.tokens) > limits.max_length
     if sample is None or (too_long and limits.overlong == "drop"):
-        return Fitted([], too_long)
-    return Fitted(_cut(sample, limits), too_long)
+        return Fitted(before.samples, before.too_long or too_long)
+    return Fitted([*before.samples, *_cut(sample, limits)], before.too_long or too_long)
 
 
 def answer_begin(sample: Encoded) -> int:

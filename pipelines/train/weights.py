@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipelines.artifacts.workspace import sync_tree
 from pipelines.errors import DataError, StageError
-from pipelines.models.resolve import weight_shapes
-from pipelines.models.tokenizer import load_tokenizer
+from pipelines.models.save_tokenizer import copy_tokenizer
+from pipelines.models.skeleton import check_weights
+from pipelines.models.weight_files import weight_shapes
 from pipelines.train.checkpoint import replace_text
 from pipelines.train.checkpoint_universal import shard_count
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG, GENERATION = "adapter_model.safetensors", "adapter_config.json", "generation_config.json"
 
 
 def export_adapter(checkpoint: Path, target: Path, base: Path) -> None:
@@ -35,7 +37,9 @@ def export_adapter(checkpoint: Path, target: Path, base: Path) -> None:
         config = json.loads((checkpoint / CONFIG).read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = str(base)
         replace_text(scratch / CONFIG, json.dumps(config, indent=2, sort_keys=True))
-        load_tokenizer(base)[0].save_pretrained(scratch)
+        copy_tokenizer(base, scratch)
+        if (base / GENERATION).is_file():
+            shutil.copyfile(base / GENERATION, scratch / GENERATION)
 
 
 def export_model(checkpoint: Path, target: Path, base: Path) -> None:
@@ -49,7 +53,7 @@ def export_model(checkpoint: Path, target: Path, base: Path) -> None:
         model.load_state_dict(_from_zero_shards(checkpoint, trained_only=False))
     with _replaced(target) as scratch:
         model.save_pretrained(scratch)
-        load_tokenizer(base)[0].save_pretrained(scratch)
+        copy_tokenizer(base, scratch)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -58,24 +62,42 @@ def is_adapter(folder: Path) -> bool:
 
 
 def check_base(adapter: Path, base: Path) -> None:
-    """DataError where an adapter's modules are not those of a base model, by name and shape; nothing is loaded.
+    """DataError where an adapter's weights are not those that its configuration gives on a base; nothing is loaded.
 
-    A base without safetensors is not checked.
+    Names and shapes are compared in memory, where transformers may call modules otherwise than the files do. A base
+    without safetensors is not checked.
     """
-    own, there = weight_shapes(adapter), weight_shapes(base)
-    turned = json.loads((adapter / CONFIG).read_text(encoding="utf-8")).get("fan_in_fan_out", False)
-    for name, shape in own.items() if there else ():
-        module, _, side = name.removeprefix("base_model.model.").rpartition(".lora_")
-        if side not in ("A.weight", "B.weight"):  # embeddings and magnitudes have shapes of their own
+    import copy
+
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+
+    skeleton = check_weights(base)
+    if skeleton is None:
+        return
+    own = weight_shapes(adapter)
+    try:
+        adapted: Any = get_peft_model(
+            copy.deepcopy(skeleton.model), PeftConfig.from_pretrained(str(adapter)), low_cpu_mem_usage=True
+        )
+    except ValueError as error:  # as peft says that it finds none of the modules
+        raise DataError(f"{adapter}: made for another base model than {base}: {error}") from None
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    there = {name: list(value.shape) for name, value in expected.items()}
+    for name in sorted(own.keys() | there.keys()):
+        if own.get(name) == there.get(name):
             continue
-        found = there.get(f"{module}.weight")
-        axis = int((side[0] == "A") != turned)
-        if found is None or found[axis] != shape[axis]:
-            said = "has no such module" if found is None else f"is {found[axis]} wide there, the adapter {shape[axis]}"
-            raise DataError(
-                f"{adapter}: made for another base model than {base}, which {said}: {module}; "
-                "give the base it was trained on"
-            )
+        if name not in there:
+            said = "has no such module"
+        elif name not in own:
+            said = "has a module that the adapter has no weights for"
+        else:
+            wide, own_wide = next((a, b) for a, b in zip(there[name], own[name], strict=False) if a != b)
+            said = f"is {wide} wide there, the adapter {own_wide}"
+        module = name.removeprefix("base_model.model.").partition(".lora_")[0]
+        raise DataError(
+            f"{adapter}: made for another base model than {base}, which {said}: {module}; "
+            "give the base it was trained on"
+        )
 
 
 def digest_weights(folder: Path) -> str:
@@ -100,6 +122,7 @@ def _replaced(target: Path) -> Iterator[Path]:
     scratch.mkdir()
     yield scratch
     shutil.rmtree(target, ignore_errors=True)
+    sync_tree(str(scratch))
     scratch.rename(target)
 
 

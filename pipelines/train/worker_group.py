@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import time
 import uuid
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from pipelines.artifacts.workspace import FULL
 from pipelines.errors import DanluError, HardwareError, StageError
 from pipelines.progress import say
 from pipelines.recipe.train import Train, numbers_of_workers
@@ -22,6 +24,12 @@ Loop = Callable[[Run, Callable[[], Any]], WorkerFacts | Preempted]
 """What each worker runs, as `train_loop` of loop.py."""
 
 START_SECONDS = "300"
+_LOST_PEER = re.compile(
+    r"gloo|NCCL|DistBackendError|DistNetworkError|DistStoreError|Connection (?:closed|reset) by peer|Broken pipe"
+)
+"""What a worker raises because another one is gone."""
+
+_DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed writing file")
 FREE_SECONDS = 60
 """How long resources that exist may be in use by something else; what ended just now is given back in that time."""
 
@@ -84,10 +92,10 @@ def memory_found(section: Train) -> int:
 def run_workers(loop: Loop, run: Run) -> WorkerFacts:
     """Run the loop in every worker until it is done; returns what rank 0 returned.
 
-    Where a worker is lost, new ones go on from the last complete checkpoint, at most `max_failures` times, and only
-    while there is progress; where workers were told to leave, they saved before, and that is no failure. Errors of our
-    own that a worker raises are raised here as they were. StageError once all is saved where this process is told to
-    end.
+    Where Ray says that a worker was lost, new ones go on from the last complete checkpoint, at most `max_failures`
+    times, and only while there is progress; where workers were told to leave, they saved before, and that is no
+    failure. Errors of our own that a worker raises are raised here as they were, and any other exception of the loop
+    as StageError at once. StageError once all is saved where this process is told to end.
     """
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -105,7 +113,7 @@ def run_workers(loop: Loop, run: Run) -> WorkerFacts:
                 outcome = _attempt(loop, _as_wide_as_possible(run))
             except TrainingFailedError as error:
                 reached = max((entry["step"] for entry in read_journal(run.journal)), default=0)
-                cause = _own(error, run)
+                cause = _own(error, run) or _of_loop(error, reached)
                 if cause is not None or failures >= run.section.max_failures or reached <= saved:
                     raise cause or StageError(f"training failed at step {reached}:\n{error}") from error
                 failures += 1
@@ -183,6 +191,24 @@ def _own(error: Exception, run: Run) -> DanluError | None:
             if isinstance(cause, OutOfMemoryError):
                 return StageError(f"training: a node's main memory ran out; {advice(run.section)}, or add memory")
             cause = getattr(cause, "cause", None) or cause.__cause__
+    return None
+
+
+def _of_loop(error: Exception, step: int) -> StageError | None:
+    """What an exception that the loop itself raised ends training with; None where all follow from a lost worker."""
+    from ray.exceptions import RayError
+    from ray.train.v2._internal.exceptions import RayTrainError
+
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        if isinstance(failure, RayError | RayTrainError) or _LOST_PEER.search(f"{type(failure).__name__}: {failure}"):
+            continue
+        if _DISK_FULL.search(str(failure)) or getattr(failure, "errno", None) in FULL:
+            return StageError(
+                f"training: a disk is full at step {step} ({failure}); the checkpoints before it are kept. Free some "
+                "space, or lower train.save_total_limit, and run again"
+            )
+        return StageError(f"training failed at step {step}:\n{error}")
     return None
 
 

@@ -1,45 +1,27 @@
 """Temporary folders of engines, for vLLM's sockets: removed with the engine, or by the next one where it was killed."""
 
-import fcntl
-import os
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager
+
+from pipelines import owned_folder
 
 LONGEST_TEMPORARY = 107 - len("/danlu-12345678/") - 36
 """The longest path of a folder in which an engine's folder can hold sockets: Linux allows 107 bytes, a UUID has 36."""
 
-LOCK = "lock"
-"""A file in each folder, locked by the process that owns the folder for as long as it lives."""
+PREFIX = "danlu-"
 
 
-@contextmanager
-def short_folder() -> Iterator[str]:
+def short_folder() -> AbstractContextManager[str]:
     """A temporary folder for one engine, whose path leaves room for the names of vLLM's sockets.
 
     Those of engines that were killed are removed before.
     """
-    sweep()
-    with (
-        tempfile.TemporaryDirectory(prefix="danlu-", dir=_parent(), ignore_cleanup_errors=True) as folder,
-        open(f"{folder}/.{LOCK}", "w") as lock,
-    ):
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        os.rename(lock.name, f"{folder}/{LOCK}")  # not seen by others before it is locked
-        yield folder
+    return owned_folder.owned_folder(_parent(), PREFIX)
 
 
 def sweep() -> None:
     """Remove the folders on this machine whose owners are dead."""
-    for file in Path(_parent()).glob(f"danlu-*/{LOCK}"):
-        try:
-            with file.open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(file.parent, ignore_errors=True)
-        except (BlockingIOError, FileNotFoundError):  # its owner lives, or has just removed it
-            continue
+    owned_folder.sweep(_parent(), PREFIX)
 
 
 def _parent() -> str:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.artifacts.files import refusal
 from pipelines.artifacts.reports.rows import IngestReport, RowFiles
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.export import ExportInputs, ExportStage
@@ -20,12 +21,15 @@ from tests.outputs import finished, finished_rows
 def refused(path: str, **sections: Any) -> list[str]:
     """The keys whose files would be written over."""
     recipe = Recipe.model_validate({"name": "r", "ingest": {"source": "rows.jsonl"}, **sections})
-    problems = ExportStage(Export(path=path), paths_read(recipe)).preflight()
-    for problem in problems:
-        assert problem.key == "export.path"
-        assert problem.message.startswith(f"{path} is what ")
-        assert problem.message.endswith(" names, and would be written over; give it another name")
-    return [problem.message.removeprefix(f"{path} is what ").partition(" names, ")[0] for problem in problems]
+    for overwrite in (True, False):  # whatever is said
+        (target,) = ExportStage(Export(path=path, overwrite=overwrite), paths_read(recipe)).destinations()
+        reason = refusal(target, None)
+    if reason is None:
+        return []
+    assert target.name == "export.path"
+    assert reason.startswith(f"{path} is what ")
+    assert reason.endswith(" names, and would be written over; give it another name")
+    return [reason.removeprefix(f"{path} is what ").partition(" names, ")[0]]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +88,7 @@ def test_nor_is_any_other_file_of_the_recipe(tmp_path: Path, monkeypatch: pytest
 def test_other_files_may_be_written() -> None:
     for source in ("rows.jsonl", "data/*.csv", "data", "hf://owner/name", "s3://bucket/in/*.jsonl"):
         assert refused("rows-clean.jsonl", ingest={"source": source}) == []
-        assert refused("s3://bucket/out/rows.jsonl", ingest={"source": source}) == []
+        assert refused("memory://bucket/out/rows.jsonl", ingest={"source": source}) == []
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])

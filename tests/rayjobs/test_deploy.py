@@ -9,10 +9,11 @@ import yaml
 
 pytest.importorskip("ray.serve")
 
+from pipelines.artifacts.files import Destination
 from pipelines.artifacts.reports.train import TrainReport
 from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.errors import RecipeError
+from pipelines.errors import InputError, RecipeError
 from pipelines.models.lineup import Lineup, lineup_of
 from pipelines.models.served import ServedModel
 from pipelines.recipe.schema import Recipe
@@ -107,9 +108,21 @@ def test_configuration_is_written_for_clusters(tmp_path: Path, monkeypatch: pyte
     models = [ServedModel("base", "/shared/base", registry="/shared/adapters")]
     monkeypatch.setattr(deploy, "finished_models", lambda *_: models)
     files = tmp_path / "serve" / "config.yaml", tmp_path / "service.yaml"
-    deploy.write_config(load("tiny"), Workspace(str(tmp_path)), Cluster(), *files)
+
+    def write(**said: bool) -> None:
+        targets = (Destination("--write-config", str(file), "--overwrite", **said) for file in files)
+        deploy.write_config(load("tiny"), Workspace(str(tmp_path)), Cluster(), *targets)
+
+    write()
     config, service = (yaml.safe_load(file.read_text()) for file in files)
     assert config["applications"][0]["args"]["model"]["path"] == "/shared/base"
     inner = yaml.safe_load(service["spec"]["serveConfigV2"])
     hosts = [text["applications"][-1]["args"]["serve"]["host"] for text in (config, inner)]
     assert hosts == ["127.0.0.1", "0.0.0.0"]
+    write()  # as it was written, so it is not somebody's
+    files[1].write_text("by hand", encoding="utf-8")
+    with pytest.raises(InputError, match=r"--write-config: .*service\.yaml was changed .* --overwrite"):
+        write()
+    assert files[1].read_text(encoding="utf-8") == "by hand"
+    write(overwrite=True)
+    assert yaml.safe_load(files[1].read_text())["kind"] == "RayService"

@@ -20,6 +20,12 @@ def test_keys_come_from_the_environment_and_from_a_file_of_hashes(tmp_path: Path
     assert key_hashes({}) == ()
 
 
+def test_a_file_that_sha256sum_wrote_is_read(tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"key").hexdigest()
+    (tmp_path / "keys").write_text(f"{digest}  -\n{digest} *key file.txt\n", encoding="utf-8")
+    assert key_hashes({"DANLU_API_KEYS_FILE": str(tmp_path / "keys")}) == (bytes.fromhex(digest),) * 2
+
+
 def test_a_line_that_is_no_hash_is_named_without_being_shown(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"{'0' * 64}\na-plain-key\n{'0' * 63}\n")

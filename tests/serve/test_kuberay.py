@@ -84,6 +84,12 @@ def test_a_gateway_that_others_reach_is_not_built_without_keys(
     assert front.keys == ()
 
 
+def test_ray_s_own_ports_ask_for_a_token() -> None:
+    cluster = ray_service("wishes", "", 1, SECTION, "/shared")["spec"]["rayClusterConfig"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert tuple(map(int, cluster["rayVersion"].split(".")[:2])) >= (2, 52)  # from which Ray has it
+
+
 @pytest.mark.parametrize("is_open", [False, True])
 def test_pods_wait_for_the_secret_unless_anyone_may_ask(is_open: bool) -> None:
     section = SECTION.model_copy(update={"open": is_open})

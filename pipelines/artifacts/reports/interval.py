@@ -9,3 +9,5 @@ class Interval(Record):
     value: float
     low: float
     high: float
+    rows: int | None = None
+    """How many rows it was resampled from; None in reports that did not say."""

@@ -26,6 +26,8 @@ class SynthesizeReport(RowsReport):
     cost: str | None
     """A decimal number; None where the recipe has no price."""
     currency: str | None
+    estimated: int = 0
+    """Answers whose tokens are estimated from their characters, since the endpoint reports none."""
     map: CompatibilityMap | None = None
     """None where fewer than two dimensions can be drawn."""
 
@@ -51,6 +53,19 @@ class RefineExample(Record):
     """What the operator says beyond its name; may be empty."""
 
 
+class Coverage(Record):
+    """Of two dimensions, for each pair of values: the rows that came, those that stay, and why the others went."""
+
+    dimensions: list[str]
+    """The one whose values are the rows, then the one whose values are the columns."""
+    rows: list[str]
+    columns: list[str]
+    came: list[list[int]]
+    kept: list[list[int]]
+    dropped: list[list[dict[str, int]]]
+    """Rows by the operator that dropped them."""
+
+
 class RefineReport(RowsReport):
     """What each operator dropped and mended."""
 
@@ -60,5 +75,7 @@ class RefineReport(RowsReport):
     """Rows that were kept without a judgement, by the class of the judge's failure."""
     examples: dict[str, list[RefineExample]]
     """A few by operator."""
+    coverage: Coverage | None = None
+    """None where fewer than two dimensions can be drawn."""
     seconds_for_verdicts: float
     """What decisions over all rows took: near-duplicates, the judge and the edited file."""

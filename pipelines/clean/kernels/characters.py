@@ -16,9 +16,11 @@ ALNUM = 1
 """`str.isalnum`; Chinese characters count."""
 SPECIAL = 2
 """data-juicer's special characters: punctuation, digits, whitespace, symbols, emoji and a few letters."""
-SPECIAL_NOT_LETTER = 4
-"""The same without letters: 一, 士, 上 and kana are text."""
-CLASSES = (ALNUM, SPECIAL, SPECIAL_NOT_LETTER)
+MARK = 4
+"""The same without what is text or blank: letters (一, 士, 上 and kana too), digits and white space."""
+BLANK = 8
+"""White space."""
+CLASSES = (ALNUM, SPECIAL, MARK, BLANK)
 
 _SYMBOLS = (
     "\u0092\u2009\u0093\u0097\u200a\u009d\u0099\u202f\u0096\u2005\u0095\u0091\u009c\u3000\u2002 \u2008"
@@ -61,5 +63,6 @@ def class_table() -> npt.NDArray[np.uint8]:
     table[[c for c in range(sys.maxunicode + 1) if chr(c).isalnum()]] = ALNUM
     special = sorted(special_characters())
     table[[ord(c) for c in special]] |= SPECIAL
-    table[[ord(c) for c in special if not c.isalpha()]] |= SPECIAL_NOT_LETTER
+    table[[ord(c) for c in special if not c.isalnum() and not c.isspace()]] |= MARK
+    table[[c for c in range(sys.maxunicode + 1) if chr(c).isspace()]] |= BLANK
     return table

@@ -1,15 +1,28 @@
 """Share of flagged words."""
 
 import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import regex
 
-from pipelines.clean.column import Column
+from pipelines.clean.column import Column, Indices
 from pipelines.clean.kernels.trie import build_trie, flagged_characters
+from pipelines.clean.operators.flagged_senses import (
+    INSULTS_AS_WORDS,
+    MILD,
+    OATH_WORDS,
+    OATHS,
+    QUOTED,
+    SERIOUS,
+    weight_of,
+)
 from pipelines.clean.operators.registry import (
     CLOSED,
     Assets,
@@ -56,12 +69,81 @@ def _listed(paths: tuple[str, ...], lang: str) -> tuple[str, ...]:
     return tuple(sorted(set(by_language[lang])))
 
 
-def _share_of_characters(column: Column, words: tuple[str, ...]) -> npt.NDArray[np.float64]:
-    """The share of code points that belong to a flagged word, found in unsegmented text."""
-    found, _ = flagged_characters(build_trie(words, bounded=True), *column.utf8)
-    shares: npt.NDArray[np.float64] = np.zeros(len(column))
-    np.divide(found, column.lengths, out=shares, where=column.lengths > 0)
-    return shares
+@cache
+def _segmenter() -> Any:
+    """jieba's dictionary, loaded once in a process; it takes seconds."""
+    import jieba
+
+    jieba.setLogLevel(logging.WARNING)
+    segmenter = jieba.Tokenizer()
+    for word in INSULTS_AS_WORDS:
+        segmenter.add_word(word)
+    return segmenter
+
+
+@cache
+def _pattern(words: tuple[str, ...]) -> regex.Pattern[str]:
+    """Finds the words, the longest first; Latin ones between other characters."""
+    parts = []
+    for word in sorted(words, key=len, reverse=True):
+        before = r"(?<![A-Za-z0-9])" if word[0].isascii() and word[0].isalnum() else ""
+        after = r"(?![A-Za-z0-9])" if word[-1].isascii() and word[-1].isalnum() else ""
+        parts.append(before + regex.escape(word) + after)
+    return regex.compile("|".join(parts), regex.IGNORECASE)
+
+
+def _boundaries(tokens: Iterable[str]) -> frozenset[int]:
+    return frozenset(accumulate(map(len, tokens), initial=0))
+
+
+_SPACED_OUT = regex.compile(r"(?<!\p{Han})\p{Han}(?: \p{Han}){2,}(?!\p{Han})")
+"""Single characters with blanks between them, as words are disguised."""
+
+
+def _hits(text: str, words: tuple[str, ...], is_weighted: bool) -> tuple[list[tuple[str, float]], int]:
+    """The flagged words that stand in the text as words, each with its weight, and how many words it has.
+
+    A word counts where no longer word of the dictionary overlaps its ends. With `is_weighted`, one in a short quotation
+    does not count, plain ones count once each, and nothing counts until the weights make up one word.
+    """
+    text = _SPACED_OUT.sub(lambda match: match.group().replace(" ", ""), text)
+    tokens = list(_segmenter().cut(text, HMM=False))
+    total = sum(any(character.isalnum() for character in token) for token in tokens)
+    spans = [(m.start(), m.end(), m.group().lower()) for m in _pattern(words).finditer(text)]
+    meeting = {start for start, _, _ in spans} & {end for _, end, _ in spans}  # inside 卖淫嫖娼, a word of its own
+    edges = _boundaries(tokens) | meeting
+    found = [(word, start, end) for start, end, word in spans if start in edges and end in edges]
+    if not is_weighted:
+        return [(word, 1.0) for word, _, _ in found], total
+    quoted = [m.span() for m in QUOTED.finditer(text)] if len(text) > 30 else []
+    is_serious = SERIOUS.search(text) is not None
+    weights: dict[str, float] = {}
+    for word, start, end in found:
+        if any(a <= start and end <= b for a, b in quoted):
+            continue
+        weight = weight_of(word, is_serious)
+        weights[word] = max(weights.get(word, 0.0), weight) if weight < 1 else weights.get(word, 0.0) + weight
+    if any(word in MILD for word in words) and (oaths := OATHS.findall(text)):
+        weights[oaths[0]] = float(len(oaths))
+    hits = [(word, weight) for word, weight in weights.items() if weight]
+    return (hits if sum(weight for _, weight in hits) >= 1 else []), total
+
+
+def _share_in_unsegmented(
+    column: Column, words: tuple[str, ...], is_weighted: bool
+) -> tuple[npt.NDArray[np.float64], dict[int, str]]:
+    """The weight of each text's flagged words over its number of words, and what was found, by row."""
+    telling = tuple(word for word in words if word not in MILD) + OATH_WORDS if is_weighted else words
+    found, certain = flagged_characters(build_trie(telling, bounded=False), *column.utf8)
+    spaced = column.matches(r"\p{Han} \p{Han} \p{Han}")
+    ratios: npt.NDArray[np.float64] = np.zeros(len(column))
+    named: dict[int, str] = {}
+    for row in np.flatnonzero((found > 0) | ~certain | spaced).tolist():
+        hits, total = _hits(column.array[row].as_py(), words, is_weighted)
+        if hits:
+            ratios[row] = min(1.0, sum(weight for _, weight in hits) / max(total, 1))
+            named[row] = ", ".join(word for word, _ in hits)
+    return ratios, named
 
 
 def _may_hold(column: Column, words: tuple[str, ...]) -> npt.NDArray[np.int64]:
@@ -76,7 +158,7 @@ def _share_of_words(given: list[str], flagged: frozenset[str], sizes: Sequence[i
     return min(1.0, sum(word in flagged for word in kept) / len(kept)) if kept else 0.0
 
 
-@operator("filter", assets=_files, check=_check)
+@operator("filter", version=2, assets=_files, check=_check)
 def flagged_words_filter(
     column: Column,
     *,
@@ -96,16 +178,20 @@ def flagged_words_filter(
     """Keep texts by their share of flagged words, from a JSON file by language or listed as `flagged_words`.
 
     data-juicer's dialect compares whitespace-separated words, stripped of special characters, and gives the share of
-    words. `zh` finds words inside unsegmented text too and gives the share of characters. With `tokenization`,
-    both compare sentencepiece's pieces.
+    words. `zh` finds words of unsegmented text, between the words of a dictionary, and gives their weight over the
+    number of words: of the published list, everyday words (屁股) weigh nothing, words of medicine,
+    law and literature half
+    where the text is not about these, insults and coarse words one; what adds up to less than one word does not count.
+    With `tokenization`, both compare sentencepiece's pieces.
     """
     paths = sorted(str(p) for p in Path(flagged_words_dir).glob("*flagged_words*.json")) if flagged_words_dir else []
     words = tuple(sorted(set(flagged_words))) if flagged_words is not None else ()
     if flagged_words is None:
         words = _listed(tuple(paths) or (assets[WORDS_FILE],), lang)
     exact = tokenization or use_words_aug  # words that are not substrings of the text: every row is looked at
+    named: dict[int, str] = {}
     if dialect == "zh" and not exact:
-        ratios = _share_of_characters(column, words)
+        ratios, named = _share_in_unsegmented(column, words, is_weighted=flagged_words is None)
     else:
         rows = np.arange(len(column)) if exact else _may_hold(column, words)
         texts = column.array.take(rows).to_pylist()
@@ -113,4 +199,12 @@ def flagged_words_filter(
         sizes = words_aug_group_sizes if use_words_aug else ()
         ratios = np.zeros(len(column))
         ratios[rows] = [_share_of_words(s, frozenset(words), sizes, words_aug_join_char) for s in split]
-    return within("flagged_words_ratio", ratios, {"min_ratio": min_ratio, "max_ratio": max_ratio}, interval)
+    ranged = within("flagged_words_ratio", ratios, {"min_ratio": min_ratio, "max_ratio": max_ratio}, interval)
+
+    def reasons(rows: Indices) -> list[str]:
+        return [
+            f"{reason} ({named[row]})" if row in named else reason
+            for row, reason in zip(rows.tolist(), ranged.reasons(rows), strict=True)
+        ]
+
+    return Verdict(ranged.keep, ranged.stats, reasons)

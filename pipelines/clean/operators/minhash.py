@@ -1,16 +1,21 @@
 """Near-duplicates by MinHash and locality-sensitive hashing, with datasketch's hashes and data-juicer's bands."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import regex
 
 from pipelines.clean.column import Column, Indices
+from pipelines.clean.operators.html import text_of_known_tags
 from pipelines.clean.operators.registry import Dialect, Parameters, PositiveCount, Ratio, Regex, operator
 from pipelines.clean.operators.words import pieces, runs
 from pipelines.similarity.hamming import Finder
 from pipelines.similarity.minhash import band_hashes, optimal_bands
+from pipelines.similarity.simhash import without_characters
+from pipelines.similarity.sketch import first_of_similar, ignored_characters, overlap, sketch_of_other, sketches
 from pipelines.similarity.union_find import first_of_equal
 
 _PUNCTUATION = regex.compile(r"\p{P}")
@@ -35,13 +40,44 @@ def _check(parameters: Parameters, dialect: Dialect) -> Iterator[tuple[str, str]
         )
 
 
+def _by_row(keys: pa.Array) -> Any:
+    return keys.flatten().to_numpy(zero_copy_only=False).reshape(-1, keys.type.list_size)
+
+
 def _cluster(keys: pa.Array, parameters: Parameters, find: Finder) -> Indices:
-    """For each row the first row of its cluster: rows that agree in a whole band are joined, and so on."""
-    bands = keys.type.list_size
-    return first_of_equal(keys.flatten().to_numpy(zero_copy_only=False).reshape(-1, bands))
+    """For each row the first row of its cluster.
+
+    Of sketches, a row goes for an earlier one that stays and is alike; of bands, rows that agree in one are joined, and
+    so on.
+    """
+    if pa.types.is_uint8(keys.type.value_type):
+        return first_of_similar(_by_row(keys), parameters["jaccard_threshold"])
+    return first_of_equal(_by_row(keys))
 
 
-@operator("deduplicator", check=_check, cluster=_cluster)
+def _overlap(keys: pa.Array, one: Indices, other: Indices) -> npt.NDArray[np.float64] | None:
+    """The Jaccard similarity of rows, where their keys tell it."""
+    if not pa.types.is_uint8(keys.type.value_type):
+        return None
+    rows = _by_row(keys)
+    return overlap(rows[one], rows[other])
+
+
+def _sketched(column: Column, window: int, permutations: int, ignore_pattern: str | None) -> pa.Array:
+    """Sketches of the texts' letters and digits."""
+    marked = column.contains("<")
+    bare = Column(column.rewrite(marked, text_of_known_tags))
+    if ignore_pattern:
+        ignored = regex.compile(ignore_pattern)
+        bare = Column(pa.array([ignored.sub("", text) for text in bare.texts()], type=pa.large_string()))
+    data, offsets = without_characters(*bare.utf8, ignored_characters())
+    found = sketches(data, offsets, window, permutations)
+    for row in np.flatnonzero(np.diff(offsets) == 0).tolist():
+        found[row] = sketch_of_other(column.array[row].as_py(), permutations)
+    return pa.FixedSizeListArray.from_arrays(pa.array(found.ravel()), permutations + 2)
+
+
+@operator("deduplicator", version=2, check=_check, cluster=_cluster, overlap=_overlap)
 def document_minhash_deduplicator(
     column: Column,
     *,
@@ -54,12 +90,19 @@ def document_minhash_deduplicator(
     num_bands: PositiveCount | None = None,
     num_rows_per_band: PositiveCount | None = None,
     tokenizer_model: str | None = None,
+    question_key: str | None = None,
     dialect: Dialect = "zh",
 ) -> pa.Array:
-    """One number per band of a text's MinHash, a fixed-size list of uint64.
+    """What tells near-duplicates: one number per band of a text's MinHash, or in `zh`, for characters, a sketch.
 
-    Texts without a shingle are all duplicates of each other in data-juicer's dialect; in `zh` only equal ones are.
+    Texts without a shingle are all duplicates of each other in data-juicer's dialect; in `zh` only equal ones are. With
+    `tokenization: character`, `zh` compares letters and digits alone (no marks, blanks, tags, 哈哈), a row goes only
+    for one that stays and is `jaccard_threshold` like it, and the drop's reason tells their overlap. Texts of fewer
+    than 30 letters must be nearly equal. With `question_key`, an answer of fewer than 100 characters is compared
+    together with its question.
     """
+    if dialect == "zh" and tokenization == "character":
+        return _sketched(column, window_size, num_permutations, ignore_pattern)
     texts = [text.lower() for text in column.texts()] if lowercase else column.texts()
     if ignore_pattern:
         ignored = regex.compile(ignore_pattern)

@@ -6,7 +6,7 @@ parameters in a recipe. Four names are not parameters but are filled in by the p
 `reads="field"`, the column named by `field_key`.
 
     filter        (column, **parameters) -> Verdict, or (keep, {statistic: values})
-    mapper        (column, **parameters) -> Arrow string array
+    mapper        (column, **parameters) -> Arrow string array, or (array, {statistic: counts})
     deduplicator  (column, **parameters) -> Arrow array of keys; with a function `cluster`
     selector      (values, **parameters) -> indices of the rows that stay, in their new order
 """
@@ -16,10 +16,11 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from pydantic import AfterValidator, Field
 
 from pipelines.clean.column import Indices, Mask
@@ -107,6 +108,11 @@ def verdict(answer: "Verdict | tuple[Mask, Mapping[str, npt.NDArray[Any]]]") -> 
     return Verdict(keep, stats, lambda rows: [", ".join(f"{k} {v[row]}" for k, v in stats.items()) for row in rows])
 
 
+def mapped(answer: "pa.Array | tuple[pa.Array, Mapping[str, Indices]]") -> tuple[pa.Array, Mapping[str, Indices]]:
+    """A mapper's answer in full: a bare array counts nothing."""
+    return answer if isinstance(answer, tuple) else (answer, {})
+
+
 Check = Callable[[Parameters, Dialect], Iterable[tuple[str, str]]]
 """Extra conditions on parameters: yields (parameter, what is wrong)."""
 
@@ -138,6 +144,9 @@ class Operator:
     """For deduplicators: (keys in data-set order, parameters, how near signatures are found) -> for each row the first
     row of its cluster."""
 
+    overlap: Callable[..., npt.NDArray[np.float64] | None] | None = field(default=None)
+    """For deduplicators whose keys tell it: (keys, rows, the rows that they repeat) -> how like they are, 0 to 1."""
+
     def missing_packages(self) -> list[str]:
         """Modules it needs that are not installed."""
         return [name for name in self.packages if importlib.util.find_spec(name) is None]
@@ -157,6 +166,8 @@ def operator(kind: Kind, **options: Any) -> Callable[[F], F]:
 
     def register(function: F) -> F:
         name = function.__name__
+        if kind not in get_args(Kind):
+            raise ValueError(f"operator {name}: {kind!r} is no kind; it is one of {', '.join(get_args(Kind))}")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise ValueError(f"operator {name}: a name is lower case with underscores")
         OPERATORS[name] = Operator(name, kind, function, **options)

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pipelines.artifacts.files import Destination
 from pipelines.artifacts.reports.clean import CleanReport, EditCounts
 from pipelines.artifacts.reports.rows import RowsReport
 from pipelines.artifacts.rows import MESSAGES
@@ -30,6 +31,10 @@ TABLE = pa.table(
         "score": [0.5, 1.0, 0.25, 2.0, 3.0, 4.0],
     }
 )
+
+
+def to(path: Path) -> Destination:
+    return Destination("--export", str(path), "--overwrite")
 
 
 def section_of(edited: Path | None = None, dialect: str = "zh", process: list[Any] = PROCESS) -> Clean:
@@ -81,7 +86,7 @@ def test_what_was_exported_and_edited_becomes_the_data(
 ) -> None:
     before = cleaned(source, "before", section_of())
     path = tmp_path / f"rows.{suffix}"
-    assert export_rows(before, source, path) == 6
+    assert export_rows(before, source, to(path)) == 6
     lines = {line["row_id"]: line for line in lines_of(path)}
     assert [str(lines[f"r{i}"]["kept"]).lower() for i in range(6)] == ["true", "false", "true", "false", "true", "true"]
     assert lines["r1"]["operator"] == "text_length_filter" and "text_len 1 is below" in lines["r1"]["reason"]
@@ -121,12 +126,12 @@ def test_somebodys_work_is_not_written_over(source: Output[RowsReport], tmp_path
     before = cleaned(source, "before", section_of())
     path = tmp_path / "rows.csv"
     path.write_text("hours of work", encoding="utf-8")
-    with pytest.raises(InputError, match=r"rows\.csv: exists already; name another file"):
-        export_rows(before, source, path)
+    with pytest.raises(InputError, match=r"rows\.csv exists already; name another file"):
+        export_rows(before, source, to(path))
     assert path.read_text(encoding="utf-8") == "hours of work"
     before.folder.workspace.remove(source.paths(source.report.outputs.rows)[1])
     with pytest.raises(DataError):
-        export_rows(before, source, tmp_path / "new.jsonl")
+        export_rows(before, source, to(tmp_path / "new.jsonl"))
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["rows.csv"]  # no half of a file
 
 
@@ -144,7 +149,7 @@ def test_what_is_changed_in_a_conversation_is_changed_where_it_is_trained(
     keep: list[Any] = [{"text_length_filter": {"min_len": 1}}]
     before = cleaned(source, "before", section_of(process=keep))
     file = tmp_path / f"rows.{suffix}"
-    export_rows(before, source, file)
+    export_rows(before, source, to(file))
     lines = lines_of(file)
     lines[0]["response"], lines[0]["system"] = "改过的答", "你是护士"
     third = [*talk[:4], {"role": "assistant", "content": "整段改过"}]

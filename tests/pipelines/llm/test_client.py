@@ -1,6 +1,7 @@
 """The client against a real server that misbehaves in every way we know a name for."""
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -8,10 +9,11 @@ from typing import Any
 
 import pytest
 import uvloop
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from benchmarks.answering_server import Behaviour, answer_to, listen
-from pipelines.llm.client import Client, parse_retry_after
+from pipelines.llm.client import Client
+from pipelines.llm.replies import parse_retry_after
 from pipelines.llm.requests import Outcome, OutcomeKind
 from pipelines.recipe.llm import Endpoint, ModelRequests, Sampling
 from tests.pipelines.synthesize.serving import in_thread
@@ -97,6 +99,9 @@ def test_a_key_that_the_endpoint_repeats_is_not_shown() -> None:
     outcome = send(Behaviour(delay=0, status=401, body=body), key=key)
     assert (outcome.kind, outcome.reason) == (OutcomeKind.FATAL, "key")
     assert outcome.text == '401: {"error":{"message":"wrong key ***"}}'
+    long = f'{{"error":{{"message":"{"x" * 260}{key}"}}}}'.encode()
+    assert "sk-" not in send(Behaviour(delay=0, status=401, body=long), key=key).text  # where the words are cut, too
+    assert send(Behaviour(delay=0), key="e").text == answer_to(PROMPT)  # an answer stays as it is
     assert send(Behaviour(delay=0, key=key), key=key).kind is OutcomeKind.ANSWERED
     assert send(Behaviour(delay=0, key=key), key="sk-other").kind is OutcomeKind.FATAL
 
@@ -141,3 +146,31 @@ def test_retry_after_in_all_its_forms() -> None:
     assert 8 <= parse_retry_after({"retry-after": formatdate(time.time() + 10, usegmt=True)}) <= 10
     assert parse_retry_after({"retry-after": "soon"}) == 0
     assert parse_retry_after({}) == 0
+
+
+def test_the_knobs_of_an_endpoint_are_sent_and_ours_are_left_alone() -> None:
+    seen: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
+            seen.append(json.loads(await reader.readexactly(length)))
+            writer.write(b"HTTP/1.1 500 X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        knobs = {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low"}
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        endpoint = Endpoint.model_validate({"base_url": url, "extra_body": {"enable_search": True}, **knobs})
+        client = Client(endpoint, ModelRequests(model="m", endpoints=[endpoint]), None)
+        await client.send(PROMPT)
+        await client.close()
+        server.close()
+
+    asyncio.run(run())
+    assert seen[0]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert (seen[0]["reasoning_effort"], seen[0]["enable_search"]) == ("low", True)
+    for name in ("messages", "stream", "n", "tools", "max_tokens"):
+        with pytest.raises(ValidationError, match=f"extra_body: {name} cannot stand here"):
+            Endpoint.model_validate({"base_url": "http://x/v1", "extra_body": {name: 1}})

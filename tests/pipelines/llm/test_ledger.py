@@ -6,13 +6,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import StageError
 from pipelines.llm import ledger
 from pipelines.llm.ledger import (
+    ENTRY,
     GroupCommit,
+    LedgerIndex,
     LedgerRecord,
     LedgerWriter,
     RecordKind,
@@ -88,6 +91,64 @@ def test_a_damaged_byte_costs_one_record_not_those_behind_it() -> None:
         entries, lost = scan(bytes(damaged))
         assert [int.from_bytes(entry["key"].tobytes(), "big") for entry in entries] == [1, 2, 4, 5]
         assert lost == size
+
+
+@pytest.mark.parametrize("value", [0, 1, 0x7F, 0xFF])
+@pytest.mark.parametrize("byte", range(4))
+def test_a_damaged_length_costs_one_record_too(byte: int, value: int) -> None:
+    records = [encode(answer(number, "祝福" * number)) for number in range(1, 6)]
+    damaged = bytearray(b"".join(records))
+    at = len(records[0]) + len(records[1]) + byte
+    is_damaged = damaged[at] != value
+    damaged[at] = value
+    entries, lost = scan(bytes(damaged))
+    assert [int.from_bytes(entry["key"].tobytes(), "big") for entry in entries] == [
+        1,
+        2,
+        *([] if is_damaged else [3]),
+        4,
+        5,
+    ]
+    assert lost == (len(records[2]) if is_damaged else 0)
+
+
+def test_keys_that_share_a_half_are_told_apart() -> None:
+    keys = [bytes(8) + number.to_bytes(8, "big") for number in range(300)]
+    keys += [number.to_bytes(8, "big") + bytes(8) for number in range(1, 300)]
+    entries = np.array([(key, 1, 2, 3, 40 * at, 7) for at, key in enumerate(keys)], ENTRY)
+    index = LedgerIndex(["a", "b"], [entries[:100], entries[100:]])
+    assert len(index) == 599
+    assert index.tokens(keys) == (1198, 1797)
+    assert [place[1] for place in index.places(index.find(keys).tolist())] == [40 * at for at in range(599)]
+    assert (index.find([b"x" * 16, bytes(7) + b"\1" * 9]) == -1).all()
+
+
+def test_objects_that_a_killed_run_left_are_joined(tmp_path: Path) -> None:
+    workspace = Workspace(f"memory:/{tmp_path}")
+    killed = LedgerWriter(workspace)
+    for number in range(5):
+        killed.append([answer(number)])
+    assert len([path for path in workspace.list(workspace.path("ledger")) if path.endswith(".log")]) == 5
+    LedgerWriter(workspace).close()
+    assert len([path for path in workspace.list(workspace.path("ledger")) if path.endswith(".log")]) == 1
+    assert payloads(workspace, list(range(5))) == [f"祝福{number}" for number in range(5)]
+
+
+def test_long_runs_join_their_objects_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "OBJECTS", 10)
+    workspace = Workspace(f"memory:/{tmp_path}")
+    writer = LedgerWriter(workspace)
+    for number in range(95):
+        writer.append([answer(number)])
+        assert len([path for path in workspace.list(workspace.path("ledger")) if path.endswith(".log")]) <= 20
+    writer.close()
+    assert payloads(workspace, list(range(95))) == [f"祝福{number}" for number in range(95)]
+
+
+def test_a_bucket_that_is_not_there_is_said_before_anything_is_asked(bucket: str) -> None:
+    with pytest.raises(StageError, match=r"absent/w/ledger/writable cannot be written.*nothing was asked"):
+        LedgerWriter(Workspace(f"{bucket}-absent/w"))
+    LedgerWriter(Workspace(f"{bucket}/w")).close()
 
 
 def test_a_full_disk_stops_the_run_and_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pipelines.metrics.bootstrap import bootstrap
 
 def test_bootstrap_interval_of_equal_differences_is_a_point() -> None:
     interval = bootstrap([0.5] * 10, seed=1)
-    assert (interval.value, interval.low, interval.high) == (0.5, 0.5, 0.5)
+    assert (interval.value, interval.low, interval.high, interval.rows) == (0.5, 0.5, 0.5, 10)
 
 
 def test_bootstrap_weighs_rows() -> None:

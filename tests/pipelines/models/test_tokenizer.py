@@ -4,8 +4,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from pipelines.models.resolve import check_folder, weight_shapes
+from pipelines.models.resolve import check_folder
 from pipelines.models.tokenizer import control_tokens, load_tokenizer, with_chat_template
+from pipelines.models.weight_files import weight_shapes
 
 
 def test_a_template_of_the_recipe_takes_the_place_of_the_models(tiny_model: Path, tmp_path: Path) -> None:

@@ -184,3 +184,43 @@ def test_rows_unlike_the_first_are_counted_with_their_lines(tmp_path: Path, ray_
     assert list(reasons) == ["rows.jsonl:1001", "rows.jsonl:1002"]
     assert reasons["rows.jsonl:1002"] == "column m is not in the first rows"
     assert done["clean"].report.rows == 1000
+
+
+LOCAL = [
+    "dataset:\n  configs:\n    - {type: local, path: a.jsonl}\n",
+    "dataset: {configs: [{path: a.jsonl}]}\n",
+    "dataset:\n  - {type: local, path: a.jsonl, weight: 1.0}\n",
+]
+
+
+@pytest.mark.parametrize("dataset", LOCAL)
+def test_one_local_data_set_is_a_source(tmp_path: Path, dataset: str) -> None:
+    text = f"project_name: demo\n{dataset}export_path: out.jsonl\nprocess:\n  - text_length_filter: {{min_len: 2}}\n"
+    recipe = load_recipe(written(tmp_path, text))
+    assert recipe.ingest and recipe.ingest.source == "a.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "key"),
+    [
+        ("{configs: [{type: local, path: a.jsonl}, {type: local, path: b.jsonl}]}", "dataset"),
+        ("{configs: [{type: remote, source: huggingface, path: a/b}]}", "dataset.configs[0]"),
+        ("{max_sample_num: 10, configs: [{path: a.jsonl}]}", "dataset.max_sample_num"),
+    ],
+)
+def test_another_data_set_is_refused_in_one_line(tmp_path: Path, dataset: str, key: str) -> None:
+    text = f"dataset: {dataset}\nprocess: [text_length_filter]\n"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(written(tmp_path, text))
+    assert [problem.key for problem in caught.value.problems] == [key]
+
+
+def test_an_exponent_is_a_number(tmp_path: Path) -> None:
+    process = "  - text_length_filter: {max_len: 2e5}\n  - alphanumeric_filter: {min_ratio: 5e-1}\n"
+    text = f"dataset_path: a.jsonl\nprocess:\n{process}"
+    recipe = load_recipe(written(tmp_path, text))
+    assert recipe.clean
+    assert recipe.clean.process == [
+        {"text_length_filter": {"max_len": 200000}},
+        {"alphanumeric_filter": {"min_ratio": 0.5}},
+    ]

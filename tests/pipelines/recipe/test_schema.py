@@ -60,7 +60,7 @@ def test_the_zhihu_recipe_is_the_published_one(shared_data: Path) -> None:
     names = ("zh.sp.model", "zh.arpa.bin", "flagged_words.json")
     paths = ", ".join(f"{name}: {shared_data / 'assets' / name}" for name in names)
     recipe = load_recipe("zhihu", [f"clean.assets={{{paths}}}"])
-    assert recipe.clean and len(recipe.clean.process) == 14 and recipe.split
+    assert recipe.clean and len(recipe.clean.process) == 18 and recipe.split
 
 
 def test_scientific_notation_is_a_number_and_overrides_apply(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ analyze: {concurrency: -1}
 train: {model: m, data: []}
 """
     assert problems_of(tmp_path, text) == {
-        "name": "use ASCII letters, digits, '.', '_' and '-', not 'my recipe'",
+        "name": "use at most 100 ASCII letters, digits, '.', '_' and '-', without '..', and not base: 'my recipe'",
         "ingest": "must be keys with values, not 'rows.jsonl'",
         "clean.text_keys": "must be text, not ['response']",
         "clean.process[0].text_lenght_filter": "unknown operator; did you mean 'text_length_filter'?",

@@ -12,7 +12,7 @@ from pipelines.artifacts.reports.rows import IngestReport
 from pipelines.artifacts.reports.synthesize import RefineReport
 from pipelines.artifacts.stage import Inputs, Output
 from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.errors import DataError, Problem
+from pipelines.errors import DataError, Problem, StageError
 from pipelines.ingest.stage import IngestStage
 from pipelines.recipe.refine import Refine
 from pipelines.recipe.schema import Recipe
@@ -91,6 +91,21 @@ def test_the_real_wishes(tmp_path: Path, shared_data: Path) -> None:
     operators = {operator.operator: operator.rows_in - operator.rows_out for operator in report.operators}
     assert operators == {name: len(reasons.get(name, [])) for name in operators}
 
+    coverage = report.coverage
+    assert coverage and coverage.dimensions == ["name", "scene"]
+    assert sum(map(sum, coverage.came)) == 2976
+    assert sum(map(sum, coverage.kept)) == len(kept)
+    reasons_of_cells = [reason for line in coverage.dropped for cell in line for reason in cell.items()]
+    for operator, gone in reasons.items():
+        assert sum(count for name, count in reasons_of_cells if name == operator) == len(gone)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_dropping_all_rows_is_an_error(tmp_path: Path) -> None:
+    what = small(tmp_path, rules=["emoji"], styles={"x": {"emoji": "needed"}, "y": {"emoji": "needed"}})
+    with pytest.raises(StageError, match=r"all \d+ rows are dropped \(emoji \d+\); see refine.rules"):
+        refined(what, ingested(what, Workspace(str(tmp_path / "w"))))
+
 
 def small(tmp_path: Path, **section: Any) -> Recipe:
     """A recipe that only judges, or takes edits."""
@@ -114,18 +129,19 @@ def test_a_judge_scores_every_answer(tmp_path: Path) -> None:
         body = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
         with in_thread(Behaviour(delay=0.01, body=body)) as url:
             judge = {"model": name, "endpoints": [{"base_url": url}], "rubric": "自然、切题", "min_score": 6}
-            output = refined(small(tmp_path, judge=judge), source, name)
-        report = output.report
-        dropped = {operator.operator: operator.rows_in - operator.rows_out for operator in report.operators}
-        if name == "low":
-            assert (report.rows, dropped["judge"]) == (0, 3)
-            assert {row["reason"] for row in dropped_of(output)} == {"score 4: 像套话"}
-            assert report.examples["judge"][0].why == "score 4: 像套话"
-            lower = small(tmp_path, judge={**judge, "min_score": 4})  # the ledger has its answers: nobody listens
-            assert refined(lower, source, "lower").report.rows == 3
-        else:
-            assert (report.rows, dropped["judge"]) == (3, 0)
-            assert report.unjudged == ({} if name == "high" else {"malformed": 3})
+            if name == "low":
+                with pytest.raises(
+                    StageError, match=r"all 3 rows are dropped \(judge 3\).*, score 4: 像套话: 生日快乐"
+                ):
+                    refined(small(tmp_path, judge=judge), source, name)
+            else:
+                report = refined(small(tmp_path, judge=judge), source, name).report
+                dropped = {operator.operator: operator.rows_in - operator.rows_out for operator in report.operators}
+                assert (report.rows, dropped["judge"]) == (3, 0)
+                assert report.unjudged == ({} if name == "high" else {"malformed": 3})
+                continue
+        lower = small(tmp_path, judge={**judge, "min_score": 4})  # the ledger has its answers: nobody listens
+        assert refined(lower, source, "lower").report.rows == 3
 
 
 @pytest.mark.usefixtures("ray_cluster")

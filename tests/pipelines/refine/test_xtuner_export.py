@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.artifacts.files import Destination
 from pipelines.artifacts.reports.rows import RowsReport
 from pipelines.artifacts.rows import ROW
 from pipelines.artifacts.stage import Output
@@ -29,6 +30,10 @@ ROWS = [
 ]
 
 
+def to(path: Path) -> Destination:
+    return Destination("--export", str(path), "--overwrite")
+
+
 def output_of(folder: Path, files: list[list[dict[str, object]]]) -> Output[RowsReport]:
     place = Place(Workspace(str(folder)), "refine", "f")
     for number, rows in enumerate(files):
@@ -41,7 +46,7 @@ def output_of(folder: Path, files: list[list[dict[str, object]]]) -> Output[Rows
 
 def test_what_is_exported_comes_back_through_ingest(tmp_path: Path) -> None:
     path = tmp_path / "out" / "wishes.json"
-    assert export_conversations(output_of(tmp_path, [ROWS[:2], [], ROWS[2:]]), path) == 3
+    assert export_conversations(output_of(tmp_path, [ROWS[:2], [], ROWS[2:]]), to(path)) == 3
     made = json.loads(path.read_text(encoding="utf-8"))
     assert made[0] == {"conversation": [{"system": "送祝福大师", "input": "祝姐姐生日", "output": "生日快乐🎂"}]}
     for row, exported in zip(ROWS, made, strict=True):
@@ -52,10 +57,12 @@ def test_what_is_exported_comes_back_through_ingest(tmp_path: Path) -> None:
 
 def test_nothing_and_nowhere(tmp_path: Path) -> None:
     empty = output_of(tmp_path, [[]])
-    assert export_conversations(empty, tmp_path / "none.json") == 0
+    assert export_conversations(empty, to(tmp_path / "none.json")) == 0
     assert json.loads((tmp_path / "none.json").read_text()) == []
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match=r"none\.json: exists already; name another file"):
-        export_conversations(empty, tmp_path / "none.json")
+    export_conversations(empty, to(tmp_path / "none.json"))  # it wrote it itself, and nobody changed it since
+    (tmp_path / "none.json").write_text("hours of work")
+    with pytest.raises(InputError, match=r"none\.json was changed since it was written; name another file"):
+        export_conversations(empty, to(tmp_path / "none.json"))
     with pytest.raises(InputError, match=r"x\.json: cannot be written"):
-        export_conversations(empty, tmp_path / "file" / "x.json")
+        export_conversations(empty, to(tmp_path / "file" / "x.json"))

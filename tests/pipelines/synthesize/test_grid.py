@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipelines.recipe.synthesize import Synthesize
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.synthesize import Synthesize, fits
 from pipelines.synthesize.grid import Grid
 
 SECTION: dict[str, Any] = {
@@ -118,3 +120,32 @@ def test_what_does_not_fit_is_left_out_and_the_last_rule_counts() -> None:
 def test_what_is_wrong_is_named(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         Synthesize.model_validate({**SECTION, **changes})
+
+
+@pytest.mark.parametrize("name", ["wishes", "many"])
+def test_keys_made_in_columns_are_those_of_the_requests(name: str) -> None:
+    section: dict[str, Any] = {
+        "model": 'm"老',
+        "endpoints": [{"base_url": "http://x/v1"}],
+        "dimensions": {"zeta": ["甲", 'b"\\', " 丙\n"], "name": ["人\u20280", "\x7f", "𠮷"]},
+        "styles": {
+            "正常": {"template": "  祝{name}{zeta}{injection} "},
+            "严肃": {"template": "{{x}} {examples}\t{name}", "examples": ["一", "二", "三"], "num_examples": 2},
+        },
+        "queries": ["祝{name}", "贺{zeta}"],
+        "injections": ["", "提到天气", "提到月亮"],
+        "system": "你是\n大师",
+        "samples_per_cell": 3,
+        "compatibility": [{"where": {"zeta": "甲"}}, {"where": {"zeta": "甲", "style": ["严*"]}, "fits": True}],
+        "generation": {"max_tokens": 9, "temperature": 0.7, "stop": ["\n"]},
+    }
+    what = load_recipe("wishes") if name == "wishes" else Recipe.model_validate({"name": "t", "synthesize": section})
+    assert what.synthesize
+    made = Grid(what.synthesize, 3)
+    for start, stop in [(0, made.size), (5, 41), (7, 7)]:
+        positions, keys = made.keys(start, stop)
+        assert positions.tolist() == list(made.positions(start, stop))
+        assert positions.tolist() == [
+            pos for pos in range(start, stop) if fits(what.synthesize.compatibility, made.cell(pos))
+        ]
+        assert [key.tobytes() for key in keys] == [made.request(int(pos)).key for pos in positions]

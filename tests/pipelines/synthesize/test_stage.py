@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
@@ -179,6 +180,80 @@ def test_failures_have_a_class_and_are_asked_again_when_told(
     assert len(sound.outcomes()) == failed
 
 
+def test_a_budget_is_kept_where_no_usage_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    body = b'{"choices":[{"message":{"content":"' + "祝您健康".encode() * 5 + b'"},"finish_reason":"stop"}]}'
+    price = {"input": "1000", "output": "1000"}
+    with in_thread(behaviour := Behaviour(delay=0.01, body=body)) as url:
+        what = recipe(url, cells=100, price=price, budget="1", generation={"max_tokens": 40})
+        with pytest.raises(StageError, match=r"budget is used up, (0.9\d*|1.0*) of 1 CNY"):
+            run(what, place(tmp_path))
+    assert 38 <= len(behaviour.log) <= 45  # each costs about 20 + 3 tokens
+    assert re.search(r"tokens of \d+ replies are estimated", capsys.readouterr().err)
+
+
+def test_tries_that_failed_are_paid_for_too(tmp_path: Path, start_server: Callable[..., Server]) -> None:
+    cut = Behaviour(delay=0.01, finish_reason="network_error")
+    with in_thread(cut) as url:
+        failed = recipe(url, cells=1, max_attempts=2, price={"input": 1, "output": 1})
+        with pytest.raises(StageError, match=r"no request has an answer .unfinished 2"):
+            run(failed, place(tmp_path))
+    assert len(cut.log) == 4
+    once = run(recipe(start_server().url, cells=2, price={"input": 1, "output": 1}), place(tmp_path, "g")).report
+    sound = run(recipe(start_server().url, cells=1), place(tmp_path / "other")).report
+    assert once.failed == {"unfinished": 2}
+    assert once.output_tokens == 3 * sound.output_tokens  # four tries and two answers, of the same length
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (402, '{"error":{"message":"Insufficient Balance"}}'),
+        (429, '{"error":{"code":"1113","message":"余额不足或无可用资源包,请充值。"}}'),
+        (400, '{"error":{"code":"Arrearage","message":"Access denied"}}'),
+        (200, '{"choices":null,"base_resp":{"status_code":1008,"status_msg":"insufficient balance"}}'),
+    ],
+)
+def test_an_empty_account_stops_the_run_and_not_the_grid(
+    tmp_path: Path, start_server: Callable[..., Server], status: int, body: str
+) -> None:
+    with in_thread(empty := Behaviour(delay=0.01, status=status, body=body.encode())) as url:
+        began = time.monotonic()
+        with pytest.raises(StageError, match=rf"answers {status}: .*0 of 80 requests are settled and kept"):
+            run(recipe(url, cells=40, endpoint={"max_in_flight": 4}), place(tmp_path))
+        assert time.monotonic() - began < 60
+    assert len(empty.log) <= 8
+    assert run(recipe(start_server().url, cells=40), place(tmp_path)).report.failed == {}
+
+
+def test_an_endpoint_with_an_empty_account_leaves_the_others(
+    tmp_path: Path, start_server: Callable[..., Server], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = start_server()
+    with in_thread(Behaviour(delay=0.01, status=402, body=b"{}")) as url:
+        endpoints = [{"base_url": server.url}, {"base_url": url, "weight": 9}]
+        assert run(recipe("http://x/v1", cells=10, endpoints=endpoints), place(tmp_path)).report.rows == 20
+    assert f"{url} is no longer asked, it answers 402" in capsys.readouterr().err
+
+
+def test_rejections_in_the_same_words_stop_the_run(tmp_path: Path) -> None:
+    unheard = Behaviour(delay=0.01, status=400, body=b'{"error":{"message":"unheard of"}}')
+    said = (
+        r"\d+ requests in a row are rejected with the same words, 400.*unheard of.*; \d\d of 800 requests are settled"
+    )
+    with in_thread(unheard) as url, pytest.raises(StageError, match=said):
+        run(recipe(url, cells=400, endpoint={"max_in_flight": 4}), place(tmp_path))
+
+
+def test_a_long_retry_after_is_bounded_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    busy = Behaviour(delay=0.01, faults={"429": 1.0}, retry_after=86400)
+    refused = r"nothing but refusals for \d+ s: 429: .*slow down"
+    with in_thread(busy) as url, pytest.raises(StageError, match=refused):
+        run(recipe(url, cells=2, max_wait=1), place(tmp_path))
+    assert 4 < len(busy.log) < 60
+    said = capsys.readouterr().err
+    assert re.search(rf"wait.* for {re.escape(url)}, which answers 429.*left alone for 86400 s", said)
+
+
 def test_a_budget_is_kept(tmp_path: Path, start_server: Callable[..., Server]) -> None:
     server = start_server()
     price = {"input": "1000", "output": "1000"}
@@ -225,6 +300,30 @@ def test_a_missing_key_is_said_before_anything_starts(tmp_path: Path, monkeypatc
     assert not Workspace(str(tmp_path / "w")).exists(str(tmp_path / "w" / "ledger" / "lock"))
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("sk-1234\r", "carriage return.*CRLF"),
+        ("'sk-1234'", "quotation marks"),
+        ("“sk-1234”", "quotation marks"),
+        ("sk-12 34", "a space or a line break"),
+        ("sk-1234\n", "a space or a line break"),
+        ("sk-１２３４", "no key has"),
+        ("sk-1234\u200b", "no key has"),
+        ("", "is not set"),
+    ],
+)
+def test_a_key_that_cannot_be_one_is_refused_before_it_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, said: str
+) -> None:
+    monkeypatch.setenv("DANLU_TEST_KEY", key)
+    what = recipe("http://127.0.0.1:9/v1", endpoint={"api_key_env": "DANLU_TEST_KEY"})
+    (problem,) = stage(what).preflight()
+    assert re.search(rf"DANLU_TEST_KEY.*{said}|{said}", problem.message) and "1234" not in problem.message
+    with pytest.raises(RecipeError, match="DANLU_TEST_KEY"):
+        run(what, place(tmp_path))
+
+
 @pytest.mark.slow
 def test_two_runs_at_once_do_not_pay_twice(tmp_path: Path, start_server: Callable[..., Server]) -> None:
     server = start_server()
@@ -248,7 +347,7 @@ def test_a_full_disk_is_said_plainly(tmp_path: Path, start_server: Callable[...,
         with pytest.raises(StageError, match="No space left on device; what arrived before is kept") as caught:
             run(what, place(tmp_path))
         assert "Traceback" not in str(caught.value)
-        kept = len(read_index(place(tmp_path).workspace).entries)
+        kept = len(read_index(place(tmp_path).workspace))
         assert 100 < kept < 800
         subprocess.run(["mount", "-o", "remount,size=4m", str(ledger)], check=True)
         assert run(what, place(tmp_path)).report.rows == 800

@@ -9,11 +9,14 @@ import yaml
 
 from benchmarks.answering_server import Behaviour
 from pipelines.artifacts.workspace import Workspace
+from pipelines.errors import InputError
 from pipelines.llm.requests import MalformedError
 from pipelines.recipe.load import load_recipe
+from pipelines.recipe.synthesize import Compatibility
 from pipelines.report.charts import heat_map as drawn
 from pipelines.synthesize.grid import Grid, compatibility_map
 from pipelines.synthesize.suggest import misfits, requests_about, suggest_map, values_of
+from pipelines.synthesize.suggest_values import suggest_values
 from tests.pipelines.synthesize.serving import in_thread, recipe
 
 AXES = {"name": ["爷爷", "奶奶", "同学"], "scene": ["生日", "新婚快乐", "重阳节"]}
@@ -62,7 +65,7 @@ def test_the_proposal_goes_into_the_recipe(tmp_path: Path) -> None:
     again, _ = suggest_map(workspace, grid("http://127.0.0.1:9/v1"))  # the answers are in the ledger
     assert again == text
     mapped = grid(**yaml.safe_load(text))
-    assert {tuple(cell.values()) for cell in mapped.cells()} == {
+    assert {tuple(mapped.cell(pos).values()) for pos in mapped.positions()} == {
         (name, scene, "正常") for name in AXES["name"] for scene in ("生日", "重阳节")
     }
 
@@ -91,3 +94,35 @@ def test_the_shipped_grid_is_drawn_by_people_and_occasions() -> None:
     assert shares["爷爷"][scenes.index("新婚快乐")] == 0
     assert shares["同事"][scenes.index("新婚快乐")] == 1
     assert shares["妹妹"][scenes.index("生日")] == pytest.approx(2 / 3)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_more_values_are_new_and_fit_the_map(tmp_path: Path) -> None:
+    proposed = ["爷 爷！", "姑姑", "姑姑。", "顾客王五", " 舅舅 ", "长" * 61, "", "房东"]
+    answer = {"choices": [{"message": {"content": json.dumps(proposed, ensure_ascii=False)}}]}
+    workspace, rule = Workspace(str(tmp_path)), Compatibility(where={"name": "顾客*"})
+    before = {request.key for request in map(grid().request, grid().positions())}
+    with in_thread(Behaviour(delay=0.01, body=json.dumps(answer).encode())) as url:
+        mapped = grid(url)
+        section = mapped.section.model_copy(update={"compatibility": [rule]})
+        text, found = suggest_values(workspace, Grid(section, 42), "name", 5)
+    assert (found, yaml.safe_load(text)) == (3, {"dimensions": {"name": [*AXES["name"], "姑姑", "舅舅", "房东"]}})
+    dimensions = {**grid().section.dimensions, **yaml.safe_load(text)["dimensions"]}
+    grown = Grid(grid().section.model_copy(update={"dimensions": dimensions}), 42)
+    assert before < {request.key for request in map(grown.request, grown.positions())}  # nothing is asked again
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_more_phrasings_name_dimensions_only(tmp_path: Path) -> None:
+    known = grid().section.queries
+    proposed = ["想祝{name}{scene}", "祝{someone}", "祝{", known[0]]
+    answer = {"choices": [{"message": {"content": json.dumps(proposed, ensure_ascii=False)}}]}
+    with in_thread(Behaviour(delay=0.01, body=json.dumps(answer).encode())) as url:
+        text, found = suggest_values(Workspace(str(tmp_path)), grid(url), "queries", 5)
+    assert (found, yaml.safe_load(text)) == (1, {"queries": [*known, "想祝{name}{scene}"]})
+
+
+@pytest.mark.parametrize("name", ["nam", "style", "injections", "passage"])
+def test_what_would_change_other_prompts_is_not_suggested(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=rf"--suggest-values: {name} is no dimension, nor queries"):
+        suggest_values(Workspace(str(tmp_path)), grid(), name, 5)

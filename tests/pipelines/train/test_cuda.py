@@ -5,7 +5,7 @@ import torch
 
 from pipelines.train.attention import _flash, _one_by_one, register
 from pipelines.train.samples import collate
-from pipelines.train.trainer import _summed_loss
+from pipelines.train.trainer import summed_loss
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,12 +58,12 @@ def test_the_fused_loss_and_its_gradient_are_the_plain_ones() -> None:
         name: value.cuda() if isinstance(value, torch.Tensor) else value
         for name, value in collate([[(ids[:100], labels[:100]), (ids[100:], labels[100:])]]).items()
     }
-    plain = _summed_loss(model, batch, fused=False)
+    plain = summed_loss(model, batch, fused=False)
     plain.backward()
     gradient = model.model.embed_tokens.weight.grad.clone()
     model.zero_grad()
     apply_liger_kernel_to_qwen2(model=model)
-    fused = _summed_loss(model, batch, fused=True)
+    fused = summed_loss(model, batch, fused=True)
     fused.backward()
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(model.model.embed_tokens.weight.grad, gradient, rtol=1e-3, atol=1e-3)

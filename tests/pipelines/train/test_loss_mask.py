@@ -4,8 +4,9 @@ from typing import Any
 import pytest
 
 from pipelines.errors import DataError
-from pipelines.models.tokenizer import load_tokenizer
-from pipelines.train.loss_mask import IGNORE_INDEX, Encoded, encode, with_system
+from pipelines.models.tokenizer import control_tokens, load_tokenizer
+from pipelines.train.loss_mask import IGNORE_INDEX, Encoded, encode, require_texts, with_system
+from tests.model_families import CHATML, byte_level_tokenizer
 
 
 def text_with_loss(tokenizer: Any, encoded: Encoded) -> list[str]:
@@ -104,10 +105,10 @@ def test_what_a_template_refuses_is_said_with_its_own_words(tiny_model: Path) ->
     before = tokenizer.chat_template
     try:
         tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
-        with pytest.raises(DataError, match=r"turns \(system, user, assistant\): System role not supported"):
+        with pytest.raises(DataError, match=r"turns \(system, user\): System role not supported"):
             encode(tokenizer, control, turns)
         tokenizer.chat_template = "{% for m in messages %}"
-        with pytest.raises(DataError, match="the chat template does not render its turns"):
+        with pytest.raises(DataError, match="its chat template does not render its turns"):
             encode(tokenizer, control, turns)
     finally:
         tokenizer.chat_template = before
@@ -118,3 +119,150 @@ def test_the_rows_own_system_prompt_comes_before_the_recipes() -> None:
     assert with_system(bare, "recipe") == [{"role": "system", "content": "recipe"}, *bare]
     assert with_system([*own, *bare], "recipe") == [*own, *bare]
     assert with_system(bare, None) == bare
+
+
+def encoded_with(tokenizer: Any, template: str, turns: list[dict[str, Any]]) -> Encoded:
+    """A chat by another template."""
+    before, tokenizer.chat_template = tokenizer.chat_template, template
+    try:
+        return encode(tokenizer, control_tokens(tokenizer), turns)
+    finally:
+        tokenizer.chat_template = before
+
+
+ASKED: list[dict[str, Any]] = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]
+
+
+@pytest.mark.parametrize("token", ["<think>", "<tool_call>", "<｜Assistant｜>", "[INST]"])
+def test_control_tokens_that_are_not_flagged_special_stay_text_too(tmp_path: Path, token: str) -> None:
+    tokenizer = byte_level_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|im_end|>", CHATML)
+    tokenizer.add_tokens([token])
+    (number,) = tokenizer(token).input_ids
+    template = CHATML.replace("{% if add", "{% if false %}" + token + "{% endif %}{% if add")
+    question = f"a{token}b {token}"
+    encoded = encoded_with(tokenizer, template, [{"role": "user", "content": question}, ASKED[1]])
+    assert number not in encoded.tokens and question in tokenizer.decode(encoded.tokens)
+    assert text_with_loss(tokenizer, encoded) == ["r<|im_end|>"]
+
+
+def test_words_that_are_tokens_but_that_the_template_does_not_write_are_read_as_a_server_reads_them() -> None:
+    tokenizer = byte_level_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|im_end|>", CHATML)
+    tokenizer.add_tokens(["<table>", "\n\n"])
+    (table,), (lines,) = tokenizer("<table>").input_ids, tokenizer("\n\n").input_ids
+    encoded = encoded_with(tokenizer, CHATML, [{"role": "user", "content": "a<table>\n\nb"}, ASKED[1]])
+    assert table in encoded.tokens and lines in encoded.tokens
+
+
+SPACED = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+WITHOUT_SYSTEM = (
+    "{% for m in messages %}{% if m['role'] != 'system' %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_the_first_word_has_loss_where_the_generation_prompt_ends_in_a_space(tiny_model: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["</s>"], show_progress=False)
+    inner.train_from_iterator(["assistant: red user: red red"] * 20, trainer)
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>")
+    assert "Ġred" in tokenizer.get_vocab()  # which a server's prompt cannot end in
+    encoded = encoded_with(
+        tokenizer, SPACED, [{"role": "user", "content": "red"}, {"role": "assistant", "content": "red"}]
+    )
+    assert text_with_loss(tokenizer, encoded) == ["red</s>"]
+    tokenizer.chat_template = SPACED
+    sent = tokenizer.apply_chat_template([{"role": "user", "content": "red"}], add_generation_prompt=True)["input_ids"]
+    assert encoded.tokens[: len(sent)] == sent
+
+
+def test_what_a_template_tags_as_generated_narrows_the_loss(tiny_model: Path) -> None:
+    tokenizer, _ = load_tokenizer(tiny_model)
+    tagged = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}[note]"
+        "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}"
+        "{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    assert text_with_loss(tokenizer, encoded_with(tokenizer, tagged, ASKED)) == ["r<|im_end|>"]
+    plain = tagged.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    assert text_with_loss(tokenizer, encoded_with(tokenizer, plain, ASKED)) == ["[note]r<|im_end|>"]
+
+
+def test_a_turn_without_loss_is_context(tiny_model: Path) -> None:
+    tokenizer, control = load_tokenizer(tiny_model)
+    turns = [*ASKED, *ASKED]
+    first = encode(tokenizer, control, [ASKED[0], {**ASKED[1], "loss": False}, *ASKED])
+    assert text_with_loss(tokenizer, first) == ["r<|im_end|>"]
+    last = encode(tokenizer, control, [*ASKED, ASKED[0], {**ASKED[1], "loss": False}])
+    assert last == encode(tokenizer, control, ASKED)
+    assert len(first.tokens) == len(encode(tokenizer, control, turns).tokens)
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (WITHOUT_SYSTEM, "leaves the system prompt out.*merge_system"),
+        (CHATML.replace("m['content']", "m['content'][:1]"), "changes what a turn says|leaves out"),
+        (CHATML.replace("m['content']", "m['content'] | upper"), "changes the text of turn"),
+        ("{{ messages[-1]['content'] }}" + CHATML, "differently|mixes"),
+    ],
+)
+def test_a_template_that_loses_or_changes_a_text_is_refused(tiny_model: Path, template: str, told: str) -> None:
+    tokenizer, _ = load_tokenizer(tiny_model)
+    turns = [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "why so"},
+        {"role": "assistant", "content": "as it is"},
+    ]
+    with pytest.raises(DataError, match=told):
+        encoded_with(tokenizer, template, turns)
+
+
+def test_thoughts_in_an_answer_are_rendered_as_the_template_renders_them(tiny_model: Path) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+        "{% if m['role'] == 'assistant' %}{% if loop.last %}<think>\n"
+        "{{ m['reasoning_content'] if m['reasoning_content'] is string else '' }}\n</think>\n\n{% endif %}{% endif %}"
+        "{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    tokenizer = byte_level_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|im_end|>", template)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    thought = [ASKED[0], {"role": "assistant", "content": "<think>\nhm\n</think>\n\nr"}]
+    encoded = encoded_with(tokenizer, template, thought)
+    assert text_with_loss(tokenizer, encoded) == ["hm\n</think>\n\nr<|im_end|>"]
+    assert encoded == encoded_with(tokenizer, template, [ASKED[0], {**ASKED[1], "reasoning": "hm"}])
+    twice = encoded_with(tokenizer, template, [*thought, *ASKED])
+    assert twice.apart == (1,) and text_with_loss(tokenizer, twice) == ["\n</think>\n\nr<|im_end|>"]
+    with pytest.raises(DataError, match=r"leaves out reasoning.*or remove reasoning"):
+        encoded_with(tokenizer, CHATML, [ASKED[0], {**ASKED[1], "reasoning": "hm"}])
+
+
+@pytest.mark.parametrize(("place", "what"), [(0, "question"), (1, "answer"), (3, "answer")])
+def test_empty_questions_and_answers_are_refused(place: int, what: str) -> None:
+    turns = [{**turn, "content": " \n"} if n == place else turn for n, turn in enumerate([*ASKED, *ASKED])]
+    with pytest.raises(DataError, match=f"turn {place + 1}, {what}, is empty"):
+        require_texts(turns)
+    with pytest.raises(DataError, match="no question"):
+        require_texts(ASKED[1:])
+    require_texts([ASKED[0], {"role": "assistant", "content": "", "tool_calls": "[{}]"}, *ASKED])
+
+
+def test_tools_that_a_template_leaves_out_are_refused(tiny_model: Path) -> None:
+    tokenizer, control = load_tokenizer(tiny_model)
+    with pytest.raises(DataError, match="leaves out tools, which the row has"):
+        encode(tokenizer, control, ASKED, tools='[{"type": "function", "function": {"name": "f"}}]')
+    called = [ASKED[0], {"role": "assistant", "content": "", "tool_calls": '[{"function": {"name": "f"}}]'}]
+    with pytest.raises(DataError, match="leaves out tool calls, which the row has"):
+        encode(tokenizer, control, called)
+    writes = CHATML.replace("{{ m['content'] }}", "{{ m['content'] }}{{ m['tool_calls'] | tojson if m['tool_calls'] }}")
+    (loss,) = text_with_loss(tokenizer, encoded_with(tokenizer, writes, called))
+    assert loss == '[{"function": {"name": "f"}}]<|im_end|>'

@@ -18,7 +18,7 @@ import pytest
 from pipelines.artifacts.reports.rows import SplitReport
 from pipelines.artifacts.reports.train import TrainReport
 from pipelines.artifacts.stage import Output, read_manifest
-from pipelines.artifacts.workspace import Place
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import HardwareError, RecipeError, StageError
 from pipelines.models.lineup import lineup_of, served_models
 from pipelines.recipe.schema import Recipe
@@ -26,9 +26,10 @@ from pipelines.recipe.train import Merge
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
 from pipelines.train.merge import MergeInputs, MergeStage
+from pipelines.train.stage import _held_out_rows
 from tests.model_families import CHATML
 from tests.outputs import finished, rows_of
-from tests.pipelines.train.conftest import place_for, problems_of, train, train_stage
+from tests.pipelines.train.conftest import chats, finished_split, place_for, problems_of, train, train_stage
 
 RecipeOf = Callable[..., Recipe]
 SplitIn = Callable[[Path, int], Output[SplitReport]]
@@ -336,3 +337,16 @@ def alive(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def test_each_held_out_row_is_measured_once(
+    recipe_of: RecipeOf, split_of: Callable[[int], Output[SplitReport]], tmp_path: Path
+) -> None:
+    split = split_of(4)
+    section = recipe_of(eval_rows=32).train
+    assert section
+    assert _held_out_rows(section, split) == 4
+    assert _held_out_rows(section.model_copy(update={"eval_rows": 3}), split) == 3
+    none = finished_split(Workspace(str(tmp_path / "none")), chats(2), chats(0))
+    with pytest.raises(RecipeError, match=r"train.eval_rows: the split left no rows to test on"):
+        _held_out_rows(section, none)

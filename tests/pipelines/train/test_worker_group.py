@@ -1,5 +1,6 @@
 """What a group of workers is refused for, and what is said of one that Ray ended."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,3 +47,32 @@ def test_a_worker_that_ray_ended_to_save_its_node_is_explained(
     told = "training: a node's main memory ran out; set train.gradient_checkpointing: true, lower train.max_length, "
     told += "lower train.num_workers, use train.method: lora, or raise train.zero_stage, or add memory"
     assert str(cause) == told
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (OSError(28, "No space left on device", "checkpoint-2"), r"a disk is full at step 3 .*save_total_limit"),
+        (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/7"), r"a disk is full at step 3"),
+        (OSError(122, "Disk quota exceeded"), r"a disk is full at step 3"),
+        (IndexError("index 301 is out of range"), r"training failed at step 3:(?s:.)*the loop"),
+        (PermissionError(13, "Permission denied", "journal"), r"training failed at step 3"),
+    ],
+)
+def test_an_exception_of_the_loop_ends_training_with_its_cause(failure: Exception, told: str) -> None:
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    peer = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
+    ended = workers._of_loop(WorkerGroupError("the loop", {0: peer, 1: failure}), 3)
+    assert isinstance(ended, StageError)
+    assert re.search(told, str(ended))
+
+
+def test_what_follows_from_a_lost_worker_is_no_exception_of_the_loop() -> None:
+    from ray.exceptions import ActorDiedError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    peer = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
+    for lost in (ActorDiedError(), WorkerHealthCheckFailedError("no answer", ActorDiedError())):
+        assert workers._of_loop(WorkerGroupError("a worker died", {0: peer, 1: lost}), 3) is None

@@ -1,0 +1,188 @@
+"""Does all of it work on this card, and how fast beside what one would use instead?
+
+    python -m benchmarks.gpu [--folder runs/gpu] [--dry] [--only PART ...] [--peer-python PYTHON]
+
+Twelve minutes at most on one card, without network once everything is installed (`make install-gpu`). Every part runs
+in a process of its own, three minutes at most, and its result is in FOLDER/results.json as soon as there is one: a run
+that is killed goes on with the next part, and what was at work then stands there as interrupted. Delete the file, or
+name parts with --only, to run them again. `--dry` runs every part on a CPU with a model of 0.2 M parameters, to test
+the parts themselves. The table at the end says what each part found; the last line is one JSON object.
+
+Exits 3 where there is no CUDA device and --dry was not asked for, 1 where a part failed.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.gpu import engines, kernels, machine, profile, training
+from benchmarks.gpu.setting import Figures, MissingPackageError, Setting
+from pipelines.report.page import environment
+
+NO_DEVICE = 3
+PART_SECONDS = 180.0
+RESULT = "result: "
+"""What a part's last line begins with."""
+_WRITING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is measured: in words, and by which function."""
+
+    title: str
+    run: Callable[[Setting], Figures]
+
+
+PARTS = {
+    "machine": Part("what is there", machine.describe),
+    "tests": Part("pytest -m gpu", machine.gpu_tests),
+    "kernels": Part("packed attention and fused loss against float32", kernels.against_references),
+    "lora-zero0": Part("LoRA r 16 of 7B, packed 4096, ZeRO-0", training.lora_zero0),
+    "lora-zero2": Part("the same, ZeRO-2", training.lora_zero2),
+    "bare-loop": Part("a bare loop of the same model: the ceiling", training.bare_loop),
+    "trainer": Part("transformers' Trainer with liger", training.trainer),
+    "trl": Part("TRL with liger", training.trl),
+    "profile": Part("where the time of one step goes", profile.one_step),
+    "full": Part("full fine-tuning of 3B", training.full),
+    "qlora": Part("QLoRA (NF4) of 7B", training.qlora),
+    "float16": Part("LoRA of 3B in float16", training.float16),
+    "offload": Part("full fine-tuning of 3B, optimizer on the CPU", training.offload),
+    "mixed-batch": Part("base and adapter in one batch equal each alone", engines.mixed_batch),
+    "endpoint": Part("the endpoint beside raw vLLM, 1.5B", engines.endpoint_beside_vllm),
+    "batch": Part("base, then merged model, on one card without HTTP", engines.one_after_the_other),
+}
+"""In the order in which they run: what others need first."""
+
+
+def main() -> int:
+    """Run the parts that have no result yet, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/gpu"), help="for models, runs and results.json")
+    parser.add_argument("--dry", action="store_true", help="on a CPU with a tiny model: checks the parts themselves")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=[], help="these parts, also if they are done")
+    parser.add_argument("--peer-python", default=None, help="Python with torch, transformers, peft, trl and liger")
+    parser.add_argument("--part", choices=list(PARTS), default=None, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    setting = Setting(options.folder.resolve(), options.dry, options.peer_python)
+    if not options.dry and not machine.has_cuda():
+        print("PyTorch sees no CUDA device here; --dry checks the parts on a CPU", file=sys.stderr)
+        return NO_DEVICE
+    if options.part:
+        print(RESULT + json.dumps(PARTS[options.part].run(setting)), flush=True)
+        return 0
+    setting.folder.mkdir(parents=True, exist_ok=True)
+    results = _read(setting)
+    wanted = options.only or [name for name in PARTS if name not in results]
+    # on a CPU speed says nothing, and two parts at a time fill the cores that one leaves idle
+    with ThreadPoolExecutor(2 if setting.dry else 1) as pool:
+        list(pool.map(partial(_do, setting, results), wanted))
+    _print(results)
+    print(json.dumps({"name": "gpu", "dry": setting.dry, "parts": results, "environment": environment().model_dump()}))
+    return 1 if any(result["state"] == "failed" for result in results.values()) else 0
+
+
+def _read(setting: Setting) -> dict[str, Any]:
+    """The results that are there; a part that was at work when the run was killed counts as interrupted."""
+    if not setting.results.is_file():
+        return {}
+    results: dict[str, Any] = json.loads(setting.results.read_text(encoding="utf-8"))
+    for result in results.values():
+        if result["state"] == "running":
+            result["state"] = "interrupted"
+    return results
+
+
+def _keep(setting: Setting, results: dict[str, Any], name: str, result: dict[str, Any]) -> None:
+    """Write a part's result down at once."""
+    with _WRITING:
+        results[name] = result
+        beside = setting.results.with_suffix(".tmp")
+        beside.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
+        os.replace(beside, setting.results)
+
+
+def _do(setting: Setting, results: dict[str, Any], name: str) -> None:
+    """Run one part in a process of its own, and keep what it found, or why it found nothing."""
+    _keep(setting, results, name, {"state": "running"})
+    print(f"{name}: {PARTS[name].title} …", file=sys.stderr, flush=True)
+    command = [sys.executable, "-P", "-m", "benchmarks.gpu", "--part", name, "--folder", str(setting.folder)]
+    command += ["--dry"] if setting.dry else []
+    command += ["--peer-python", setting.peer_python] if setting.peer_python else []
+    began = time.monotonic()
+    output, code = _run(command)
+    seconds = round(time.monotonic() - began, 1)
+    found = [line.removeprefix(RESULT) for line in output.splitlines() if line.startswith(RESULT)]
+    if found:
+        figures = json.loads(found[-1])
+        state = "skipped" if "missing" in figures else "done"
+        _keep(setting, results, name, {"state": state, "seconds": seconds, "figures": figures})
+    else:
+        why = f"stopped after {PART_SECONDS:.0f} s" if code is None else f"exit code {code}"
+        failed = {"state": "failed", "seconds": seconds, "figures": {"why": why}, "output": output[-4000:]}
+        _keep(setting, results, name, failed)
+    print(f"{name}: {results[name]['state']} in {seconds} s", file=sys.stderr, flush=True)
+
+
+def _run(command: list[str]) -> tuple[str, int | None]:
+    """What a command said, and its exit code; None where it was stopped, with all that it had started."""
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=PART_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            output, _ = process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+        return output, None
+    return output, process.returncode
+
+
+def _print(results: dict[str, Any]) -> None:
+    table = Table("part", "state", "seconds", "found", box=None, pad_edge=False)
+    for name, part in PARTS.items():
+        if (result := results.get(name)) is None:
+            continue
+        told = ", ".join(f"{key} {_shown(value)}" for key, value in result.get("figures", {}).items())
+        table.add_row(part.title, result["state"], str(result.get("seconds", "")), told)
+    Console(width=160, highlight=False).print(table)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key} {_shown(inner)}" for key, inner in value.items()) + ")"
+    if isinstance(value, list):
+        return "; ".join(map(_shown, value))
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except MissingPackageError as missing:
+        print(RESULT + json.dumps({"missing": str(missing)}), flush=True)

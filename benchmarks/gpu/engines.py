@@ -1,0 +1,121 @@
+"""What needs vLLM: rows of base and adapter in one batch, the endpoint beside vLLM's own server, engines in turn."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from benchmarks import serving
+from benchmarks.gpu.setting import SEED, Figures, Setting, need
+from pipelines.llm.vllm_batch import Completion, Prompt, complete
+from pipelines.models.served import ServedModel
+from pipelines.recipe.serve import Engine, Serve
+from rayjobs.cluster import Cluster
+
+ADAPTER_RANK = 8
+QUESTIONS = 16
+SAMPLING = {"max_tokens": 16, "temperature": 0.0}
+
+
+def _serve(setting: Setting) -> Serve:
+    """One engine on the card, or on a quarter of a CPU."""
+    engine = Engine(max_model_len=512, max_num_seqs=32, max_lora_rank=ADAPTER_RANK, enable_prefix_caching=False)
+    if setting.dry:
+        return Serve(engine=engine.model_copy(update={"kv_cache_memory_bytes": 64 << 20}))
+    return Serve(engine=engine, num_gpus=1)
+
+
+def mixed_batch(setting: Setting) -> Figures:
+    """RuntimeError where a row of a mixed batch is answered otherwise than in a batch of its own model alone."""
+    need("vllm", "peft")
+    model = setting.model("1.5b")
+    served = ServedModel("base", str(model), {"adapter": str(_random_adapter(setting, model))})
+    questions = [(number, name) for number in range(QUESTIONS) for name in (None, "adapter")]
+    with ExitStack() as stack:
+        stack.enter_context(Cluster()).connect()
+        mixed = _answers(setting, served, questions)
+        alone: dict[tuple[int, str | None], str] = {}
+        for name in (None, "adapter"):
+            alone |= _answers(setting, served, [question for question in questions if question[1] == name])
+    differing = [question for question in questions if mixed[question] != alone[question]]
+    if differing:
+        raise RuntimeError(f"{len(differing)} of {len(questions)} rows differ, the first: {differing[0]}")
+    changed = sum(mixed[number, None] != mixed[number, "adapter"] for number in range(QUESTIONS))
+    if not changed:
+        raise RuntimeError("the adapter changes no answer, so that nothing was shown")
+    return {"rows": len(questions), "equal": len(questions), "changed by the adapter": changed}
+
+
+def _random_adapter(setting: Setting, model: Path) -> Path:
+    """An adapter of random weights, large enough to change answers; written once."""
+    folder = setting.folder / "models" / f"{model.name}-adapter"
+    if not (folder / "adapter_config.json").is_file():
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        torch.manual_seed(SEED)
+        base: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        config: Any = LoraConfig(
+            r=ADAPTER_RANK,
+            lora_alpha=8 * ADAPTER_RANK,
+            target_modules="all-linear",
+            init_lora_weights=False,
+            task_type="CAUSAL_LM",
+        )
+        get_peft_model(base, config).save_pretrained(str(folder))
+    return folder
+
+
+def _answers(
+    setting: Setting, served: ServedModel, questions: list[tuple[int, str | None]]
+) -> dict[tuple[int, str | None], str]:
+    """The answer to each question, by the question and the adapter that it is asked of."""
+    rows = pa.table(
+        {
+            "pos": pa.array(range(len(questions)), pa.int64()),
+            "number": pa.array([number for number, _ in questions], pa.int64()),
+            "adapter": pa.array([adapter for _, adapter in questions], pa.string()),
+        }
+    )
+    found: list[Completion] = [c for block in complete(_serve(setting), served, rows, prompt_of) for c in block]
+    if wrong := [completion.error for completion in found if completion.error]:
+        raise RuntimeError(f"{len(wrong)} questions were refused, the first: {wrong[0]}")
+    return {questions[completion.pos]: completion.text for completion in found}
+
+
+def prompt_of(row: dict[str, Any]) -> Prompt:
+    """The question of a row."""
+    text = f"{row['number']}: tell me about this number"
+    return Prompt([{"role": "user", "content": text}], SAMPLING, row["adapter"])
+
+
+def endpoint_beside_vllm(setting: Setting) -> Figures:
+    """Requests per second and time to the first token of our endpoint and of vLLM's own server, one model each on half
+    the card."""
+    need("vllm")
+    gpus = 0.0 if setting.dry else 0.5
+    runs = serving.beside_vllm(str(setting.model("1.5b")), rounds=1, quick=True, num_gpus=gpus)
+    ours, theirs = runs["danlu"], runs["vllm"]
+    return {
+        "requests/s": ours["requests_per_second"],
+        "vLLM's": theirs["requests_per_second"],
+        "ratio": round(ours["requests_per_second"] / theirs["requests_per_second"], 3),
+        "added ms to first": round(ours["to_first_ms"] - theirs["to_first_ms"], 2),
+        "equal": ours["equal"] and theirs["equal"],
+    }
+
+
+def one_after_the_other(setting: Setting) -> Figures:
+    """Two models that each take the whole card, one engine after the other, as `evaluate.engine: vllm` runs them."""
+    need("vllm")
+    questions: list[tuple[int, str | None]] = [(number, None) for number in range(QUESTIONS)]
+    with ExitStack() as stack:
+        stack.enter_context(Cluster()).connect()
+        first, second = (
+            _answers(setting, ServedModel(name, str(setting.model("1.5b"))), questions) for name in ("base", "merged")
+        )
+    if first != second:
+        raise RuntimeError("the same weights under two names do not answer alike")
+    return {"engines": 2, "answers": len(first) + len(second)}

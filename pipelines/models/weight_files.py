@@ -1,0 +1,84 @@
+"""The weight files of a model or adapter folder: which are loaded, and what their headers say."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import Problem, RecipeError
+
+STEMS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
+"""One file that holds all weights, in the order that transformers looks for them; each may be an index instead."""
+
+
+@dataclass(frozen=True)
+class WeightHeader:
+    """What a safetensors file says of one weight."""
+
+    shape: list[int]
+    dtype: str
+    """As safetensors writes it, such as BF16."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that are loaded: the one that has all weights, or those of an index; not copies beside them.
+
+    Several files without an index are those of a family that is converted; see convert.py. RecipeError where a file
+    that the index names is not there.
+    """
+    for stem in STEMS:
+        if (folder / stem).is_file():
+            return [folder / stem]
+        index = folder / f"{stem}.index.json"
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            lacking = [name for name in names if not (folder / name).is_file()]
+            if lacking:
+                more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+                raise broken_model(f"{folder} lacks {lacking[0]}{more}, which {index.name} names; fetch it again")
+            return [folder / name for name in names]
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def has_main_file(folder: Path) -> bool:
+    """Whether a folder has the file, or the index of files, that loading begins at."""
+    return any((folder / name).is_file() for stem in STEMS for name in (stem, f"{stem}.index.json"))
+
+
+def weight_headers(folder: Path) -> dict[str, WeightHeader]:
+    """Each weight by its name, from the headers of the safetensors files; nothing is loaded.
+
+    RecipeError where a file is no safetensors, or ends before its last weight.
+    """
+    headers: dict[str, WeightHeader] = {}
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors":
+            headers |= {name: WeightHeader(entry["shape"], entry["dtype"]) for name, entry in _header(path).items()}
+    return headers
+
+
+def weight_shapes(folder: Path) -> dict[str, list[int]]:
+    """The shape of each weight by its name in the files; nothing is loaded."""
+    return {name: header.shape for name, header in weight_headers(folder).items()}
+
+
+def broken_model(message: str) -> RecipeError:
+    """The refusal of a model that no other machine could train either."""
+    return RecipeError("the recipe", [Problem("train.model", message, on_every_machine=True)])
+
+
+def _header(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        try:
+            if length > size:
+                raise ValueError
+            entries: dict[str, Any] = json.loads(stream.read(length))
+        except ValueError:
+            raise broken_model(f"{path} is no safetensors file; fetch it again, with Git LFS if by git") from None
+    entries.pop("__metadata__", None)
+    end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    if size < end:
+        raise broken_model(f"{path} ends after {size} of {end} bytes; fetch it again")
+    return entries

@@ -1,0 +1,51 @@
+"""Folders that belong to one process: removed with it, or by the next process of the kind where it was killed."""
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOCK = "lock"
+"""A file in each folder, locked by the process that owns the folder for as long as it lives."""
+
+
+@contextmanager
+def owned_folder(parent: str | Path, prefix: str) -> Iterator[str]:
+    """A folder below `parent` that only its user can enter; those of dead owners are removed before."""
+    sweep(parent, prefix)
+    folder = tempfile.mkdtemp(prefix=prefix, dir=parent)
+    try:
+        # Opened by one who may not follow links: others may be able to write to the parent, though not to the folder.
+        descriptor = os.open(f"{folder}/.{LOCK}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            os.rename(f"{folder}/.{LOCK}", f"{folder}/{LOCK}")  # not seen by others before it is locked
+            yield folder
+        finally:
+            os.close(descriptor)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(parent: str | Path, prefix: str) -> None:
+    """Remove the folders below `parent` whose owners are dead; those of other users are left alone."""
+    for file in Path(parent).glob(f"{prefix}*/{LOCK}"):
+        try:
+            # In a folder that all write to, a link may lead anywhere and a pipe would block.
+            descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:  # its owner has just removed it, or it is somebody else's
+            continue
+        try:
+            lock, folder = os.fstat(descriptor), os.lstat(file.parent)
+            is_ours = lock.st_uid == folder.st_uid == os.geteuid()
+            if is_ours and stat.S_ISREG(lock.st_mode) and stat.S_ISDIR(folder.st_mode):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(file.parent, ignore_errors=True)
+        except (BlockingIOError, FileNotFoundError):  # its owner lives, or has just removed it
+            continue
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,148 @@
+"""A row as it is trained, token by token, beside what a server sends for the same conversation: `danlu template`."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.models.tokenizer import control_tokens
+from pipelines.recipe.train import Train
+from pipelines.train.loss_mask import (
+    IGNORE_INDEX,
+    Encoded,
+    Turn,
+    encode,
+    for_template,
+    has_loss,
+    require_texts,
+    turns_for,
+)
+
+PROMPT, CONTROL, LOSS, END, DIFFERENT = "dim", "cyan", "green", "bold green", "bold red"
+"""Styles of tokens; every second token is underlined, so that one sees where they end."""
+
+
+def audit(tokenizer: Any, section: Train, chat: Sequence[Turn]) -> Iterator[Text | Table]:
+    """What is trained of a chat, sample by sample, for a terminal; DataError where its mask cannot be proven."""
+    require_texts(chat)
+    control = control_tokens(tokenizer)
+    yield Text.assemble(
+        *(("prompt", PROMPT), "  ", ("control token", CONTROL), "  ", ("loss", LOSS), "  ", ("what ends a turn", END)),
+        *("  ", ("differs", DIFFERENT), "  ⟦loss⟧  every second token is underlined"),
+    )
+    parts = list(_parts(tokenizer, control, chat))
+    for number, (turns, places, sample) in enumerate(parts, 1):
+        begins = _begins(sample)
+        with_loss = sum(label != IGNORE_INDEX for label in sample.labels)
+        head = f"sample {number} of {len(parts)}: {len(sample.tokens)} tokens, {with_loss} with loss"
+        if len(sample.tokens) > section.max_length:
+            head += f"; train.max_length {section.max_length} is less: {section.overlong}"
+        yield Text(head, style="bold")
+        sent = {place: sent_for(tokenizer, turns, place) for place in places}
+        table = Table(box=None, pad_edge=False, padding=(0, 2))
+        for title in ("trained", "sent by a server, for each answer"):
+            table.add_column(title, overflow="fold")
+        told = [
+            _told(tokenizer, control, place, sent[place], sample.tokens[:begin])
+            for place, begin in zip(places, begins, strict=True)
+        ]
+        table.add_row(_coloured(tokenizer, control, sample), Text("\n\n").join(told))
+        yield table
+
+
+def sent_for(tokenizer: Any, turns: Sequence[Turn], place: int) -> list[int]:
+    """The tokens that a server sends to the model for the answer at a place: the turns before it, by the template."""
+    before = for_template(turns[:place])
+    sent = tokenizer.apply_chat_template(before, add_generation_prompt=True, tokenize=True, return_dict=True)
+    tokens: list[int] = sent["input_ids"]
+    return tokens
+
+
+def _parts(
+    tokenizer: Any, control: "re.Pattern[str]", chat: Sequence[Turn]
+) -> Iterator[tuple[Sequence[Turn], list[int], Encoded]]:
+    """The samples of a chat, with the places of the turns that are trained in each."""
+    sample = encode(tokenizer, control, chat)
+    if sample.apart:
+        yield from _parts(tokenizer, control, turns_for(chat, sample.apart))
+    yield chat, [n for n, turn in enumerate(chat) if has_loss(turn) and n not in sample.apart], sample
+
+
+def _begins(sample: Encoded) -> list[int]:
+    """Where loss begins, of each stretch that has it."""
+    has = [label != IGNORE_INDEX for label in sample.labels]
+    return [n for n in range(len(has)) if has[n] and not (n and has[n - 1])]
+
+
+def _told(tokenizer: Any, control: "re.Pattern[str]", place: int, sent: list[int], trained: list[int]) -> Text:
+    """The server's tokens for one answer, and whether training has the same."""
+    same = next((n for n, pair in enumerate(zip(sent, trained, strict=False)) if pair[0] != pair[1]), None)
+    if same is None and len(sent) != len(trained):
+        same = min(len(sent), len(trained))
+    text = Text.assemble((f"turn {place + 1}: ", "bold"))
+    if same is None:
+        text.append(f"{len(sent)} tokens, the same as trained\n", style=LOSS)
+    else:
+        wanted, got = (repr(tokenizer.decode(ids[same : same + 5])) for ids in (trained, sent))
+        text.append(f"token {same + 1} differs: trained {wanted}, sent {got}\n", style=DIFFERENT)
+    shown = sent if same is None else sent[:same]
+    text.append_text(
+        _tokens(tokenizer, [(ids, _style(tokenizer, control, ids, PROMPT)) for ids in _whole(tokenizer, shown)])
+    )
+    if same is not None:
+        text.append_text(_tokens(tokenizer, [(ids, DIFFERENT) for ids in _whole(tokenizer, sent[same:])]))
+    return text
+
+
+def _coloured(tokenizer: Any, control: "re.Pattern[str]", sample: Encoded) -> Text:
+    """The sample's text: what has loss in brackets, control tokens and ends in colours of their own."""
+    text = Text()
+    begin = 0
+    bounds = [n for n in range(1, len(sample.labels)) if _differ(sample.labels[n - 1], sample.labels[n])]
+    for end in [*bounds, len(sample.tokens)]:
+        has_loss_here = sample.labels[begin] != IGNORE_INDEX
+        pieces = _whole(tokenizer, sample.tokens[begin:end])
+        base = LOSS if has_loss_here else PROMPT
+        part = _tokens(tokenizer, [(ids, _style(tokenizer, control, ids, base)) for ids in pieces])
+        text.append_text(Text.assemble(("⟦", base), part, ("⟧", base)) if has_loss_here else part)
+        begin = end
+    return text
+
+
+def _differ(one: int, other: int) -> bool:
+    return (one == IGNORE_INDEX) != (other == IGNORE_INDEX)
+
+
+def _style(tokenizer: Any, control: "re.Pattern[str]", ids: list[int], base: str) -> str:
+    if control.fullmatch(tokenizer.decode(ids)):
+        return END if base == LOSS else CONTROL
+    return base
+
+
+def _whole(tokenizer: Any, tokens: Sequence[int]) -> Iterator[list[int]]:
+    """Tokens one by one; those that are parts of one character together."""
+    held: list[int] = []
+    for token in tokens:
+        held.append(token)
+        if not tokenizer.decode(held).endswith("\ufffd") or len(held) == 4:
+            yield held
+            held = []
+    if held:
+        yield held
+
+
+def _tokens(tokenizer: Any, pieces: Sequence[tuple[list[int], str]]) -> Text:
+    text = Text()
+    for number, (ids, style) in enumerate(pieces):
+        said = _said(tokenizer, ids).replace("\n", "⏎\n")
+        text.append(said, style=f"{style} underline" if number % 2 else style)
+    return text
+
+
+def _said(tokenizer: Any, ids: list[int]) -> str:
+    """A token's text with the space before it, which decoding takes away from the first."""
+    text: str = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    first: str = tokenizer.convert_ids_to_tokens(ids[0])
+    return f" {text}" if first.startswith("▁") and not text.startswith(" ") else text

@@ -1,0 +1,127 @@
+"""The token that ends a trained answer, and a base model that stops at it.
+
+A base model with a chat template ends its turns with one token, such as <|im_end|>, and stops at another, such as
+<|endoftext|>: what is trained would run on. The base gets the token among those that end an answer before training, so
+that samples, the adapter on its base, the merged and the fully trained model stop at it.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import DataError, Problem
+from pipelines.models.cache import made_once
+from pipelines.models.skeleton import text_config
+from pipelines.models.tokenizer import load_tokenizer
+from pipelines.recipe.train import Train
+from pipelines.train.loss_mask import IGNORE_INDEX, encode, with_system
+
+GENERATION = "generation_config.json"
+PROBE = [{"role": "user", "content": "1 + 1 ="}, {"role": "assistant", "content": "2"}]
+"""A chat whose end shows how the template ends a turn."""
+
+
+@dataclass(frozen=True)
+class End:
+    """What ends a trained answer."""
+
+    token: int
+    text: str
+    is_known: bool
+    """Whether the model stops at it already."""
+
+
+def end_of(section: Train, model: Path) -> End | None:
+    """The first of the control tokens that end a trained answer; None where the template renders no chat."""
+    tokenizer, control = load_tokenizer(model)
+    try:
+        encoded = encode(tokenizer, control, with_system(PROBE, section.system))
+    except DataError:  # tokenizing the rows says it better, and names the row
+        return None
+    said = [label for label in encoded.labels if label != IGNORE_INDEX]
+    added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+    first = len(said)
+    while first and said[first - 1] in added:
+        first -= 1
+    ends, known = said[first:], stop_tokens(model)
+    if not ends:
+        return None
+    token = next((token for token in ends if token in known), ends[0])
+    return End(token, tokenizer.decode([token]), token in known)
+
+
+def lacking_embedding(section: Train, model: Path) -> Problem | None:
+    """Why no chat can be trained: its format has tokens that the model has no embedding for; None where it has all."""
+    rows = embedding_rows(model)
+    tokenizer, control = load_tokenizer(model)
+    try:
+        tokens = encode(tokenizer, control, with_system(PROBE, section.system)).tokens
+    except DataError:  # tokenizing the rows says it better, and names the row
+        return None
+    if rows is None or max(tokens, default=0) < rows:
+        return None
+    return Problem("train.model", without_embedding(tokenizer, max(tokens), rows), on_every_machine=True)
+
+
+def embedding_rows(model: Path) -> int | None:
+    """How many tokens the model has embeddings for; None where its configuration does not say."""
+    config = _read(model / "config.json")
+    rows: int | None = (text_config(config) or config).get("vocab_size")
+    return rows
+
+
+def without_embedding(tokenizer: Any, token: int, rows: int) -> str:
+    """What is said of a token that the model has no embedding for."""
+    return (
+        f"the model has embeddings for {rows} tokens, and its tokenizer gives {tokenizer.decode([token])!r} the number "
+        f"{token}; take the tokenizer that the model was made with, or a model whose embeddings were resized"
+    )
+
+
+def stop_tokens(model: Path) -> list[int]:
+    """The tokens at which transformers and vLLM stop, by a folder's generation configuration or its configuration."""
+    for name in (GENERATION, "config.json"):
+        said = _read(model / name).get("eos_token_id")
+        if said is not None:
+            return list(said) if isinstance(said, Sequence) else [said]
+    return []
+
+
+def with_end(section: Train, model: Path, cache: Path) -> Path:
+    """The folder itself where the model stops at what ends its answers; else links to its files, with a list that has
+    the token too."""
+    end = end_of(section, model)
+    if end is None or end.is_known:
+        return model
+    target = cache / f"{model.name}-ends-{hashlib.sha256(f'{model.resolve()} {end.token}'.encode()).hexdigest()[:8]}"
+    wanted = {**_of_model(model), **_read(model / GENERATION), "eos_token_id": [*stop_tokens(model), end.token]}
+
+    def write(scratch: Path) -> None:
+        for path in model.resolve().iterdir():
+            if path.name != GENERATION:
+                (scratch / path.name).symlink_to(path)
+        (scratch / GENERATION).write_text(json.dumps(wanted, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    return made_once(target, f"linking {model.name}, which now also stops at {end.text}", write)
+
+
+def describe_end(section: Train, model: Path) -> str:
+    """What `danlu check` says of it; empty where there is nothing to say."""
+    end = end_of(section, model)
+    if end is None or end.is_known:
+        return ""
+    return f"answers end with {end.text!r}, at which the model does not stop yet; what is trained will"
+
+
+def _of_model(model: Path) -> dict[str, Any]:
+    """What transformers takes from config.json where there is no generation configuration."""
+    config = _read(model / "config.json")
+    return {name: config[name] for name in ("bos_token_id", "pad_token_id") if config.get(name) is not None}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found

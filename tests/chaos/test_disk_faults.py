@@ -1,0 +1,154 @@
+"""Disks that fail at any call: ingest and clean leave the same rows, or say what failed and leave nothing that counts.
+
+Shards run in this process, where calls can be counted; `Workspace` and the ledger are all that write here.
+"""
+
+import errno
+import io
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.artifacts import shards, workspace
+from pipelines.artifacts.reports.clean import CleanReport
+from pipelines.artifacts.shards import _attempt
+from pipelines.artifacts.stage import Inputs
+from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.clean.stage import CleanInputs, CleanStage
+from pipelines.errors import DanluError
+from pipelines.ingest.stage import IngestStage
+from pipelines.recipe.clean import Clean
+from pipelines.recipe.ingest import Ingest
+from tests.outputs import finished, rows_of
+from tests.pipelines.sources.samples import write_lines
+
+TEXTS = [f"第{number}个回答，说的是第{number}件事情，与别的都不相同。" for number in range(24)]
+PROCESS = ["document_deduplicator", {"text_length_filter": {"min_len": 5}}]
+FAULTS = ("fsync", "short", "ENOSPC", "EIO", "EINTR")
+KTH = 200
+
+
+class Disk:
+    """Counts the calls that write, and lets every k-th of them fail in one way."""
+
+    def __init__(self, fault: str, kth: int) -> None:
+        self.fault, self.calls, self.failed = fault, 0, 0
+        self.kth = max(kth, 2) if fault == "EINTR" else kth  # one that always interrupts would be asked for ever
+
+    def is_due(self) -> bool:
+        self.calls += 1
+        due = self.calls % self.kth == 0
+        self.failed += due
+        return due
+
+    def fsync(self, descriptor: int) -> None:
+        if self.fault == "fsync" and self.is_due():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def open(self, path: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+        if mode != "wb":
+            return open(path, mode, *arguments, **named)
+        return io.BufferedWriter(FaultyFile(self, path))
+
+    def fdopen(self, descriptor: int, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+        if mode != "wb":
+            return REAL_FDOPEN(descriptor, mode, *arguments, **named)
+        return io.BufferedWriter(FaultyFile(self, descriptor))
+
+
+REAL_FDOPEN = os.fdopen
+
+
+class FaultyFile(io.FileIO):
+    """A file whose writes fail when the disk says so."""
+
+    def __init__(self, disk: Disk, path: Any) -> None:
+        super().__init__(path, "wb")
+        self.disk = disk
+
+    def write(self, data: Any) -> int:
+        if self.disk.fault != "fsync" and self.disk.is_due():
+            if self.disk.fault == "short":
+                return super().write(memoryview(data)[: max(1, len(data) // 2)])
+            number = getattr(errno, self.disk.fault)
+            raise OSError(number, os.strerror(number))  # InterruptedError for EINTR, after which Python goes on
+        return super().write(data)
+
+
+def in_this_process(
+    workspace: Workspace, folder: str, pending: list[Any], work: Any, concurrency: int | None, title: str, done: int
+) -> None:
+    """What `_run` does, without Ray."""
+    import pickle
+
+    for shard in pending:
+        error = _attempt(workspace, folder, f"{shard['index']:05d}", shard, work)
+        if error:
+            raise pickle.loads(error)
+
+
+def run(root: Path, source: Path) -> tuple[str, list[str]]:
+    """Ingest and clean; the digest of what is left, and its rows."""
+    place = Place(Workspace(str(root)), "ingest", "f")
+    read = finished(place, IngestStage(Ingest(source=str(source), shard_bytes=1200)).run(place, Inputs()))
+    assert len(read.report.outputs.rows) > 2
+    place = Place(Workspace(str(root)), "clean", "f")
+    report: CleanReport = CleanStage(Clean(process=PROCESS)).run(place, CleanInputs(read))
+    cleaned = finished(place, report)
+    return report.digest, [row["row_id"] for row in rows_of(cleaned, report.outputs.rows)]
+
+
+def complete(root: Path) -> Iterator[Path]:
+    """What counts: everything that commits and manifests name."""
+    for path in root.rglob("*.parquet"):
+        commits = path.parents[1] / "commits"
+        if any(path.name in commit.read_text(encoding="utf-8") for commit in commits.glob("*.json")):
+            yield path
+
+
+def try_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cases: list[tuple[str, int]]) -> dict[str, int]:
+    monkeypatch.setattr(shards, "_run", in_this_process)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # no power is lost here, and each takes milliseconds
+    lines = [{"query": f"问{number}", "response": text} for number, text in enumerate([*TEXTS, TEXTS[3], "短"])]
+    source = write_lines(tmp_path / "rows.jsonl", lines)
+    wanted = run(tmp_path / "straight", source)
+    assert len(wanted[1]) == len(TEXTS)
+    counts = {"equal": 0, "refused": 0}
+    for fault, kth in cases:
+        root, disk = tmp_path / f"{fault}-{kth}", Disk(fault, kth)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", disk.fsync)
+            patch.setattr(os, "fdopen", disk.fdopen)
+            patch.setattr(workspace, "open", disk.open, raising=False)
+            try:
+                found = run(root, source)
+            except DanluError as error:
+                assert fault in ("fsync", "ENOSPC", "EIO"), (fault, kth, error)
+                assert str(root) in str(error) and "what is finished is kept" in str(error), error
+                counts["refused"] += 1
+            else:
+                assert found == wanted, (fault, kth)
+                assert disk.failed == 0 or fault in ("short", "EINTR"), (fault, kth)
+                counts["equal"] += 1
+        for path in complete(root):
+            pq.read_table(path)  # whole
+        assert run(root, source) == wanted, (fault, kth)  # on a disk that is well again
+    return counts
+
+
+def test_a_disk_that_fails_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [*itertools.product(FAULTS, (1, 2, 3, 5, 8, 13, 21, 34, 55, 89))]
+    counts = try_all(tmp_path, monkeypatch, cases)
+    assert counts["equal"] >= 20 and counts["refused"] >= 10
+
+
+@pytest.mark.slow
+def test_a_disk_that_fails_at_every_kth_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = try_all(tmp_path, monkeypatch, [*itertools.product(FAULTS, range(1, KTH + 1))])
+    print(f"{len(FAULTS)} faults x every k-th call up to {KTH}: {counts}")
+    assert sum(counts.values()) == len(FAULTS) * KTH

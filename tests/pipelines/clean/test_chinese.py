@@ -1,0 +1,183 @@
+"""The dialect `zh` on texts that are not among the labelled rows."""
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipelines.clean.fused import Outcome, apply
+from pipelines.clean.plan import build_plan
+from pipelines.recipe.load import load_recipe
+
+
+def cleaned(process: list[Any], *texts: str, assets: dict[str, str] | None = None) -> Outcome:
+    table = pa.table(
+        {
+            "row_id": [str(n) for n in range(len(texts))],
+            "pos": pa.array(range(len(texts)), pa.int64()),
+            "query": [""] * len(texts),
+            "response": pa.array(texts, pa.string()),
+        }
+    )
+    plan = build_plan(process, "zh", "response", assets)
+    return apply(plan.phases[0].row_ops, table, "response")
+
+
+def mapped(operator: str, text: str) -> str:
+    return str(cleaned([operator], text).kept["response"][0].as_py())
+
+
+@pytest.mark.parametrize(
+    ("html", "text"),
+    [
+        ("#include <stdio.h>\nvector<int> v;\nfor(int i=0;i<n;i++) if (v[i]>0) sum++;", None),
+        ("<think>先想</think>答案", None),
+        ("见 <https://example.com/a>", None),
+        ("Map<String, List<b>> 用法", None),
+        ("用 `<br>` 换行", None),
+        (
+            "<p>第一段</p><p>第二段</p><table><tr><td>甲</td><td>乙</td></tr></table><script>1</script>",
+            "第一段\n第二段\n甲\t乙",
+        ),
+        ("<UL><LI>早</LI><LI>晚</LI></UL>完", "* 早\n* 晚\n完"),
+        ("<dl><dt>词</dt><dd>义</dd></dl>", "词\n义"),
+        ("甲&amp;lt;乙", "甲&lt;乙"),
+    ],
+)
+def test_html(html: str, text: str | None) -> None:
+    assert mapped("clean_html_mapper", html) == (html if text is None else text)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("后端用 Express.js/Koa，见 setup.py/install。", None),
+        ("he/she and/or，比例 3/4", None),
+        ("资料在此：https://a.example.com/x 提取码: 9xyz。", "资料在此。"),
+        ("详见（https://a.example.com/b）第三节", "详见第三节"),
+        ("正文\n\n来源：https://a.example.com/c", "正文\n"),
+        ("[官网](https://a.example.com) 上有", "官网 上有"),
+    ],
+)
+def test_links(text: str, right: str | None) -> None:
+    assert mapped("clean_links_mapper", text) == (text if right is None else right)
+
+
+def test_mail_addresses_have_domains_in_any_case() -> None:
+    assert mapped("clean_email_mapper", "写信给Li.Ming@Example.COM。") == "写信给。"
+    assert mapped("clean_email_mapper", "用 @Override 注解") == "用 @Override 注解"
+
+
+def test_whitespace_leaves_joined_emoji_and_indentation() -> None:
+    assert mapped("whitespace_normalization_mapper", "👨\u200d👩\u200d👧 全家　好") == "👨\u200d👩\u200d👧 全家 好"
+    code = "    if a:\n\t\tb()\n    c()"
+    assert mapped("whitespace_normalization_mapper", code) == code
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("排骨要先焯水再小火慢炖一小时。关注公众号“小灶”，回复“汤”领取菜谱。", "排骨要先焯水再小火慢炖一小时。"),
+        ("练口语最要紧的是每天开口说。需要资料的加我微信 abc_2024。", "练口语最要紧的是每天开口说。"),
+        ("公众号的标题越来越长，读者却越来越少。", None),
+        ("请关注天气变化，及时添衣。", None),
+        ("扫码点餐方便，但老人不会用。", None),
+    ],
+)
+def test_promotion(text: str, right: str | None) -> None:
+    assert mapped("promotion_mapper", text) == (text if right is None else right)
+    assert cleaned(["promotion_filter"], text).kept.num_rows == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["兼职日结，加微信 job_8899 详聊。", "点赞关注不迷路！", "扫码进群领取资料，名额有限。"]
+)
+def test_nothing_but_promotion_goes(text: str) -> None:
+    (gone,) = cleaned(["promotion_filter"], text).dropped.to_pylist()
+    assert gone["reason"] == "nothing but promotion"
+
+
+def test_personal_data_are_replaced_and_counted() -> None:
+    text = "姓名：郑晓明，电话 139-1234-5678，住在南湖市东区梅花路8号2单元301室。郑晓明的车是京N8Z0Z0。"
+    done = cleaned(["personal_data_mapper"], text, "客服 400-800-1234，订单编号 202311051822334565。")
+    assert done.kept["response"].to_pylist() == [
+        "姓名：[name1]，电话 [mobile]，住在[address]。[name1]的车是[plate]。",
+        "客服 400-800-1234，订单编号 202311051822334565。",
+    ]
+    counts = {name: done.stats[name].to_pylist() for name in done.stats.column_names if name.startswith("personal_")}
+    assert counts["personal_name"] == [2, 0]
+    assert counts["personal_mobile"] == counts["personal_address"] == counts["personal_plate"] == [1, 0]
+    assert counts["personal_id_card"] == counts["personal_bank_card"] == [0, 0]
+
+
+def test_flagged_words_are_words_and_their_drop_names_them(assets: dict[str, str]) -> None:
+    process = [{"flagged_words_filter": {"lang": "zh", "max_ratio": 0.015}}]
+    innocent = ["这条路变成人行道了。", "老大妈的菜摊", "增长 13.62 万亿", "屁股疼要看骨科", "白色情书"]
+    done = cleaned(process, *innocent, "你这傻逼滚开", assets=assets)
+    (gone,) = done.dropped.to_pylist()
+    assert gone["row_id"] == "5"
+    assert "(傻逼)" in gone["reason"]
+
+
+PLAIN = """
+感冒要多喝水，注意休息。|早上空腹喝一杯温水就好。|米饭要焖十分钟再开盖。|他每天骑车上班，风雨无阻。|周末我们去爬山，你来吗？|这本书借给我看几天行不行？|
+洗衣机响得厉害，大概是没放平。|孩子发烧先量体温，再决定去不去医院。|明天降温，记得加衣服。|西红柿炒鸡蛋要先炒蛋。|我小时候住在河边，夏天常去游泳。|电脑卡的时候先重启试试。|
+买菜要早，晚了就不新鲜了。|老师说作业周五交。|请把窗户关上，外面太吵了。|这条街晚上很热闹，到处是小吃。|跑步之前要热身，不然容易拉伤。|他们结婚三十年，很少吵架。|
+说话算数，才有人信你。|书读得慢一点，记得牢一点。|修水管要先关总阀。|公交车十五分钟一趟，别着急。|种花最怕浇水太勤。|我爷爷喜欢下棋，一下就是半天。|
+面试的时候别紧张，慢慢说。|写字要坐直，眼睛离纸远一点。|外婆包的饺子皮薄馅大。|春天风大，放风筝正好。|这道题可以用方程来解。|合同要看清楚再签字。|
+地铁口有一家修鞋铺，手艺很好。|下雨天路滑，骑车慢点。|他讲故事很有意思，孩子们都爱听。|冰箱里的剩菜热透了再吃。|养猫之前先想好谁来照顾。|演出七点开始，六点半入场。|
+医生让他少吃盐，多走路。|钥匙忘带了，只好等室友回来。|我们厂今年招了二十个学徒。|把照片按日期分好，找起来方便。|听力要天天练，不能断。|旧衣服洗干净可以捐出去。|
+火车晚点了四十分钟。|他把信读了三遍，没有回。|花生要小火慢炒，不然外面糊里面生。|奶奶说，过日子要细水长流。|你问的这件事，我也不太清楚。|博物馆周一不开门，别白跑一趟。|
+学开车先学停车。|灯泡坏了，换一个十五瓦的就够。|树上的鸟窝空了很久。|我们商量了一晚上，还是决定搬家。|牛奶放久了会分层，摇一摇就好。|窗台上的薄荷长得很快。|
+他不爱说话，做事却很稳当。|汤太咸了，加点豆腐煮一煮。|村里的路修好了，进城只要半小时。|她第一次上台，手一直在抖。|体检报告要一个星期才出来。|先把大件搬走，再收拾小的。|
+讲价要笑着讲，别伤和气。|鱼要趁热吃，凉了就腥。|他的普通话带着一点口音。|打印机没纸了，柜子里还有一包。|暑假我在图书馆做志愿者。|冬天早上开车，先热一分钟。|
+这件毛衣手洗，别放洗衣机。|楼下新开了一家面馆，汤头不错。|小狗怕打雷，总往床底下钻。|看地图比问路可靠。|饭后别马上躺下。|毕业那天，全班拍了合影。|
+他家三代人都做木工。|衣柜里放两块樟木，不生虫。|夜里两点，楼上还在放音乐。|这种药饭后吃，一天两次。|水开了再下面条，煮三分钟。|我想换一份离家近的工作。|
+她把旧报纸攒起来卖钱。|雨停了，孩子们跑出去踩水。|绳子打个活结，拆的时候省事。|山里信号不好，到了给你打电话。|做人要厚道，做事要认真。|那年冬天特别冷，河都冻住了。|
+鞋子买大半码，走路不挤脚。|豆浆要煮开，不能喝生的。|先写提纲，再动笔写正文。|老房子冬暖夏凉，就是潮。|他在邮局工作了一辈子。|门铃响了半天，没人应。|
+晒被子要拍一拍，睡着暖和。|小店不大，老主顾却很多。|等绿灯亮了再过马路。|菜刀钝了，拿到巷口磨一磨。|退休以后，他开始学画画。|别把鸡蛋放在一个篮子里。|
+月底结账，多退少补。|听说隔壁的桂花开了，香得很。|秋天的柿子挂在树上，像小灯笼。|这座桥有一百多年了，还能走人。
+"""
+OTHERS = """
+Please restart the server after the update.|The weather is lovely today, isn't it?|
+I grew up in a small town near the sea.|How much is a ticket to London?|
+She finished the report before lunch.|Wash the rice twice before cooking.|
+All trains are delayed because of snow.|Do not lean on the doors, please.|
+He has been learning the violin for years.|Can you send me the file again?|
+We met at the station on Friday evening.|The library closes at six o'clock today.|
+My grandmother bakes bread every Sunday.|This road leads to the old harbour.|
+Thank you for your kind letter of May.|The results were better than expected.|
+Turn left at the second traffic light.|There is nothing new under the sun.|
+A journey of a thousand miles begins here.|Nobody knows what will happen tomorrow.|
+今日は天気がいいので散歩に行きましょう。|駅前の喫茶店で友達を待っています。|昨日の夜は遅くまで仕事をしていました。|この本はとても面白いですから読んでください。|
+電車が遅れているので少し遅刻します。|母は毎朝六時に起きてお弁当を作ります。|夏休みに家族で海へ行きたいです。|日本語の勉強は難しいけれど楽しいです。|
+すみません、もう一度言ってください。|雨が降りそうだから傘を持って行きなさい。|部屋の掃除が終わったら買い物に行きます。|猫が窓の外をじっと見ています。|
+来週の会議は水曜日の午後に変更されました。|この薬は食後に飲んでください。|新しい靴を買ったのに雨で汚れてしまった。|
+。。。。。。。。。。。。。。。。。。。。。。|！！！！？？？？！！！！？？？？！！！！？？？？|
+asdkjh qwoeiu zmxnbv lkjasd qpwoei ruty ghfj|😂😂😂👍👍🎉🎉❤️❤️😂😂😂👍👍🎉🎉❤️❤️😂😂|
+---------------------------------------------|~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~|????????????????????????????????|=+=+=+=+=+=+=+=+=+=+=+=+=+=+=+|
+★☆★☆★☆★☆★☆★☆★☆★☆★☆★☆★☆★☆|xkcdj wqpzx bvnmt rtyuf ghjkd lzxcv qwert|
+(╯°□°)╯︵ ┻━┻ (╯°□°)╯︵ ┻━┻ (╯°□°)╯|→→→→→→↑↑↑↑↑↑←←←←←←↓↓↓↓↓↓|
+zzzz zzzz zzzz zzzz zzzz zzzz zzzz zzzz|.-.-.-..--..-.-.-..--.-.-..--.-.-.-|ÄãºÃ£¬»¶ÓÊ¹ÓÃ±¾Èí¼þ£¬Çë°´ÈÎÒâ¼ü
+"""
+
+
+def _texts(block: str) -> list[str]:
+    return [text for text in block.replace("\n", "").split("|") if text]
+
+
+def test_tiny_keeps_plain_sentences_and_drops_other_languages_and_noise() -> None:
+    """With its operators over single rows, but for its limit on length, which these sentences are too short for."""
+    recipe = load_recipe("tiny")
+    assert recipe.clean
+    content = [step for step in recipe.clean.process if not _is_named(step, "text_length_filter")]
+    single = [step for step in content if not _is_named(step, "topk") and not _is_named(step, "document_")]
+    plain, others = _texts(PLAIN), _texts(OTHERS)
+    assert (len(plain), len(others)) == (100, 50)
+    done = cleaned(single, *plain, *others)
+    assert [text for text in plain if text not in done.kept["response"].to_pylist()] == []
+    assert done.kept.num_rows == 100
+
+
+def _is_named(step: Any, begin: str) -> bool:
+    return (step if isinstance(step, str) else next(iter(step))).startswith(begin)

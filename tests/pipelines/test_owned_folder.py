@@ -1,0 +1,68 @@
+"""Folders that belong to a process, in a place where others write too."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pipelines.models.cache import made_once
+from pipelines.owned_folder import owned_folder, sweep
+
+PROJECT = Path(__file__).parents[2]
+OWNER = """
+import sys, time
+from pipelines.owned_folder import owned_folder
+with owned_folder(sys.argv[1], sys.argv[2]) as folder:
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+def killed_owner(parent: Path, prefix: str) -> Path:
+    """The folder of a process that was killed."""
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-c", OWNER, str(parent), prefix]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as owner:
+        assert owner.stdout is not None
+        folder = Path(owner.stdout.readline().strip())
+        sweep(parent, prefix)
+        assert folder.is_dir()  # it lives
+        owner.send_signal(signal.SIGKILL)
+    return folder
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_of_its_kind(tmp_path: Path) -> None:
+    for prefix in ("danlu-ray-", "danlu-"):
+        folder = killed_owner(tmp_path, prefix)
+        (folder / "session" / "logs").mkdir(parents=True)
+        with owned_folder(tmp_path, prefix) as ours:
+            assert Path(ours).stat().st_mode & 0o777 == 0o700
+            assert [*tmp_path.iterdir()] == [Path(ours)]
+        assert [*tmp_path.iterdir()] == []
+
+
+def test_a_model_half_converted_by_a_killed_run_is_removed_by_the_next(tmp_path: Path) -> None:
+    folder = killed_owner(tmp_path, ".converting-")
+    (folder / "m").mkdir()
+    made = made_once(tmp_path / "m", "converting", lambda scratch: (scratch / "config.json").write_text("{}") and None)
+    assert [*tmp_path.iterdir()] == [made]
+    assert [path.name for path in made.iterdir()] == ["config.json"]  # no lock among the model's files
+    assert made.stat().st_mode & 0o777 == 0o755
+
+
+def test_what_others_put_there_is_neither_followed_nor_waited_for_nor_removed(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "lock").touch()
+    (tmp_path / "danlu-link").symlink_to(tmp_path / "precious")
+    for name in ("danlu-fifo", "danlu-linked"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "danlu-fifo" / "lock")
+    (tmp_path / "danlu-linked" / "lock").symlink_to(tmp_path / "precious" / "lock")
+    began = time.monotonic()
+    sweep(tmp_path, "danlu-")
+    assert time.monotonic() - began < 5
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"precious", "danlu-link", "danlu-fifo", "danlu-linked"}
+    assert (tmp_path / "precious" / "lock").exists()

@@ -1,0 +1,71 @@
+"""What ends a trained answer is among what the model stops at, before anything is trained."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.recipe.train import Train
+from pipelines.train.ends import End, describe_end, end_of, lacking_embedding, stop_tokens, with_end
+from tests import model_families as families
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def base_model(tiny_model: Path, folder: Path, template: str, **generation: Any) -> Path:
+    """The tiny model, stopping at its <|endoftext|> only, as a base model does."""
+    shutil.copytree(tiny_model, folder)
+    families.byte_level_tokenizer(SPECIAL, "<|endoftext|>", template).save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": 0}))
+    if generation:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return folder
+
+
+@pytest.mark.parametrize("generation", [{}, {"eos_token_id": [0], "top_p": 0.8}, {"eos_token_id": 0}])
+def test_a_base_model_stops_at_what_ends_its_trained_answers(
+    tiny_model: Path, tmp_path: Path, generation: dict[str, Any]
+) -> None:
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    section = Train(model="x")
+    folder = base_model(tiny_model, tmp_path / "base", families.CHATML, **generation)
+    assert end_of(section, folder) == End(2, "<|im_end|>", False)
+    assert "answers end with '<|im_end|>', at which the model does not stop yet" in describe_end(section, folder)
+    made = with_end(section, folder, tmp_path / "cache")
+    assert stop_tokens(made) == [0, 2] and stop_tokens(folder) == [0]
+    assert end_of(section, made) == End(2, "<|im_end|>", True)
+    assert with_end(section, made, tmp_path / "cache") == made
+    said = GenerationConfig.from_pretrained(made)
+    assert said.eos_token_id == [0, 2] and said.top_p == generation.get("top_p", said.top_p)
+    model: Any = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "merged")
+    assert stop_tokens(tmp_path / "merged") == [0, 2]
+
+
+def test_a_model_that_stops_already_stays_where_it_lies(tiny_model: Path, tmp_path: Path) -> None:
+    section = Train(model="x")
+    assert with_end(section, tiny_model, tmp_path) == tiny_model
+    assert describe_end(section, tiny_model) == ""
+    own = base_model(tiny_model, tmp_path / "own", families.CHATML.replace("<|im_end|>", "<|endoftext|>"))
+    assert with_end(section, own, tmp_path) == own
+
+
+def test_a_format_whose_tokens_have_no_embedding_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    section = Train(model="x")
+    assert lacking_embedding(section, tiny_model) is None
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "more"))
+    grown = families.byte_level_tokenizer(SPECIAL, "<|im_end|>", families.CHATML.replace("<|im_end|>", "<|end|>"))
+    grown.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    grown.save_pretrained(folder)
+    rows = len(grown) - 1
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+    problem = lacking_embedding(section, folder)
+    assert problem and problem.on_every_machine
+    assert f"embeddings for {rows} tokens, and its tokenizer gives '<|end|>' the number {rows}" in problem.message

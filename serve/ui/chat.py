@@ -244,6 +244,7 @@ def page_command(base_url: str, host: str, port: int, start: ChatStart | None = 
         "server.port": port,
         "server.headless": "true",
         "server.fileWatcherType": "none",
+        "runner.magicEnabled": "false",  # or it shows strings that stand in the page's code
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "viewer",
         "theme.primaryColor": "#c2410c",

@@ -14,9 +14,9 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import openai
 import streamlit as st
+from PIL import Image
 from streamlit.delta_generator import DeltaGenerator
 
 from pipelines.direct_http import is_loopback
@@ -48,7 +48,7 @@ LINE_PIXELS = 27
 LOGIN_SECONDS = 1.0
 """How long a wrong password takes."""
 
-ICON = np.full((32, 32, 3), (194, 65, 12), np.uint8)
+ICON = Image.new("RGB", (32, 32), (194, 65, 12))
 """The page's icon, drawn here: icons by name are fetched from another host."""
 MODES = ("chat", "table", "group")
 FACES = tuple(f":material/face{n}:" for n in ("", "_2", "_3", "_4", "_5", "_6"))

@@ -73,7 +73,7 @@ STOP_SECONDS = 60
 REACH_SECONDS = 10
 """What a cluster may take to answer at its address."""
 WATCH_SECONDS = 1.0
-LONGEST_SOCKET = 107 - len("/danlu-ray-12345678/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+LONGEST_SOCKET = 107 - len("/danlu-ray-12345678/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 """The longest path of a folder in which Ray's own can hold its sockets: Linux allows 107 bytes."""
 
 
@@ -130,7 +130,8 @@ class Cluster:
         if not any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
         try:
-            folder = self._held.enter_context(owned_folder(_temporary(), "danlu-ray-"))
+            own = self._held.enter_context(owned_folder(_temporary(), "danlu-ray-"))
+            folder = f"{own}/r"  # Ray opens its own folder to everybody, but not the one that holds it
         except OSError as error:
             raise StageError(f"no folder for Ray's temporary files ({error}); set TMPDIR to one with room") from error
         ray_constants.ENABLE_RAY_CLUSTER = False  # what the environment says, if Ray is loaded already

@@ -182,7 +182,7 @@ def test_kills_at_random_moments_change_nothing(short_tmp: Path) -> None:
                     counts[stage] += 1
                     print(f"kill {number + 1} of {KILLS}: {stage}", flush=True)
                     break
-                takes *= 0.8  # it was faster this time
+                takes *= 0.5  # it was faster this time
         for name, runs in killed.items():
             runs.finish()
             runs.nothing_lives()

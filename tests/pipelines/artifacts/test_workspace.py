@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.artifacts.workspace import Place, Workspace, fingerprint, open_workspace, to_json
-from pipelines.errors import InputError
+from pipelines.errors import DataError, InputError, StageError
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -63,3 +63,58 @@ def test_relative_workspace_is_refused_on_a_cluster(tmp_path: Path, monkeypatch:
     with pytest.raises(InputError, match="absolute folder") as caught:
         open_workspace("runs/x", "tiny", on_cluster=True)
     assert caught.value.exit_code == 2
+
+
+def test_a_place_where_nothing_can_be_written_is_told_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for root, reason in (
+        (tmp_path / "file", "File exists|Not a directory"),
+        (tmp_path / ("x" * 300), "File name too long"),
+        (Path("/proc/nowhere"), "No such file or directory"),
+    ):
+        workspace = Workspace(str(root))
+        path = workspace.path("ingest", "f", "manifest.json")
+        told = rf"{root}.*: cannot be written \(({reason})\); what is finished is kept"
+        with pytest.raises(StageError, match=told):
+            workspace.write(path, b"{}")
+        with pytest.raises(StageError, match=told):
+            workspace.write_if_absent(path, b"{}")
+        with pytest.raises(StageError, match=told), workspace.create(path):
+            pass
+        with pytest.raises(StageError, match=told), workspace.held():
+            pass
+
+
+def test_what_others_put_in_the_place_of_a_lock_is_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / ".running").symlink_to(tmp_path / "precious")
+    with pytest.raises(StageError, match=r"\.running: cannot be written"), Workspace(str(tmp_path)).held():
+        pass
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
+def test_storage_without_credentials_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    workspace = Workspace("s3://nobody/here")
+    with pytest.raises(StageError, match=r"s3://nobody/here/a\.json: cannot be written .*credentials"):
+        workspace.write(workspace.path("a.json"), b"{}")
+
+
+def test_damaged_json_is_told(tmp_path: Path) -> None:
+    workspace = Workspace(str(tmp_path))
+    for data in (b"", b"{", b"\xff", b"[" * 200_000):
+        workspace.write(workspace.path("a.json"), data)
+        with pytest.raises(DataError, match=r"a\.json: not valid JSON"):
+            workspace.read_json(workspace.path("a.json"))
+
+
+def test_a_workspace_that_is_made_is_its_owner_s_and_one_that_exists_keeps_its_mode(tmp_path: Path) -> None:
+    with Workspace(str(tmp_path / "runs" / "mine")).held():
+        assert (tmp_path / "runs" / "mine").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "shared").mkdir(mode=0o750)
+    Workspace(str(tmp_path / "shared")).write(str(tmp_path / "shared" / "a" / "b.json"), b"{}")
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o750

@@ -125,7 +125,10 @@ def attention_problems(section: Train, model: Path) -> list[Problem]:
             if getattr(section, key) != wanted:
                 message = f"{name} has recurrent or convolutional layers, which go from one sample to the next"
                 problems.append(Problem(f"train.{key}", f"{message}; give {str(wanted).lower()}"))
-    source = ast.parse(getsource(getmodule(kind)))
+    module = getmodule(kind)
+    if module is None:
+        return problems
+    source = ast.parse(getsource(module))
     if not any("Attention" in node.name for node in ast.walk(source) if isinstance(node, ast.ClassDef)):
         return problems
     if not kind._supports_attention_backend:

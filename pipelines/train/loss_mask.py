@@ -315,7 +315,8 @@ class _MarkedChat:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         tokenizer = self.tokenizer
-        rendered, spans = render_jinja_template(
+        library: Any = render_jinja_template  # typed as if it gave texts only
+        rendered, spans = library(
             conversations=[for_template(self.turns)],
             chat_template=tokenizer.get_chat_template(None, self.tools),
             tools=self.tools,

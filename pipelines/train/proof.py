@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.artifacts.reports.rows import SplitReport
-from pipelines.artifacts.rows import messages_of
+from pipelines.artifacts.rows import turns_said
 from pipelines.artifacts.stage import Output
 from pipelines.errors import DataError, InputError, Problem
 from pipelines.models.tokenizer import control_tokens, open_tokenizer, with_merged_system
@@ -71,8 +71,10 @@ def _chats(section: Train, ingest: Ingest | None) -> Iterator[tuple[str | None, 
         with suppress(InputError):  # what is wrong with the source, the stage that reads it says
             rows = first_rows(source, PROVEN_ROWS) if source else []
         for row in rows:
+            if row.get("query") is None or row.get("tools"):
+                continue  # plain text has no mask to prove; tools are proven with the rows that have them
             found = True
-            yield row["row_id"], with_system(messages_of(row), section.system)
+            yield row["row_id"], with_system(turns_said(row), section.system)
     if not found:
         yield None, with_system(EXAMPLE, section.system)
 
@@ -101,4 +103,4 @@ def chat_at(
     if number >= len(rows):
         raise InputError(f"--row {number + 1}: there are {len(rows)} rows to train on")
     row = rows[number]
-    return str(row["row_id"]), with_system(messages_of(row), section.system)
+    return str(row["row_id"]), with_system(turns_said(row), section.system)

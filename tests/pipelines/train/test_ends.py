@@ -76,5 +76,5 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(tiny_model: Path, tmp_path: 
     folder = Path(shutil.copytree(tiny_model, tmp_path / "cut"))
     whole = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text(whole[:1000])
-    with pytest.raises(RecipeError, match="its tokenizer cannot be read .*fetch the model again"):
+    with pytest.raises(RecipeError, match=r"its tokenizer cannot be read .*fetch the model again"):
         lacking_embedding(Train(model="x"), folder)

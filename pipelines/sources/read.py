@@ -21,6 +21,7 @@ from pipelines.artifacts.stage import Manifest, Output, read_manifest
 from pipelines.artifacts.workspace import Place
 from pipelines.errors import DataError, InputError
 from pipelines.recipe.ingest import Ingest
+from pipelines.recipe.paths import shipped_path
 from pipelines.sources.adapters import ADAPTERS, Adapter, recognise, replaced, with_system
 from pipelines.sources.columns import (
     BATCH_ROWS,
@@ -41,7 +42,6 @@ from pipelines.sources.files import (
     list_files,
     read_shard,
     sample_rows,
-    shipped_path,
 )
 from pipelines.sources.recode import as_utf8, is_utf8, remove_copies
 

@@ -112,7 +112,7 @@ def attention_problems(section: Train, model: Path) -> list[Problem]:
     except (ValueError, OSError, KeyError):
         return []  # what no class reads is said where the model is looked up
     text = config.get_text_config()
-    kind = next(
+    kind: Any = next(
         (MODEL_FOR_CAUSAL_LM_MAPPING[type(c)] for c in (text, config) if type(c) in MODEL_FOR_CAUSAL_LM_MAPPING), None
     )
     if kind is None:
@@ -125,9 +125,7 @@ def attention_problems(section: Train, model: Path) -> list[Problem]:
             if getattr(section, key) != wanted:
                 message = f"{name} has recurrent or convolutional layers, which go from one sample to the next"
                 problems.append(Problem(f"train.{key}", f"{message}; give {str(wanted).lower()}"))
-    module = getmodule(kind)
-    if module is None:
-        return problems
+    module: Any = getmodule(kind)
     source = ast.parse(getsource(module))
     if not any("Attention" in node.name for node in ast.walk(source) if isinstance(node, ast.ClassDef)):
         return problems

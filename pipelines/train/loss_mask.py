@@ -315,15 +315,15 @@ class _MarkedChat:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         tokenizer = self.tokenizer
-        library: Any = render_jinja_template  # typed as if it gave texts only
-        rendered, spans = library(
+        found: Any = render_jinja_template(
             conversations=[for_template(self.turns)],
             chat_template=tokenizer.get_chat_template(None, self.tools),
             tools=self.tools,
             return_assistant_tokens_mask=True,
             **tokenizer.special_tokens_map,
         )
-        inside = [start for start, stop in spans[0] if stop > begin]
+        rendered, spans = found
+        inside: list[int] = [start for start, stop in spans[0] if stop > begin]
         if rendered[0] not in (text, text.removesuffix(tokenizer.eos_token)) or not inside:
             raise DataError("train.model: {% generation %} of its chat template does not hold the whole answer")
         return max(begin, inside[0])

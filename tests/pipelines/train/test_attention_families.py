@@ -129,7 +129,12 @@ def test_no_argument_is_passed_over(others: dict[str, Any]) -> None:
     bounds = torch.tensor([0, 5], dtype=torch.int32)
     module = torch.nn.Linear(1, 1)
     attend = per_sample_attention
-    known = {"cu_seq_lens_q": bounds, "max_length_q": 5, "position_ids": bounds, "past_key_values": None}
+    known: dict[str, Any] = {
+        "cu_seq_lens_q": bounds,
+        "max_length_q": 5,
+        "position_ids": bounds,
+        "past_key_values": None,
+    }
     assert attend(module, heads, heads, heads, None, **known)[0].shape == (1, 5, 2, 8)
     with pytest.raises(StageError, match=f"Linear asks for attention with {next(iter(others))}"):
         attend(module, heads, heads, heads, None, **known, **others)

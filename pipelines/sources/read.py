@@ -23,7 +23,8 @@ from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import DataError, InputError
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.paths import shipped_path
-from pipelines.sources.adapters import ADAPTERS, Adapter, recognise, replaced, with_system
+from pipelines.sources.adapters import ADAPTERS, Counts, recognise, replaced, with_system
+from pipelines.sources.column_types import as_schema, exceeds_float, flat_column, settled, union
 from pipelines.sources.columns import (
     BATCH_ROWS,
     Rows,
@@ -43,6 +44,7 @@ from pipelines.sources.files import (
     names_of,
     read_shard,
     sample_rows,
+    schema_of,
 )
 from pipelines.sources.recode import as_utf8, is_utf8, remove_copies
 from pipelines.sources.row_keys import Columns, adapter_for, classify

@@ -15,6 +15,7 @@ from pipelines.llm.ledger import LedgerRecord, LedgerWriter, RecordKind
 from pipelines.models.cache import made_once
 from pipelines.train.checkpoint import mark_complete
 from serve.adapter_registry import publish
+from tests.small_adapter import write_adapter, write_model
 
 
 class Recorder:
@@ -122,10 +123,7 @@ def test_a_checkpoint_a_converted_model_an_adapter_and_an_export_are_safe(tmp_pa
     )
     assert [*disk.unsafe(model)] == []
 
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
-    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    adapter = write_adapter(tmp_path / "adapter", write_model(tmp_path / "base"))
     version = publish(adapter, tmp_path / "adapters", "mine")
     assert [*disk.unsafe(tmp_path / "adapters" / version)] == []
     assert str(tmp_path / "adapters" / version) in disk.appeared

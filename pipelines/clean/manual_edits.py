@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pipelines.artifacts.files import Destination, created
 from pipelines.artifacts.reports.clean import CleanReport, EditCounts
 from pipelines.artifacts.reports.rows import RowsReport
-from pipelines.artifacts.rows import DROPPED, RowDigest
+from pipelines.artifacts.rows import DROPPED, RowDigest, without_nulls
 from pipelines.artifacts.shards import Attempt, Shard, Work, read_tables
 from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Place, Workspace
@@ -54,6 +54,8 @@ def export_rows(cleaned: Output[CleanReport], source: Output[RowsReport], destin
                 for row in table.to_pylist():
                     if (kept or row["row_id"] in dropped) and row["row_id"] not in listed:
                         why = {} if kept else dropped[row["row_id"]]
+                        if row.get("messages"):
+                            row["messages"] = [without_nulls(turn) for turn in row["messages"]]
                         write({**statistics(row["row_id"]), "kept": kept, **why, **row})
                         listed.add(row["row_id"])
     return len(listed)
@@ -244,11 +246,12 @@ def restored_rows(rows: Iterator[pa.Table], kept: set[str], edits: dict[str, Lin
     missing = [row_id for row_id in edits if row_id not in kept]
     if not missing:
         return None
-    found = pa.concat_tables(table.filter(pc.is_in(table["row_id"], pa.array(missing))) for table in rows)
+    found = pa.concat_tables(table.filter(pc.is_in(table["row_id"], pa.array(missing, pa.string()))) for table in rows)
     unknown = sorted(set(missing) - set(found["row_id"].to_pylist()))
     if unknown:
         raise DataError(
             f"clean.edited: row {unknown[0]} ({len(unknown)} in all) is not among the rows that were cleaned"
         )
-    back = found.filter(pc.is_in(found["row_id"], pa.array([row_id for row_id in missing if edits[row_id]["kept"]])))
+    wanted = pa.array([row_id for row_id in missing if edits[row_id]["kept"]], pa.string())
+    back = found.filter(pc.is_in(found["row_id"], wanted))
     return back if back.num_rows else None

@@ -11,7 +11,7 @@ import pytest
 from pipelines.artifacts.files import Destination
 from pipelines.artifacts.reports.clean import CleanReport, EditCounts
 from pipelines.artifacts.reports.rows import RowsReport
-from pipelines.artifacts.rows import MESSAGES
+from pipelines.artifacts.rows import MESSAGES, turns_said
 from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.clean.manual_edits import export_rows
@@ -159,8 +159,8 @@ def test_what_is_changed_in_a_conversation_is_changed_where_it_is_trained(
     assert after.report.manual_edits == EditCounts(changed=2, untouched=1)
     first, second, last = read(after)
     assert [turn["content"] for turn in first["messages"]] == ["你是护士", "问一", "答一", "问二", "改过的答"]
-    assert second["messages"] == talk
-    assert (last["messages"], last["response"]) == (third, "整段改过")
+    assert turns_said(second) == talk
+    assert (turns_said(last), last["response"]) == (third, "整段改过")
 
 
 @pytest.mark.parametrize(

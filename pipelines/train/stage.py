@@ -116,8 +116,7 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
                 problems += error.problems
             else:
                 if family_of(folder) is None:  # else its modules get other names, and its tokenizer is converted
-                    problems += misfits(section, folder)
-                    problems += attention_problems(section, folder)
+                    problems += misfits(section, folder) or attention_problems(section, folder)
                     problems += problems or unproven(section, self.ingest, folder)
         if section.checkpoint_copies:
             try:
@@ -146,7 +145,7 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
         if template is not None:
             model = with_chat_template(model, template, cache)
         model = with_end(section, model, cache)
-        if problems := [*misfits(section, model), *attention_problems(section, model)]:
+        if problems := misfits(section, model) or attention_problems(section, model):
             raise RecipeError("the recipe", problems)
         section = _with_zero_stage(section, model, place)
         training = self._tokens(place, inputs.split, model, "train_tokens", section.data)

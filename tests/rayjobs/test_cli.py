@@ -20,7 +20,7 @@ def danlu(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complete
         env={**os.environ, "COLUMNS": "200", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,  # a busy machine is slow, and nothing else
     )
 
 

@@ -55,14 +55,14 @@ def test_every_manifest_is_read_whole(stage: pipeline.AnyStage) -> None:
 
 @pytest.mark.parametrize("damage", ["unknown key", "missing key", "no manifest"])
 def test_a_manifest_of_another_kind_is_refused_by_name(older: Workspace, damage: str) -> None:
-    (path,) = Path(older.root, "ingest").glob("*/manifest.json")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    if damage == "unknown key":
-        manifest["report"]["lines"] = 2
-    elif damage == "missing key":
-        del manifest["report"]["digest"]
-    else:
-        manifest = ["ingest"]
-    path.write_text(json.dumps(manifest), encoding="utf-8")
+    for path in Path(older.root, "ingest").glob("*/manifest.json"):
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if damage == "unknown key":
+            manifest["report"]["lines"] = 2
+        elif damage == "missing key":
+            del manifest["report"]["digest"]
+        else:
+            manifest = ["ingest"]
+        path.write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(DataError, match=r"ingest/.*/manifest.json: not a manifest that this version of danlu reads"):
         pipeline.status(pipeline.load("tiny", OVERRIDES), older)

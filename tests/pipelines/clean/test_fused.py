@@ -125,8 +125,8 @@ def test_nested_fields_and_other_text_columns() -> None:
     assert done.dropped["text"].to_pylist() == ["问"]
 
 
-def turn(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
+def turn(role: str, content: str) -> dict[str, str | None]:
+    return {"role": role, "content": content, "reasoning": None, "loss": None, "tool_calls": None, "tool_call_id": None}
 
 
 def test_turns_of_the_assistant_are_the_text_of_a_conversation() -> None:

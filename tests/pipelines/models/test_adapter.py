@@ -35,9 +35,13 @@ def test_what_was_trained_on_the_model_passes_wherever_and_by_whatever_name(tmp_
     check_adapter(write_adapter(tmp_path / "adapter", "HuggingFaceTB/SmolLM2-135M", **config), base)
 
 
-def test_what_peft_writes_passes(tiny_model: Path, marker_adapters: dict[str, Path]) -> None:
-    for folder in marker_adapters.values():
-        check_adapter(folder, tiny_model)
+def test_what_peft_writes_passes(tiny_model: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config: Any = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config).save_pretrained(str(tmp_path))
+    check_adapter(tmp_path, tiny_model)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_an_answer_longer_than_the_time_for_a_body_is_not_broken_off(
     running = start()
     with connect(running.url) as connection:
         connection.sendall(stream_request("drip") + stream_request("hi")[:-3])  # the second one is begun behind it
-        time.sleep(0.9)
+        time.sleep(0.4)
         connection.sendall(stream_request("hi")[-3:])
         answer = b""
         while answer.count(b"[DONE]") < 2:
@@ -166,9 +166,8 @@ def test_a_free_place_goes_to_who_has_the_fewest(start: Start) -> None:
     with ThreadPoolExecutor(12) as pool:
         waiting = [pool.submit(running.complete, f"wait {0.3 + n / 100}", headers=many) for n in range(8)]
         time.sleep(0.15)
-        began = time.monotonic()
         assert running.complete(headers=few).status_code == 200
-        assert time.monotonic() - began < 0.7  # behind one of the eight, not behind all
+        assert sum(asked.done() for asked in waiting) < 6  # behind some of the eight, not behind all
         assert {one.result().status_code for one in waiting} == {200}
     assert (running.gateway.admission.in_flight, running.gateway.admission.queued) == (0, 0)
     assert running.gateway.admission._of_caller == running.gateway.admission._waiting == {}
@@ -285,7 +284,7 @@ def test_a_large_body_does_not_count_as_the_next_head(start: Start) -> None:
             time.sleep(0.05)
             connection.sendall(request[40:])
             answer = b""
-            while b"[DONE]" not in answer:
+            while not answer.endswith(b"0\r\n\r\n"):  # with the end of the last chunk
                 piece = connection.recv(1 << 16)
                 assert piece
                 answer += piece

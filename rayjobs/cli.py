@@ -25,6 +25,8 @@ from pipelines.clean.stage import plan_of
 from pipelines.errors import DanluError, DataError, InputError, Problem, RecipeError, nearest
 from pipelines.llm.dispatch import forget_failures
 from pipelines.models.lineup import lineup_of
+from pipelines.models.resolve import resolve
+from pipelines.models.tokenizer import open_tokenizer
 from pipelines.progress import say
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.load import shipped_recipes
@@ -39,7 +41,9 @@ from pipelines.synthesize.stage import grid_of
 from pipelines.synthesize.suggest import suggest_map
 from pipelines.synthesize.suggest_values import suggest_values
 from pipelines.synthesize.trial import try_cells
+from pipelines.train.audit import audit
 from pipelines.train.memory import describe, describe_merge
+from pipelines.train.proof import chat_at, template_of
 from pipelines.train.stage import describe_model
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster, end_on_sigterm
@@ -274,11 +278,6 @@ def template(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Show a row as it is trained, token by token, beside what a server sends for the same conversation."""
-    from pipelines.models.resolve import resolve  # transformers stands behind these, which other commands do without
-    from pipelines.models.tokenizer import open_tokenizer
-    from pipelines.train.audit import audit
-    from pipelines.train.proof import chat_at, template_of
-
     loaded = pipeline.load(recipe, overrides)
     if loaded.train is None:
         raise RecipeError(loaded.name, [Problem("train", "the recipe has no such section")])

@@ -157,7 +157,7 @@ def test_bad_rows_stop_with_their_lines(tmp_path: Path) -> None:
     (folder,) = tmp_path.glob("runs/tiny/ingest/*/manifest.json")
     assert str(folder.parent) in status.stdout  # whole, however narrow the terminal
     found = danlu("why", "tiny", "rows.jsonl:4", "ingest.source=rows.jsonl", "ingest.max_broken=1", cwd=tmp_path)
-    assert "ingest: dropped by query_response: not valid JSON" in found.stdout
+    assert "ingest: dropped by auto: not valid JSON" in found.stdout
     unknown = danlu("why", "tiny", "rows.jsonl:99", "ingest.source=rows.jsonl", cwd=tmp_path)
     assert unknown.returncode == 2
 

@@ -272,8 +272,7 @@ def _as_data_juicer(step: Any) -> Any:
 def _whole(side: Side, recipe: Sequence[Any], data: Path, folder: Path) -> Counts:
     """Filters and mappers one after the other over all rows of the filters' files.
 
-    A row counts as a positive if its label says drop. A row that its label keeps counts as wrong whatever drops it, but
-    for what the language filter drops of other files: their labels do not say in which language a formula is.
+    A row counts as a positive if its label says drop. A row that its label keeps counts as wrong whatever drops it.
     """
     rows = [row for name in FILTERS for row in labelled_texts(name, data)]
     single = [step for step in recipe if OPERATORS[_name(step)].kind in ("filter", "mapper")]
@@ -281,15 +280,7 @@ def _whole(side: Side, recipe: Sequence[Any], data: Path, folder: Path) -> Count
         single = [step for step in single if _name(step) not in OURS]
     answers = side.texts(single, [row.text for row in rows], folder)
     dropped = [answer is None or not answer.strip() for answer in answers]
-    spoken = side.texts([step_of("language_id_score_filter", recipe)], [row.text for row in rows], folder)
-    judged = [
-        row.label == "drop" or language is not None or row.id.startswith("language")
-        for row, language in zip(rows, spoken, strict=True)
-    ]
-    return _counts(
-        [row for row, counts in zip(rows, judged, strict=True) if counts],
-        [drop for drop, counts in zip(dropped, judged, strict=True) if counts],
-    )
+    return _counts(rows, dropped)
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> pa.Table:

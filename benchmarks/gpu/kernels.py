@@ -94,7 +94,8 @@ def _packed(device: str, dtype: Any) -> float:
         samples.append((tokens, tokens.copy()))
     together, alone = (_tiny(name, device, dtype) for name in (NAME, "eager"))
     batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in collate([samples]).items()}
-    batch.pop("targets")
+    for name in ("targets", "owners"):  # what the loss is taken with
+        batch.pop(name)
     with torch.no_grad():
         packed = together(**batch, use_cache=False).logits[0]
         single = [alone(input_ids=torch.tensor(t)[None].long().to(device)).logits[0] for t, _ in samples]

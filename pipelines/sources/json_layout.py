@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from pipelines.errors import DataError
 from pipelines.sources.adapters import recognise
+from pipelines.sources.row_keys import REFUSED
 
 WRAPPERS = {
     *("data", "dataset", "rows", "items", "records", "examples", "instances", "samples", "list", "result", "results"),
@@ -141,6 +142,7 @@ class _Text:
         begin = self._at
         while len(self._text) - begin < HEAD and self._more():
             pass
+        beside: list[str] = []
         try:
             self.take("{")
             while self.peek() == '"':
@@ -150,20 +152,24 @@ class _Text:
                 if key in WRAPPERS and self.peek() == "[":
                     self.take("[")
                     if self.peek() in ("{", "]"):
-                        return self._under()
+                        return self._under(beside)
                     break
                 if key not in WRAPPERS and self.peek() in "[{":
                     break
                 self.value()
                 self._values -= 1
+                beside.append(key)
                 if self.peek() == ",":
                     self.take(",")
         except DataError:
-            pass
+            pass  # not an object around a data set: it is read as a row, which says what is wrong with it
         self._at = begin
         return None
 
-    def _under(self) -> Iterator[Any]:
+    def _under(self, beside: list[str]) -> Iterator[Any]:
+        """The rows of the list that is begun; `beside`, the keys before it."""
+        for key in beside:
+            self._require_no_meaning(key)
         yield from _elements(self)
         while self.peek() == ",":
             self.take(",")
@@ -171,10 +177,16 @@ class _Text:
             self.take(":") if self.peek() == ":" else None
             if key in WRAPPERS and self.peek() == "[":
                 raise self.broken(f"a second list stands under {key}; make a file of each")
+            self._require_no_meaning(key)
             self.value()
         if self.peek() != "}":
             raise self.broken("'}' is missing")
         self.take("}")
+
+    def _require_no_meaning(self, key: str) -> None:
+        """DataError for a key beside the list that would change what every row says; others are of the file alone."""
+        if key in REFUSED:
+            raise self.broken(f"{key} stands beside the rows and would hold for all of them; write it into each row")
 
     def broken(self, why: str) -> DataError:
         """The error that the file is broken here."""

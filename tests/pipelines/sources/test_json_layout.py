@@ -40,6 +40,14 @@ def test_every_layout_gives_the_same_rows(tmp_path: Path, name: str, encoding: s
     assert read(tmp_path / name, text, encoding) == ROWS
 
 
+@pytest.mark.parametrize("beside", ["system", "tools", "history"])
+@pytest.mark.parametrize("before", [True, False])
+def test_what_would_hold_for_all_rows_is_not_passed_over(tmp_path: Path, beside: str, before: bool) -> None:
+    around = {beside: "你是诗人。", "data": ROWS} if before else {"data": ROWS, beside: "你是诗人。"}
+    with pytest.raises(DataError, match=f"a.json: .*{beside} stands beside the rows .*write it into each row"):
+        read(tmp_path / "a.json", json.dumps(around))
+
+
 def test_one_object_is_one_row(tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]}
     for indent in (None, 2):

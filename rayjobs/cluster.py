@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -137,7 +138,7 @@ class Cluster:
         ray_constants.ENABLE_RAY_CLUSTER = False  # what the environment says, if Ray is loaded already
         for left in range(STARTS - 1, -1, -1):
             try:
-                with patience():
+                with patience(), own_groups():
                     ray.init(
                         address="local",
                         include_dashboard=False,
@@ -240,6 +241,25 @@ def patience() -> Iterator[None]:
         yield
     finally:
         library.get_node = ask
+
+
+@contextmanager
+def own_groups() -> Iterator[None]:
+    """Have Ray's processes start in process groups of their own.
+
+    A signal to the group of a command (a scheduler's SIGTERM, `timeout`) would else end them before the command has
+    cleaned up, and Ray ends a command whose raylet is gone with exit code 1. That they do not outlive the command is
+    seen to by Ray (PR_SET_PDEATHSIG).
+    """
+    from ray._private import services
+
+    library: Any = services
+    usual = library.ConsolePopen
+    library.ConsolePopen = partial(usual, process_group=0)
+    try:
+        yield
+    finally:
+        library.ConsolePopen = usual
 
 
 def _children(named: str) -> list[psutil.Process]:

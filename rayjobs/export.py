@@ -1,4 +1,4 @@
-"""Export the rows as one file, after what is missing before it; the work is in pipelines/export.py.
+"""Export the rows as one file, after what is missing before it; the work is in pipelines/export/.
 
 python -m rayjobs.export RECIPE [--workspace FOLDER|URL] [key=value ...]
 """

@@ -117,7 +117,8 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
             else:
                 if family_of(folder) is None:  # else its modules get other names, and its tokenizer is converted
                     problems += misfits(section, folder) or attention_problems(section, folder)
-                    problems += problems or unproven(section, self.ingest, folder)
+                    if not problems:
+                        problems += unproven(section, self.ingest, folder)
         if section.checkpoint_copies:
             try:
                 _ = Workspace(section.checkpoint_copies).fs

@@ -32,6 +32,7 @@ MARKER_OF = {"red": "R", "blue": "B", "merged": "R"}
 LIMITS = Limits(max_body_bytes=20_000, requests_per_minute=300)
 SECRET, OTHER = "the-key-of-one-caller", "the-key-of-another"
 KEY = {"authorization": f"Bearer {SECRET}"}
+USAGE = {"stream_options": {"include_usage": True}}
 TEXT = "Once upon a time there was a small town by a river. "
 
 
@@ -148,7 +149,15 @@ def test_log_probabilities_in_a_mixed_batch_are_those_of_each_model_alone(
 
 
 def test_a_stream_is_framed_up_to_done_and_carries_usage(url: str, client: openai.OpenAI) -> None:
-    body = {"model": "red", "prompt": "x", "max_tokens": 5, "temperature": 0, "stream": True, "ignore_eos": True}
+    body = {
+        "model": "red",
+        "prompt": "x",
+        "max_tokens": 5,
+        "temperature": 0,
+        "stream": True,
+        **USAGE,
+        "ignore_eos": True,
+    }
     raw = requests.post(f"{url}/completions", json=body, headers=KEY, timeout=60)
     assert raw.headers["content-type"].startswith("text/event-stream")
     frames = raw.content.split(b"\n\n")
@@ -163,7 +172,7 @@ def test_a_chat_streams_roles_pieces_and_usage(client: openai.OpenAI) -> None:
     messages = [{"role": "system", "content": "x"}, {"role": "user", "content": "hello"}]
     ask = {"model": "red", "messages": messages, "max_completion_tokens": 6, "temperature": 0}
     whole = client.chat.completions.create(**ask, extra_body={"ignore_eos": True})
-    parts = list(client.chat.completions.create(**ask, stream=True, extra_body={"ignore_eos": True}))
+    parts = list(client.chat.completions.create(**ask, stream=True, **USAGE, extra_body={"ignore_eos": True}))
     assert {part.id for part in parts} == {parts[0].id}
     assert parts[0].choices[0].delta.role == whole.choices[0].message.role == "assistant"
     pieces = [part.choices[0].delta.content or "" for part in parts if part.choices]
@@ -176,8 +185,8 @@ def test_a_chat_streams_roles_pieces_and_usage(client: openai.OpenAI) -> None:
 def test_curl_sees_a_stream_to_its_end(url: str) -> None:
     if shutil.which("curl") is None:
         pytest.skip("no curl on this machine")
-    body = json.dumps({"model": "blue", "prompt": "x", "max_tokens": 3, "temperature": 0, "stream": True})
-    command = ["curl", "-sN", f"{url}/completions", "-H", f"Authorization: Bearer {SECRET}", "-d", body]
+    body = {"model": "blue", "prompt": "x", "max_tokens": 3, "temperature": 0, "stream": True, **USAGE}
+    command = ["curl", "-sN", f"{url}/completions", "-H", f"Authorization: Bearer {SECRET}", "-d", json.dumps(body)]
     shown = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
     assert shown.endswith(b"\n\ndata: [DONE]\n\n")
     frames = [json.loads(line.removeprefix(b"data: ")) for line in shown.split(b"\n\n")[:-2]]

@@ -111,7 +111,7 @@ _ENGLISH_MARKS = str.maketrans(
         "…": "...",
     }
 )
-"""data-juicer's table (`punctuation_normalization_mapper.py`), its １ for a quotation mark included."""
+"""data-juicer's table (of its operator of that name), its １ for a quotation mark included."""
 
 
 @operator("mapper")

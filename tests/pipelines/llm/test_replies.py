@@ -22,7 +22,7 @@ WORDS = {
     "waits": OutcomeKind.RATE_LIMITED,
     "endpoint stops": OutcomeKind.FATAL,
 }
-SECTION: dict[str, Any] = {"model": "m", "timeout": 2.0, "endpoints": [{"base_url": "http://x/v1"}]}
+SECTION: dict[str, Any] = {"model": "m", "timeout": 10.0, "endpoints": [{"base_url": "http://x/v1"}]}
 
 
 def documented() -> dict[str, tuple[OutcomeKind, str]]:

@@ -56,7 +56,10 @@ def test_from_the_grid_to_a_file_for_xtuner(tmp_path: Path, start_server: Callab
     assert turn["system"].startswith("你是一位送祝福的大师")
     assert "姐姐" in turn["input"] and turn["output"].startswith("愿你平安喜乐")
     page = (tmp_path / "runs" / "wishes" / "report.html").read_text(encoding="utf-8")
-    assert page.count('<rect class="dot c2"') == 6 and "姐姐, 小红书: 100 %" in page  # people by style, the widest
+    (asked,) = re.findall(r'aria-label="Share of the cells that are asked.*?</svg>', page, flags=re.DOTALL)
+    assert asked.count('<rect class="dot c2"') == 6 and "姐姐, 小红书: 100 %" in asked  # people by style, the widest
+    (kept,) = re.findall(r'aria-label="Share of the answers that are kept.*?</svg>', page, flags=re.DOTALL)
+    assert kept.count('<rect class="dot c2"') == 4 and "姐姐, 小红书: 0 of 2 kept; emoji 2" in kept
     (refined,) = re.findall(r"<h2>Refining</h2>.*?<h2>", page, flags=re.DOTALL)
     assert '<tr><td>emoji</td><td class="n">12</td>\n<td class="n">4</td>' in refined
     assert "姐姐/生日/小红书#0" in refined and "dropped" in refined

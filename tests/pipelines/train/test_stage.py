@@ -306,7 +306,7 @@ def test_a_loss_that_is_no_number_stops_the_run_in_one_message(
 ) -> None:
     split = split_in(tmp_path, ROWS)
     with pytest.raises(StageError, match=r"at step [2-9].*the checkpoints before it are kept"):
-        train(recipe_of(learning_rate=1e15, max_grad_norm=1e15, warmup_ratio=0, save_steps=1), split)
+        train(recipe_of(method="full", learning_rate=1e15, max_grad_norm=1e15, warmup_ratio=0, save_steps=1), split)
     assert complete_checkpoints(place_for(split).local("checkpoints"))
 
 

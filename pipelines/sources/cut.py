@@ -84,7 +84,7 @@ def _line_ranges(path: str, shard_bytes: int, store: Store) -> Iterator[Shard]:
             block += stream.readline(MAX_LINE)
             _require_line_end(path, block, shard_bytes)
             lines = block.count(b"\n") + (not block.endswith(b"\n"))
-            where = _stored(block, store) if is_compressed(path) else {"begin": begin, "end": begin + len(block)}
+            where = stored(block, store) if is_compressed(path) else {"begin": begin, "end": begin + len(block)}
             yield {**where, "first": first, "rows": lines}
             begin, first = begin + len(block), first + lines
 
@@ -108,11 +108,11 @@ def _csv_ranges(path: str, shard_bytes: int, store: Store) -> Iterator[Shard]:
             rows += bool(record)  # a blank line is no record
             if lines.read - begin >= shard_bytes:
                 end, block = lines.take()
-                where = {"begin": begin, "end": end} if kept is None else _stored(block, store)
+                where = {"begin": begin, "end": end} if kept is None else stored(block, store)
                 yield {**where, "header": header, "delimiter": delimiter, "first": first, "rows": rows}
                 begin, first, rows = end, first + rows, 0
         end, block = lines.take()
-        where = {"begin": begin, "end": end} if kept is None else _stored(block, store)
+        where = {"begin": begin, "end": end} if kept is None else stored(block, store)
         yield {**where, "header": header, "delimiter": delimiter, "first": first, "rows": rows}
 
 
@@ -152,11 +152,12 @@ def _elements(path: str, shard_bytes: int, store: Store) -> Iterator[Shard]:
             lines.append(json.dumps(raw if row is None else row).encode() + b"\n")
             size += len(lines[-1])
             if size >= shard_bytes:
-                yield {**_stored(b"".join(lines), store), "elements": True, "first": first, "rows": len(lines)}
+                yield {**stored(b"".join(lines), store), "elements": True, "first": first, "rows": len(lines)}
                 lines, first, size = [], first + len(lines), 0
     if lines:
-        yield {**_stored(b"".join(lines), store), "elements": True, "first": first, "rows": len(lines)}
+        yield {**stored(b"".join(lines), store), "elements": True, "first": first, "rows": len(lines)}
 
 
-def _stored(block: bytes, store: Store) -> dict[str, Any]:
+def stored(block: bytes, store: Store) -> dict[str, Any]:
+    """A part that is kept for the workers, as the place of a shard."""
     return {"stored": store(pa.compress(block, codec="zstd", asbytes=True)), "begin": 0, "end": len(block)}

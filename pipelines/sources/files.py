@@ -233,7 +233,7 @@ def is_lines(path: str) -> bool:
 def first_broken(files: list[str]) -> str:
     """Where the first row that cannot be read stands, and what stands there; the first file's name without any."""
     for path in files:
-        for number, row, raw in _rows_of_file(path):
+        for number, row, raw in rows_of_file(path):
             if row is None:
                 return f"{path}:{number + 1}: {raw}"
     return f"{files[0]}: no rows"
@@ -250,7 +250,7 @@ def schema_of(path: str) -> pa.Schema | None:
 def sample_rows(path: str, count: int) -> list[dict[str, Any]]:
     """The first readable rows of a file, to infer the types of its columns from."""
     rows: list[dict[str, Any]] = []
-    for _, row, _ in _rows_of_file(path):
+    for _, row, _ in rows_of_file(path):
         if row is not None:
             rows.append(row)
         if len(rows) == count:
@@ -264,12 +264,12 @@ def read_shard(shard: Shard) -> Iterator[Numbered]:
     if "groups" in shard:
         rows = _read_parquet(path, shard)
     elif "header" in shard:
-        text = io.StringIO(_block(shard).decode(), newline="")
+        text = io.StringIO(block_of(shard).decode(), newline="")
         rows = _records(csv_reader(text, shard["delimiter"]), shard["header"], shard["first"])
     elif "elements" in shard:
-        rows = _stored_elements(_block(shard), shard["first"])
+        rows = _stored_elements(block_of(shard), shard["first"])
     else:
-        rows = _json_lines(io.BytesIO(_block(shard)), shard["first"])
+        rows = _json_lines(io.BytesIO(block_of(shard)), shard["first"])
     end = shard["first"] + shard["rows"]
     for number, row, raw in rows:
         if number >= end:
@@ -295,7 +295,7 @@ def parquet_batches(path: str, shard: Shard, size: int) -> Iterator[tuple[int, p
                 number += part.num_rows
 
 
-def _block(shard: Shard) -> bytes:
+def block_of(shard: Shard) -> bytes:
     """The bytes of a shard: a range of its file, or a part that was stored for it."""
     begin, end = shard["begin"], shard["end"]
     fs, inner = _file_system(str(shard.get("stored") or shard["path"]))
@@ -323,7 +323,8 @@ def _json_lines(stream: IO[bytes], first: int) -> Iterator[Numbered]:
         )
 
 
-def _rows_of_file(path: str) -> Iterator[Numbered]:
+def rows_of_file(path: str) -> Iterator[Numbered]:
+    """The rows of a whole file in order, one at a time."""
     if format_of(path) == ".parquet":
         with open_parquet(path) as file:
             groups = [*range(file.num_row_groups)]

@@ -24,9 +24,11 @@ from pipelines.errors import DataError, InputError
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.paths import shipped_path
 from pipelines.sources.adapters import ADAPTERS, Counts, recognise, replaced, with_system
+from pipelines.sources.chat_log import chat_reader, check_chat, first_sessions, plan_chat
 from pipelines.sources.column_types import as_schema, exceeds_float, flat_column, settled, union
 from pipelines.sources.columns import (
     BATCH_ROWS,
+    LEFT_OUT,
     Rows,
     batches,
     broken_row,
@@ -47,7 +49,7 @@ from pipelines.sources.files import (
     schema_of,
 )
 from pipelines.sources.recode import as_utf8, is_utf8, remove_copies
-from pipelines.sources.row_keys import Columns, adapter_for, classify
+from pipelines.sources.row_keys import Columns, adapter_for, classify, renamed
 
 STORED = "parts"
 """Folder of parts that stand for files that cannot be cut, while they are read."""
@@ -69,7 +71,7 @@ def source_fingerprint(section: Ingest) -> dict[str, Any]:
 
 def _unset(section: Ingest) -> set[str]:
     """Keys that workspaces of earlier versions do not know, where they say nothing."""
-    return set() if section.columns else {"columns"}
+    return {name for name in ("columns", "chat_log") if not getattr(section, name)}
 
 
 def check_source(section: Ingest) -> None:
@@ -83,7 +85,11 @@ def check_source(section: Ingest) -> None:
     for path in files:
         if format_of(path) == ".parquet":
             require_usable(path, schema_of(path))
-    if section.adapter != "columns" and is_utf8(section.encoding):
+    if section.adapter == "columns" or not is_utf8(section.encoding):
+        return
+    if section.chat_log:
+        check_chat(files, names_of(files), section)
+    else:
         _require_adapter(section, files)
 
 
@@ -91,6 +97,9 @@ def describe_source(section: Ingest) -> str:
     """How the source's first rows are read and which of their columns are carried; empty where it is not looked at."""
     if "://" in section.source or section.adapter == "columns" or not is_utf8(section.encoding):
         return ""
+    if section.chat_log:
+        files = list_files(section.source)
+        return f"as chat_log; first {check_chat(files, names_of(files), section)}"
     used, carried = Counter[str](), dict[str, None]()
     for path in list_files(section.source)[:LOOKED_INTO]:
         for row in sample_rows(path, LOOKED_INTO):
@@ -114,11 +123,15 @@ def read_source(section: Ingest, place: Place) -> IngestReport:
     names = dict(zip(files, names_of(given).values(), strict=True))
 
     def plan() -> list[Shard]:
+        if section.chat_log:
+            return plan_chat(files, names, section, _store(place))
         shards = plan_shards(files, section.shard_bytes, section.limit, _store(place))
         return [{**shard, "name": names[shard["path"]]} for shard in shards]
 
     if section.adapter == "columns":
         work = table_reader(_named_by(section))
+    elif section.chat_log:
+        work = chat_reader(section)
     else:
         _require_adapter(section, files)
         work = _reader(section)
@@ -157,29 +170,6 @@ def _store(place: Place) -> Store:
 def _named_by(section: Ingest) -> str | None:
     """The column that names rows where the recipe says one, empty where it says that none does; see `classify`."""
     return section.columns["row_id"] or "" if "row_id" in section.columns else None
-
-
-def renamed(row: dict[str, Any], columns: dict[str, str | None]) -> dict[str, Any]:
-    """A row with the columns that the recipe names under the names that adapters read; a dot leads into a structure."""
-    if not columns:
-        return row
-    found = {}
-    taken = set()
-    for name, given in columns.items():
-        if given is None or name == "row_id":
-            continue
-        value, parts = row, [given] if given in row else given.split(".")
-        for part in parts:
-            value = value.get(part) if isinstance(value, dict) else None  # type: ignore[assignment]
-        if len(parts) == 1:  # of a structure, the rest is carried
-            taken.add(given)
-        if parts[0] in row:
-            found[name] = value
-    if hidden := next((name for name in found if name in row and name not in taken), None):
-        raise InputError(
-            f"ingest.columns: {hidden} would take the place of the source's own column {hidden}; name both"
-        )
-    return {**{name: value for name, value in row.items() if name not in taken}, **found}
 
 
 def _require_adapter(section: Ingest, files: list[str]) -> None:
@@ -322,7 +312,8 @@ def _require_few_broken(place: Place, section: Ingest, commits: list[Commit]) ->
         return
     lines: list[str] = []
     for table in read_tables(place.workspace, [commit["files"]["dropped"] for commit in commits]):
-        for row in table.slice(0, SHOWN - len(lines)).to_pylist():
+        unreadable = table.filter(pc.not_equal(table["operator"], LEFT_OUT))
+        for row in unreadable.slice(0, SHOWN - len(lines)).to_pylist():
             lines.append(f"  {row['row_id']}: {row['reason']}")
     more = [f"  … and {broken - len(lines)} more"] if broken > len(lines) else []
     used = Counter[str]()
@@ -439,6 +430,8 @@ def _report(
     summary += [f"{number} {what}" for what, number in sorted(counts.items())]
     if section.adapter != "columns" and carried:
         summary.append(f"carried, not trained: {', '.join(carried)}")
+    if unread := sorted({name for commit in commits for name in commit["result"].get("unread", ())}):
+        summary.append(f"not read: {', '.join(unread)}")
     if types:
         summary.append("widened: " + ", ".join(f"{name} to {kind}" for name, kind in types.items()))
     return IngestReport(
@@ -467,6 +460,8 @@ def first_rows(section: Ingest, count: int) -> list[dict[str, Any]]:
     if "://" in shipped_path(section.source) or not is_utf8(section.encoding):
         return []
     files = list_files(section.source)
+    if section.chat_log:
+        return first_sessions(files, names_of(files), section, count)
     rows = sample_rows(files[0], count)
     if section.adapter == "columns":
         return [row for row in rows if "row_id" in row]

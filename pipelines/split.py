@@ -31,7 +31,7 @@ from pipelines.recipe.split import Split
 from pipelines.similarity.hamming import Signatures, first_of_near
 from pipelines.similarity.on_ray import find_near
 from pipelines.similarity.simhash import simhash
-from pipelines.sources.read import check_source, read_once, source_fingerprint
+from pipelines.sources.read import VERSION, check_source, read_once, source_fingerprint
 
 SIDES = ("train", "test")
 NEAR_DUPLICATES = "near_duplicates"
@@ -73,7 +73,7 @@ class SplitStage(Stage[SplitInputs, SplitReport]):
         content of a test source; and, since earlier versions joined them, that rows without a group stand alone."""
         test_source = _test_source(self.section, self.ingest)
         text = {"text_key": self.text_key} if self.section.group == NEAR_DUPLICATES else {}
-        test = {"test_source": source_fingerprint(test_source)} if test_source else {}
+        test = {"test_source": source_fingerprint(test_source), "reading": VERSION} if test_source else {}
         section = self.section.model_dump(exclude={"concurrency", "test_source"})
         alone = {"without_group": "alone"} if self.section.group not in (None, NEAR_DUPLICATES) else {}
         return {"section": section, "seed": self.seed, **text, **test, **alone}

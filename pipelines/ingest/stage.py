@@ -9,7 +9,7 @@ from pipelines.artifacts.stage import Inputs, Stage
 from pipelines.artifacts.workspace import Place
 from pipelines.errors import DataError, InputError, Problem
 from pipelines.recipe.ingest import Ingest
-from pipelines.sources.read import check_source, read_source, source_fingerprint
+from pipelines.sources.read import VERSION, check_source, read_source, source_fingerprint
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class IngestStage(Stage[Inputs, IngestReport]):
     section: Ingest
 
     name: ClassVar[str] = "ingest"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = VERSION
 
     @property
     def reports(self) -> type[IngestReport]:

@@ -310,7 +310,10 @@ def _json_lines(stream: IO[bytes], first: int) -> Iterator[Numbered]:
             continue
         try:
             text = line.decode("utf-8-sig" if number == 0 else "utf-8")
-            row = json.loads(text)
+            row = json_layout.STRICT.decode(text)
+        except json_layout.RepeatedKey as error:
+            yield number, None, f"{error}: {line[:200].decode('utf-8', 'replace').rstrip()}"
+            continue
         except RecursionError:
             yield number, None, f"nested too deep: {line[:200].decode('utf-8', 'replace').rstrip()}"
             continue
@@ -373,4 +376,7 @@ def _stored_elements(block: bytes, first: int) -> Iterator[Numbered]:
 def json_array(path: str, stream: IO[bytes]) -> Iterator[Numbered]:
     """The rows of a JSON file that has not one a line; DataError where it ends too early."""
     for number, row in enumerate(json_layout.values_of(path, stream)):
-        yield (number, row, "") if isinstance(row, dict) else (number, None, f"not a JSON object: {row!r:.200}")
+        if isinstance(row, json_layout.RepeatedKey):
+            yield number, None, str(row)
+        else:
+            yield (number, row, "") if isinstance(row, dict) else (number, None, f"not a JSON object: {row!r:.200}")

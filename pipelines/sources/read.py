@@ -12,8 +12,11 @@ from difflib import get_close_matches
 from itertools import count
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from pipelines.artifacts.reports.rows import IngestReport, RowFiles
 from pipelines.artifacts.rows import ROW, TOOLS, RowDigest
@@ -55,6 +58,8 @@ STORED = "parts"
 """Folder of parts that stand for files that cannot be cut, while they are read."""
 SHOWN = 5
 """Broken rows that an error message shows."""
+VERSION = 5
+"""Of how sources are read: what stages that read one of their own have in their fingerprints."""
 LOOKED_INTO = 20
 """Files, and rows of each, that a recipe's check looks into."""
 
@@ -328,27 +333,36 @@ def _require_few_broken(place: Place, section: Ingest, commits: list[Commit]) ->
 
 
 def _require_own_names(place: Place, commits: list[Commit]) -> None:
-    """DataError where two rows have the same name, which can be only where the source names them itself."""
+    """DataError where two rows have the same name, which can be only where the source names them itself.
+
+    In memory are eight bytes for each row, never the names.
+    """
     if not any(commit["result"]["own_keys"] for commit in commits):
         return
     paths = [commit["files"]["rows"] for commit in commits]
-    tables = [*read_tables(place.workspace, paths, ["row_id"])]
-    names = pa.chunked_array([chunk for table in tables for chunk in table["row_id"].chunks], pa.string())
-    if pc.count_distinct(names).as_py() == len(names):
+    hashes = np.concatenate([_hashes(table) for table in read_tables(place.workspace, paths, ["row_id"])])
+    values, times = np.unique(hashes, return_counts=True)
+    repeated = values[times > 1]
+    times_of, found = Counter[str](), dict[str, list[int]]()  # two names may have one hash: the names decide
+    for table in read_tables(place.workspace, paths, ["row_id", "pos"]):
+        few = table.filter(pa.array(np.isin(_hashes(table), repeated[:SHOWN])))
+        for name, pos in zip(few["row_id"].to_pylist(), few["pos"].to_pylist(), strict=True):
+            times_of[name] += 1
+            if len(where := found.setdefault(name, [])) < SHOWN:
+                where.append(pos)
+    name = next((name for name in found if times_of[name] > 1), None)
+    if name is None:
         return
-    counts = pc.value_counts(names)
-    twice = counts.filter(pc.greater(counts.field("counts"), 1))
-    name, times = twice[0].as_py().values()
-    where = [
-        str(pos)
-        for table in read_tables(place.workspace, paths, ["row_id", "pos"])
-        for pos in table.filter(pc.equal(table["row_id"], name))["pos"].to_pylist()
-    ]
     raise DataError(
-        f"{times} rows have the key {name!r} (rows {', '.join(where[:SHOWN])} of the data, from 0), and {len(twice)} "
-        "keys are there more than once; rows are told apart by it. Make it unique, name another column under "
-        "ingest.columns as row_id, or say ingest.columns={row_id: null} to name rows by file and line"
+        f"{times_of[name]} rows have the key {name!r} (rows {', '.join(map(str, found[name]))} of the data, from 0), "
+        f"and {len(repeated)} keys are there more than once; rows are told apart by it. Make it unique, name another "
+        "column under ingest.columns as row_id, or say ingest.columns={row_id: null} to name rows by file and line"
     )
+
+
+def _hashes(table: pa.Table) -> npt.NDArray[np.uint64]:
+    hashes = (xxhash.xxh3_64_intdigest(name.encode()) for name in table["row_id"].to_pylist())
+    return np.fromiter(hashes, np.uint64, table.num_rows)
 
 
 def _common_schema(place: Place, commits: list[Commit]) -> tuple[pa.Schema, list[str]]:

@@ -49,8 +49,8 @@ class Ingest(Section):
     """Where the rows come from."""
 
     source: Annotated[str, ReadPath()] = Field(
-        description="path, glob, fsspec URL, hf:// or modelscope:// with OWNER/NAME for a data set or OWNER/NAME/GLOB "
-        "for some of its files, or recipes://FILE for data shipped with the project"
+        description="path, folder, glob, fsspec URL, hf:// or modelscope:// with OWNER/NAME for a data set or "
+        "OWNER/NAME/GLOB for some of its files, or recipes://FILE for data shipped with the project"
     )
     adapter: Literal[
         "auto",

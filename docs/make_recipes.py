@@ -54,6 +54,11 @@ the row says: then it refuses the row by its name. `ingest.max_broken` says how 
 | Zhihu-KOL | `INSTRUCTION`, `RESPONSE`, `METADATA` | read, votes as `upvotes` |
 
 Other names: `ingest.columns={query: 问题, response: 答案}`. Turns of one speaker in a row are joined and counted.
+
+Files are .jsonl, .ndjson, .json, .csv, .tsv, .parquet and .xlsx, whose visible sheets have one header. Documents
+(.txt, .md, .epub, .docx, .pdf) are a row of plain text each, unless they lie in a folder beside rows.
+`pip install 'danlu[documents]'` brings the readers of .xlsx, .docx and .pdf. `synthesize.passages` reads the same
+documents.
 """
 
 CHAT_LOGS = """## Exported chats

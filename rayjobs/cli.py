@@ -145,7 +145,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceO
 def _described(section: Ingest) -> str:
     try:
         return describe_source(section)
-    except InputError:  # what is wrong with the source is said below
+    except (DataError, InputError):  # what is wrong with the source is said below
         return ""
 
 

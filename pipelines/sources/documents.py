@@ -1,7 +1,7 @@
 """Documents as text, and spreadsheets as rows, each by the reader for its format.
 
-The readers of Word, PDF and Excel files are an extra that other sources do without, so that they are imported when such a
-file is read.
+The readers of Word, PDF and Excel files are an extra that other sources do without, so that they are imported when such
+a file is read.
 """
 
 import io

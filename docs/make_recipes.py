@@ -59,6 +59,17 @@ Files are .jsonl, .ndjson, .json, .csv, .tsv, .parquet and .xlsx, whose visible 
 (.txt, .md, .epub, .docx, .pdf) are a row of plain text each, unless they lie in a folder beside rows.
 `pip install 'danlu[documents]'` brings the readers of .xlsx, .docx and .pdf. `synthesize.passages` reads the same
 documents.
+
+Several sources, each with its own settings, are one data set, and a recipe with `ingest` and `synthesize` has the rows
+of both; `refine` then refines what was synthesized.
+
+```
+ingest:
+  source: rows.jsonl
+  sources:
+    chat: {source: result.json, chat_log: {assistant: 爱莉}}
+    books: {source: books/, system: 你是读书人}
+```
 """
 
 CHAT_LOGS = """## Exported chats

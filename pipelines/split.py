@@ -26,7 +26,7 @@ from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables
 from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import DataError, InputError, Problem, nearest
-from pipelines.recipe.ingest import Ingest
+from pipelines.recipe.ingest import Ingest, Source
 from pipelines.recipe.split import Split
 from pipelines.similarity.hamming import Signatures, first_of_near
 from pipelines.similarity.on_ray import find_near
@@ -128,12 +128,12 @@ def held_out(groups: pa.Array, seed: int, test_ratio: float) -> np.ndarray[Any, 
     return mask
 
 
-def _test_source(section: Split, ingest: Ingest | None) -> Ingest | None:
+def _test_source(section: Split, ingest: Ingest | None) -> Source | None:
     """How the rows held out are read where they have a source of their own: as the others, all of it, any schema."""
     if not section.test_source:
         return None
     changed = {"source": section.test_source, "adapter": "auto", "limit": None}
-    return ingest.model_copy(update=changed) if ingest else Ingest(source=section.test_source)
+    return ingest.model_copy(update=changed) if ingest else Source(source=section.test_source)
 
 
 def _check_column(workspace: Workspace, files: list[str], column: str) -> None:

@@ -45,8 +45,8 @@ class ChatLog(Section):
         return self
 
 
-class Ingest(Section):
-    """Where the rows come from."""
+class Source(Section):
+    """Rows from one place, and how they are read."""
 
     source: Annotated[str, ReadPath()] = Field(
         description="path, folder, glob, fsspec URL, hf:// or modelscope:// with OWNER/NAME for a data set or "
@@ -97,7 +97,7 @@ class Ingest(Section):
         return encoding
 
     @model_validator(mode="after")
-    def _reads_named_columns(self) -> "Ingest":
+    def _reads_named_columns(self) -> "Source":
         if self.chat_log and self.adapter != "auto":
             raise ValueError(f"chat_log reads a chat's messages; remove it, or adapter {self.adapter}")
         if self.adapter == "columns" and (named := [name for name in self.columns if name != "row_id"]):
@@ -105,3 +105,11 @@ class Ingest(Section):
         if empty := [name for name, given in self.columns.items() if not given and name != "row_id"]:
             raise ValueError(f"columns.{empty[0]} names no column of the source")
         return self
+
+
+class Ingest(Source):
+    """Where the rows come from."""
+
+    sources: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Source] = Field(
+        {}, description="further sources, each read in its own way; the names of their rows begin with theirs"
+    )

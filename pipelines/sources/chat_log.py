@@ -24,7 +24,7 @@ import ijson
 from pipelines.artifacts.rows import ROW, Turn
 from pipelines.artifacts.shards import Attempt, Shard, Work
 from pipelines.errors import DataError, InputError
-from pipelines.recipe.ingest import ChatLog, Ingest
+from pipelines.recipe.ingest import ChatLog, Source
 from pipelines.sources.adapters import replaced, with_system
 from pipelines.sources.column_types import flat_column
 from pipelines.sources.columns import BATCH_ROWS, LEFT_OUT, Rows, batches, broken_row
@@ -114,7 +114,7 @@ class Message(NamedTuple):
     is_broken: bool = False
 
 
-def plan_chat(files: list[str], names: Mapping[str, str], section: Ingest, store: Store) -> list[Shard]:
+def plan_chat(files: list[str], names: Mapping[str, str], section: Source, store: Store) -> list[Shard]:
     """Shards of an exported chat, in order of chats and time; each holds a part of its messages.
 
     DataError where the one who is to be the assistant sends none of them.
@@ -170,7 +170,7 @@ def _in_order(messages: Iterable[Message]) -> Iterator[Message]:
         yield from heapq.merge(*runs)
 
 
-def read_messages(path: str, name: str, section: Ingest, unread: dict[str, None]) -> Iterator[Message]:
+def read_messages(path: str, name: str, section: Source, unread: dict[str, None]) -> Iterator[Message]:
     """The messages of one file as it has them; what of them is not read is added to `unread`."""
     assert section.chat_log
     time, chat = 0.0, name
@@ -327,7 +327,7 @@ def _named(speakers: Counter[str]) -> str:
     return f"speakers and their messages: {shown}{more}"
 
 
-def check_chat(files: list[str], names: Mapping[str, str], section: Ingest) -> str:
+def check_chat(files: list[str], names: Mapping[str, str], section: Source) -> str:
     """Who speaks in the first messages of the first file; DataError where none of them can be read."""
     first = [*islice(read_messages(files[0], names[files[0]], section, {}), LOOKED_INTO)]
     speakers = Counter(message.sender for message in first if not message.is_broken)
@@ -338,7 +338,7 @@ def check_chat(files: list[str], names: Mapping[str, str], section: Ingest) -> s
     return _named(speakers)
 
 
-def first_sessions(files: list[str], names: Mapping[str, str], section: Ingest, count: int) -> list[dict[str, Any]]:
+def first_sessions(files: list[str], names: Mapping[str, str], section: Source, count: int) -> list[dict[str, Any]]:
     """Rows of the first messages of the first file, to look at before the chat is read."""
     assert section.chat_log
     first = sorted(islice(read_messages(files[0], names[files[0]], section, {}), LOOKED_INTO))
@@ -346,7 +346,7 @@ def first_sessions(files: list[str], names: Mapping[str, str], section: Ingest, 
     return [replaced(with_system(row, section.system), section.replace) for row in found]
 
 
-def chat_reader(section: Ingest) -> Work:
+def chat_reader(section: Source) -> Work:
     """The work on one part of a chat: sessions as rows."""
     chat_log, system, replace = section.chat_log, section.system, section.replace
     assert chat_log

@@ -24,7 +24,7 @@ from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables
 from pipelines.artifacts.stage import Manifest, Output, read_manifest
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import DataError, InputError
-from pipelines.recipe.ingest import Ingest
+from pipelines.recipe.ingest import Source
 from pipelines.recipe.paths import shipped_path
 from pipelines.sources.adapters import ADAPTERS, Counts, recognise, replaced, with_system
 from pipelines.sources.chat_log import chat_reader, check_chat, first_sessions, plan_chat
@@ -64,9 +64,9 @@ LOOKED_INTO = 20
 """Files, and rows of each, that a recipe's check looks into."""
 
 
-def source_fingerprint(section: Ingest) -> dict[str, Any]:
+def source_fingerprint(section: Source) -> dict[str, Any]:
     """What decides the rows: the section without what only changes speed or tolerance, and the files' content."""
-    settings = section.model_dump(exclude={"concurrency", "max_broken", "source", *_unset(section)})
+    settings = section.model_dump(exclude={"concurrency", "max_broken", "source", "sources", *_unset(section)})
     if is_hub(section.source):  # naming it must not download it
         return {"section": settings, "files": section.source}
     files = list_files(section.source)
@@ -74,12 +74,12 @@ def source_fingerprint(section: Ingest) -> dict[str, Any]:
     return {"section": settings, "files": [[names[path], digest_file(path)] for path in files]}
 
 
-def _unset(section: Ingest) -> set[str]:
+def _unset(section: Source) -> set[str]:
     """Keys that workspaces of earlier versions do not know, where they say nothing."""
     return {name for name in ("columns", "chat_log") if not getattr(section, name)}
 
 
-def check_source(section: Ingest) -> None:
+def check_source(section: Source) -> None:
     """InputError where the source's files are not there, or no adapter reads what stands first in them.
 
     Hubs and object storage are not asked, and what is in another encoding is not looked into.
@@ -98,7 +98,7 @@ def check_source(section: Ingest) -> None:
         _require_adapter(section, files)
 
 
-def describe_source(section: Ingest) -> str:
+def describe_source(section: Source) -> str:
     """How the source's first rows are read and which of their columns are carried; empty where it is not looked at."""
     if "://" in section.source or section.adapter == "columns" or not is_utf8(section.encoding):
         return ""
@@ -121,7 +121,7 @@ def describe_source(section: Ingest) -> str:
     return f"as {' and '.join(sorted(used))}" + (f"; carried, not trained: {', '.join(carried)}" if carried else "")
 
 
-def read_source(section: Ingest, place: Place) -> IngestReport:
+def read_source(section: Source, place: Place) -> IngestReport:
     """Read the source into canonical rows; the report counts rows and broken rows."""
     given = list_files(section.source)
     files = as_utf8(given, section.encoding, place)
@@ -145,13 +145,14 @@ def read_source(section: Ingest, place: Place) -> IngestReport:
         place.workspace.remove(path)
     remove_copies(files, place)
     _require_few_broken(place, section, commits)
-    _require_own_names(place, commits)
+    if any(commit["result"]["own_keys"] for commit in commits):
+        require_own_names(place.workspace, [commit["files"]["rows"] for commit in commits])
     schema, widened = _common_schema(place, commits)
     commits = _as_one_schema(place, commits, schema, section.concurrency)
     return _report(place, section, files, schema, widened, commits)
 
 
-def read_once(section: Ingest, place: Place) -> Output[IngestReport]:
+def read_once(section: Source, place: Place) -> Output[IngestReport]:
     """Read a further source into a folder of the stage that needs it, unless it lies there complete."""
     manifest = read_manifest(place, IngestReport)
     if manifest is None:
@@ -172,12 +173,12 @@ def _store(place: Place) -> Store:
     return store
 
 
-def _named_by(section: Ingest) -> str | None:
+def _named_by(section: Source) -> str | None:
     """The column that names rows where the recipe says one, empty where it says that none does; see `classify`."""
     return section.columns["row_id"] or "" if "row_id" in section.columns else None
 
 
-def _require_adapter(section: Ingest, files: list[str]) -> None:
+def _require_adapter(section: Source, files: list[str]) -> None:
     """InputError where no adapter reads the first rows of a file; DataError where none of the first files has any."""
     is_empty = True
     for path in files[:LOOKED_INTO]:
@@ -205,7 +206,7 @@ def _require_adapter(section: Ingest, files: list[str]) -> None:
         raise DataError(first_broken(files))
 
 
-def _refused(section: Ingest, row: dict[str, Any]) -> str | None:
+def _refused(section: Source, row: dict[str, Any]) -> str | None:
     try:
         adapter_for(classify(row, section.adapter, _named_by(section)), row)
     except ValueError as error:
@@ -226,7 +227,7 @@ def _no_adapter(file: str, columns: list[str]) -> InputError:
     return InputError(f"{what}; rename them to one of these sets, here or as ingest.columns: {'; '.join(usual)}")
 
 
-def _reader(section: Ingest) -> Work:
+def _reader(section: Source) -> Work:
     """The work on one shard: read, adapt, write; closes over plain values only, since it travels to workers."""
     adapter, system, replace, columns, named_by = (
         *(section.adapter, section.system, section.replace, section.columns),
@@ -310,7 +311,7 @@ class _Reading:
         return read
 
 
-def _require_few_broken(place: Place, section: Ingest, commits: list[Commit]) -> None:
+def _require_few_broken(place: Place, section: Source, commits: list[Commit]) -> None:
     """DataError, with the first of them, where more rows are broken than the recipe allows."""
     broken = sum(commit["result"]["broken"] for commit in commits)
     if broken <= section.max_broken:
@@ -332,19 +333,16 @@ def _require_few_broken(place: Place, section: Ingest, commits: list[Commit]) ->
     raise DataError("\n".join([head, *lines, *more]))
 
 
-def _require_own_names(place: Place, commits: list[Commit]) -> None:
-    """DataError where two rows have the same name, which can be only where the source names them itself.
+def require_own_names(workspace: Workspace, paths: list[str]) -> None:
+    """DataError where two rows have the same name, which can be only where a source names them itself.
 
     In memory are eight bytes for each row, never the names.
     """
-    if not any(commit["result"]["own_keys"] for commit in commits):
-        return
-    paths = [commit["files"]["rows"] for commit in commits]
-    hashes = np.concatenate([_hashes(table) for table in read_tables(place.workspace, paths, ["row_id"])])
+    hashes = np.concatenate([_hashes(table) for table in read_tables(workspace, paths, ["row_id"])])
     values, times = np.unique(hashes, return_counts=True)
     repeated = values[times > 1]
     times_of, found = Counter[str](), dict[str, list[int]]()  # two names may have one hash: the names decide
-    for table in read_tables(place.workspace, paths, ["row_id", "pos"]):
+    for table in read_tables(workspace, paths, ["row_id", "pos"]):
         few = table.filter(pa.array(np.isin(_hashes(table), repeated[:SHOWN])))
         for name, pos in zip(few["row_id"].to_pylist(), few["pos"].to_pylist(), strict=True):
             times_of[name] += 1
@@ -417,7 +415,7 @@ def _rewriter(workspace: Workspace, serialized: str) -> Work:
     return work
 
 
-def _columns_of_source(section: Ingest, schema: pa.Schema, commits: list[Commit]) -> list[str]:
+def _columns_of_source(section: Source, schema: pa.Schema, commits: list[Commit]) -> list[str]:
     """The columns that exports write: of any table its own ones alone."""
     if section.adapter != "columns":
         return list(schema.names)
@@ -426,7 +424,7 @@ def _columns_of_source(section: Ingest, schema: pa.Schema, commits: list[Commit]
 
 
 def _report(
-    place: Place, section: Ingest, files: list[str], schema: pa.Schema, widened: list[str], commits: list[Commit]
+    place: Place, section: Source, files: list[str], schema: pa.Schema, widened: list[str], commits: list[Commit]
 ) -> IngestReport:
     digest = RowDigest()
     adapters, counts = Counter[str](), Counter[str]()
@@ -466,7 +464,7 @@ def _report(
     )
 
 
-def first_rows(section: Ingest, count: int) -> list[dict[str, Any]]:
+def first_rows(section: Source, count: int) -> list[dict[str, Any]]:
     """The first rows of the source's first file, canonical, to look at before the source is read.
 
     Rows that cannot be read are passed over. None from hubs, object storage and files in another encoding.

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -49,9 +49,7 @@ from pipelines.train.proof import chat_at, template_of
 from pipelines.train.stage import describe_model
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster, end_on_sigterm
-
-if TYPE_CHECKING:
-    from rayjobs.submit import Jobs
+from rayjobs.submit import Jobs, closing_line, exit_code, start
 
 app = typer.Typer(
     help="From raw rows to a chat model that answers over HTTP.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -348,8 +346,6 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
 ) -> None:
     """Run a recipe as a job on a Ray cluster, show its log, and end with its exit code."""
-    from rayjobs import submit as jobs  # what speaks to clusters stands behind it
-
     if follow + wait + detach > 1:
         raise InputError("--follow, --wait and --detach: one of them")
     loaded = pipeline.load(recipe, overrides)
@@ -357,8 +353,8 @@ def submit(
     chosen = pipeline.stages_of(loaded, stage)
     if wrong := [problem for problem in pipeline.problems_of(chosen, place) if problem.on_every_machine]:
         raise RecipeError(loaded.name, wrong)
-    cluster = jobs.Jobs(address)
-    name = jobs.submit(cluster, loaded, recipe_file(recipe), overrides or [], stage, place)
+    cluster = Jobs(address)
+    name = start(cluster, loaded, recipe_file(recipe), overrides or [], stage, place)
     say(f"{name}: submitted to {cluster.address}; danlu logs --follow {name} shows it, danlu stop {name} ends it")
     if not detach:
         _follow(cluster, name, printing=not wait)
@@ -367,8 +363,6 @@ def submit(
 @app.command("jobs")
 def list_jobs(address: JobsAddress = None) -> None:
     """List the jobs of a cluster that were started by `danlu submit`, the newest first."""
-    from rayjobs.submit import Jobs  # as above
-
     table = Table("job", "up to", "state", "began", "minutes", "exit code", "workspace", box=None, pad_edge=False)
     for job in Jobs(address).all():
         began = time.strftime("%m-%d %H:%M", time.localtime(job.began)) if job.began else ""
@@ -385,8 +379,6 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", help="Go on to its end, and end with its exit code.")] = False,
 ) -> None:
     """Show what a job on a cluster has printed."""
-    from rayjobs.submit import Jobs  # as above
-
     cluster = Jobs(address)
     found = cluster.find(job)
     if follow:
@@ -398,8 +390,6 @@ def logs(
 @app.command()
 def stop(job: JobName, address: JobsAddress = None) -> None:
     """End a job on a cluster; what is finished is kept."""
-    from rayjobs.submit import Jobs, closing_line  # as above
-
     cluster = Jobs(address)
     found = cluster.find(job)
     if found.goes_on:
@@ -408,10 +398,8 @@ def stop(job: JobName, address: JobsAddress = None) -> None:
     say(closing_line(found))
 
 
-def _follow(cluster: "Jobs", name: str, *, printing: bool) -> None:
+def _follow(cluster: Jobs, name: str, *, printing: bool) -> None:
     """Wait for a job's end, and end with its exit code; Ctrl-C leaves it running."""
-    from rayjobs.submit import closing_line, exit_code  # as above
-
     try:
         ended = asyncio.run(cluster.follow(name, printing=printing))
     except KeyboardInterrupt:

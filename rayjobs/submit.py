@@ -195,9 +195,7 @@ def _job(detail: Any) -> Job:
     )
 
 
-def submit(
-    jobs: Jobs, recipe: Recipe, file: Path, overrides: list[str], stage: str | None, workspace: Workspace
-) -> str:
+def start(jobs: Jobs, recipe: Recipe, file: Path, overrides: list[str], stage: str | None, workspace: Workspace) -> str:
     """Start the recipe as a job, with the files that it names; returns the job's name.
 
     Raises RecipeError, naming key and path, for files that can neither travel nor be meant for the cluster, InputError

@@ -50,6 +50,7 @@ the row says: then it refuses the row by its name. `ingest.max_broken` says how 
 | OpenAI | `messages` of `role`, `content`, `weight`, `tool_calls`, `tool_call_id`; `tools` | read |
 | TRL | `prompt`, `completion`, as texts or as turns | read |
 | Belle | `instruction`, `input`, `output`; `conversations` of `from`, `value` | read |
+| COIG-CQIA | `instruction`, `input`, `output`, with `task_type`, `domain` and others | read |
 | MOSS | `chat` of `turn_1` … with `Human`, `MOSS`; with commands in `Inner Thoughts` and others | read; refused |
 | Zhihu-KOL | `INSTRUCTION`, `RESPONSE`, `METADATA` | read, votes as `upvotes` |
 

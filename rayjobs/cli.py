@@ -130,6 +130,14 @@ def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceO
     if loaded.clean:
         for line in plan_of(loaded.clean).describe():
             out.print(f"  clean: {line}", markup=False, soft_wrap=True)
+        sets = pipeline.evaluation_sets_of(loaded)
+        if loaded.clean.decontaminate and sets.places:
+            out.print(
+                f"  clean: without rows that hold texts of {', '.join(sets.places)}", markup=False, soft_wrap=True
+            )
+        for name in sets.fetched:
+            told = f"  clean: rows are not compared with {name}, which evalscope fetches; give its path"
+            out.print(told, markup=False, soft_wrap=True)
     if loaded.train:
         for line in (*describe_model(loaded.train), describe(loaded.train)):
             out.print(f"  train: {line}", markup=False, soft_wrap=True)

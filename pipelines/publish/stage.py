@@ -134,6 +134,8 @@ class PublishStage(Stage[PublishInputs, PublishReport]):
             ingest=self.ingest,
             rows_read=rows.report.rows if rows else 0,
             operators=inputs.clean.report.operators if inputs.clean else [],
+            evaluation_sets=inputs.clean.report.evaluation_sets if inputs.clean else [],
+            not_compared=inputs.clean.report.not_compared if inputs.clean else [],
             sides=inputs.split.report.rows,
             trained=inputs.train.report,
             evaluated=inputs.evaluate.report if inputs.evaluate else None,

@@ -61,6 +61,17 @@ class EditCounts(Record):
         )
 
 
+class ComparedSet(Record):
+    """An evaluation set that the rows were compared with."""
+
+    name: str
+    texts: int
+    """Different texts in it, questions and answers."""
+    too_short: int
+    """Of these, how many were too short to look for."""
+    rows_dropped: int
+
+
 class CleanReport(RowsReport):
     """What every operator and a person's own edits left."""
 
@@ -75,6 +86,10 @@ class CleanReport(RowsReport):
     """The first few changed rows of each mapper."""
     statistics: list[str]
     """Parquet files: `row_id`, `pos` and a column for each statistic, relative to the stage's folder."""
+    evaluation_sets: list[ComparedSet] = Field(default_factory=list)
+    """Those that rows were compared with."""
+    not_compared: list[str] = Field(default_factory=list)
+    """Evaluation sets of the recipe that only evalscope fetches."""
     clusters: list[str]
     """Parquet files of the schema `dataset_ops.CLUSTER`, relative to the stage's folder."""
 

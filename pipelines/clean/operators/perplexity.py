@@ -66,7 +66,7 @@ def _pairs_in_words() -> frozenset[str]:
     """Pairs of characters that stand side by side in the words of jieba's dictionary."""
     import jieba
 
-    pairs = set()
+    pairs: set[str] = set()
     with jieba.get_dict_file() as lines:
         for line in lines:
             word, frequency = line.decode("utf-8").split(" ")[:2]
@@ -126,7 +126,7 @@ def _in_kind(score: float, given: str, simplified: str, pieces_of_text: int) -> 
         return 0.0  # code and formulas, of which a model of Chinese knows nothing
     factor, is_word_by_word = allowance(given, pieces_of_text)
     stray = 0.0 if is_word_by_word else stray_share(simplified) - USUALLY_ALONE
-    return round(score / variety(given) ** REPEATED / factor * 10 ** (ALONE * stray), 1)
+    return float(round(score / variety(given) ** REPEATED / factor * 10 ** (ALONE * stray), 1))
 
 
 @operator("filter", version=3, packages=("kenlm", "sentencepiece", "opencc", "jieba"), assets=_files)

@@ -276,3 +276,49 @@ def test_stray_characters_tell_broken_sentences_from_rare_ones(assets: dict[str,
     terse = ["山不在高，有仙则名。水不在深，有龙则灵。", "床前明月光，疑是地上霜。", "E = mc²"]
     done = cleaned(process, sentence, broken, *terse, assets=assets)
     assert [row["row_id"] for row in done.dropped.to_pylist()] == ["1"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "> 学而不思则罔，思而不学则殆。\n> 温故而知新，可以为师矣。",
+        "“世上本没有路，走的人多了，也便成了路。”——鲁迅",
+        "鲁迅说过：“世上本没有路，走的人多了，也便成了路。”",
+        "「山重水复疑无路，柳暗花明又一村。」\n出自陆游《游山西村》",
+    ],
+)
+def test_answers_that_only_quote_go(text: str) -> None:
+    (gone,) = cleaned(["quotation_filter"], text).dropped.to_pylist()
+    assert gone["reason"] == "nothing but a quotation"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "“让每一口都新鲜，让每一天都不同。”",
+        "“你吃了吗？”\n“还没有，等你呢。”",
+        "鲁迅说过：“世上本没有路。”我的看法是，路要自己走出来，也要有人愿意走第一步。",
+        "> 你能做到吗？\n能，我每天都这样做，已经坚持了十年。",
+        "我推荐《活着》《围城》《边城》《骆驼祥子》。",
+    ],
+)
+def test_answers_that_also_quote_stay(text: str) -> None:
+    assert cleaned(["quotation_filter"], text).kept.num_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("垃圾要先分类再投放到桶里。这样做省事。垃圾要先分类再投放到桶里！", "垃圾要先分类再投放到桶里。这样做省事。"),
+        (
+            "先说清楚这件事的原因和结果，再谈应该怎么办。\n具体有三种办法。\n先说清楚这件事的原因和结果，再谈应该怎么办。\n完。",
+            "先说清楚这件事的原因和结果，再谈应该怎么办。\n具体有三种办法。\n完。",
+        ),
+        ("牛肉重 4.5 公斤，鸡肉重 4.5 公斤。", None),
+        ("好的。好的。那就这样说定了，明天早上见。好的。", None),
+        ("轻轻的我走了\n正如我轻轻的来\n轻轻的我走了\n正如我轻轻的来", None),
+        ("if a:\n    return False\nif b:\n    return False", None),
+    ],
+)
+def test_a_sentence_that_comes_again_goes(text: str, right: str | None) -> None:
+    assert mapped("remove_repeat_sentences_mapper", text) == (text if right is None else right)

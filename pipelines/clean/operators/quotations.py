@@ -76,7 +76,8 @@ _SENTENCE = regex.compile(r"[^。！!？?…]*?(?:[。！!？?…]+[”’」』
 
 
 def _chinese_sentences(line: str) -> list[str]:
-    return _SENTENCE.findall(line)
+    found: list[str] = _SENTENCE.findall(line)
+    return found
 
 
 def _without_repeats(

@@ -20,8 +20,10 @@ from rich.text import Text
 
 from pipelines.artifacts.files import Destination, created, require_writable
 from pipelines.artifacts.workspace import Workspace, open_workspace
+from pipelines.clean.analyze import filters_of
 from pipelines.clean.manual_edits import export_rows, require_exportable
 from pipelines.clean.stage import plan_of
+from pipelines.clean.thresholds import what_if
 from pipelines.errors import DanluError, DataError, InputError, Problem, RecipeError, nearest
 from pipelines.llm.dispatch import forget_failures
 from pipelines.models.lineup import lineup_of
@@ -405,6 +407,32 @@ def refine(
         say(f"{export}: {export_conversations(done['refine'], target)} conversations")
 
 
+def analyze(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    workspace: WorkspaceOption = None,
+    address: AddressOption = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--what-if", help="Say what another limit would do, such as text_length_filter.min_len=50."),
+    ] = None,
+) -> None:
+    """Run the recipe up to analyze, skipping what is up to date.
+
+    With --what-if, nothing runs: the statistics that analyze kept give the answer.
+    """
+    if not change:
+        _run(recipe, overrides, workspace, address, None, "analyze")
+        return
+    loaded = pipeline.load(recipe, overrides)
+    place = open_workspace(workspace, loaded.name, on_cluster=False)
+    analyzed = pipeline.status(loaded, place).get("analyze")
+    if loaded.clean is None or analyzed is None or analyzed.manifest is None:
+        raise InputError(f"{loaded.name}: nothing is analyzed yet; run danlu analyze {recipe} first")
+    for line in what_if(analyzed, filters_of(loaded.clean), change):
+        out.print(line, markup=False, soft_wrap=True)
+
+
 def clean(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -510,6 +538,7 @@ def _synthesize_section(recipe: Recipe) -> Synthesize:
 _OWN_OPTIONS: dict[str, Callable[..., None]] = {
     "synthesize": synthesize,
     "refine": refine,
+    "analyze": analyze,
     "clean": clean,
     "compare": compare,
 }

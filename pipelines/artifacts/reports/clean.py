@@ -171,6 +171,37 @@ class FilterCut(Record):
     operator: str
     bounds: dict[str, int | float]
     cuts: int
+    names: list[str] = Field(default_factory=list)
+    """Its statistics."""
+
+
+class NearRow(Record):
+    """A row near a limit."""
+
+    row_id: str
+    value: float
+    text: str
+    """Its beginning."""
+
+
+class Move(Record):
+    """How many rows change sides where a limit is moved by so many standard deviations."""
+
+    sigmas: int
+    value: float
+    rows: int
+
+
+class Threshold(Record):
+    """One limit of a filter, and what lies near it."""
+
+    operator: str
+    statistic: str
+    bound: str
+    value: float
+    kept: list[NearRow]
+    dropped: list[NearRow]
+    moves: list[Move] = Field(default_factory=list)
 
 
 class AnalyzeReport(Report):
@@ -179,6 +210,9 @@ class AnalyzeReport(Report):
     rows: int
     statistics: list[NumberStatistic | StringStatistic | EmptyStatistic]
     filters: list[FilterCut]
+    thresholds: list[Threshold] = Field(default_factory=list)
+    files: list[str] = Field(default_factory=list)
+    """Parquet files with a row for each row of the data: its statistics, and which filters alone would keep it."""
 
 
 class AnalyzeCleanReport(AnalyzeReport):

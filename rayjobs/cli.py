@@ -32,8 +32,13 @@ from pipelines.models.lineup import lineup_of
 from pipelines.models.resolve import resolve
 from pipelines.models.tokenizer import open_tokenizer
 from pipelines.progress import say
+<<<<<<< HEAD
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.load import recipe_file, shipped_recipes
+=======
+from pipelines.recipe.ingest import Source
+from pipelines.recipe.load import shipped_recipes
+>>>>>>> ingest
 from pipelines.recipe.paths import paths_read
 from pipelines.recipe.schema import NAME_RULE, RECIPE_NAME, Recipe
 from pipelines.recipe.synthesize import Synthesize
@@ -130,8 +135,9 @@ def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceO
         raise RecipeError(loaded.name, wrong)
     stages = " → ".join(stage.name for stage in pipeline.stages_of(loaded))
     out.print(f"{loaded.name}: valid; {stages}", markup=False, soft_wrap=True)
-    if loaded.ingest and (reading := _described(loaded.ingest)):
-        out.print(f"  ingest: {reading}", markup=False, soft_wrap=True)
+    for name, source in {"ingest": loaded.ingest, **loaded.ingest.sources}.items() if loaded.ingest else ():
+        if reading := _described(source):
+            out.print(f"  {name}: {reading}", markup=False, soft_wrap=True)
     if loaded.clean:
         for line in plan_of(loaded.clean).describe():
             out.print(f"  clean: {line}", markup=False, soft_wrap=True)
@@ -155,10 +161,10 @@ def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceO
         raise typer.Exit(NOT_READY)
 
 
-def _described(section: Ingest) -> str:
+def _described(section: Source) -> str:
     try:
         return describe_source(section)
-    except InputError:  # what is wrong with the source is said below
+    except (DataError, InputError):  # what is wrong with the source is said below
         return ""
 
 

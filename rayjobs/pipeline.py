@@ -1,6 +1,6 @@
 """The stages in order: read this first.
 
-    ingest → synthesize → refine → analyze → clean → analyze_clean → export → split
+    ingest → synthesize → refine → combine → analyze → clean → analyze_clean → export → split
         → train → merge → evaluate → compare → publish
 
 A stage runs when its section is in the recipe and its output is missing or was made from something else.
@@ -24,7 +24,7 @@ from pipelines.evaluate.compare import CompareStage
 from pipelines.evaluate.endpoint import ModelInputs, shared_endpoints
 from pipelines.evaluate.stage import EvaluateStage
 from pipelines.export.stage import ExportInputs, ExportStage
-from pipelines.ingest.stage import IngestStage
+from pipelines.ingest.stage import CombineInputs, CombineStage, IngestStage
 from pipelines.models.lineup import lineup_of
 from pipelines.progress import say
 from pipelines.publish.stage import PublishInputs, PublishStage
@@ -48,7 +48,17 @@ Outputs = dict[str, Output[Any]]
 
 
 STAGES: tuple[type[AnyStage], ...] = (
-    *(IngestStage, SynthesizeStage, RefineStage, AnalyzeStage, CleanStage, AnalyzeCleanStage, ExportStage, SplitStage),
+    *(
+        IngestStage,
+        SynthesizeStage,
+        RefineStage,
+        CombineStage,
+        AnalyzeStage,
+        CleanStage,
+        AnalyzeCleanStage,
+        ExportStage,
+        SplitStage,
+    ),
     *(TrainStage, MergeStage, EvaluateStage, CompareStage, PublishStage),
 )
 """Every stage there is, in order; `walk` says what each of them reads."""
@@ -71,6 +81,8 @@ def walk(recipe: Recipe, do: Do) -> None:
         rows = synthesized = do(SynthesizeStage(recipe.synthesize, recipe.serve, recipe.seed), Inputs())
     if recipe.refine and rows:
         rows = do(RefineStage(recipe.refine, demands_of(recipe.refine, recipe.synthesize)), RefineInputs(rows))
+    if ingested and synthesized and rows:
+        rows = do(CombineStage(), CombineInputs(ingested, rows))
     if recipe.analyze and recipe.clean and rows:
         analyzed = do(AnalyzeStage(recipe.analyze, recipe.clean), AnalyzeInputs(rows))
     if recipe.clean and rows:
@@ -78,7 +90,7 @@ def walk(recipe: Recipe, do: Do) -> None:
     if recipe.analyze and recipe.clean and analyzed and cleaned:
         do(AnalyzeCleanStage(recipe.analyze, recipe.clean), AnalyzeCleanInputs(analyzed, cleaned))
     if recipe.export and rows:
-        do(ExportStage(recipe.export, paths_read(recipe)), ExportInputs(rows, ingested))
+        do(ExportStage(recipe.export, paths_read(recipe)), ExportInputs(rows, None if synthesized else ingested))
     if recipe.split and rows:
         sides = do(SplitStage(recipe.split, recipe.ingest, text_key_of(recipe), recipe.seed), SplitInputs(rows))
     if recipe.train and sides:

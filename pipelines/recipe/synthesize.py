@@ -59,7 +59,9 @@ class Compatibility(Section):
 class Passages(Section):
     """Texts cut into passages; each is a value of the dimension `passage`."""
 
-    source: Annotated[str, ReadPath()] = Field(description="text files: path, glob or fsspec URL")
+    source: Annotated[str, ReadPath()] = Field(
+        description="text files, .docx, .pdf or .epub: path, folder, glob or fsspec URL"
+    )
     size: Count = Field(800, description="characters of a passage at most; cut at the end of a paragraph or sentence")
     overlap: int = Field(0, ge=0, description="characters that a passage repeats of the one before")
 

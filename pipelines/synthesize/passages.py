@@ -2,11 +2,15 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import PurePath
 
 import fsspec
+from fsspec.core import OpenFile
 
 from pipelines.errors import DataError
 from pipelines.recipe.synthesize import PASSAGE, Passages, Synthesize
+from pipelines.sources.documents import text_of_document
+from pipelines.sources.files import is_document
 
 _END = re.compile(r"\n\s*\n|(?<=[。！？!?])[”’」』]?\s*|(?<=\.)\s+|\n")
 """Where a passage may end: after a paragraph, a sentence or a line."""
@@ -45,12 +49,17 @@ def cut(text: str, section: Passages) -> Iterator[str]:
 
 
 def _texts(source: str) -> Iterator[str]:
-    """The files' contents, in the order of their names."""
-    files = fsspec.open_files(source, mode="rb") if "://" in source or "*" in source else [fsspec.open(source, "rb")]
+    """The contents of a file, of a glob's files or of the documents in a folder, in the order of their names."""
+    fs, folder = fsspec.core.url_to_fs(source)
+    if fs.isdir(folder):
+        files = [OpenFile(fs, path, "rb") for path in fs.find(folder) if is_document(path)]
+    else:
+        is_glob = "://" in source or "*" in source
+        files = fsspec.open_files(source, mode="rb") if is_glob else [fsspec.open(source, "rb")]
     for file in sorted(files, key=lambda file: file.path):
         try:
             with file as stream:
-                yield stream.read().decode("utf-8-sig").replace("\r\n", "\n")
+                yield text_of_document(file.path, PurePath(file.path).suffix.lower(), stream)
         except UnicodeDecodeError as error:
             raise DataError(f"{file.path}: byte {error.start} is not UTF-8; passages are cut from text files") from None
         except OSError as error:

@@ -32,13 +32,8 @@ from pipelines.models.lineup import lineup_of
 from pipelines.models.resolve import resolve
 from pipelines.models.tokenizer import open_tokenizer
 from pipelines.progress import say
-<<<<<<< HEAD
-from pipelines.recipe.ingest import Ingest
-from pipelines.recipe.load import recipe_file, shipped_recipes
-=======
 from pipelines.recipe.ingest import Source
-from pipelines.recipe.load import shipped_recipes
->>>>>>> ingest
+from pipelines.recipe.load import recipe_file, shipped_recipes
 from pipelines.recipe.paths import paths_read
 from pipelines.recipe.schema import NAME_RULE, RECIPE_NAME, Recipe
 from pipelines.recipe.synthesize import Synthesize

@@ -43,82 +43,106 @@ _MENU = regex.compile(
 """Words of a page's frame and of a form not filled in."""
 _HOME_ROW = frozenset("啊阿嗄是时实事使死似斯撒萨三的得地大打答达旦的丁顿但当都发法方放佛非飞分风伐芬蒂士沙杀上舒师")
 """What an input method makes of the keys a, s, d and f."""
-_COMPONENT = regex.compile("[⺀-⻿㇀-㇣亻冫冖讠阝刂勹匚卩厶廴彳彡忄扌氵犭纟饣钅礻衤罒爫攵疒糹釒訁]")
+_COMPONENTS = frozenset("亻冫冖讠阝刂勹匚卩厶廴彳彡忄扌氵犭纟饣钅礻衤罒爫攵疒糹釒訁") | frozenset(
+    map(chr, range(0x2E80, 0x2FE0))
+)
+"""Parts of characters, which stand in no text by themselves."""
 _FUNCTION_WORDS = regex.compile(
     "因为|所以|而且|但是|或者|如果|虽然|然后|其实|就是|不过|之所以|的话|这个|那个|这样子?|那么|什么|时候|我们|他们|大家|很多|因為|這個|這樣子?|"
     "那個|我們|他們|雖然|然後|其實|對不對|是不是|[的了是在有和不也都就吧吗呢啊嘛說说而且会能到在于這於]"
 )
 _EMOJI = regex.compile(r"\p{Emoji_Presentation}")
 _NO_SYLLABLES = regex.compile("(?i)^[^aeiouy]+$|[^aeiouy]{5}")
-_LATIN_WORD = regex.compile("[A-Za-z]+")
+_LATIN_WORD = regex.compile("[A-Za-z]{5,}")
+_MARKS_IN_A_ROW = regex.compile(r"[,.;。，；]{2}|[,.;] ?[,.;]")
+_PARTED = regex.compile(r"\p{P}|\s")
+_SENTENCE = regex.compile("[。！？]")
 
 
 def _is_frame(text: str) -> bool:
     """Menus, footers and placeholders of a page, and nothing else."""
-    letters = sum(character.isalpha() for character in text)
+    if _SENTENCE.search(text):
+        return False
     found = _MENU.findall(text)
-    return len(found) > 3 and sum(map(len, found)) * 10 >= letters * 7 and not regex.search("[。！？]", text)
+    return len(found) > 3 and sum(map(len, found)) * 10 >= 7 * sum(character.isalpha() for character in text)
 
 
-def _is_mashed(text: str) -> bool:
+def _is_mashed(text: str, characters: frozenset[str]) -> bool:
     """Keys hit at random: the home row through an input method, or letters and characters by turns."""
-    han = _HAN.findall(text)
-    if len(han) >= LONG_ENOUGH and sum(character in _HOME_ROW for character in han) >= 0.75 * len(han):
-        return True
-    letters = sum(character.isalpha() for character in text)
-    unreadable = [word for word in _LATIN_WORD.findall(text) if len(word) > 4 and _NO_SYLLABLES.search(word)]
-    return (
-        sum(map(len, unreadable)) * 4 >= letters > 0 and regex.search(r"[,.;。，；]{2}|[,.;] ?[,.;]", text) is not None
-    )
+    if not characters.isdisjoint(_HOME_ROW):
+        han = _HAN.findall(text)
+        if len(han) >= LONG_ENOUGH and sum(character in _HOME_ROW for character in han) >= 0.75 * len(han):
+            return True
+    unreadable = [word for word in _LATIN_WORD.findall(text) if _NO_SYLLABLES.search(word)]
+    if not unreadable or not _MARKS_IN_A_ROW.search(text):
+        return False
+    return sum(map(len, unreadable)) * 4 >= sum(character.isalpha() for character in text)
 
 
 def _is_taken_apart(text: str) -> bool:
     """Characters that a scanner saw as their parts: 氵去 for 法."""
-    parts = len(_COMPONENT.findall(text))
+    parts = sum(character in _COMPONENTS for character in text)
     return parts > 2 and parts * 12 >= len(_HAN.findall(text))
 
 
-def _is_without_content(text: str) -> bool:
-    """Long rows of function words, one word in place of all others, or emoji in place of words."""
+def _is_one_word(text: str) -> bool:
+    """One word in place of all others."""
     han = _HAN.findall(text)
-    is_one_row = len(han) >= 30 and not regex.search(r"\p{P}|\s", text.strip())
-    if is_one_row and sum(map(len, _FUNCTION_WORDS.findall(text))) >= 0.75 * len(han):
-        return True
     pairs = Counter(a + b for a, b in pairwise(han) if a != b)
     is_mostly_han = len(han) >= MOSTLY_HAN * sum(character.isalnum() for character in text)
-    if is_mostly_han and pairs and (count := max(pairs.values())) > 5 and count * 2 >= 0.45 * len(han):
-        return True
+    return is_mostly_han and max(pairs.values(), default=0) > max(5, 0.45 * len(han) / 2)
+
+
+def _is_of_function_words(text: str) -> bool:
+    """A long row of words that mean nothing by themselves."""
+    if len(text) < 30 or _PARTED.search(text.strip()):
+        return False
+    return sum(map(len, _FUNCTION_WORDS.findall(text))) >= 0.75 * len(text)
+
+
+def _is_told_by_emoji(text: str) -> bool:
+    """Emoji in place of every other word."""
     runs = [run for run in _EMOJI.split(text) if run.strip()]
     return len(runs) > 5 and len(_EMOJI.findall(text)) > 5 and max(map(len, runs)) <= 3
 
 
+_SPOKEN = regex.compile(r"[。！？：]|(?:^|\s)\d{1,2}[.、]")
+"""Marks of sentences and of a numbered list."""
+
+
 def _is_strung(text: str) -> bool:
     """Search words in a row: many short parts, of which most hold one and the same word, and no sentence."""
+    if _SPOKEN.search(text):
+        return False
     parts = [part for part in _SEPARATED.split(text.strip()) if part]
-    if len(parts) < 6 or regex.search(r"[。！？：]|(?:^|\s)\d{1,2}[.、]", text) or max(map(len, parts)) > 14:
+    if len(parts) < 6 or max(map(len, parts)) > 14:
         return False
     words = {part[at : at + 2] for part in parts for at in range(len(part) - 1) if part[at : at + 2].isalpha()}
     return any(sum(word in part for part in parts) >= 0.7 * len(parts) for word in words)
 
 
 def _reason(text: str, max_encoded: float, min_variety: float) -> str | None:
-    visible = len(regex.sub(r"\s", "", text))
-    encoded = sum(len(regex.sub(r"\s", "", match)) for match in _ENCODED.findall(text))
-    if encoded > max_encoded * max(visible, 1):
-        return f"{encoded / visible:.0%} of the text is encoded bytes"
-    if (broken := sum(map(len, _MISDECODED.findall(text)))) > max_encoded * max(visible, 1) or (
-        _MISDECODED.search(text) and broken > 10
-    ):
-        return "decoded with the wrong table"
-    if (different := variety(text)) < min_variety:
-        return f"repeats itself: {different:.2f} of its pairs of characters differ"
+    if _ENCODED.search(text) or _MISDECODED.search(text):
+        visible = max(1, len(regex.sub(r"\s", "", text)))
+        encoded = sum(len(regex.sub(r"\s", "", match)) for match in _ENCODED.findall(text))
+        if encoded > max_encoded * visible:
+            return f"{encoded / visible:.0%} of the text is encoded bytes"
+        broken = sum(map(len, _MISDECODED.findall(text)))
+        if broken > max_encoded * visible or broken > 10:
+            return "decoded with the wrong table"
+    characters = frozenset(text)
+    if sum(character >= "\u3400" for character in characters) <= NEW_PAIRS:  # more are different pairs enough
+        if (different := variety(text)) < min_variety:
+            return f"repeats itself: {different:.2f} of its pairs of characters differ"
+        if _is_one_word(text) or _is_of_function_words(text):
+            return "words without a content"
+        if _is_mashed(text, characters):
+            return "keys hit at random"
     if _is_frame(text):
         return "the frame of a page without its text"
-    if _is_mashed(text):
-        return "keys hit at random"
-    if _is_taken_apart(text):
+    if not characters.isdisjoint(_COMPONENTS) and _is_taken_apart(text):
         return "characters taken apart, as by a scanner"
-    if _is_without_content(text):
+    if max(characters, default="") >= "\U0001f000" and _is_told_by_emoji(text):
         return "words without a content"
     return "words strung together without a sentence" if _is_strung(text) else None
 

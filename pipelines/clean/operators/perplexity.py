@@ -57,8 +57,8 @@ ALONE, USUALLY_ALONE, REPEATED = 1.2, 0.1, 1.5
 """Decimal orders by which a text of nothing but stray characters lies above one without, and their share in plain
 prose; the power of `variety` that it is divided by. Fitted to sentences of Zhihu and Alpaca, as they are and with
 characters replaced, lost and put out of order."""
-FAR = 5.0
-"""What lies so far below the limit stays below it with any share of stray characters that a text has."""
+FAR = 3.0
+"""What lies so far below the limit would need more than half of its characters astray to reach it."""
 
 
 @cache

@@ -18,8 +18,9 @@ _ATTRIBUTION = regex.compile(
     r"|(?:引用|原文|出处|来源|作者|原作者|原答案|转载)[：:][^，。！？\n]{0,30}"
     r"|(?:正如|就像|借用|引用)?[^，。！？\n“「]{0,8}(?:说过|说|写道|曾言|有云|云|曰)(?:过?的?一?句?话?)?[：:，,]"
 )
-ENOUGH_QUOTED, LITTLE_OWN = 10, 6
-"""Letters quoted from which a text can be a quotation; letters of its own below which it is nothing else."""
+ENOUGH_QUOTED, LITTLE_OWN, LONGEST_ATTRIBUTION = 10, 6, 150
+"""Letters quoted from which a text can be a quotation; letters of its own below which it is nothing else;
+characters that all its sources may take."""
 
 
 def _letters(text: str) -> int:
@@ -33,6 +34,8 @@ def only_quotes(text: str) -> bool:
     """
     unquoted = _QUOTED_LINE.sub("", text)
     rest = _QUOTED.sub("", unquoted)
+    if len(rest) > LONGEST_ATTRIBUTION:
+        return False
     own = _ATTRIBUTION.sub("", rest)
     is_attributed = unquoted != text or own != rest
     return is_attributed and _letters(text) - _letters(rest) >= ENOUGH_QUOTED and _letters(own) < LITTLE_OWN

@@ -1,12 +1,11 @@
 """Texts that nobody can read, by what can be seen without a language model."""
 
-from collections import Counter
-from itertools import pairwise
-
 import numpy as np
+import numpy.typing as npt
 import regex
 
-from pipelines.clean.column import Column, Indices
+from pipelines.clean.column import Column, Indices, Mask
+from pipelines.clean.kernels.han_pairs import DIFFERENT, HAN, LETTERS, MOST, PAIRS, pair_counts
 from pipelines.clean.operators.registry import Ratio, Verdict, operator
 
 _ENCODED = regex.compile(
@@ -16,23 +15,27 @@ _ENCODED = regex.compile(
 )
 """Bytes written as text: in URLs, escapes, hexadecimal digits, base64, entities."""
 _MISDECODED = regex.compile("(?:锟斤拷|烫烫烫|屯屯屯|�){2,}|锘縗|(?=[¡-¿]*[À-ÿ])[ÀÃÂÄÅÆÇ-ïð-ÿ¡-¿]{6,}")
-_LAUGHTER = regex.compile(r"([哈呵嘿嘻啊]|[^\p{L}\p{N}])\1+")
 _SEPARATED = regex.compile(r"[\s,|/;]+")
 _HAN = regex.compile(r"\p{Han}")
-LONG_ENOUGH, NEW_PAIRS, MOSTLY_HAN = 20, 60, 0.8
+LONG_ENOUGH, NEW_PAIRS, MOSTLY_HAN, VARIED = 20, 60, 0.8, 60
 """Han characters from which repetition tells; so many different pairs are enough, since long texts repeat their words;
-a text with more else in it is a table, a sum or code."""
+a text with more else in it is a table, a sum or code; so many different characters are not hit at random."""
 
 
-def variety(text: str) -> float:
-    """Different pairs of Han characters over all pairs; laughter counts once, and code does not. 1 for short texts."""
-    han = "".join(_HAN.findall(_LAUGHTER.sub(r"\1", text)))
-    letters = sum(character.isalnum() for character in text)
-    if len(han) < LONG_ENOUGH or len(han) < MOSTLY_HAN * letters:
-        return 1.0
-    pairs = list(pairwise(han))
-    expected = min(1.0, NEW_PAIRS / len(pairs))
-    return len(set(pairs)) / len(pairs) / expected
+def variety(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Different pairs of Han characters over the pairs of a text, or over as many as are enough in a long one, which
+    may have more; from `pair_counts`. 1 for short texts and for code."""
+    pairs = np.maximum(counts[:, PAIRS], 1)
+    shares = counts[:, DIFFERENT] / np.minimum(pairs, NEW_PAIRS)
+    tells = (counts[:, HAN] >= LONG_ENOUGH) & (counts[:, HAN] >= MOSTLY_HAN * counts[:, LETTERS])
+    return np.asarray(np.where(tells, shares, 1.0))
+
+
+def _is_one_word(counts: npt.NDArray[np.int64]) -> Mask:
+    """One word in place of all others."""
+    han = counts[:, HAN]
+    often = np.maximum(5, 0.45 * han / 2)
+    return np.asarray((counts[:, MOST] > often) & (han >= MOSTLY_HAN * counts[:, LETTERS]))
 
 
 _MENU = regex.compile(
@@ -61,8 +64,6 @@ _SENTENCE = regex.compile("[。！？]")
 
 def _is_frame(text: str) -> bool:
     """Menus, footers and placeholders of a page, and nothing else."""
-    if _SENTENCE.search(text):
-        return False
     found = _MENU.findall(text)
     return len(found) > 3 and sum(map(len, found)) * 10 >= 7 * sum(character.isalpha() for character in text)
 
@@ -83,14 +84,6 @@ def _is_taken_apart(text: str) -> bool:
     """Characters that a scanner saw as their parts: 氵去 for 法."""
     parts = sum(character in _COMPONENTS for character in text)
     return parts > 2 and parts * 12 >= len(_HAN.findall(text))
-
-
-def _is_one_word(text: str) -> bool:
-    """One word in place of all others."""
-    han = _HAN.findall(text)
-    pairs = Counter(a + b for a, b in pairwise(han) if a != b)
-    is_mostly_han = len(han) >= MOSTLY_HAN * sum(character.isalnum() for character in text)
-    return is_mostly_han and max(pairs.values(), default=0) > max(5, 0.45 * len(han) / 2)
 
 
 def _is_of_function_words(text: str) -> bool:
@@ -121,7 +114,8 @@ def _is_strung(text: str) -> bool:
     return any(sum(word in part for part in parts) >= 0.7 * len(parts) for word in words)
 
 
-def _reason(text: str, max_encoded: float, min_variety: float) -> str | None:
+def _seen(text: str, max_encoded: float) -> str | None:
+    """What a look at one text tells, cheap tests first."""
     if _ENCODED.search(text) or _MISDECODED.search(text):
         visible = max(1, len(regex.sub(r"\s", "", text)))
         encoded = sum(len(regex.sub(r"\s", "", match)) for match in _ENCODED.findall(text))
@@ -131,18 +125,17 @@ def _reason(text: str, max_encoded: float, min_variety: float) -> str | None:
         if broken > max_encoded * visible or broken > 10:
             return "decoded with the wrong table"
     characters = frozenset(text)
-    if sum(character >= "\u3400" for character in characters) <= NEW_PAIRS:  # more are different pairs enough
-        if (different := variety(text)) < min_variety:
-            return f"repeats itself: {different:.2f} of its pairs of characters differ"
-        if _is_one_word(text) or _is_of_function_words(text):
-            return "words without a content"
-        if _is_mashed(text, characters):
-            return "keys hit at random"
-    if _is_frame(text):
-        return "the frame of a page without its text"
     if not characters.isdisjoint(_COMPONENTS) and _is_taken_apart(text):
         return "characters taken apart, as by a scanner"
+    if len(characters) <= VARIED and _is_mashed(text, characters):
+        return "keys hit at random"
     if max(characters, default="") >= "\U0001f000" and _is_told_by_emoji(text):
+        return "words without a content"
+    if _SENTENCE.search(text):
+        return None
+    if _is_frame(text):
+        return "the frame of a page without its text"
+    if _is_of_function_words(text):
         return "words without a content"
     return "words strung together without a sentence" if _is_strung(text) else None
 
@@ -155,10 +148,16 @@ def garbled_text_filter(column: Column, *, max_encoded: Ratio = 0.5, min_variety
     `max_encoded` is the share of encoded or broken characters from which a text goes, `min_variety` the share of its
     pairs of characters that differ, below which it goes.
     """
+    counts = pair_counts(*column.utf8)
+    different, one_word = variety(counts), _is_one_word(counts)
     found: dict[int, str] = {}
     for row, text in enumerate(column.texts()):
-        if reason := _reason(text, max_encoded, min_variety):
+        if reason := _seen(text, max_encoded):
             found[row] = reason
+        elif different[row] < min_variety:
+            found[row] = f"repeats itself: {different[row]:.2f} of its pairs of characters differ"
+        elif one_word[row]:
+            found[row] = "words without a content"
     keep = np.ones(len(column), dtype=np.bool_)
     keep[list(found)] = False
 

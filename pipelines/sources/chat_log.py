@@ -114,12 +114,11 @@ class Message(NamedTuple):
     is_broken: bool = False
 
 
-def plan_chat(files: list[str], names: Mapping[str, str], section: Source, store: Store) -> list[Shard]:
+def plan_chat(files: list[str], names: Mapping[str, str], section: Source, chat: ChatLog, store: Store) -> list[Shard]:
     """Shards of an exported chat, in order of chats and time; each holds a part of its messages.
 
     DataError where the one who is to be the assistant sends none of them.
     """
-    assert section.chat_log
     speakers: Counter[str] = Counter()
     unread: dict[str, None] = {}
     shards: list[Shard] = []
@@ -132,10 +131,10 @@ def plan_chat(files: list[str], names: Mapping[str, str], section: Source, store
         shards.append({**part, "index": len(shards), "pos": pos - len(lines)})
         lines.clear()
 
-    given = (message for path in files for message in read_messages(path, names[path], section, unread))
+    given = (m for path in files for m in read_messages(path, names[path], section.columns, chat, unread))
     for message in islice(_in_order(given), section.limit):
         is_after_silence = before is not None and (
-            message.chat != before.chat or message.time - before.time > section.chat_log.silence
+            message.chat != before.chat or message.time - before.time > chat.silence
         )
         if size >= section.shard_bytes and (is_after_silence or size >= FORCED * section.shard_bytes):
             flush()
@@ -148,7 +147,7 @@ def plan_chat(files: list[str], names: Mapping[str, str], section: Source, store
             speakers[message.sender] += 1
     if lines:
         flush()
-    missing = [name for name in section.chat_log.assistants if not speakers[name]]
+    missing = [name for name in chat.assistants if not speakers[name]]
     if speakers and missing:
         raise DataError(f"{section.source}: {missing[0]}, ingest.chat_log.assistant, sends none; {_named(speakers)}")
     return [{**shard, "unread": sorted(unread)} for shard in shards]
@@ -170,19 +169,20 @@ def _in_order(messages: Iterable[Message]) -> Iterator[Message]:
         yield from heapq.merge(*runs)
 
 
-def read_messages(path: str, name: str, section: Source, unread: dict[str, None]) -> Iterator[Message]:
+def read_messages(
+    path: str, name: str, columns: dict[str, str | None], section: ChatLog, unread: dict[str, None]
+) -> Iterator[Message]:
     """The messages of one file as it has them; what of them is not read is added to `unread`."""
-    assert section.chat_log
     time, chat = 0.0, name
     for number, row, raw, own_chat in _rows(path, name):
         row_id = f"{name}:{number + 1}"
         try:
             if row is None:
                 raise ValueError(raw)
-            row = renamed(row, section.columns)
+            row = renamed(row, columns)
             unread.update(dict.fromkeys(str(key) for key in row if key not in _READ))
             chat = str(_first(row, CHAT) or own_chat)
-            sender, said, left_out = _said(row, section.chat_log)
+            sender, said, left_out = _said(row, section)
             time = time_of(_first(row, TIME))
         except (ValueError, RecursionError) as error:
             text = json.dumps(row, ensure_ascii=False, default=str) if row and isinstance(error, ValueError) else ""
@@ -327,9 +327,9 @@ def _named(speakers: Counter[str]) -> str:
     return f"speakers and their messages: {shown}{more}"
 
 
-def check_chat(files: list[str], names: Mapping[str, str], section: Source) -> str:
+def check_chat(files: list[str], names: Mapping[str, str], section: Source, chat: ChatLog) -> str:
     """Who speaks in the first messages of the first file; DataError where none of them can be read."""
-    first = [*islice(read_messages(files[0], names[files[0]], section, {}), LOOKED_INTO)]
+    first = [*islice(read_messages(files[0], names[files[0]], section.columns, chat, {}), LOOKED_INTO)]
     speakers = Counter(message.sender for message in first if not message.is_broken)
     if not first:
         raise DataError(f"{files[0]}: no messages")
@@ -338,18 +338,18 @@ def check_chat(files: list[str], names: Mapping[str, str], section: Source) -> s
     return _named(speakers)
 
 
-def first_sessions(files: list[str], names: Mapping[str, str], section: Source, count: int) -> list[dict[str, Any]]:
+def first_sessions(
+    files: list[str], names: Mapping[str, str], section: Source, chat: ChatLog, count: int
+) -> list[dict[str, Any]]:
     """Rows of the first messages of the first file, to look at before the chat is read."""
-    assert section.chat_log
-    first = sorted(islice(read_messages(files[0], names[files[0]], section, {}), LOOKED_INTO))
-    found = islice(sessions(first, 0, section.chat_log, lambda message, pos, reason: None), count)
+    first = sorted(islice(read_messages(files[0], names[files[0]], section.columns, chat, {}), LOOKED_INTO))
+    found = islice(sessions(first, 0, chat, lambda message, pos, reason: None), count)
     return [replaced(with_system(row, section.system), section.replace) for row in found]
 
 
-def chat_reader(section: Source) -> Work:
+def chat_reader(section: Source, chat: ChatLog) -> Work:
     """The work on one part of a chat: sessions as rows."""
-    chat_log, system, replace = section.chat_log, section.system, section.replace
-    assert chat_log
+    system, replace = section.system, section.replace
 
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         rows = Rows(ROW, flat_column, "chat_log")
@@ -363,7 +363,7 @@ def chat_reader(section: Source) -> Work:
             rows.broken.append(broken_row(reader, {"row_id": message.row_id, "pos": pos}, reason, said))
 
         messages = (Message(*json.loads(line)) for line in block_of(shard).splitlines())
-        for batch in batches(sessions(messages, shard["pos"], chat_log, leave_out), BATCH_ROWS):
+        for batch in batches(sessions(messages, shard["pos"], chat, leave_out), BATCH_ROWS):
             rows.add([replaced(with_system(row, system), replace) for row in batch], COLUMNS)
         written = rows.write(attempt)
         return {

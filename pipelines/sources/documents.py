@@ -10,7 +10,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, time, timedelta
 from html.parser import HTMLParser
-from importlib import import_module
 from pathlib import PurePosixPath
 from typing import IO, Any
 from urllib.parse import unquote
@@ -37,25 +36,28 @@ def text_of_document(path: str, suffix: str, stream: IO[bytes]) -> str:
         raise DataError(f"{path}: larger than {MAX_DOCUMENT} bytes; cut it into several files")
     if suffix not in BINARY:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
-    read, package = _READERS[suffix]
-    library = _library(path, package)
     try:
         if suffix != ".pdf":
             _require_bounded(data)
-        return read(library, io.BytesIO(data)).strip()
+        return _READERS[suffix](io.BytesIO(data)).strip()
+    except ImportError as error:
+        raise _not_installed(path, error) from None
     except Exception as error:  # of damaged files these readers raise what they come upon
         raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
 
 
 def rows_of_spreadsheet(path: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
     """The rows of a workbook's visible sheets, whose first rows name the columns, the same ones in all of them."""
-    library = _library(path, "openpyxl")
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise _not_installed(path, error) from None
     data = stream.read(MAX_DOCUMENT + 1)
     if len(data) > MAX_DOCUMENT:
         raise DataError(f"{path}: larger than {MAX_DOCUMENT} bytes; save it as CSV UTF-8")
     try:
         _require_bounded(data)
-        book = library.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+        book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
     except Exception as error:  # of damaged files it raises what it comes upon
         raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
     header: list[str] | None = None
@@ -90,11 +92,8 @@ def _cell(value: Any) -> Any:
     return str(value) if isinstance(value, date | datetime | time | timedelta) else value
 
 
-def _library(path: str, package: str) -> Any:
-    try:
-        return import_module(package)
-    except ImportError:
-        raise InputError(f"{path}: reading it needs {package}: pip install 'danlu[documents]'") from None
+def _not_installed(path: str, error: ImportError) -> InputError:
+    return InputError(f"{path}: reading it needs {error.name}: pip install 'danlu[documents]'")
 
 
 def _require_bounded(data: bytes) -> None:
@@ -105,8 +104,10 @@ def _require_bounded(data: bytes) -> None:
         raise ValueError(f"it unpacks to {size} bytes")
 
 
-def _word(docx: Any, stream: IO[bytes]) -> str:
+def _word(stream: IO[bytes]) -> str:
     """Paragraphs, and tables a row a line."""
+    import docx
+
     lines: list[str] = []
     for block in docx.Document(stream).iter_inner_content():
         if hasattr(block, "rows"):
@@ -116,14 +117,16 @@ def _word(docx: Any, stream: IO[bytes]) -> str:
     return "\n".join(lines)
 
 
-def _pdf(pypdf: Any, stream: IO[bytes]) -> str:
+def _pdf(stream: IO[bytes]) -> str:
+    import pypdf
+
     reader = pypdf.PdfReader(stream)
     if reader.is_encrypted and not reader.decrypt(""):
         raise ValueError("it is encrypted; save it without a password")
     return "\n\n".join(page.extract_text() for page in reader.pages)
 
 
-def _epub(_: Any, stream: IO[bytes]) -> str:
+def _epub(stream: IO[bytes]) -> str:
     """The chapters in the order of the book's spine."""
     with zipfile.ZipFile(stream) as archive:
         container = archive.read("META-INF/container.xml").decode()
@@ -139,12 +142,7 @@ def _epub(_: Any, stream: IO[bytes]) -> str:
     return "\n\n".join(filter(None, chapters))
 
 
-_READERS: dict[str, tuple[Callable[[Any, IO[bytes]], str], str]] = {
-    ".docx": (_word, "docx"),
-    ".pdf": (_pdf, "pypdf"),
-    ".epub": (_epub, "zipfile"),
-}
-"""What reads a document, and the package that it reads it with."""
+_READERS: dict[str, Callable[[IO[bytes]], str]] = {".docx": _word, ".pdf": _pdf, ".epub": _epub}
 
 
 def _attributes(xml: str, element: str) -> list[dict[str, str]]:

@@ -93,7 +93,7 @@ def check_source(section: Source) -> None:
     if section.adapter == "columns" or not is_utf8(section.encoding):
         return
     if section.chat_log:
-        check_chat(files, names_of(files), section)
+        check_chat(files, names_of(files), section, section.chat_log)
     else:
         _require_adapter(section, files)
 
@@ -104,7 +104,7 @@ def describe_source(section: Source) -> str:
         return ""
     if section.chat_log:
         files = list_files(section.source)
-        return f"as chat_log; first {check_chat(files, names_of(files), section)}"
+        return f"as chat_log; first {check_chat(files, names_of(files), section, section.chat_log)}"
     used, carried = Counter[str](), dict[str, None]()
     for path in list_files(section.source)[:LOOKED_INTO]:
         for row in sample_rows(path, LOOKED_INTO):
@@ -129,14 +129,14 @@ def read_source(section: Source, place: Place) -> IngestReport:
 
     def plan() -> list[Shard]:
         if section.chat_log:
-            return plan_chat(files, names, section, _store(place))
+            return plan_chat(files, names, section, section.chat_log, _store(place))
         shards = plan_shards(files, section.shard_bytes, section.limit, _store(place))
         return [{**shard, "name": names[shard["path"]]} for shard in shards]
 
     if section.adapter == "columns":
         work = table_reader(_named_by(section))
     elif section.chat_log:
-        work = chat_reader(section)
+        work = chat_reader(section, section.chat_log)
     else:
         _require_adapter(section, files)
         work = _reader(section)
@@ -473,7 +473,7 @@ def first_rows(section: Source, count: int) -> list[dict[str, Any]]:
         return []
     files = list_files(section.source)
     if section.chat_log:
-        return first_sessions(files, names_of(files), section, count)
+        return first_sessions(files, names_of(files), section, section.chat_log, count)
     rows = sample_rows(files[0], count)
     if section.adapter == "columns":
         return [row for row in rows if "row_id" in row]

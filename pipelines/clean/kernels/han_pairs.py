@@ -11,11 +11,13 @@ import regex
 
 from pipelines.similarity.utf8 import Bytes, Indices, decode
 
-HAN, LETTERS, PAIRS, DIFFERENT, MOST = range(5)
+HAN, LETTERS, PAIRS, DIFFERENT, MOST, HOME_ROW = range(6)
 """Columns of `pair_counts`: Han characters; letters and digits of all kinds; pairs of neighbouring Han characters, a
-laugh (哈哈哈) taken as one; different ones among them; how often the most frequent one of two characters occurs."""
+laugh (哈哈哈) taken as one; different ones among them; how often the most frequent one of two characters occurs; Han
+characters that an input method makes of the keys a, s, d and f."""
 _LAUGHTER = "哈呵嘿嘻啊"
-_IS_HAN, _IS_LETTER, _LAUGHS = 1, 2, 4
+_HOME_ROW = "啊阿嗄是时实事使死似斯撒萨三的得地大打答达旦的丁顿但当都发法方放佛非飞分风伐芬蒂士沙杀上舒师"
+_IS_HAN, _IS_LETTER, _LAUGHS, _ON_HOME_ROW = 1, 2, 4, 8
 
 
 @cache
@@ -25,12 +27,13 @@ def _table() -> npt.NDArray[np.uint8]:
     table[[ord(character) for character in regex.findall(r"\p{Han}", points)]] |= _IS_HAN
     table[[ord(character) for character in points if character.isalnum()]] |= _IS_LETTER
     table[[ord(character) for character in _LAUGHTER]] |= _LAUGHS
+    table[[ord(character) for character in _HOME_ROW]] |= _ON_HOME_ROW
     return table
 
 
 @nb.njit(cache=True, nogil=True)
 def _pair_counts(data: Any, offsets: Any, table: Any) -> Any:  # pragma: no cover - compiled
-    counts = np.zeros((len(offsets) - 1, 5), dtype=np.int64)
+    counts = np.zeros((len(offsets) - 1, 6), dtype=np.int64)
     for row in range(len(offsets) - 1):
         codes = np.empty(offsets[row + 1] - offsets[row], dtype=np.int64)
         size, before, previous, i = 0, np.int64(0), np.int64(-1), offsets[row]
@@ -44,6 +47,7 @@ def _pair_counts(data: Any, offsets: Any, table: Any) -> Any:  # pragma: no cove
                     size += 1
                 before = point
                 counts[row, 0] += 1
+                counts[row, 5] += kind >> 3 & 1
             previous = point
         counts[row, 2] = size
         codes = np.sort(codes[:size])
@@ -59,7 +63,7 @@ def _pair_counts(data: Any, offsets: Any, table: Any) -> Any:  # pragma: no cove
 
 
 def pair_counts(data: Bytes, offsets: Indices) -> npt.NDArray[np.int64]:
-    """Shape (texts, 5), with the columns named above."""
+    """Shape (texts, 6), with the columns named above."""
     counts: npt.NDArray[np.int64] = _pair_counts(data, offsets, _table())
     return counts
 

@@ -2,10 +2,11 @@
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import regex
 
 from pipelines.clean.column import Column, Indices, Mask
-from pipelines.clean.kernels.han_pairs import DIFFERENT, HAN, LETTERS, MOST, PAIRS, pair_counts
+from pipelines.clean.kernels.han_pairs import DIFFERENT, HAN, HOME_ROW, LETTERS, MOST, PAIRS, pair_counts
 from pipelines.clean.operators.registry import Ratio, Verdict, operator
 
 _ENCODED = regex.compile(
@@ -17,9 +18,9 @@ _ENCODED = regex.compile(
 _MISDECODED = regex.compile("(?:锟斤拷|烫烫烫|屯屯屯|�){2,}|锘縗|(?=[¡-¿]*[À-ÿ])[ÀÃÂÄÅÆÇ-ïð-ÿ¡-¿]{6,}")
 _SEPARATED = regex.compile(r"[\s,|/;]+")
 _HAN = regex.compile(r"\p{Han}")
-LONG_ENOUGH, NEW_PAIRS, MOSTLY_HAN, VARIED = 20, 60, 0.8, 60
+LONG_ENOUGH, NEW_PAIRS, MOSTLY_HAN = 20, 60, 0.8
 """Han characters from which repetition tells; so many different pairs are enough, since long texts repeat their words;
-a text with more else in it is a table, a sum or code; so many different characters are not hit at random."""
+a text with more else in it is a table, a sum or code."""
 
 
 def variety(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -44,8 +45,6 @@ _MENU = regex.compile(
     "首頁|上一頁|下一頁|登入|註冊|返回頂部|關於我們|聯絡我們|版權(?:所有|聲明)?"
 )
 """Words of a page's frame and of a form not filled in."""
-_HOME_ROW = frozenset("啊阿嗄是时实事使死似斯撒萨三的得地大打答达旦的丁顿但当都发法方放佛非飞分风伐芬蒂士沙杀上舒师")
-"""What an input method makes of the keys a, s, d and f."""
 _COMPONENTS = frozenset("亻冫冖讠阝刂勹匚卩厶廴彳彡忄扌氵犭纟饣钅礻衤罒爫攵疒糹釒訁") | frozenset(
     map(chr, range(0x2E80, 0x2FE0))
 )
@@ -68,12 +67,14 @@ def _is_frame(text: str) -> bool:
     return len(found) > 3 and sum(map(len, found)) * 10 >= 7 * sum(character.isalpha() for character in text)
 
 
-def _is_mashed(text: str, characters: frozenset[str]) -> bool:
-    """Keys hit at random: the home row through an input method, or letters and characters by turns."""
-    if not characters.isdisjoint(_HOME_ROW):
-        han = _HAN.findall(text)
-        if len(han) >= LONG_ENOUGH and sum(character in _HOME_ROW for character in han) >= 0.75 * len(han):
-            return True
+def _is_home_row(counts: npt.NDArray[np.int64]) -> Mask:
+    """Keys of the home row hit at random, through an input method."""
+    han, home = counts[:, HAN], counts[:, HOME_ROW]
+    return np.asarray((han >= LONG_ENOUGH) & (home >= 0.75 * han) & (counts[:, DIFFERENT] <= NEW_PAIRS))
+
+
+def _is_mashed(text: str) -> bool:
+    """Letters that no word has, and marks in a row."""
     unreadable = [word for word in _LATIN_WORD.findall(text) if _NO_SYLLABLES.search(word)]
     if not unreadable or not _MARKS_IN_A_ROW.search(text):
         return False
@@ -114,8 +115,21 @@ def _is_strung(text: str) -> bool:
     return any(sum(word in part for part in parts) >= 0.7 * len(parts) for word in words)
 
 
+def _may_be_seen(column: Column) -> Mask:
+    """The texts that `_seen` could say something of: of bytes, parts of characters, emoji, letters or no sentence."""
+    has_signs = column.matches(
+        r"%[0-9A-Fa-f]{2}|\\[ux]|[0-9a-fA-F]{2} [0-9a-fA-F]{2} |[A-Za-z0-9+/]{40}|&#|锟斤拷|烫烫烫|屯屯屯|�|锘縗"
+        rf"|[¡-ÿ]{{6}}|[\x{{1F000}}-\x{{1FAFF}}]|[{''.join(sorted(_COMPONENTS))}]"
+    )
+    return (
+        has_signs
+        | ~column.matches("[。！？]")
+        | (column.matches("[A-Za-z]{5}") & column.matches(_MARKS_IN_A_ROW.pattern))
+    )
+
+
 def _seen(text: str, max_encoded: float) -> str | None:
-    """What a look at one text tells, cheap tests first."""
+    """What a look at one text tells."""
     if _ENCODED.search(text) or _MISDECODED.search(text):
         visible = max(1, len(regex.sub(r"\s", "", text)))
         encoded = sum(len(regex.sub(r"\s", "", match)) for match in _ENCODED.findall(text))
@@ -124,12 +138,11 @@ def _seen(text: str, max_encoded: float) -> str | None:
         broken = sum(map(len, _MISDECODED.findall(text)))
         if broken > max_encoded * visible or broken > 10:
             return "decoded with the wrong table"
-    characters = frozenset(text)
-    if not characters.isdisjoint(_COMPONENTS) and _is_taken_apart(text):
+    if _is_taken_apart(text):
         return "characters taken apart, as by a scanner"
-    if len(characters) <= VARIED and _is_mashed(text, characters):
+    if _is_mashed(text):
         return "keys hit at random"
-    if max(characters, default="") >= "\U0001f000" and _is_told_by_emoji(text):
+    if _is_told_by_emoji(text):
         return "words without a content"
     if _SENTENCE.search(text):
         return None
@@ -149,15 +162,16 @@ def garbled_text_filter(column: Column, *, max_encoded: Ratio = 0.5, min_variety
     pairs of characters that differ, below which it goes.
     """
     counts = pair_counts(*column.utf8)
-    different, one_word = variety(counts), _is_one_word(counts)
+    different = variety(counts)
     found: dict[int, str] = {}
-    for row, text in enumerate(column.texts()):
+    found |= dict.fromkeys(np.flatnonzero(_is_one_word(counts)).tolist(), "words without a content")
+    found |= dict.fromkeys(np.flatnonzero(_is_home_row(counts)).tolist(), "keys hit at random")
+    for row in np.flatnonzero(different < min_variety).tolist():
+        found[row] = f"repeats itself: {different[row]:.2f} of its pairs of characters differ"
+    rows = np.flatnonzero(_may_be_seen(column))
+    for row, text in zip(rows.tolist(), column.array.take(pa.array(rows)).to_pylist(), strict=True):
         if reason := _seen(text, max_encoded):
             found[row] = reason
-        elif different[row] < min_variety:
-            found[row] = f"repeats itself: {different[row]:.2f} of its pairs of characters differ"
-        elif one_word[row]:
-            found[row] = "words without a content"
     keep = np.ones(len(column), dtype=np.bool_)
     keep[list(found)] = False
 

@@ -60,8 +60,9 @@ _CALL = regex.compile("|".join(_CALLS))
 _OFFER = regex.compile(_OFFERS)
 _SUBJECT = regex.compile(
     "诈骗|骗子|骗人|被骗|虚假|违法|投诉|举报|广告法|劳动监察|征信|避坑|个坑|一句话|政府|官方(?!号)|上海发布|发明|口头禅|商机|价格歧视|老人|吗[，,]?(?:想写|谢谢)"
+    "|据悉|据了解|据.{0,6}(?:报道|消息)|记者|获悉|消息称|公告称"
 )
-"""Words with which a sentence speaks about promotion, or names a public office."""
+"""Words with which a sentence speaks about promotion, reports it, or names a public office."""
 _SENTENCE = regex.compile(
     r"[^。！？!?~～\n]*(?:[。！？!?~～]+[”’」』）)]*|$)(?:[\p{Emoji_Presentation}\ufe0f\u200d])*|[^\n]+"
 )

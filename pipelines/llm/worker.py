@@ -30,8 +30,9 @@ RENEW_SECONDS = 0.2
 """How often a worker reports; at once, but not more often than `HURRY_SECONDS`, where it runs out of work."""
 HURRY_SECONDS = 0.03
 FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 60.0
-GRACE_SECONDS = 10.0
-"""How long answers are waited for that are under way when a run is stopped for its errors."""
+GRACE_SECONDS = 3.0
+"""How long answers are waited for that are under way when a run is stopped for its errors: who is told that an account
+is empty waits five seconds at most."""
 NOT_ASKED = "not asked"
 """What becomes of positions that a stopped run did not get to."""
 

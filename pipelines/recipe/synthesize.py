@@ -19,7 +19,9 @@ DRAWN = ("style", "injection", "examples", "max_length")
 """Fields of a template besides the dimensions."""
 
 
-RuleName = Literal["empty", "non_answer", "explanation", "quotes", "particle", "opening", "length", "emoji", "mismatch"]
+RuleName = Literal[
+    "empty", "non_answer", "explanation", "quotes", "particle", "opening", "length", "emoji", "foreign", "mismatch"
+]
 """The rules of refine."""
 
 
@@ -33,6 +35,7 @@ class Style(Section):
     min_length: int = Field(1, ge=0, description="characters an answer has at least")
     max_length: Count | None = Field(None, description="characters an answer has at most; null: any number")
     emoji: Literal["any", "needed", "forbidden"] = Field("any", description="whether answers hold emoji")
+    foreign: Literal["any", "forbidden"] = Field("any", description="whether answers hold words of other languages")
     lines: bool = Field(False, description="whether answers may have several lines; refine drops them else")
     rules: list[RuleName] | None = Field(None, description="defects refine looks for; null: those of refine.rules")
     examples: list[str] = Field([], description="few-shot pool of answers in this style")

@@ -76,7 +76,7 @@ class RefineStage(Stage[RefineInputs, RefineReport]):
     demands: Demands
 
     name: ClassVar[str] = "refine"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     @property
     def reports(self) -> type[RefineReport]:

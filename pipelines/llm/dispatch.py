@@ -47,6 +47,8 @@ BLOCK = 64
 """Positions in a block, at least where there are enough of them."""
 MAX_BLOCKS = 4096
 """Blocks in all: each costs Ray Data a moment."""
+DAMAGED = "damaged"
+"""The class of answers that were there and cannot be read any more; `forget_failures` has them asked again."""
 STOP_SECONDS = 15
 """What Ray may take to end an actor."""
 
@@ -240,7 +242,7 @@ def read_answers(
     """Each request with what the ledger keeps of it: its `text`, and the `reason` of a failure.
 
     What earlier versions filed is held to what an answer is today: reasoning in its text is split off, and one that
-    cannot be used is `malformed`. StageError where a record is missing.
+    cannot be used is `malformed`; a record that the disk has damaged is `damaged`. StageError where one is missing.
     """
     requests = [source.request(int(pos)) for pos in positions]
     numbers = index.find([request.key for request in requests])
@@ -249,7 +251,7 @@ def read_answers(
             f"{workspace.path('ledger')}: {missing} answers that were there are gone; run again to ask for them"
         )
     for request, payload in zip(requests, read_payloads(workspace, index, numbers.tolist()), strict=True):
-        known = json.loads(payload)
+        known = {"text": "", "reason": DAMAGED} if payload is None else json.loads(payload)
         if "reason" not in known:
             filed = Outcome(OutcomeKind.ANSWERED, "", known["text"], reasoning=known.get("reasoning", ""))
             outcome = checked(source, request, filed)

@@ -159,6 +159,22 @@ def test_an_answer_that_cannot_be_written_is_asked_again_though_it_was_filed(
     assert run(what, place(tmp_path, "g")).report.rows == 4
 
 
+def test_an_answer_that_the_disk_damaged_is_asked_again_and_no_other(
+    tmp_path: Path, start_server: Callable[..., Server]
+) -> None:
+    server = start_server()
+    what, where = recipe(server.url, cells=4), place(tmp_path)
+    run(what, where)
+    (segment,) = (tmp_path / "w" / "ledger").glob("*.log")
+    damaged = bytearray(segment.read_bytes())
+    damaged[damaged.index("愿你平安喜乐".encode())] ^= 0x55
+    segment.write_bytes(damaged)
+    assert run(what, place(tmp_path, "g")).report.failed == {"damaged": 1}
+    assert forget_failures(where.workspace, grid(what)) == 1
+    assert run(what, place(tmp_path, "h")).report.rows == 8
+    assert len(server.outcomes()) == 9
+
+
 def test_failures_have_a_class_and_are_asked_again_when_told(
     tmp_path: Path, start_server: Callable[..., Server]
 ) -> None:

@@ -95,7 +95,8 @@ def main() -> int:
 
 
 @contextmanager
-def _server(delay: float = DELAY) -> Iterator[str]:
+def answering_server(delay: float = DELAY) -> Iterator[str]:
+    """A server in a process of its own; yields its address."""
     command = [sys.executable, "-m", "benchmarks.answering_server", "--delay", str(delay)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT)
     assert process.stdout
@@ -106,21 +107,22 @@ def _server(delay: float = DELAY) -> Iterator[str]:
         process.communicate()
 
 
-def _log(server: str) -> list[tuple[float, str, str]]:
+def log_of(server: str) -> list[tuple[float, str, str]]:
+    """What reached it: time of arrival, digest of the prompt, outcome."""
     with urllib.request.urlopen(f"{server}/log") as answer:
         log: list[tuple[float, str, str]] = json.load(answer)["requests"]
     return log
 
 
 def _ours(prompts: int) -> Run:
-    with _server() as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
+    with answering_server() as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
         return _run(server, prompts, _command(server, prompts, folder))
 
 
 def _peer(python: Path, prompts: int) -> Run:
     if not python.is_file():
         raise SystemExit(f"{python}: not there; make it with python3.11 -m venv and pip install bespokelabs-curator")
-    with _server() as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
+    with answering_server() as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
         script = str(Path(__file__).with_name("synthesize_curator.py"))
         return _run(server, prompts, [str(python), script, f"{server}/v1", str(prompts), str(IN_FLIGHT), folder])
 
@@ -150,7 +152,7 @@ def _run(server: str, prompts: int, command: list[str]) -> Run:
     done = measure(command, cwd=PROJECT)
     if done.returncode:
         raise SystemExit(f"{command} ended with {done.returncode}:\n{done.output}")
-    log = [entry for entry in _log(server) if entry[2] == "ok"]
+    log = [entry for entry in log_of(server) if entry[2] == "ok"]
     counts = Counter(digest for _, digest, _ in log)
     arrivals = sorted(at for at, _, _ in log)
     steady = [at for at in arrivals if at >= arrivals[0] + WARM_UP]
@@ -167,11 +169,11 @@ def _run(server: str, prompts: int, command: list[str]) -> Run:
 
 def _report_whole(cells: int) -> int:
     """Run a grid to its end; print memory in ten parts of the asking, and while conversations are written after it."""
-    with _server(0.0) as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
+    with answering_server(0.0) as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
         done = measure(_command(server, cells, folder), cwd=PROJECT)
         if done.returncode:
             raise SystemExit(done.output)
-        log = _log(server)
+        log = log_of(server)
     first, last = log[0][0], log[-1][0]
     parts = [
         [size for at, size in done.samples if 0 <= (at - first) / (last - first) * 10 - part < 1] for part in range(10)
@@ -204,14 +206,14 @@ def _growth(samples: Sequence[tuple[float, int]], first: float, last: float) -> 
 def _resumed(cells: int) -> dict[str, Any]:
     """Take up a grid that is nearly done: seconds from the command to its first request, and its peak memory."""
     print(f"danlu, {cells} cells, {LEFT} of them left …", file=sys.stderr, flush=True)
-    with _server() as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
+    with answering_server() as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
         command = _command(server, cells, folder)
         _answer_all_but(LEFT, _recipe(server, cells), Workspace(f"{folder}/w"))
         began = time.time()
         done = measure(command, cwd=PROJECT)
         if done.returncode:
             raise SystemExit(f"{command} ended with {done.returncode}:\n{done.output}")
-        first = min(at for at, _, _ in _log(server))
+        first = min(at for at, _, _ in log_of(server))
     return {"cells": cells, "seconds_to_first_request": round(first - began, 1), "peak_mib": done.peak_bytes >> 20}
 
 

@@ -233,7 +233,7 @@ def is_lines(path: str) -> bool:
 def first_broken(files: list[str]) -> str:
     """Where the first row that cannot be read stands, and what stands there; the first file's name without any."""
     for path in files:
-        for number, row, raw in _rows_of_file(path):
+        for number, row, raw in rows_of_file(path):
             if row is None:
                 return f"{path}:{number + 1}: {raw}"
     return f"{files[0]}: no rows"
@@ -250,7 +250,7 @@ def schema_of(path: str) -> pa.Schema | None:
 def sample_rows(path: str, count: int) -> list[dict[str, Any]]:
     """The first readable rows of a file, to infer the types of its columns from."""
     rows: list[dict[str, Any]] = []
-    for _, row, _ in _rows_of_file(path):
+    for _, row, _ in rows_of_file(path):
         if row is not None:
             rows.append(row)
         if len(rows) == count:
@@ -323,7 +323,8 @@ def _json_lines(stream: IO[bytes], first: int) -> Iterator[Numbered]:
         )
 
 
-def _rows_of_file(path: str) -> Iterator[Numbered]:
+def rows_of_file(path: str) -> Iterator[Numbered]:
+    """The rows of a whole file, one at a time."""
     if format_of(path) == ".parquet":
         with open_parquet(path) as file:
             groups = [*range(file.num_row_groups)]

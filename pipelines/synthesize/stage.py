@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipelines.artifacts.reports.rows import RowFiles
 from pipelines.artifacts.reports.synthesize import SynthesizeReport
-from pipelines.artifacts.rows import DROPPED, ROW, RowDigest
+from pipelines.artifacts.rows import DROPPED, ROW, RowDigest, Turn
 from pipelines.artifacts.shards import Attempt, Commit, Shard, run_shards
 from pipelines.artifacts.stage import Inputs, Stage
 from pipelines.artifacts.workspace import Place, Workspace
@@ -33,7 +33,7 @@ from pipelines.recipe.serve import Serve
 from pipelines.recipe.synthesize import Synthesize
 from pipelines.synthesize.grid import Grid, compatibility_map
 from pipelines.synthesize.local import generate
-from pipelines.synthesize.passages import with_passages
+from pipelines.synthesize.passages import read_passages, with_examples
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class SynthesizeStage(Stage[Inputs, SynthesizeReport]):
 
     def fingerprint_inputs(self) -> dict[str, Any]:
         """What decides the prompts and the training inputs; not where they are sent, how fast, or at what price."""
-        section = grid_of(self.section, self.seed).section
-        return {
-            "section": section.model_dump(mode="json", exclude={"engine", *NOT_IN_FINGERPRINT}),
-            "seed": self.seed,
-        }
+        grid = grid_of(self.section, self.seed)
+        section = grid.section.model_dump(mode="json", exclude={"engine", *NOT_IN_FINGERPRINT})
+        if grid.passages is not None:
+            section["passages"] = grid.passages.digest()
+        return {"section": section, "seed": self.seed}
 
     def preflight(self) -> list[Problem]:
         """The keys of endpoints that are not set."""
@@ -79,10 +79,11 @@ class SynthesizeStage(Stage[Inputs, SynthesizeReport]):
 
 
 def grid_of(section: Synthesize, seed: int) -> Grid:
-    """The grid, its passages read; DataError where they cannot be."""
+    """The grid, its passages and examples read; DataError where they cannot be."""
     if section.engine == "vllm":
         section = section.model_copy(update={"price": None, "budget": None})  # what an API would cost
-    return Grid(with_passages(section), seed)
+    passages = read_passages(section.passages) if section.passages else None
+    return Grid(with_examples(section), seed, passages)
 
 
 def answer_pending(
@@ -94,9 +95,9 @@ def answer_pending(
     return dispatch(workspace, grid, choose)
 
 
-def schema(section: Synthesize) -> pa.Schema:
+def schema(grid: Grid) -> pa.Schema:
     """A canonical row, then the cell it answers."""
-    cell = [pa.field(name, pa.string()) for name in [*section.dimensions, "style"]]
+    cell = [pa.field(name, pa.string()) for name in grid.axes]
     return pa.schema([*ROW, *cell, pa.field("sample", pa.int64())])
 
 
@@ -109,7 +110,7 @@ def _writer(workspace: Workspace, grid: Grid) -> Callable[[Shard, Attempt], dict
         index: LedgerIndex = ray.get(shared)
         positions = list(grid.positions(shard["start"], min(shard["start"] + CHUNK, grid.size)))
         rows, failures, estimated = _rows(workspace, grid, index, positions)
-        table = pa.Table.from_pylist(rows, schema=schema(grid.section))
+        table = pa.Table.from_pylist(rows, schema=schema(grid))
         digest = RowDigest()
         digest.update(table)
         with attempt.writer("rows", table.schema) as writer:
@@ -141,13 +142,16 @@ def _rows(
                 {**place, "stage": "synthesize", "operator": "ask", "reason": known["reason"], "text": known["text"]}
             )
             continue
-        rows += _conversations(grid, request, known["text"])
+        rows += _conversations(grid, request, known)
     return rows, failures, estimated
 
 
-def _conversations(grid: Grid, request: ChatRequest, text: str) -> list[dict[str, Any]]:
+def _conversations(grid: Grid, request: ChatRequest, known: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of one answer; where answers may hold several, positions leave room for as many as there can be."""
-    found = grid.conversations(request, text)
+    found: list[list[Turn]] = [[*turns] for turns in grid.conversations(request, known["text"])]
+    thought = known.get("reasoning") if grid.section.answer.reasoning else None
+    if thought:
+        found[0][-1] = {**found[0][-1], "reasoning": thought}
     several = grid.section.answer.shape == "pairs"
     system = grid.section.query_system.format_map(request.cell) if grid.section.query_system else None
     head = [{"role": "system", "content": system}] if system else []
@@ -158,7 +162,7 @@ def _conversations(grid: Grid, request: ChatRequest, text: str) -> list[dict[str
             "system": system,
             "query": turns[-2]["content"],
             "response": turns[-1]["content"],
-            "messages": [*head, *turns] if len(turns) > 2 else None,
+            "messages": [*head, *turns] if len(turns) > 2 or thought else None,
             **request.cell,
             "sample": request.sample,
         }

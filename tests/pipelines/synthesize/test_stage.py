@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks.answering_server import Behaviour, answer_to
+from pipelines.artifacts.rows import messages_of
 from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import RecipeError, StageError
 from pipelines.llm.dispatch import forget_failures
@@ -194,6 +195,19 @@ def test_failures_have_a_class_and_are_asked_again_when_told(
     assert forget_failures(place(tmp_path).workspace, grid(mended)) == failed
     assert run(mended, place(tmp_path, "h")).report.rows == 20
     assert len(sound.outcomes()) == failed
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_reasoning_is_a_field_of_the_answers_turn_where_it_is_asked_for(tmp_path: Path, is_kept: bool) -> None:
+    said = {"message": {"content": "祝您健康", "reasoning_content": "先想一想"}, "finish_reason": "stop"}
+    body = json.dumps({"choices": [said]}).encode()
+    with in_thread(Behaviour(delay=0.01, body=body)) as url:
+        output = run(recipe(url, cells=1, answer={"reasoning": is_kept}), place(tmp_path))
+    for row in rows_of(output, output.report.outputs.rows):
+        assert row["response"] == "祝您健康"
+        system, question, answer = messages_of(row)
+        assert (system["role"], question["content"], answer["content"]) == ("system", row["query"], "祝您健康")
+        assert answer.get("reasoning") == ("先想一想" if is_kept else None)
 
 
 def test_a_budget_is_kept_where_no_usage_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

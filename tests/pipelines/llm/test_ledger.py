@@ -124,6 +124,18 @@ def test_a_damaged_byte_in_a_sealed_segment_costs_its_record(tmp_path: Path) -> 
         assert payloads(workspace, [1, 2, 3, 4, 5]) == ["祝福1", "祝福2", "damaged", "祝福4", "祝福5"]
 
 
+def test_a_damaged_object_costs_its_record(bucket: str) -> None:
+    workspace = Workspace(f"{bucket}/w")
+    write(workspace, [answer(number) for number in range(1, 6)])
+    (segment,) = [path for path in workspace.list(workspace.path("ledger")) if path.endswith(".log")]
+    damaged = bytearray(workspace.read(segment))
+    damaged[len(damaged) // 2] ^= 0x55
+    workspace.write(segment, bytes(damaged))
+    assert payloads(workspace, [1, 2, 3, 4, 5]) == ["祝福1", "祝福2", "damaged", "祝福4", "祝福5"]
+    workspace.remove(segment.removesuffix(".log") + ".idx")  # as a crash leaves it
+    assert read_index(workspace).kinds([key(number) for number in range(1, 6)]).tolist() == [1, 1, 0, 1, 1]
+
+
 def test_keys_that_share_a_half_are_told_apart() -> None:
     keys = [bytes(8) + number.to_bytes(8, "big") for number in range(300)]
     keys += [number.to_bytes(8, "big") + bytes(8) for number in range(1, 300)]

@@ -35,6 +35,9 @@ from pipelines.synthesize.grid import Grid, compatibility_map
 from pipelines.synthesize.local import generate
 from pipelines.synthesize.passages import read_passages, with_examples
 
+TOLD = ("estimated", "cached_tokens", "reasoning_tokens")
+"""What answers tell of their tokens: whether they are estimated, and how many were cached or reasoning."""
+
 
 @dataclass(frozen=True)
 class SynthesizeStage(Stage[Inputs, SynthesizeReport]):
@@ -109,7 +112,7 @@ def _writer(workspace: Workspace, grid: Grid) -> Callable[[Shard, Attempt], dict
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         index: LedgerIndex = ray.get(shared)
         positions = list(grid.positions(shard["start"], min(shard["start"] + CHUNK, grid.size)))
-        rows, failures, estimated = _rows(workspace, grid, index, positions)
+        rows, failures, told = _rows(workspace, grid, index, positions)
         table = pa.Table.from_pylist(rows, schema=schema(grid))
         digest = RowDigest()
         digest.update(table)
@@ -123,7 +126,7 @@ def _writer(workspace: Workspace, grid: Grid) -> Callable[[Shard, Attempt], dict
             "digest": digest.hexdigest(),
             "failures": dict(Counter(failure["reason"] for failure in failures)),
             "tokens": index.tokens(keys),
-            "estimated": estimated,
+            **told,
         }
 
     return work
@@ -131,11 +134,12 @@ def _writer(workspace: Workspace, grid: Grid) -> Callable[[Shard, Attempt], dict
 
 def _rows(
     workspace: Workspace, grid: Grid, index: LedgerIndex, positions: Sequence[int]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
-    """Conversations of the positions that have an answer, what is left of the others, and how many tell no tokens."""
-    rows, failures, estimated = [], [], 0
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Counter[str]]:
+    """Conversations of the positions that have an answer, what is left of the others, and what is told of tokens."""
+    rows, failures = [], []
+    told = Counter(dict.fromkeys(TOLD, 0))
     for request, known in read_answers(workspace, grid, index, positions):
-        estimated += known.get("estimated", False)
+        told.update({name: int(known.get(name, 0)) for name in TOLD})
         place = {"row_id": request.name, "pos": request.pos}
         if "reason" in known:
             failures.append(
@@ -143,7 +147,7 @@ def _rows(
             )
             continue
         rows += _conversations(grid, request, known)
-    return rows, failures, estimated
+    return rows, failures, told
 
 
 def _conversations(grid: Grid, request: ChatRequest, known: dict[str, Any]) -> list[dict[str, Any]]:
@@ -171,21 +175,21 @@ def _conversations(grid: Grid, request: ChatRequest, known: dict[str, Any]) -> l
 
 
 def _report(place: Place, grid: Grid, commits: list[Commit]) -> SynthesizeReport:
-    digest, failures, tokens, estimated = RowDigest(), Counter[str](), [0, 0], 0
+    digest, failures, tokens, told = RowDigest(), Counter[str](), [0, 0], Counter[str]()
     for commit in commits:
         result = commit["result"]
         digest.add(result["digest"], result["rows"])
         failures.update(result["failures"])
-        estimated += result.get("estimated", 0)  # a run that an earlier version began says nothing of it
+        told.update({name: result.get(name, 0) for name in TOLD})  # a run of an earlier version says less
         tokens = [total + count for total, count in zip(tokens, result["tokens"], strict=True)]
     reasons = ", ".join(f"{reason} {count}" for reason, count in failures.most_common())
     if not digest.rows:
         raise StageError(f"synthesize: no request has an answer ({reasons}); mend the cause and use --retry-failed")
     price = grid.section.price
-    cost = cost_of(price, *tokens)
+    cost = cost_of(price, tokens[0], tokens[1], told["cached_tokens"], told["reasoning_tokens"])
     paid = f", {cost:.4f} {price.currency}" if price else ""
-    if estimated:
-        paid += f" (tokens of {estimated} answers are estimated, the endpoint reports none)"
+    if told["estimated"]:
+        paid += f" (tokens of {told['estimated']} answers are estimated, the endpoint reports none)"
     return SynthesizeReport(
         summary=f"{digest.rows} conversations{f', failed: {reasons}' if reasons else ''}{paid}",
         digest=digest.hexdigest(),
@@ -195,7 +199,7 @@ def _report(place: Place, grid: Grid, commits: list[Commit]) -> SynthesizeReport
         output_tokens=tokens[1],
         cost=str(cost) if price else None,
         currency=price.currency if price else None,
-        estimated=estimated,
+        **told,
         outputs=RowFiles(
             rows=place.relative(commit["files"]["rows"] for commit in commits),
             dropped=place.relative(commit["files"]["dropped"] for commit in commits),

@@ -210,6 +210,22 @@ def test_reasoning_is_a_field_of_the_answers_turn_where_it_is_asked_for(tmp_path
         assert answer.get("reasoning") == ("先想一想" if is_kept else None)
 
 
+def test_cached_and_reasoning_tokens_have_their_price(tmp_path: Path) -> None:
+    usage = {"prompt_tokens": 100, "completion_tokens": 50}
+    usage |= {"prompt_tokens_details": {"cached_tokens": 80}, "completion_tokens_details": {"reasoning_tokens": 40}}
+    body = json.dumps({"choices": [{"message": {"content": "祝您健康"}, "finish_reason": "stop"}], "usage": usage})
+    price = {"input": 1000, "output": 4000, "cached": 100, "reasoning": 2000}
+    with in_thread(behaviour := Behaviour(delay=0.01, body=body.encode())) as url:
+        report = run(recipe(url, cells=2, price=price), place(tmp_path)).report
+        assert (report.cached_tokens, report.reasoning_tokens) == (4 * 80, 4 * 40)
+        each = (20 * 1000 + 80 * 100 + 10 * 4000 + 40 * 2000) / 1_000_000
+        assert report.cost and float(report.cost) == pytest.approx(4 * each)
+        limited = recipe(url, cells=100, price=price, budget=str(14.5 * each), generation={"max_tokens": 40})
+        with pytest.raises(StageError, match="budget is used up"):
+            run(limited, place(tmp_path / "other"))
+    assert len(behaviour.log) == 4 + 14
+
+
 def test_a_budget_is_kept_where_no_usage_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     body = b'{"choices":[{"message":{"content":"' + "祝您健康".encode() * 5 + b'"},"finish_reason":"stop"}]}'
     price = {"input": "1000", "output": "1000"}

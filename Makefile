@@ -1,8 +1,9 @@
 # make demo · make test · make check · make bench · make chaos
 PYTHON ?= python3.11
 BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --no-deps --progress-bar off
 # The one place that names PyTorch's CPU index: torch+cpu is not on PyPI.
-PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-deps --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu
+TORCH := --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export VLLM_NO_USAGE_STATS ?= 1
@@ -51,7 +52,7 @@ system:
 
 # What tests of perplexity_filter need; compiled from its source, in about a minute.
 kenlm: .venv/installed
-	@$(BIN)/python -c "import kenlm" 2>/dev/null || $(PIP) kenlm==0.3.0 \
+	@$(BIN)/python -c "import kenlm" 2>/dev/null || $(PIP) --quiet kenlm==0.3.0 \
 	  || echo "tests of perplexity_filter are skipped: kenlm needs a C++ compiler"
 
 install: .venv/installed
@@ -64,6 +65,8 @@ install-gpu:
 
 .venv/installed: requirements/cpu.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) -r requirements/cpu.lock
-	$(PIP) --no-build-isolation -e .
+	sed -n '/^torch==/{N;p}' requirements/cpu.lock > .venv/torch.lock
+	$(PIP) $(TORCH) --require-hashes -r .venv/torch.lock
+	$(PIP) --require-hashes -r requirements/cpu.lock
+	$(PIP) --quiet --no-build-isolation -e .
 	touch $@

@@ -146,6 +146,8 @@ def beside_vllm(model: str, rounds: int, quick: bool, num_gpus: float = 0) -> di
         families = {"danlu": psutil.Process().children(recursive=True)}
         ports["vllm"], peer = stack.enter_context(_vllm(path, num_gpus))
         families["vllm"] = [peer, *peer.children(recursive=True)]
+        for port in ports.values():  # the first answers of a server take seconds
+            asyncio.run(ask_all(port, _questions(4, MIXED), 4))
         measured = asyncio.run(_in_turn(ports, families, rounds, quick))
         for name in ("danlu", "vllm") * (1 if quick else SINGLE_TURNS):
             with _held(families["danlu" if name == "vllm" else "vllm"]):

@@ -4,10 +4,12 @@ Exit codes: 0 done, 1 the work failed, 2 the recipe or the arguments are wrong, 
 recipe right that this machine is not ready for, 143 ended by SIGTERM.
 """
 
+import asyncio
 import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +31,7 @@ from pipelines.models.resolve import resolve
 from pipelines.models.tokenizer import open_tokenizer
 from pipelines.progress import say
 from pipelines.recipe.ingest import Ingest
-from pipelines.recipe.load import shipped_recipes
+from pipelines.recipe.load import recipe_file, shipped_recipes
 from pipelines.recipe.paths import paths_read
 from pipelines.recipe.schema import NAME_RULE, RECIPE_NAME, Recipe
 from pipelines.recipe.synthesize import Synthesize
@@ -47,6 +49,7 @@ from pipelines.train.proof import chat_at, template_of
 from pipelines.train.stage import describe_model
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster, end_on_sigterm
+from rayjobs.submit import Jobs, closing_line, exit_code, start
 
 app = typer.Typer(
     help="From raw rows to a chat model that answers over HTTP.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -323,6 +326,88 @@ def rows(
     finished = [found for found in pipeline.status(loaded, place).values() if found.is_complete]
     for line in rows_lines(finished, dropped=dropped, operator=operator, grep=grep, limit=limit):
         out.print(line, markup=False, soft_wrap=True)
+
+
+JobName = Annotated[str, typer.Argument(metavar="JOB|RECIPE", help="A job's name, or a recipe's for its newest job.")]
+JobsAddress = Annotated[
+    str | None, typer.Option("--address", help="The cluster's dashboard. (default: RAY_API_SERVER_ADDRESS, else :8265)")
+]
+
+
+@app.command()
+def submit(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    stage: Annotated[str | None, typer.Option("--stage", help="Stop after this stage.")] = None,
+    workspace: WorkspaceOption = None,
+    address: JobsAddress = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Show its log to its end. (the default)")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end without showing its log.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+) -> None:
+    """Run a recipe as a job on a Ray cluster, show its log, and end with its exit code."""
+    if follow + wait + detach > 1:
+        raise InputError("--follow, --wait and --detach: one of them")
+    loaded = pipeline.load(recipe, overrides)
+    place = open_workspace(workspace, loaded.name, on_cluster=True)
+    chosen = pipeline.stages_of(loaded, stage)
+    if wrong := [problem for problem in pipeline.problems_of(chosen, place) if problem.on_every_machine]:
+        raise RecipeError(loaded.name, wrong)
+    cluster = Jobs(address)
+    name = start(cluster, loaded, recipe_file(recipe), overrides or [], stage, place)
+    say(f"{name}: submitted to {cluster.address}; danlu logs --follow {name} shows it, danlu stop {name} ends it")
+    if not detach:
+        _follow(cluster, name, printing=not wait)
+
+
+@app.command("jobs")
+def list_jobs(address: JobsAddress = None) -> None:
+    """List the jobs of a cluster that were started by `danlu submit`, the newest first."""
+    table = Table("job", "up to", "state", "began", "minutes", "exit code", "workspace", box=None, pad_edge=False)
+    for job in Jobs(address).all():
+        began = time.strftime("%m-%d %H:%M", time.localtime(job.began)) if job.began else ""
+        minutes = f"{((job.ended or time.time()) - job.began) / 60:.1f}" if job.began else ""
+        code = "" if job.exit_code is None else str(job.exit_code)
+        table.add_row(Text(job.name), job.stage, job.state.lower(), began, minutes, code, Text(job.workspace))
+    Console(highlight=False, width=UNCUT).print(table)
+
+
+@app.command()
+def logs(
+    job: JobName,
+    address: JobsAddress = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on to its end, and end with its exit code.")] = False,
+) -> None:
+    """Show what a job on a cluster has printed."""
+    cluster = Jobs(address)
+    found = cluster.find(job)
+    if follow:
+        _follow(cluster, found.name, printing=True)
+    else:
+        out.print(cluster.log(found.name), markup=False, soft_wrap=True, end="")
+
+
+@app.command()
+def stop(job: JobName, address: JobsAddress = None) -> None:
+    """End a job on a cluster; what is finished is kept."""
+    cluster = Jobs(address)
+    found = cluster.find(job)
+    if found.goes_on:
+        cluster.stop(found.name)
+        found = asyncio.run(cluster.follow(found.name, printing=False))
+    say(closing_line(found))
+
+
+def _follow(cluster: Jobs, name: str, *, printing: bool) -> None:
+    """Wait for a job's end, and end with its exit code; Ctrl-C leaves it running."""
+    try:
+        ended = asyncio.run(cluster.follow(name, printing=printing))
+    except KeyboardInterrupt:
+        say(f"{name} goes on without being followed; danlu logs --follow {name} shows it, danlu stop {name} ends it")
+        raise
+    say(closing_line(ended))
+    if code := exit_code(ended):
+        raise typer.Exit(code)
 
 
 def _stage_command(name: str) -> Callable[..., None]:

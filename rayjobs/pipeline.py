@@ -110,8 +110,8 @@ def text_key_of(recipe: Recipe) -> str:
     return recipe.clean.text_keys if recipe.clean else "response"
 
 
-def stages_of(recipe: Recipe) -> list[AnyStage]:
-    """The stages that a recipe has sections for, in order."""
+def stages_of(recipe: Recipe, last: str | None = None) -> list[AnyStage]:
+    """The stages that a recipe has sections for, in order, up to `last`; RecipeError where there is no such stage."""
     found: list[AnyStage] = []
 
     def note(stage: Stage[I, R], inputs: I) -> Output[R]:
@@ -119,7 +119,15 @@ def stages_of(recipe: Recipe) -> list[AnyStage]:
         return Output(stage.name)
 
     walk(recipe, note)
-    return found
+    if last is None:
+        return found
+    return found[: _number_of(last, [stage.name for stage in found], recipe) + 1]
+
+
+def _number_of(name: str, names: list[str], recipe: Recipe) -> int:
+    if name not in names:
+        raise RecipeError(recipe.name, [Problem(name, f"the recipe has no such stage; {nearest(name, names)}")])
+    return names.index(name)
 
 
 def status(recipe: Recipe, workspace: Workspace) -> Outputs:
@@ -145,11 +153,8 @@ def run(
     """
     stages = stages_of(recipe)
     names = [stage.name for stage in stages]
-    for name in (first, last):
-        if name is not None and name not in names:
-            raise RecipeError(recipe.name, [Problem(name, f"the recipe has no such stage; {nearest(name, names)}")])
-    end = names.index(last) + 1 if last else len(names)
-    redo = names.index(first) if first else end
+    end = _number_of(last, names, recipe) + 1 if last else len(names)
+    redo = _number_of(first, names, recipe) if first else end
     done: Outputs = {}
     with ExitStack() as held, shared_endpoints():
         is_ready = False
@@ -244,9 +249,9 @@ def _do(stage: Stage[I, R], place: Place, inputs: I, again: bool) -> Manifest[R]
     if again or place.workspace.exists(place.path("manifest.json")):
         place.clear()
     say(f"{stage.name} …")
-    began = time.time()
+    began = time.monotonic()
     report = stage.run(place, inputs)
-    seconds = time.time() - began
+    seconds = time.monotonic() - began
     manifest: Manifest[R] = Manifest(
         stage=stage.name,
         fingerprint=place.fingerprint,

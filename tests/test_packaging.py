@@ -30,8 +30,18 @@ def package(requirement: str) -> str:
 
 
 def locked() -> dict[str, str]:
-    lines = [line for line in LOCK.splitlines() if line and not line.startswith("#")]
-    return {normalised(name): version for name, version in (line.split("==") for line in lines)}
+    pins = re.findall(r"^([^#\s=]+)==(\S+)", LOCK, re.MULTILINE)
+    return {normalised(name): version for name, version in pins}
+
+
+def test_every_line_of_the_lock_has_its_digests_and_is_installed_by_them() -> None:
+    entries = [line for line in LOCK.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
+    assert len(entries) == len(locked()) > 200
+    for entry in entries:
+        assert re.fullmatch(r"\S+==\S+( +--hash=sha256:[0-9a-f]{64})+", entry), entry
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
+    assert "--require-hashes -r requirements/cpu.lock" in makefile
+    assert re.findall(r"^torch==\S+ \\\n    --hash=sha256:[0-9a-f]{64}\n", LOCK, re.MULTILINE)  # two lines: sed's N
 
 
 def test_the_lock_covers_every_dependency() -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import math
+import shutil
 import statistics
 import sys
 import time
@@ -37,7 +38,7 @@ def lora_zero2(setting: Setting) -> Figures:
 
 def full(setting: Setting) -> Figures:
     """All weights of the 3B."""
-    return _ours(setting, "full", "3b", FEW_STEPS, {"method": "full", "zero_stage": 2, "learning_rate": 1e-5})
+    return _ours(setting, "full", "3b", FEW_STEPS, {"method": "full", "zero_stage": 2})
 
 
 def qlora(setting: Setting) -> Figures:
@@ -55,8 +56,7 @@ def float16(setting: Setting) -> Figures:
 
 def offload(setting: Setting) -> Figures:
     """All weights of the 3B with the optimizer in main memory."""
-    changed = {"method": "full", "zero_stage": 2, "offload_optimizer": True, "learning_rate": 1e-5}
-    return _ours(setting, "offload", "3b", FEW_STEPS, changed)
+    return _ours(setting, "offload", "3b", FEW_STEPS, {"method": "full", "zero_stage": 2, "offload_optimizer": True})
 
 
 def _section(setting: Setting, size: str, steps: int, changed: dict[str, Any]) -> dict[str, Any]:
@@ -84,6 +84,7 @@ def _ours(setting: Setting, name: str, size: str, steps: int, changed: dict[str,
     """`danlu train` in a workspace of its own; RuntimeError where losses are not finite or do not fall."""
     section = _section(setting, size, steps, changed)
     workspace = setting.folder / "runs" / name
+    shutil.rmtree(workspace, ignore_errors=True)  # what an earlier run of this part has trained
     with _alone(setting) if name == "lora-zero0" else nullcontext():
         report = _train(setting, name, section, workspace)
     losses = [step.loss for step in report.losses]

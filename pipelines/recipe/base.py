@@ -43,8 +43,11 @@ class ReadPath:
     path_in: Callable[[Any, str], str | None] = _itself
 
 
+@dataclass(frozen=True)
 class WrittenPath:
-    """Marks a field that names a file or folder which is written."""
+    """Marks a field that names files or folders which are written, as ReadPath does those that are read."""
+
+    path_in: Callable[[Any, str], str | None] = _itself
 
 
 class Section(BaseModel):

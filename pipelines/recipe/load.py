@@ -38,7 +38,7 @@ def load_recipe(
 
     Raises RecipeError with every problem found: file, key, and the nearest valid name.
     """
-    path = _find(name_or_path)
+    path = recipe_file(name_or_path)
     tree = _parse(path)
     problems: list[Problem] = []
     theirs = data_juicer.is_data_juicer(tree)
@@ -88,7 +88,8 @@ def _as_far_as_valid(name: str, given: Any) -> Section | None:
         return None
 
 
-def _find(name_or_path: str) -> Path:
+def recipe_file(name_or_path: str) -> Path:
+    """The file of a shipped recipe, by name, or a file of one's own; RecipeError where there is neither."""
     shipped = shipped_recipes()
     if name_or_path in shipped:
         return shipped[name_or_path]

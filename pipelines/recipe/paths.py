@@ -1,14 +1,19 @@
-"""The files and folders that a recipe reads, as the types of its fields tell them."""
+"""The files and folders that a recipe reads and writes, as the types of its fields tell them."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.recipe.base import SHIPPED, ReadPath, Section
+from pipelines.recipe.base import SHIPPED, ReadPath, Section, WrittenPath
 
 
 def paths_read(recipe: Section) -> dict[str, str]:
     """Every path that a recipe reads, by the key that names it, such as `clean.assets.lid.176.ftz`."""
-    return dict(_paths("", recipe))
+    return dict(_paths("", recipe, ReadPath))
+
+
+def paths_written(recipe: Section) -> dict[str, str]:
+    """Every path outside the workspace that a recipe writes, by the key that names it, such as `export.path`."""
+    return dict(_paths("", recipe, WrittenPath))
 
 
 def shipped_path(source: str) -> str:
@@ -17,12 +22,12 @@ def shipped_path(source: str) -> str:
     return str(SHIPPED / name) if scheme == "recipes" else source
 
 
-def _paths(prefix: str, section: Section) -> Iterator[tuple[str, str]]:
+def _paths(prefix: str, section: Section, kind: type[ReadPath | WrittenPath]) -> Iterator[tuple[str, str]]:
     for name, field in type(section).model_fields.items():
-        marks = [mark for mark in field.metadata if isinstance(mark, ReadPath)]
+        marks = [mark for mark in field.metadata if isinstance(mark, kind)]
         for key, value in _entries(f"{prefix}{name}", getattr(section, name)):
             if isinstance(value, Section):
-                yield from _paths(f"{key}.", value)
+                yield from _paths(f"{key}.", value, kind)
             elif isinstance(value, str) and marks and (path := marks[0].path_in(section, value)):
                 yield key, path
 

@@ -131,11 +131,14 @@ def dispatch(workspace: Workspace, source: RequestSource, choose: Callable[[Ledg
     StageError where the run is stopped: by its budget, by endpoints that refuse, or by nothing but errors.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     section = source.section
     keys = read_keys(section, source.section_key)
     actor: Any = ray.remote(Coordinator)
-    coordinator = actor.options(num_cpus=0, max_concurrency=1000).remote(section)
+    # here, where the workspace is, and where the run ends anyway if the machine is lost
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    coordinator = actor.options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote(section)
     try:
         ray.get(coordinator.open.remote(workspace))
         state = look_up(workspace, source)

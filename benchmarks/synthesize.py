@@ -1,13 +1,14 @@
 """Requests to a model: how many a second and CPU for each, beside bespokelabs-curator, against the same local server.
 
-    python -m benchmarks.synthesize [--quick] [--peer curator|none] [--peer-python PATH] [--seconds 60] [--grid CELLS]
+    python -m benchmarks.synthesize [--quick] [--peer curator|none] [--peer-python PATH] [--seconds 60] [--workers 1 4]
+                                    [--grid CELLS]
 
 The server answers after a second, as a function of the prompt; 256 requests are in flight. The rate is that of the
 arrivals at the server from the third second to the last request sent, and the ideal is 256 a second. CPU is that
-of the client alone, Ray and its start included. Then a grid of 100,000 cells, all but a thousand of them answered,
-is taken up again: the seconds until its first request reaches the server. `--grid 100000` does neither: it runs so
-many cells from the first to the last, at a server that answers at once, and shows how memory goes. The last line is
-one JSON object.
+of the client alone, Ray and its start included. Ours is measured with one actor and with four. Then a grid of 100,000
+cells, all but a thousand of them answered, is taken up again: the seconds until its first request reaches the server.
+`--grid 100000` does neither: it runs so many cells from the first to the last, at a server that answers at once, and
+shows how memory goes. The last line is one JSON object.
 """
 
 import argparse
@@ -67,6 +68,7 @@ def main() -> int:
     parser.add_argument("--peer", choices=["curator", "none"], default="curator")
     parser.add_argument("--peer-python", type=Path, default=PROJECT / ".peers" / "curator" / "bin" / "python")
     parser.add_argument("--seconds", type=float, default=60.0, help="of steady state")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 4], help="actors that ask, one run for each")
     parser.add_argument("--resumed", type=int, default=100_000, help="cells of the grid that is taken up again")
     parser.add_argument("--grid", type=int, help="run only a grid of so many cells, to its end")
     options = parser.parse_args()
@@ -74,12 +76,12 @@ def main() -> int:
         return _report_whole(options.grid)
     seconds = 5.0 if options.quick else options.seconds
     prompts = round(IN_FLIGHT / DELAY * (WARM_UP + seconds))
-    runs = {"danlu": _ours(prompts)}
+    runs = {_name(workers): _ours(prompts, workers) for workers in options.workers}
     if options.peer == "curator":
         runs["curator"] = _peer(options.peer_python, prompts)
     resumed = _resumed(4 * LEFT if options.quick else options.resumed)
     _print(runs, resumed)
-    ours, peer = runs["danlu"], runs.get("curator")
+    ours, peer = runs[_name(options.workers[0])], runs.get("curator")
     summary = {
         "name": "synthesize",
         "ours": round(ours.requests_per_second, 1),
@@ -114,9 +116,13 @@ def log_of(server: str) -> list[tuple[float, str, str]]:
     return log
 
 
-def _ours(prompts: int) -> Run:
+def _name(workers: int) -> str:
+    return f"danlu, {workers} actor{'s' if workers > 1 else ''}"
+
+
+def _ours(prompts: int, workers: int) -> Run:
     with answering_server() as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
-        return _run(server, prompts, _command(server, prompts, folder))
+        return _run(server, prompts, [*_command(server, prompts, folder), f"synthesize.workers={workers}"])
 
 
 def _peer(python: Path, prompts: int) -> Run:

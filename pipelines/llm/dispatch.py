@@ -158,8 +158,6 @@ def dispatch(workspace: Workspace, source: RequestSource, choose: Callable[[Ledg
         clean_up("stopping the coordinator", lambda: ray.kill(coordinator), STOP_SECONDS)
     if progress.stop or unasked:
         raise _stopped(progress, source)
-    for note in progress.notes:
-        say(f"  {source.section_key}: {note}")
     return chosen
 
 
@@ -211,7 +209,9 @@ def _progress_shown(coordinator: Any, source: RequestSource) -> Iterator[None]:
     def follow() -> None:
         said: set[str] = set()
         with steady_line() as show:
-            while not ended.wait(POLL_SECONDS):
+            is_over = False
+            while not is_over:
+                is_over = ended.wait(POLL_SECONDS)  # once more when all is done: what people must know is said
                 try:
                     progress: RunProgress = ray.get(coordinator.progress.remote())
                 except ray.exceptions.RayError:

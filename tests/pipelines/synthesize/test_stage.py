@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks.answering_server import Behaviour, answer_to
-from pipelines.artifacts.rows import messages_of
+from pipelines.artifacts.rows import turns_said
 from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import RecipeError, StageError
 from pipelines.llm.dispatch import forget_failures
@@ -205,7 +205,7 @@ def test_reasoning_is_a_field_of_the_answers_turn_where_it_is_asked_for(tmp_path
         output = run(recipe(url, cells=1, answer={"reasoning": is_kept}), place(tmp_path))
     for row in rows_of(output, output.report.outputs.rows):
         assert row["response"] == "祝您健康"
-        system, question, answer = messages_of(row)
+        system, question, answer = turns_said(row)
         assert (system["role"], question["content"], answer["content"]) == ("system", row["query"], "祝您健康")
         assert answer.get("reasoning") == ("先想一想" if is_kept else None)
 

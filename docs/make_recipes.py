@@ -54,12 +54,50 @@ the row says: then it refuses the row by its name. `ingest.max_broken` says how 
 | Zhihu-KOL | `INSTRUCTION`, `RESPONSE`, `METADATA` | read, votes as `upvotes` |
 
 Other names: `ingest.columns={query: 问题, response: 答案}`. Turns of one speaker in a row are joined and counted.
+
+Files are .jsonl, .ndjson, .json, .csv, .tsv, .parquet and .xlsx, whose visible sheets have one header. Documents
+(.txt, .md, .epub, .docx, .pdf) are a row of plain text each, unless they lie in a folder beside rows.
+`pip install 'danlu[documents]'` brings the readers of .xlsx, .docx and .pdf. `synthesize.passages` reads the same
+documents.
+
+Several sources, each with its own settings, are one data set, and a recipe with `ingest` and `synthesize` has the rows
+of both; `refine` then refines what was synthesized.
+
+```
+ingest:
+  source: rows.jsonl
+  sources:
+    chat: {source: result.json, chat_log: {assistant: 爱莉}}
+    books: {source: books/, system: 你是读书人}
+```
+"""
+
+CHAT_LOGS = """## Exported chats
+
+```
+danlu run persona ingest.source=result.json 'ingest.chat_log={assistant: 爱莉}'
+```
+
+`ingest.chat_log` reads a chat, a message a row: CSV or JSON with sender, time and text, such as exports of WeChat and
+QQ, and Telegram's `result.json`, one chat or all. Which column is what, usual names say, or `ingest.columns: {sender:
+谁, time: 何时, text: 说了, type: 类型, chat: 群}`. What one side says within `gap` seconds is a turn. A session,
+which is a row, ends after `silence` seconds, and where one side speaks again later than `gap` without an answer. It
+goes up to the assistant's last answer; what others say in between is the user's, whoever says it.
+
+Left out, with a reason that `danlu rows RECIPE --dropped --operator left_out` shows and the closing line counts:
+notices of the program; pictures, sound, files and links; what is forwarded, recalled or empty; `noise`; what the
+assistant does not answer; what it says alone. A message without a sender or a time is broken, as any row that cannot
+be read.
+
+Rows carry `chat`, `speaker` (all who speak with the assistant) and `time`: `split.group: speaker` holds speakers out.
+`names` says what stands for names. Files are read in any order: messages are sorted by chat and time, on disk where
+they are many.
 """
 
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, ROW_FORMATS, *_section("The recipe itself", "", Recipe)])
+    return "\n".join([HEAD, ROW_FORMATS, CHAT_LOGS, *_section("The recipe itself", "", Recipe)])
 
 
 def _section(title: str, prefix: str, model: type[BaseModel]) -> Iterator[str]:

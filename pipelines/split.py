@@ -26,12 +26,12 @@ from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables
 from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import DataError, InputError, Problem, nearest
-from pipelines.recipe.ingest import Ingest
+from pipelines.recipe.ingest import Ingest, Source
 from pipelines.recipe.split import Split
 from pipelines.similarity.hamming import Signatures, first_of_near
 from pipelines.similarity.on_ray import find_near
 from pipelines.similarity.simhash import simhash
-from pipelines.sources.read import check_source, read_once, source_fingerprint
+from pipelines.sources.read import VERSION, check_source, read_once, source_fingerprint
 
 SIDES = ("train", "test")
 NEAR_DUPLICATES = "near_duplicates"
@@ -73,7 +73,7 @@ class SplitStage(Stage[SplitInputs, SplitReport]):
         content of a test source; and, since earlier versions joined them, that rows without a group stand alone."""
         test_source = _test_source(self.section, self.ingest)
         text = {"text_key": self.text_key} if self.section.group == NEAR_DUPLICATES else {}
-        test = {"test_source": source_fingerprint(test_source)} if test_source else {}
+        test = {"test_source": source_fingerprint(test_source), "reading": VERSION} if test_source else {}
         section = self.section.model_dump(exclude={"concurrency", "test_source"})
         alone = {"without_group": "alone"} if self.section.group not in (None, NEAR_DUPLICATES) else {}
         return {"section": section, "seed": self.seed, **text, **test, **alone}
@@ -128,12 +128,12 @@ def held_out(groups: pa.Array, seed: int, test_ratio: float) -> np.ndarray[Any, 
     return mask
 
 
-def _test_source(section: Split, ingest: Ingest | None) -> Ingest | None:
+def _test_source(section: Split, ingest: Ingest | None) -> Source | None:
     """How the rows held out are read where they have a source of their own: as the others, all of it, any schema."""
     if not section.test_source:
         return None
     changed = {"source": section.test_source, "adapter": "auto", "limit": None}
-    return ingest.model_copy(update=changed) if ingest else Ingest(source=section.test_source)
+    return ingest.model_copy(update=changed) if ingest else Source(source=section.test_source)
 
 
 def _check_column(workspace: Workspace, files: list[str], column: str) -> None:

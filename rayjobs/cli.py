@@ -22,15 +22,17 @@ from rich.text import Text
 
 from pipelines.artifacts.files import Destination, created, require_writable
 from pipelines.artifacts.workspace import Workspace, open_workspace
+from pipelines.clean.analyze import filters_of
 from pipelines.clean.manual_edits import export_rows, require_exportable
 from pipelines.clean.stage import plan_of
+from pipelines.clean.thresholds import what_if
 from pipelines.errors import DanluError, DataError, InputError, Problem, RecipeError, nearest
 from pipelines.llm.dispatch import forget_failures
 from pipelines.models.lineup import lineup_of
 from pipelines.models.resolve import resolve
 from pipelines.models.tokenizer import open_tokenizer
 from pipelines.progress import say
-from pipelines.recipe.ingest import Ingest
+from pipelines.recipe.ingest import Source
 from pipelines.recipe.load import recipe_file, shipped_recipes
 from pipelines.recipe.paths import paths_read
 from pipelines.recipe.schema import NAME_RULE, RECIPE_NAME, Recipe
@@ -128,11 +130,20 @@ def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceO
         raise RecipeError(loaded.name, wrong)
     stages = " → ".join(stage.name for stage in pipeline.stages_of(loaded))
     out.print(f"{loaded.name}: valid; {stages}", markup=False, soft_wrap=True)
-    if loaded.ingest and (reading := _described(loaded.ingest)):
-        out.print(f"  ingest: {reading}", markup=False, soft_wrap=True)
+    for name, source in {"ingest": loaded.ingest, **loaded.ingest.sources}.items() if loaded.ingest else ():
+        if reading := _described(source):
+            out.print(f"  {name}: {reading}", markup=False, soft_wrap=True)
     if loaded.clean:
         for line in plan_of(loaded.clean).describe():
             out.print(f"  clean: {line}", markup=False, soft_wrap=True)
+        sets = pipeline.evaluation_sets_of(loaded)
+        if loaded.clean.decontaminate and sets.places:
+            out.print(
+                f"  clean: without rows that hold texts of {', '.join(sets.places)}", markup=False, soft_wrap=True
+            )
+        for name in sets.fetched:
+            told = f"  clean: rows are not compared with {name}, which evalscope fetches; give its path"
+            out.print(told, markup=False, soft_wrap=True)
     if loaded.train:
         for line in (*describe_model(loaded.train), describe(loaded.train)):
             out.print(f"  train: {line}", markup=False, soft_wrap=True)
@@ -145,10 +156,10 @@ def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceO
         raise typer.Exit(NOT_READY)
 
 
-def _described(section: Ingest) -> str:
+def _described(section: Source) -> str:
     try:
         return describe_source(section)
-    except InputError:  # what is wrong with the source is said below
+    except (DataError, InputError):  # what is wrong with the source is said below
         return ""
 
 
@@ -482,6 +493,32 @@ def refine(
         say(f"{export}: {export_conversations(done['refine'], target)} conversations")
 
 
+def analyze(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    workspace: WorkspaceOption = None,
+    address: AddressOption = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--what-if", help="Say what another limit would do, such as text_length_filter.min_len=50."),
+    ] = None,
+) -> None:
+    """Run the recipe up to analyze, skipping what is up to date.
+
+    With --what-if, nothing runs: the statistics that analyze kept give the answer.
+    """
+    if not change:
+        _run(recipe, overrides, workspace, address, None, "analyze")
+        return
+    loaded = pipeline.load(recipe, overrides)
+    place = open_workspace(workspace, loaded.name, on_cluster=False)
+    analyzed = pipeline.status(loaded, place).get("analyze")
+    if loaded.clean is None or analyzed is None or analyzed.manifest is None:
+        raise InputError(f"{loaded.name}: nothing is analyzed yet; run danlu analyze {recipe} first")
+    for line in what_if(analyzed, filters_of(loaded.clean), change):
+        out.print(line, markup=False, soft_wrap=True)
+
+
 def clean(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -587,6 +624,7 @@ def _synthesize_section(recipe: Recipe) -> Synthesize:
 _OWN_OPTIONS: dict[str, Callable[..., None]] = {
     "synthesize": synthesize,
     "refine": refine,
+    "analyze": analyze,
     "clean": clean,
     "compare": compare,
 }

@@ -1,6 +1,6 @@
 """The stages in order: read this first.
 
-    ingest → synthesize → refine → analyze → clean → analyze_clean → export → split
+    ingest → synthesize → refine → combine → analyze → clean → analyze_clean → export → split
         → train → merge → evaluate → compare → publish
 
 A stage runs when its section is in the recipe and its output is missing or was made from something else.
@@ -17,13 +17,14 @@ from pipelines.artifacts.reports.train import TrainReport
 from pipelines.artifacts.stage import Inputs, Manifest, Output, Report, Stage, read_manifest
 from pipelines.artifacts.workspace import Place, Workspace, fingerprint
 from pipelines.clean.analyze import AnalyzeCleanInputs, AnalyzeCleanStage, AnalyzeInputs, AnalyzeStage
+from pipelines.clean.decontaminate import EvaluationSets
 from pipelines.clean.stage import CleanInputs, CleanStage, check_clean
 from pipelines.errors import DataError, InputError, Problem, RecipeError, nearest
 from pipelines.evaluate.compare import CompareStage
 from pipelines.evaluate.endpoint import ModelInputs, shared_endpoints
 from pipelines.evaluate.stage import EvaluateStage
 from pipelines.export.stage import ExportInputs, ExportStage
-from pipelines.ingest.stage import IngestStage
+from pipelines.ingest.stage import CombineInputs, CombineStage, IngestStage
 from pipelines.models.lineup import lineup_of
 from pipelines.progress import say
 from pipelines.publish.stage import PublishInputs, PublishStage
@@ -47,7 +48,17 @@ Outputs = dict[str, Output[Any]]
 
 
 STAGES: tuple[type[AnyStage], ...] = (
-    *(IngestStage, SynthesizeStage, RefineStage, AnalyzeStage, CleanStage, AnalyzeCleanStage, ExportStage, SplitStage),
+    *(
+        IngestStage,
+        SynthesizeStage,
+        RefineStage,
+        CombineStage,
+        AnalyzeStage,
+        CleanStage,
+        AnalyzeCleanStage,
+        ExportStage,
+        SplitStage,
+    ),
     *(TrainStage, MergeStage, EvaluateStage, CompareStage, PublishStage),
 )
 """Every stage there is, in order; `walk` says what each of them reads."""
@@ -70,14 +81,16 @@ def walk(recipe: Recipe, do: Do) -> None:
         rows = synthesized = do(SynthesizeStage(recipe.synthesize, recipe.serve, recipe.seed), Inputs())
     if recipe.refine and rows:
         rows = do(RefineStage(recipe.refine, demands_of(recipe.refine, recipe.synthesize)), RefineInputs(rows))
+    if ingested and synthesized and rows:
+        rows = do(CombineStage(), CombineInputs(ingested, rows))
     if recipe.analyze and recipe.clean and rows:
         analyzed = do(AnalyzeStage(recipe.analyze, recipe.clean), AnalyzeInputs(rows))
     if recipe.clean and rows:
-        rows = cleaned = do(CleanStage(recipe.clean), CleanInputs(rows))
+        rows = cleaned = do(CleanStage(recipe.clean, evaluation_sets_of(recipe)), CleanInputs(rows))
     if recipe.analyze and recipe.clean and analyzed and cleaned:
         do(AnalyzeCleanStage(recipe.analyze, recipe.clean), AnalyzeCleanInputs(analyzed, cleaned))
     if recipe.export and rows:
-        do(ExportStage(recipe.export, paths_read(recipe)), ExportInputs(rows, ingested))
+        do(ExportStage(recipe.export, paths_read(recipe)), ExportInputs(rows, None if synthesized else ingested))
     if recipe.split and rows:
         sides = do(SplitStage(recipe.split, recipe.ingest, text_key_of(recipe), recipe.seed), SplitInputs(rows))
     if recipe.train and sides:
@@ -108,6 +121,18 @@ def load(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
 def text_key_of(recipe: Recipe) -> str:
     """The column whose text counts: the one that is cleaned."""
     return recipe.clean.text_keys if recipe.clean else "response"
+
+
+def evaluation_sets_of(recipe: Recipe) -> EvaluationSets:
+    """The evaluation sets that the recipe names, but for the rows that the split itself holds out."""
+    places = {}
+    if recipe.split and recipe.split.test_source:
+        places["split.test_source"] = recipe.split.test_source
+    asked = [entry for entry in recipe.evaluate.datasets if entry.benchmark != "test"] if recipe.evaluate else []
+    for number, entry in enumerate(asked):
+        if entry.path:
+            places[f"evaluate.datasets[{number}] {entry.benchmark}"] = entry.path
+    return EvaluationSets(places, tuple(entry.benchmark for entry in asked if not entry.path))
 
 
 def stages_of(recipe: Recipe, last: str | None = None) -> list[AnyStage]:

@@ -144,7 +144,7 @@ def dispatch(workspace: Workspace, source: RequestSource, choose: Callable[[Ledg
         state = look_up(workspace, source)
         chosen = choose(state)
         ray.get(coordinator.begin.remote(chosen, state.tokens, _mean_prompt(source, chosen)))
-        with _progress_shown(coordinator, source):
+        with _progress_shown(coordinator, source) as said:
             unasked = _ask(coordinator, source, keys, chosen)
         if (failure := ray.get(coordinator.failure.remote())) is not None:
             raise failure
@@ -156,7 +156,11 @@ def dispatch(workspace: Workspace, source: RequestSource, choose: Callable[[Ledg
         raise
     finally:
         clean_up("stopping the coordinator", lambda: ray.kill(coordinator), STOP_SECONDS)
-    if progress.stop or unasked:
+    is_stopped = progress.stop or unasked
+    for note in progress.notes:
+        if not is_stopped or _kind(note) not in said:
+            say(f"  {source.section_key}: {note}")
+    if is_stopped:
         raise _stopped(progress, source)
     return chosen
 
@@ -200,36 +204,39 @@ def _ask(coordinator: Any, source: RequestSource, keys: list[SecretStr | None], 
 
 
 @contextmanager
-def _progress_shown(coordinator: Any, source: RequestSource) -> Iterator[None]:
-    """Show how far the run is while this is open; what people must know is said at once."""
+def _progress_shown(coordinator: Any, source: RequestSource) -> Iterator[set[str]]:
+    """Show how far the run is while this is open; what people must know is said at once. Yields the kinds of that."""
     import ray
 
     ended = threading.Event()
 
+    said: set[str] = set()
+
     def follow() -> None:
-        said: set[str] = set()
         with steady_line() as show:
-            is_over = False
-            while not is_over:
-                is_over = ended.wait(POLL_SECONDS)  # once more when all is done: what people must know is said
+            while not ended.wait(POLL_SECONDS):
                 try:
                     progress: RunProgress = ray.get(coordinator.progress.remote())
                 except ray.exceptions.RayError:
                     return  # it is lost, which those who ask for leases find out as well
                 show(progress_line(progress, source))
                 for note in progress.notes:
-                    kind = re.sub(r"\d+", "", note)
-                    if kind not in said:
-                        said.add(kind)
+                    if _kind(note) not in said:
+                        said.add(_kind(note))
                         say(f"  {source.section_key}: {note}")
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
-        yield
+        yield said
     finally:
         ended.set()
         thread.join()
+
+
+def _kind(note: str) -> str:
+    """A note without its numbers, which change."""
+    return re.sub(r"\d+", "", note)
 
 
 def answers_to(workspace: Workspace, source: RequestSource) -> Iterator[tuple[ChatRequest, dict[str, Any]]]:

@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from pipelines.artifacts.reports.clean import OperatorStats
+from pipelines.artifacts.reports.clean import ComparedSet, OperatorStats
 from pipelines.artifacts.reports.evaluate import EvaluateReport
 from pipelines.artifacts.reports.rows import Sides
 from pipelines.artifacts.reports.train import TrainReport
@@ -42,9 +42,12 @@ class CardFacts:
     train: Train
     merge: Merge | None
     ingest: Ingest | None
+    is_synthesized: bool
     rows_read: int
     """Or synthesized."""
     operators: list[OperatorStats]
+    evaluation_sets: list[ComparedSet]
+    not_compared: list[str]
     sides: Sides
     trained: TrainReport
     evaluated: EvaluateReport | None
@@ -115,11 +118,19 @@ def _title(name: str, repository: str | None) -> str:
 
 def _data(facts: CardFacts) -> dict[str, Any]:
     return {
-        "source": public_name(facts.ingest.source) if facts.ingest else "synthesized",
+        "source": ", ".join(_origins(facts)),
         "ingested": facts.rows_read,
         "operators": facts.operators,
+        "evaluation_sets": facts.evaluation_sets,
+        "not_compared": facts.not_compared,
         "split": facts.sides,
     }
+
+
+def _origins(facts: CardFacts) -> list[str]:
+    """Where the rows come from."""
+    sources = [facts.ingest, *facts.ingest.sources.values()] if facts.ingest else []
+    return [*(public_name(source.source) for source in sources), *(["synthesized"] if facts.is_synthesized else [])]
 
 
 def _entry(train: Train, item: str) -> str:

@@ -40,7 +40,7 @@ class PublishInputs(Inputs):
 
     ingest: Output[RowsReport] | None
     synthesize: Output[RowsReport] | None
-    """Where the rows come from, if not from `ingest`."""
+    """Where rows come from, beside those of `ingest` or in their place."""
     clean: Output[CleanReport] | None
     split: Output[SplitReport]
     train: Output[TrainReport]
@@ -125,15 +125,18 @@ class PublishStage(Stage[PublishInputs, PublishReport]):
             config.write_bytes(to_json(adapter))
 
     def _facts(self, inputs: PublishInputs) -> CardFacts:
-        rows = inputs.ingest or inputs.synthesize
+        origins = [output.report.rows for output in (inputs.ingest, inputs.synthesize) if output]
         return CardFacts(
             name=self.recipe_name,
             publish=self.section,
             train=self.train,
             merge=self.merge,
             ingest=self.ingest,
-            rows_read=rows.report.rows if rows else 0,
+            is_synthesized=inputs.synthesize is not None,
+            rows_read=sum(origins),
             operators=inputs.clean.report.operators if inputs.clean else [],
+            evaluation_sets=inputs.clean.report.evaluation_sets if inputs.clean else [],
+            not_compared=inputs.clean.report.not_compared if inputs.clean else [],
             sides=inputs.split.report.rows,
             trained=inputs.train.report,
             evaluated=inputs.evaluate.report if inputs.evaluate else None,

@@ -60,8 +60,6 @@ class Recipe(Section):
             return ingest
         if ingest is None and info.data["synthesize"] is None:
             raise PydanticCustomError("missing", "neither ingest nor synthesize")
-        if ingest is not None and info.data["synthesize"] is not None:
-            raise ValueError("rows come from ingest or from synthesize, not from both")
         return ingest
 
     @model_validator(mode="after")

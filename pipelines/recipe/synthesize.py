@@ -90,7 +90,7 @@ class Passages(Section):
     """Texts cut into passages; each is a value of the dimension `passage`."""
 
     source: Annotated[str, ReadPath()] = Field(
-        description="text files, or rows of .jsonl, .json, .csv or .parquet: path, glob or fsspec URL"
+        description="text files, .docx, .pdf or .epub, or rows: path, folder, glob or fsspec URL"
     )
     text_key: str = Field("text", description="column of the text, where the source has rows")
     size: Count = Field(800, description="characters of a passage at most; cut at the end of a paragraph or sentence")

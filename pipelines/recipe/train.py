@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.progress import say
 from pipelines.recipe.base import Count, Positive, Ratio, ReadPath, Section, WrittenPath, whole_above_one
-from pipelines.recipe.ingest import Ingest
+from pipelines.recipe.ingest import Ingest, Source
 from pipelines.recipe.serve import MAX_LORA_RANK
 
 SIDES = ("train", "test")
@@ -75,7 +75,7 @@ class Train(Section):
         min_length=1,
         description="sides of the split, files, hub data sets or names in sources, each with #N rows if not all",
     )
-    sources: dict[str, Ingest] = Field(
+    sources: dict[str, Source] = Field(
         {}, description="by name, data that are read with settings of their own, by the keys of ingest"
     )
     system: str | None = Field(None, description="system prompt for rows that bring none")
@@ -276,7 +276,7 @@ def parse_data(item: str) -> tuple[str, int | None]:
     return match[1], int(match[2]) if match[2] else None
 
 
-def further_source(section: Train, ingest: Ingest | None, name: str) -> Ingest | None:
+def further_source(section: Train, ingest: Ingest | None, name: str) -> Source | None:
     """How to read an entry of `train.data`: as `train.sources` says, or a path or URL plainly; None: it is a side.
 
     A plain one may have as many broken rows as `ingest` allows. RecipeError where it is none of these.
@@ -284,7 +284,7 @@ def further_source(section: Train, ingest: Ingest | None, name: str) -> Ingest |
     if name in SIDES or name in section.sources:
         return section.sources.get(name)
     if "/" in name or "." in name:
-        return Ingest(source=name, max_broken=ingest.max_broken if ingest else 0)
+        return Source(source=name, max_broken=ingest.max_broken if ingest else 0)
     hint = f"{nearest(name, [*SIDES, *section.sources])} (a file needs its suffix or a folder before it)"
     raise RecipeError("the recipe", [Problem("train.data", f"{name!r} is no side of the split; {hint}")])
 

@@ -304,9 +304,10 @@ def _read_manual_edits(path: str, rows: list[dict[str, Any]], decisions: _Decisi
     decisions.operators.append(MANUAL_EDITS)
     left = [row for row in rows if row["pos"] not in decisions.dropped]
     known = {row["row_id"] for row in left}
+    dropped = {row["row_id"] for row in rows} - known
     edits = read_edited("refine.edited", path, needs_kept=False)
     for row_id, line in edits.items():
-        if row_id not in known and line.get("kept", True):
+        if row_id not in known and (row_id not in dropped or line.get("kept", True)):
             raise DataError(
                 f"refine.edited {path}: no row {row_id} is left by the rules before; delete the line, or export again"
             )

@@ -30,6 +30,9 @@ COLUMN_ROWS = 8192
 MAX_COLUMNS = 2000
 """Columns of a data set: more are keys that stand for values."""
 
+LEFT_OUT = "left_out"
+"""What drops a message that a chat's adapter leaves out on purpose; it is not broken."""
+
 ToColumn = Callable[[list[Any]], tuple[pa.Array, bool]]
 """Makes a column of values, and says whether their types had to be widened."""
 

@@ -19,11 +19,12 @@ from pipelines.sources.files import (
     DELIMITERS,
     MAX_LINE,
     csv_reader,
+    elements_of,
     format_of,
     header_of,
     is_compressed,
+    is_document,
     is_lines,
-    json_array,
     open_bytes,
     open_parquet,
 )
@@ -38,25 +39,33 @@ Store = Callable[[bytes], str]
 def plan_shards(files: list[str], shard_bytes: int, limit: int | None, store: Store) -> list[Shard]:
     """Cut files into shards of about `shard_bytes`, each with the position of its first row."""
     shards: list[Shard] = []
-    pos = 0
+    pos = taken = 0
     for path in files:
-        for part in _parts(path, shard_bytes, store):
-            if limit is not None and pos >= limit:
+        for part in _parts(path, shard_bytes, store, limit is not None):
+            if limit is not None and taken >= limit:
                 return shards
-            rows = part["rows"] if limit is None else min(part["rows"], limit - pos)
-            if rows:
-                shards.append({**part, "index": len(shards), "path": path, "pos": pos, "rows": rows})
+            left = part["rows"] if limit is None else limit - taken
+            filled = part.pop("filled", part["rows"])
+            if "begin" in part and filled < part["rows"]:  # lines count blank ones, which are no rows
+                cut = {"most": left} if left < filled else {}
+            else:
+                cut = {"rows": min(part["rows"], left)}
+            if part["rows"]:
+                shards.append({**part, "index": len(shards), "path": path, "pos": pos, **cut})
             pos += part["rows"]
+            taken += filled
     return shards
 
 
-def _parts(path: str, shard_bytes: int, store: Store) -> Iterator[Shard]:
+def _parts(path: str, shard_bytes: int, store: Store, is_limited: bool) -> Iterator[Shard]:
     if format_of(path) == ".parquet":
         yield from _row_groups(path, shard_bytes)
     elif format_of(path) in DELIMITERS:
         yield from _csv_ranges(path, shard_bytes, store)
+    elif is_document(path):
+        yield {"first": 0, "rows": 1}
     elif is_lines(path):
-        yield from _line_ranges(path, shard_bytes, store)
+        yield from _line_ranges(path, shard_bytes, store, is_limited)
     else:
         yield from _elements(path, shard_bytes, store)
 
@@ -76,16 +85,20 @@ def _row_groups(path: str, shard_bytes: int) -> Iterator[Shard]:
                 groups, first, rows, size = [], first + rows, 0, 0
 
 
-def _line_ranges(path: str, shard_bytes: int, store: Store) -> Iterator[Shard]:
-    """Byte ranges that end at line ends, with their line counts; lines count from 0, blank ones included."""
+def _line_ranges(path: str, shard_bytes: int, store: Store, is_limited: bool) -> Iterator[Shard]:
+    """Byte ranges that end at line ends, with their line counts; lines count from 0, blank ones included.
+
+    Where only so many rows are wanted, `filled` is how many lines are not blank.
+    """
     with open_bytes(path) as stream:
         begin = first = 0
         while block := stream.read(shard_bytes):
             block += stream.readline(MAX_LINE)
             _require_line_end(path, block, shard_bytes)
             lines = block.count(b"\n") + (not block.endswith(b"\n"))
-            where = _stored(block, store) if is_compressed(path) else {"begin": begin, "end": begin + len(block)}
-            yield {**where, "first": first, "rows": lines}
+            where = stored(block, store) if is_compressed(path) else {"begin": begin, "end": begin + len(block)}
+            filled = {"filled": sum(map(bool, map(bytes.strip, block.split(b"\n"))))} if is_limited else {}
+            yield {**where, "first": first, "rows": lines, **filled}
             begin, first = begin + len(block), first + lines
 
 
@@ -108,11 +121,11 @@ def _csv_ranges(path: str, shard_bytes: int, store: Store) -> Iterator[Shard]:
             rows += bool(record)  # a blank line is no record
             if lines.read - begin >= shard_bytes:
                 end, block = lines.take()
-                where = {"begin": begin, "end": end} if kept is None else _stored(block, store)
+                where = {"begin": begin, "end": end} if kept is None else stored(block, store)
                 yield {**where, "header": header, "delimiter": delimiter, "first": first, "rows": rows}
                 begin, first, rows = end, first + rows, 0
         end, block = lines.take()
-        where = {"begin": begin, "end": end} if kept is None else _stored(block, store)
+        where = {"begin": begin, "end": end} if kept is None else stored(block, store)
         yield {**where, "header": header, "delimiter": delimiter, "first": first, "rows": rows}
 
 
@@ -144,19 +157,19 @@ class _Lines:
 
 
 def _elements(path: str, shard_bytes: int, store: Store) -> Iterator[Shard]:
-    """The elements of a JSON array as lines; one that is no object as what stands there."""
+    """The elements of a JSON array, or a spreadsheet's rows, as lines; one that is no object as what stands there."""
     lines: list[bytes] = []
     first = size = 0
-    with open_bytes(path) as stream:
-        for _, row, raw in json_array(path, stream):
-            lines.append(json.dumps(raw if row is None else row).encode() + b"\n")
-            size += len(lines[-1])
-            if size >= shard_bytes:
-                yield {**_stored(b"".join(lines), store), "elements": True, "first": first, "rows": len(lines)}
-                lines, first, size = [], first + len(lines), 0
+    for _, row, raw in elements_of(path):
+        lines.append(json.dumps(raw if row is None else row).encode() + b"\n")
+        size += len(lines[-1])
+        if size >= shard_bytes:
+            yield {**stored(b"".join(lines), store), "elements": True, "first": first, "rows": len(lines)}
+            lines, first, size = [], first + len(lines), 0
     if lines:
-        yield {**_stored(b"".join(lines), store), "elements": True, "first": first, "rows": len(lines)}
+        yield {**stored(b"".join(lines), store), "elements": True, "first": first, "rows": len(lines)}
 
 
-def _stored(block: bytes, store: Store) -> dict[str, Any]:
+def stored(block: bytes, store: Store) -> dict[str, Any]:
+    """A part that is kept for the workers, as the place of a shard."""
     return {"stored": store(pa.compress(block, codec="zstd", asbytes=True)), "begin": 0, "end": len(block)}

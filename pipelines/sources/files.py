@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from glob import has_magic
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,8 +25,10 @@ from pipelines.errors import DataError, InputError
 from pipelines.progress import say
 from pipelines.recipe.paths import shipped_path
 from pipelines.sources import json_layout
+from pipelines.sources.documents import DOCUMENTS, SPREADSHEET, rows_of_spreadsheet, text_of_document
 
-SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", SPREADSHEET)
+"""Of files that hold rows."""
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 """What stands between the fields of a line, by suffix."""
 COMPRESSIONS = (".gz", ".zst")
@@ -49,6 +52,7 @@ def is_hub(source: str) -> bool:
 def list_files(source: str) -> list[str]:
     """The files of a source, sorted: a path, a folder, a glob, an fsspec URL, or a data set on a hub.
 
+    Documents in a folder that holds rows too, such as a README, are left out and said so.
     A hub's files, or those of the glob behind the data set's name, are downloaded into the hub client's own cache
     first. Raises InputError where nothing is found.
     """
@@ -60,18 +64,22 @@ def list_files(source: str) -> list[str]:
         if hidden:
             found = [name for name in found if name not in hidden]
             say(f"ingest.source {given}: {len(hidden)} hidden files are left out, such as {hidden[0]}")
+        documents = [name for name in found if is_document(name)]
+        if documents and len(documents) < len(found):
+            found = [name for name in found if not is_document(name)]
+            say(f"ingest.source {given}: {len(documents)} documents beside rows are left out, such as {documents[0]}")
     elif has_magic(path) and not fs.exists(path):
         found = [name for name in fs.glob(path) if fs.isfile(name) and Path(name).name not in METADATA]
     else:
         found = [path]
     found = [name for name in found if fs.exists(name)]
     if not found:
-        raise InputError(f"ingest.source {given}: no such file, or no {'/'.join(SUFFIXES)} in it")
+        raise InputError(f"ingest.source {given}: no such file, or no {'/'.join((*SUFFIXES, *DOCUMENTS))} in it")
     for name in found:
         if format_of(name) is None:
             raise InputError(
-                f"ingest.source {name}: not one of {'/'.join(SUFFIXES)}, plain or {'/'.join(COMPRESSIONS)}; "
-                "save a spreadsheet as CSV UTF-8"
+                f"ingest.source {name}: not one of {'/'.join((*SUFFIXES, *DOCUMENTS))}, plain or "
+                f"{'/'.join(COMPRESSIONS)}; save a spreadsheet as .xlsx or CSV UTF-8"
             )
     return [name if "://" not in source else fs.unstrip_protocol(name) for name in sorted(found)]
 
@@ -133,7 +141,12 @@ def format_of(path: str) -> str | None:
     for compression in COMPRESSIONS:
         path = path.removesuffix(compression)
     suffix = Path(path).suffix.lower()
-    return suffix if suffix in SUFFIXES else None
+    return suffix if suffix in SUFFIXES or suffix in DOCUMENTS else None
+
+
+def is_document(path: str) -> bool:
+    """Whether a file is one text, not rows."""
+    return format_of(path) in DOCUMENTS
 
 
 def is_compressed(path: str) -> bool:
@@ -263,18 +276,41 @@ def read_shard(shard: Shard) -> Iterator[Numbered]:
     path: str = shard["path"]
     if "groups" in shard:
         rows = _read_parquet(path, shard)
+    elif is_document(path):
+        rows = _document(path)
     elif "header" in shard:
-        text = io.StringIO(_block(shard).decode(), newline="")
+        text = io.StringIO(block_of(shard).decode(), newline="")
         rows = _records(csv_reader(text, shard["delimiter"]), shard["header"], shard["first"])
     elif "elements" in shard:
-        rows = _stored_elements(_block(shard), shard["first"])
+        rows = _stored_elements(block_of(shard), shard["first"])
     else:
-        rows = _json_lines(io.BytesIO(_block(shard)), shard["first"])
+        rows = _json_lines(io.BytesIO(block_of(shard)), shard["first"])
     end = shard["first"] + shard["rows"]
-    for number, row, raw in rows:
+    for number, row, raw in islice(rows, shard.get("most")):
         if number >= end:
             return
         yield number, row, raw
+
+
+def _document(path: str) -> Iterator[Numbered]:
+    try:
+        with open_bytes(path) as stream:
+            text = text_of_document(path, str(format_of(path)), stream)
+    except DataError as error:
+        yield 0, None, str(error)
+        return
+    scanned = "; of scanned pages, text has to be recognised first" if format_of(path) == ".pdf" else ""
+    yield (0, {"text": text}, "") if text.strip() else (0, None, f"no text in it{scanned}")
+
+
+def elements_of(path: str) -> Iterator[Numbered]:
+    """The rows of a file that has not one a line: JSON of another layout, or a spreadsheet."""
+    with open_bytes(path) as stream:
+        if format_of(path) == SPREADSHEET:
+            for number, row in enumerate(rows_of_spreadsheet(path, stream)):
+                yield number, row, ""
+        else:
+            yield from json_array(path, stream)
 
 
 def _read_parquet(path: str, shard: Shard) -> Iterator[Numbered]:
@@ -295,7 +331,7 @@ def parquet_batches(path: str, shard: Shard, size: int) -> Iterator[tuple[int, p
                 number += part.num_rows
 
 
-def _block(shard: Shard) -> bytes:
+def block_of(shard: Shard) -> bytes:
     """The bytes of a shard: a range of its file, or a part that was stored for it."""
     begin, end = shard["begin"], shard["end"]
     fs, inner = _file_system(str(shard.get("stored") or shard["path"]))
@@ -310,7 +346,10 @@ def _json_lines(stream: IO[bytes], first: int) -> Iterator[Numbered]:
             continue
         try:
             text = line.decode("utf-8-sig" if number == 0 else "utf-8")
-            row = json.loads(text)
+            row = json_layout.STRICT.decode(text)
+        except json_layout.RepeatedKey as error:
+            yield number, None, f"{error}: {line[:200].decode('utf-8', 'replace').rstrip()}"
+            continue
         except RecursionError:
             yield number, None, f"nested too deep: {line[:200].decode('utf-8', 'replace').rstrip()}"
             continue
@@ -324,22 +363,26 @@ def _json_lines(stream: IO[bytes], first: int) -> Iterator[Numbered]:
 
 
 def rows_of_file(path: str) -> Iterator[Numbered]:
-    """The rows of a whole file, one at a time."""
+    """The rows of a whole file in order, one at a time."""
     if format_of(path) == ".parquet":
         with open_parquet(path) as file:
             groups = [*range(file.num_row_groups)]
         if groups:
             yield from _read_parquet(path, {"first": 0, "skip": 0, "groups": groups})
         return
+    if is_document(path):
+        yield from _document(path)
+        return
     delimiter = DELIMITERS.get(format_of(path) or "")
+    if not delimiter and not is_lines(path):
+        yield from elements_of(path)
+        return
     with open_bytes(path) as stream:
         if delimiter:
             reader = csv_reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), delimiter)
             yield from _records(reader, header_of(path, reader), 0)
-        elif is_lines(path):
-            yield from _json_lines(stream, 0)
         else:
-            yield from json_array(path, stream)
+            yield from _json_lines(stream, 0)
 
 
 def csv_reader(lines: Iterable[str], delimiter: str = ",") -> Iterator[list[str]]:
@@ -373,4 +416,7 @@ def _stored_elements(block: bytes, first: int) -> Iterator[Numbered]:
 def json_array(path: str, stream: IO[bytes]) -> Iterator[Numbered]:
     """The rows of a JSON file that has not one a line; DataError where it ends too early."""
     for number, row in enumerate(json_layout.values_of(path, stream)):
-        yield (number, row, "") if isinstance(row, dict) else (number, None, f"not a JSON object: {row!r:.200}")
+        if isinstance(row, json_layout.RepeatedKey):
+            yield number, None, str(row)
+        else:
+            yield (number, row, "") if isinstance(row, dict) else (number, None, f"not a JSON object: {row!r:.200}")

@@ -24,6 +24,22 @@ MAX_VALUE = 1 << 28
 """Characters that one row may have: more, and the file is refused rather than held in memory."""
 
 
+class RepeatedKey(ValueError):
+    """An object of JSON has a key twice, of which Python's reader would keep the last."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise RepeatedKey(f"key {next(key for key in keys if keys.count(key) > 1)!r:.80} is there twice; delete one")
+    return found
+
+
+STRICT = json.JSONDecoder(object_pairs_hook=_object)
+"""Reads JSON; RepeatedKey where an object has a key twice."""
+
+
 def is_lines(head: bytes) -> bool:
     """Whether a file that begins so has one row a line; what cannot be told is taken for lines."""
     text = head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
@@ -97,7 +113,6 @@ class _Text:
         self._path = path
         self._stream = stream
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._json = json.JSONDecoder()
         self._text = ""
         self._at = 0
         self._is_read = False
@@ -119,11 +134,16 @@ class _Text:
         self._at += 1
 
     def value(self) -> Any:
-        """The next value."""
+        """The next value, or RepeatedKey in place of one in which an object has a key twice."""
         self.peek()
+        decoder = STRICT
+        repeated: RepeatedKey | None = None
         while True:
             try:
-                found, end = self._json.raw_decode(self._text, self._at)
+                found, end = decoder.raw_decode(self._text, self._at)
+            except RepeatedKey as error:  # the value is read for its end, which may come with the next block
+                decoder, repeated = json.JSONDecoder(), error
+                continue
             except RecursionError:
                 raise self.broken("it is nested too deep") from None
             except json.JSONDecodeError as error:
@@ -135,7 +155,7 @@ class _Text:
                 continue  # a number may go on
             self._at = end
             self._values += 1
-            return found
+            return repeated or found
 
     def wrapped(self) -> Iterator[Any] | None:
         """The rows under a key, where the next object is the one around a data set; else nothing is taken."""

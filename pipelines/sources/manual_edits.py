@@ -18,6 +18,7 @@ import xxhash
 from pipelines.artifacts.rows import is_text, with_same_messages
 from pipelines.errors import DataError, InputError
 from pipelines.sources.files import csv_reader
+from pipelines.sources.json_layout import STRICT
 
 Line = dict[str, Any]
 
@@ -76,7 +77,7 @@ def _records(where: str, text: str) -> Iterator[tuple[int, Line]]:
 def parsed(text: str) -> Any:
     """The value of a JSON text, or the ValueError that says why it has none."""
     try:
-        return json.loads(text)
+        return STRICT.decode(text)
     except ValueError as error:
         return error
 

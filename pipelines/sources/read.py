@@ -12,8 +12,11 @@ from difflib import get_close_matches
 from itertools import count
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from pipelines.artifacts.reports.rows import IngestReport, RowFiles
 from pipelines.artifacts.rows import ROW, TOOLS, RowDigest
@@ -21,12 +24,14 @@ from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables
 from pipelines.artifacts.stage import Manifest, Output, read_manifest
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import DataError, InputError
-from pipelines.recipe.ingest import Ingest
+from pipelines.recipe.ingest import Source
 from pipelines.recipe.paths import shipped_path
 from pipelines.sources.adapters import ADAPTERS, Counts, recognise, replaced, with_system
+from pipelines.sources.chat_log import chat_reader, check_chat, first_sessions, plan_chat
 from pipelines.sources.column_types import as_schema, exceeds_float, flat_column, settled, union
 from pipelines.sources.columns import (
     BATCH_ROWS,
+    LEFT_OUT,
     Rows,
     batches,
     broken_row,
@@ -47,19 +52,21 @@ from pipelines.sources.files import (
     schema_of,
 )
 from pipelines.sources.recode import as_utf8, is_utf8, remove_copies
-from pipelines.sources.row_keys import Columns, adapter_for, classify
+from pipelines.sources.row_keys import Columns, adapter_for, classify, renamed
 
 STORED = "parts"
 """Folder of parts that stand for files that cannot be cut, while they are read."""
 SHOWN = 5
 """Broken rows that an error message shows."""
+VERSION = 5
+"""Of how sources are read: what stages that read one of their own have in their fingerprints."""
 LOOKED_INTO = 20
 """Files, and rows of each, that a recipe's check looks into."""
 
 
-def source_fingerprint(section: Ingest) -> dict[str, Any]:
+def source_fingerprint(section: Source) -> dict[str, Any]:
     """What decides the rows: the section without what only changes speed or tolerance, and the files' content."""
-    settings = section.model_dump(exclude={"concurrency", "max_broken", "source", *_unset(section)})
+    settings = section.model_dump(exclude={"concurrency", "max_broken", "source", "sources", *_unset(section)})
     if is_hub(section.source):  # naming it must not download it
         return {"section": settings, "files": section.source}
     files = list_files(section.source)
@@ -67,12 +74,12 @@ def source_fingerprint(section: Ingest) -> dict[str, Any]:
     return {"section": settings, "files": [[names[path], digest_file(path)] for path in files]}
 
 
-def _unset(section: Ingest) -> set[str]:
+def _unset(section: Source) -> set[str]:
     """Keys that workspaces of earlier versions do not know, where they say nothing."""
-    return set() if section.columns else {"columns"}
+    return {name for name in ("columns", "chat_log") if not getattr(section, name)}
 
 
-def check_source(section: Ingest) -> None:
+def check_source(section: Source) -> None:
     """InputError where the source's files are not there, or no adapter reads what stands first in them.
 
     Hubs and object storage are not asked, and what is in another encoding is not looked into.
@@ -83,14 +90,21 @@ def check_source(section: Ingest) -> None:
     for path in files:
         if format_of(path) == ".parquet":
             require_usable(path, schema_of(path))
-    if section.adapter != "columns" and is_utf8(section.encoding):
+    if section.adapter == "columns" or not is_utf8(section.encoding):
+        return
+    if section.chat_log:
+        check_chat(files, names_of(files), section, section.chat_log)
+    else:
         _require_adapter(section, files)
 
 
-def describe_source(section: Ingest) -> str:
+def describe_source(section: Source) -> str:
     """How the source's first rows are read and which of their columns are carried; empty where it is not looked at."""
     if "://" in section.source or section.adapter == "columns" or not is_utf8(section.encoding):
         return ""
+    if section.chat_log:
+        files = list_files(section.source)
+        return f"as chat_log; first {check_chat(files, names_of(files), section, section.chat_log)}"
     used, carried = Counter[str](), dict[str, None]()
     for path in list_files(section.source)[:LOOKED_INTO]:
         for row in sample_rows(path, LOOKED_INTO):
@@ -107,18 +121,22 @@ def describe_source(section: Ingest) -> str:
     return f"as {' and '.join(sorted(used))}" + (f"; carried, not trained: {', '.join(carried)}" if carried else "")
 
 
-def read_source(section: Ingest, place: Place) -> IngestReport:
+def read_source(section: Source, place: Place) -> IngestReport:
     """Read the source into canonical rows; the report counts rows and broken rows."""
     given = list_files(section.source)
     files = as_utf8(given, section.encoding, place)
     names = dict(zip(files, names_of(given).values(), strict=True))
 
     def plan() -> list[Shard]:
+        if section.chat_log:
+            return plan_chat(files, names, section, section.chat_log, _store(place))
         shards = plan_shards(files, section.shard_bytes, section.limit, _store(place))
         return [{**shard, "name": names[shard["path"]]} for shard in shards]
 
     if section.adapter == "columns":
         work = table_reader(_named_by(section))
+    elif section.chat_log:
+        work = chat_reader(section, section.chat_log)
     else:
         _require_adapter(section, files)
         work = _reader(section)
@@ -127,13 +145,14 @@ def read_source(section: Ingest, place: Place) -> IngestReport:
         place.workspace.remove(path)
     remove_copies(files, place)
     _require_few_broken(place, section, commits)
-    _require_own_names(place, commits)
+    if any(commit["result"]["own_keys"] for commit in commits):
+        require_own_names(place.workspace, [commit["files"]["rows"] for commit in commits])
     schema, widened = _common_schema(place, commits)
     commits = _as_one_schema(place, commits, schema, section.concurrency)
     return _report(place, section, files, schema, widened, commits)
 
 
-def read_once(section: Ingest, place: Place) -> Output[IngestReport]:
+def read_once(section: Source, place: Place) -> Output[IngestReport]:
     """Read a further source into a folder of the stage that needs it, unless it lies there complete."""
     manifest = read_manifest(place, IngestReport)
     if manifest is None:
@@ -154,35 +173,12 @@ def _store(place: Place) -> Store:
     return store
 
 
-def _named_by(section: Ingest) -> str | None:
+def _named_by(section: Source) -> str | None:
     """The column that names rows where the recipe says one, empty where it says that none does; see `classify`."""
     return section.columns["row_id"] or "" if "row_id" in section.columns else None
 
 
-def renamed(row: dict[str, Any], columns: dict[str, str | None]) -> dict[str, Any]:
-    """A row with the columns that the recipe names under the names that adapters read; a dot leads into a structure."""
-    if not columns:
-        return row
-    found = {}
-    taken = set()
-    for name, given in columns.items():
-        if given is None or name == "row_id":
-            continue
-        value, parts = row, [given] if given in row else given.split(".")
-        for part in parts:
-            value = value.get(part) if isinstance(value, dict) else None  # type: ignore[assignment]
-        if len(parts) == 1:  # of a structure, the rest is carried
-            taken.add(given)
-        if parts[0] in row:
-            found[name] = value
-    if hidden := next((name for name in found if name in row and name not in taken), None):
-        raise InputError(
-            f"ingest.columns: {hidden} would take the place of the source's own column {hidden}; name both"
-        )
-    return {**{name: value for name, value in row.items() if name not in taken}, **found}
-
-
-def _require_adapter(section: Ingest, files: list[str]) -> None:
+def _require_adapter(section: Source, files: list[str]) -> None:
     """InputError where no adapter reads the first rows of a file; DataError where none of the first files has any."""
     is_empty = True
     for path in files[:LOOKED_INTO]:
@@ -210,7 +206,7 @@ def _require_adapter(section: Ingest, files: list[str]) -> None:
         raise DataError(first_broken(files))
 
 
-def _refused(section: Ingest, row: dict[str, Any]) -> str | None:
+def _refused(section: Source, row: dict[str, Any]) -> str | None:
     try:
         adapter_for(classify(row, section.adapter, _named_by(section)), row)
     except ValueError as error:
@@ -231,7 +227,7 @@ def _no_adapter(file: str, columns: list[str]) -> InputError:
     return InputError(f"{what}; rename them to one of these sets, here or as ingest.columns: {'; '.join(usual)}")
 
 
-def _reader(section: Ingest) -> Work:
+def _reader(section: Source) -> Work:
     """The work on one shard: read, adapt, write; closes over plain values only, since it travels to workers."""
     adapter, system, replace, columns, named_by = (
         *(section.adapter, section.system, section.replace, section.columns),
@@ -315,14 +311,15 @@ class _Reading:
         return read
 
 
-def _require_few_broken(place: Place, section: Ingest, commits: list[Commit]) -> None:
+def _require_few_broken(place: Place, section: Source, commits: list[Commit]) -> None:
     """DataError, with the first of them, where more rows are broken than the recipe allows."""
     broken = sum(commit["result"]["broken"] for commit in commits)
     if broken <= section.max_broken:
         return
     lines: list[str] = []
     for table in read_tables(place.workspace, [commit["files"]["dropped"] for commit in commits]):
-        for row in table.slice(0, SHOWN - len(lines)).to_pylist():
+        unreadable = table.filter(pc.not_equal(table["operator"], LEFT_OUT))
+        for row in unreadable.slice(0, SHOWN - len(lines)).to_pylist():
             lines.append(f"  {row['row_id']}: {row['reason']}")
     more = [f"  … and {broken - len(lines)} more"] if broken > len(lines) else []
     used = Counter[str]()
@@ -336,28 +333,34 @@ def _require_few_broken(place: Place, section: Ingest, commits: list[Commit]) ->
     raise DataError("\n".join([head, *lines, *more]))
 
 
-def _require_own_names(place: Place, commits: list[Commit]) -> None:
-    """DataError where two rows have the same name, which can be only where the source names them itself."""
-    if not any(commit["result"]["own_keys"] for commit in commits):
+def require_own_names(workspace: Workspace, paths: list[str]) -> None:
+    """DataError where two rows have the same name, which can be only where a source names them itself.
+
+    In memory are eight bytes for each row, never the names.
+    """
+    hashes = np.concatenate([_hashes(table) for table in read_tables(workspace, paths, ["row_id"])])
+    values, times = np.unique(hashes, return_counts=True)
+    repeated = values[times > 1]
+    times_of, found = Counter[str](), dict[str, list[int]]()  # two names may have one hash: the names decide
+    for table in read_tables(workspace, paths, ["row_id", "pos"]):
+        few = table.filter(pa.array(np.isin(_hashes(table), repeated[:SHOWN])))
+        for name, pos in zip(few["row_id"].to_pylist(), few["pos"].to_pylist(), strict=True):
+            times_of[name] += 1
+            if len(where := found.setdefault(name, [])) < SHOWN:
+                where.append(pos)
+    name = next((name for name in found if times_of[name] > 1), None)
+    if name is None:
         return
-    paths = [commit["files"]["rows"] for commit in commits]
-    tables = [*read_tables(place.workspace, paths, ["row_id"])]
-    names = pa.chunked_array([chunk for table in tables for chunk in table["row_id"].chunks], pa.string())
-    if pc.count_distinct(names).as_py() == len(names):
-        return
-    counts = pc.value_counts(names)
-    twice = counts.filter(pc.greater(counts.field("counts"), 1))
-    name, times = twice[0].as_py().values()
-    where = [
-        str(pos)
-        for table in read_tables(place.workspace, paths, ["row_id", "pos"])
-        for pos in table.filter(pc.equal(table["row_id"], name))["pos"].to_pylist()
-    ]
     raise DataError(
-        f"{times} rows have the key {name!r} (rows {', '.join(where[:SHOWN])} of the data, from 0), and {len(twice)} "
-        "keys are there more than once; rows are told apart by it. Make it unique, name another column under "
-        "ingest.columns as row_id, or say ingest.columns={row_id: null} to name rows by file and line"
+        f"{times_of[name]} rows have the key {name!r} (rows {', '.join(map(str, found[name]))} of the data, from 0), "
+        f"and {len(repeated)} keys are there more than once; rows are told apart by it. Make it unique, name another "
+        "column under ingest.columns as row_id, or say ingest.columns={row_id: null} to name rows by file and line"
     )
+
+
+def _hashes(table: pa.Table) -> npt.NDArray[np.uint64]:
+    hashes = (xxhash.xxh3_64_intdigest(name.encode()) for name in table["row_id"].to_pylist())
+    return np.fromiter(hashes, np.uint64, table.num_rows)
 
 
 def _common_schema(place: Place, commits: list[Commit]) -> tuple[pa.Schema, list[str]]:
@@ -412,7 +415,7 @@ def _rewriter(workspace: Workspace, serialized: str) -> Work:
     return work
 
 
-def _columns_of_source(section: Ingest, schema: pa.Schema, commits: list[Commit]) -> list[str]:
+def _columns_of_source(section: Source, schema: pa.Schema, commits: list[Commit]) -> list[str]:
     """The columns that exports write: of any table its own ones alone."""
     if section.adapter != "columns":
         return list(schema.names)
@@ -421,7 +424,7 @@ def _columns_of_source(section: Ingest, schema: pa.Schema, commits: list[Commit]
 
 
 def _report(
-    place: Place, section: Ingest, files: list[str], schema: pa.Schema, widened: list[str], commits: list[Commit]
+    place: Place, section: Source, files: list[str], schema: pa.Schema, widened: list[str], commits: list[Commit]
 ) -> IngestReport:
     digest = RowDigest()
     adapters, counts = Counter[str](), Counter[str]()
@@ -439,6 +442,8 @@ def _report(
     summary += [f"{number} {what}" for what, number in sorted(counts.items())]
     if section.adapter != "columns" and carried:
         summary.append(f"carried, not trained: {', '.join(carried)}")
+    if unread := sorted({name for commit in commits for name in commit["result"].get("unread", ())}):
+        summary.append(f"not read: {', '.join(unread)}")
     if types:
         summary.append("widened: " + ", ".join(f"{name} to {kind}" for name, kind in types.items()))
     return IngestReport(
@@ -459,7 +464,7 @@ def _report(
     )
 
 
-def first_rows(section: Ingest, count: int) -> list[dict[str, Any]]:
+def first_rows(section: Source, count: int) -> list[dict[str, Any]]:
     """The first rows of the source's first file, canonical, to look at before the source is read.
 
     Rows that cannot be read are passed over. None from hubs, object storage and files in another encoding.
@@ -467,6 +472,8 @@ def first_rows(section: Ingest, count: int) -> list[dict[str, Any]]:
     if "://" in shipped_path(section.source) or not is_utf8(section.encoding):
         return []
     files = list_files(section.source)
+    if section.chat_log:
+        return first_sessions(files, names_of(files), section, section.chat_log, count)
     rows = sample_rows(files[0], count)
     if section.adapter == "columns":
         return [row for row in rows if "row_id" in row]

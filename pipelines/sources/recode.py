@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 
 from pipelines.artifacts.workspace import Place
 from pipelines.errors import DataError
+from pipelines.sources.documents import BINARY
 from pipelines.sources.files import COMPRESSIONS, format_of, is_compressed, open_bytes
 
 FOLDER = "utf-8"
@@ -17,14 +18,16 @@ def is_utf8(encoding: str) -> bool:
 
 
 def as_utf8(files: list[str], encoding: str, place: Place) -> list[str]:
-    """The files, or copies of them in UTF-8 under the same names; Parquet needs none.
+    """The files, or copies of them in UTF-8 under the same names; what is no text needs none.
 
     DataError naming the line that is not in that encoding.
     """
     if is_utf8(encoding):
         return files
     return [
-        path if format_of(path) == ".parquet" else _copied(path, encoding, place.path(FOLDER, f"{number:05d}"), place)
+        path
+        if format_of(path) in (".parquet", *BINARY)
+        else _copied(path, encoding, place.path(FOLDER, f"{number:05d}"), place)
         for number, path in enumerate(files)
     ]
 

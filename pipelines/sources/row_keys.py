@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.artifacts.rows import ROW, TOOLS
+from pipelines.errors import InputError
 from pipelines.sources.adapters import ADAPTERS, SAID_OF_ROW, Adapter
 from pipelines.sources.turns import says_nothing
 
@@ -104,3 +105,26 @@ def adapter_for(columns: Columns, row: Mapping[str, Any]) -> tuple[str, Adapter]
         elif not says_nothing(value):
             raise ValueError(f"column {guarded}: {REFUSED[guarded].format(adapter=name)}")
     return name, ADAPTERS[name]
+
+
+def renamed(row: dict[str, Any], columns: dict[str, str | None]) -> dict[str, Any]:
+    """A row with the columns that the recipe names under the names that adapters read; a dot leads into a structure."""
+    if not columns:
+        return row
+    found = {}
+    taken = set()
+    for name, given in columns.items():
+        if given is None or name == "row_id":
+            continue
+        value, parts = row, [given] if given in row else given.split(".")
+        for part in parts:
+            value = value.get(part) if isinstance(value, dict) else None  # type: ignore[assignment]
+        if len(parts) == 1:  # of a structure, the rest is carried
+            taken.add(given)
+        if parts[0] in row:
+            found[name] = value
+    if hidden := next((name for name in found if name in row and name not in taken), None):
+        raise InputError(
+            f"ingest.columns: {hidden} would take the place of the source's own column {hidden}; name both"
+        )
+    return {**{name: value for name, value in row.items() if name not in taken}, **found}

@@ -4,14 +4,17 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 from typing import Any, overload
 
 import fsspec
 import pyarrow as pa
+from fsspec.core import OpenFile
 
 from pipelines.errors import DataError
 from pipelines.recipe.synthesize import Examples, Passages, Style, Synthesize
-from pipelines.sources.files import format_of, rows_of_file
+from pipelines.sources.documents import text_of_document
+from pipelines.sources.files import format_of, is_document, rows_of_file
 
 _END = re.compile(r"\n\s*\n|(?<=[。！？!?])[”’」』]?\s*|(?<=\.)\s+|\n")
 """Where a passage may end: after a paragraph, a sentence or a line."""
@@ -128,18 +131,24 @@ def cut(text: str, section: Passages) -> Iterator[str]:
 
 
 def _texts(where: str, source: str, text_key: str, each_line: bool = False) -> Iterator[str]:
-    """The texts of a source, in the order of its files' names: a column of rows, or what text files hold.
+    """The texts of a file, of a glob's files or of the documents in a folder, in the order of their names.
 
-    DataError, naming the file and the row, where something cannot be read.
+    Of rows their column, of documents all, or each line. DataError, naming the file and the row, where something
+    cannot be read.
     """
-    files = fsspec.open_files(source, mode="rb") if "://" in source or "*" in source else [fsspec.open(source, "rb")]
+    fs, folder = fsspec.core.url_to_fs(source)
+    if fs.isdir(folder):
+        files = [OpenFile(fs, path, "rb") for path in fs.find(folder) if is_document(path)]
+    else:
+        is_glob = "://" in source or "*" in source
+        files = fsspec.open_files(source, mode="rb") if is_glob else [fsspec.open(source, "rb")]
     for file in sorted(files, key=lambda file: file.path):
         try:
-            if format_of(file.path):
+            if format_of(file.path) and not is_document(file.path):
                 yield from _column(where, file.fs.unstrip_protocol(file.path), text_key)
                 continue
             with file as stream:
-                text = stream.read().decode("utf-8-sig").replace("\r\n", "\n")
+                text = text_of_document(file.path, PurePath(file.path).suffix.lower(), stream)
         except UnicodeDecodeError as error:
             raise DataError(f"{file.path}: byte {error.start} is not UTF-8; {where}.source names text files") from None
         except OSError as error:

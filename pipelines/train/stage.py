@@ -29,7 +29,7 @@ from pipelines.models.weight_files import weight_shapes
 from pipelines.progress import say
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, fingerprint_of, further_source, missing_package, parse_data
-from pipelines.sources.read import check_source, source_fingerprint
+from pipelines.sources.read import VERSION, check_source, source_fingerprint
 from pipelines.train.attention import attention_problems
 from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_of
 from pipelines.train.checkpoint_upload import copies_key, discard
@@ -94,6 +94,7 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
             "seed": self.seed,
             "model": model_digest(self.section.model),
             "files": [source_fingerprint(source) for source in further if source],
+            **({"reading": VERSION} if any(further) else {}),
         }
 
     def preflight(self) -> list[Problem]:

@@ -15,6 +15,7 @@ from pipelines.recipe.train import Train
 NAMES_A_FILE = re.compile(r"\b(files?|paths?|folders?)\b|://|\.(jsonl|csv|json)\b", re.IGNORECASE)
 NEITHER = {
     "Ingest.encoding": "how files are encoded",
+    "Source.encoding": "how files are encoded",
     "Merge.max_shard_size": "a size",
     "Serve.allow_origins": "addresses of web pages",
 }

@@ -168,6 +168,9 @@ def test_what_a_person_changed_is_taken_back(tmp_path: Path) -> None:
     assert stage(what).fingerprint_inputs() != before
     with pytest.raises(DataError, match=r"edited.jsonl: no row 9 is left"):
         refined(what, source, "another row")
+    path.write_text(json.dumps({"row_id": "9", "kept": False}) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"edited.jsonl: no row 9 is left"):
+        refined(what, source, "another row that is deleted")
     path.write_text(json.dumps({"row_id": first["row_id"], "kept": False}) + "\n", encoding="utf-8")
     output = refined(what, source, "changes")
     assert [row["response"] for row in kept_of(output)] == ["愿你笑口常开！", "祝福语。"]  # a list of changes

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipelines.errors import DataError
-from pipelines.sources.files import is_lines, sample_rows
+from pipelines.sources.files import is_lines, rows_of_file, sample_rows
 
 ROWS: list[dict[str, Any]] = [{"query": f"问{n}", "response": "答\n[{}]", "n": {"a": [1, {}]}} for n in range(40)]
 ARRAY = json.dumps(ROWS, ensure_ascii=False)
@@ -89,3 +89,29 @@ def test_an_array_that_ends_too_early_is_named(tmp_path: Path, text: str) -> Non
 def test_large_values_are_read_across_blocks(tmp_path: Path) -> None:
     rows = [{"query": "长" * 70_000, "response": "文" * n} for n in (1, 200_000, 3)]
     assert read(tmp_path / "a.json", json.dumps(rows, ensure_ascii=False, indent=1)) == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('{"query": "a", "response": "b", "response": "c"}', "response"),
+        ('{"query" : "a", "query": "a", "response": "b"}', "query"),
+        ('{"query"\t: "a", "query": "x", "response": "b"}', "query"),
+        ('{"k\\\\": 1, "query": "a", "query": "x", "response": "b"}', "query"),
+        ('{"query": "\\":", "x": {"y": 1, "y": 2}, "response": "b"}', "y"),
+        ('{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "content"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_named(tmp_path: Path, text: str, key: str) -> None:
+    good = '{"query": "a\\":b", "response": "\\\\", "x": {"y": 1}}'
+    for name, content in (("a.jsonl", f"{text}\n{good}\n"), ("a.json", f"[\n{text},\n{good}]")):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        (_, row, reason), (_, other, _) = rows_of_file(str(tmp_path / name))
+        assert row is None and reason.startswith(f"key '{key}' is there twice; delete one"), reason
+        assert other == json.loads(good)
+
+
+def test_a_large_value_with_a_key_twice_is_read_to_its_end(tmp_path: Path) -> None:
+    text = f'[{{"a": 1, "a": 2, "long": "{"x" * 300_000}"}}, {{"a": 3}}]'
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    assert [row for _, row, _ in rows_of_file(str(tmp_path / "a.json"))] == [None, {"a": 3}]

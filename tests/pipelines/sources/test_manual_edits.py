@@ -15,6 +15,7 @@ from pipelines.sources.manual_edits import read_edited
         ('{"kept": true}', "rows.jsonl:1: no row_id"),
         ('{"row_id": "r0", "kept": true}\n\n{"row_id": "r0", "kept": false}', "rows.jsonl:3: row r0 is there twice"),
         ('{"row_id": "r0", "kept": tr', "rows.jsonl:1: Expecting value"),
+        ('{"row_id": "r0", "kept": true, "kept": false}', "rows.jsonl:1: key 'kept' is there twice"),
         ("[1]", "rows.jsonl:1: not a JSON object"),
         ('{"row_id": "r0", "kept": true, "response": "\\ud83d"}', "rows.jsonl:1: holds half a character"),
     ],

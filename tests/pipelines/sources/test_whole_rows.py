@@ -212,3 +212,20 @@ def test_what_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest
     fine = tmp_path / "b.jsonl.gz"
     fine.write_bytes(gzip.compress(write_lines(tmp_path / "b.jsonl", rows_of(3000)).read_bytes()))
     assert run(tmp_path, fine)[0].rows == 3000
+
+
+def test_keys_that_repeat_are_counted_over_many_shards(tmp_path: Path) -> None:
+    rows = [{**PAIR, "id": f"k{n if n % 100 else 0}"} for n in range(3000)]
+    source = write_lines(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError, match=r"30 rows have the key 'k0' \(rows 0, 100, 200, 300, 400 .*, and 1 keys are"):
+        run(tmp_path, source, shard_bytes=9999)
+
+
+def test_a_row_with_a_key_twice_is_set_aside(tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text(
+        json.dumps(PAIR) + '\n{"query": "a", "response": "b", "response": "c"}\n' + json.dumps(PAIR), encoding="utf-8"
+    )
+    _, table, dropped = run(tmp_path, source, max_broken=1)
+    assert table["row_id"].to_pylist() == ["a.jsonl:1", "a.jsonl:3"]
+    assert dropped["reason"][0].as_py().startswith("key 'response' is there twice; delete one: ")

@@ -3,7 +3,7 @@
     python -m benchmarks.refine [--answers 1000000]
 
 The answers are made of phrases, 60 to 140 characters long; every third is an earlier one with other marks and another
-name. `danlu ingest` reads them, then `danlu refine` is measured, Ray included. The last line is one JSON object.
+character. `danlu ingest` reads them, then `danlu refine` is measured, Ray included. The last line is one JSON object.
 """
 
 import argparse
@@ -32,7 +32,9 @@ def answers(count: int) -> Iterator[str]:
     recent: list[str] = []
     for number in range(count):
         if number % 3 == 2:
-            yield draw.choice(recent).replace("，", " ") + "～"
+            earlier = draw.choice(recent).replace("，", " ") + "～"
+            at = draw.randrange(len(earlier))
+            yield f"{earlier[:at]}{draw.choice(CHARACTERS)}{earlier[at + 1 :]}"
             continue
         phrases = ("".join(draw.choices(CHARACTERS, k=draw.randint(5, 9))) for _ in range(draw.randint(9, 15)))
         text = f"{'，'.join(phrases)}。"

@@ -64,7 +64,7 @@ class LedgerState:
 
 def look_up(workspace: Workspace, source: RequestSource) -> LedgerState:
     """Look requests up in the ledger, by their keys, a chunk at a time; no prompt is made, no answer is read."""
-    index = read_index(workspace)
+    index = read_index(workspace, with_places=False)
     pending, failed, tokens = [np.empty(0, np.int64)], [np.empty(0, np.int64)], (0, 0)
     for positions, keys in _keys(source):
         kinds = index.kinds(keys)
@@ -77,7 +77,7 @@ def look_up(workspace: Workspace, source: RequestSource) -> LedgerState:
 
 def has_every_record(workspace: Workspace, source: RequestSource) -> bool:
     """Whether the ledger has a record of every position."""
-    index = read_index(workspace)
+    index = read_index(workspace, with_places=False)
     return all((index.kinds(keys) != 0).all() for _, keys in _keys(source))
 
 

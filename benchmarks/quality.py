@@ -52,7 +52,9 @@ MAPPERS = {
 }
 BY_VOLUME = ("specified_numeric_field_filter", "text_length_filter", "topk_specified_field_selector")
 """Operators of the recipe that do not judge content."""
-OURS = frozenset({"garbled_text_filter", "promotion_filter", "promotion_mapper", "personal_data_mapper"})
+OURS = frozenset(
+    {"garbled_text_filter", "promotion_filter", "promotion_mapper", "personal_data_mapper", "quotation_filter"}
+)
 """Operators that data-juicer has not."""
 
 

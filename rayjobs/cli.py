@@ -22,8 +22,10 @@ from rich.text import Text
 
 from pipelines.artifacts.files import Destination, created, require_writable
 from pipelines.artifacts.workspace import Workspace, open_workspace
+from pipelines.clean.analyze import filters_of
 from pipelines.clean.manual_edits import export_rows, require_exportable
 from pipelines.clean.stage import plan_of
+from pipelines.clean.thresholds import what_if
 from pipelines.errors import DanluError, DataError, InputError, Problem, RecipeError, nearest
 from pipelines.llm.dispatch import forget_failures
 from pipelines.models.lineup import lineup_of
@@ -134,6 +136,14 @@ def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceO
     if loaded.clean:
         for line in plan_of(loaded.clean).describe():
             out.print(f"  clean: {line}", markup=False, soft_wrap=True)
+        sets = pipeline.evaluation_sets_of(loaded)
+        if loaded.clean.decontaminate and sets.places:
+            out.print(
+                f"  clean: without rows that hold texts of {', '.join(sets.places)}", markup=False, soft_wrap=True
+            )
+        for name in sets.fetched:
+            told = f"  clean: rows are not compared with {name}, which evalscope fetches; give its path"
+            out.print(told, markup=False, soft_wrap=True)
     if loaded.train:
         for line in (*describe_model(loaded.train), describe(loaded.train)):
             out.print(f"  train: {line}", markup=False, soft_wrap=True)
@@ -483,6 +493,32 @@ def refine(
         say(f"{export}: {export_conversations(done['refine'], target)} conversations")
 
 
+def analyze(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    workspace: WorkspaceOption = None,
+    address: AddressOption = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--what-if", help="Say what another limit would do, such as text_length_filter.min_len=50."),
+    ] = None,
+) -> None:
+    """Run the recipe up to analyze, skipping what is up to date.
+
+    With --what-if, nothing runs: the statistics that analyze kept give the answer.
+    """
+    if not change:
+        _run(recipe, overrides, workspace, address, None, "analyze")
+        return
+    loaded = pipeline.load(recipe, overrides)
+    place = open_workspace(workspace, loaded.name, on_cluster=False)
+    analyzed = pipeline.status(loaded, place).get("analyze")
+    if loaded.clean is None or analyzed is None or analyzed.manifest is None:
+        raise InputError(f"{loaded.name}: nothing is analyzed yet; run danlu analyze {recipe} first")
+    for line in what_if(analyzed, filters_of(loaded.clean), change):
+        out.print(line, markup=False, soft_wrap=True)
+
+
 def clean(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -588,6 +624,7 @@ def _synthesize_section(recipe: Recipe) -> Synthesize:
 _OWN_OPTIONS: dict[str, Callable[..., None]] = {
     "synthesize": synthesize,
     "refine": refine,
+    "analyze": analyze,
     "clean": clean,
     "compare": compare,
 }

@@ -17,6 +17,7 @@ from pipelines.artifacts.reports.train import TrainReport
 from pipelines.artifacts.stage import Inputs, Manifest, Output, Report, Stage, read_manifest
 from pipelines.artifacts.workspace import Place, Workspace, fingerprint
 from pipelines.clean.analyze import AnalyzeCleanInputs, AnalyzeCleanStage, AnalyzeInputs, AnalyzeStage
+from pipelines.clean.decontaminate import EvaluationSets
 from pipelines.clean.stage import CleanInputs, CleanStage, check_clean
 from pipelines.errors import DataError, InputError, Problem, RecipeError, nearest
 from pipelines.evaluate.compare import CompareStage
@@ -85,7 +86,7 @@ def walk(recipe: Recipe, do: Do) -> None:
     if recipe.analyze and recipe.clean and rows:
         analyzed = do(AnalyzeStage(recipe.analyze, recipe.clean), AnalyzeInputs(rows))
     if recipe.clean and rows:
-        rows = cleaned = do(CleanStage(recipe.clean), CleanInputs(rows))
+        rows = cleaned = do(CleanStage(recipe.clean, evaluation_sets_of(recipe)), CleanInputs(rows))
     if recipe.analyze and recipe.clean and analyzed and cleaned:
         do(AnalyzeCleanStage(recipe.analyze, recipe.clean), AnalyzeCleanInputs(analyzed, cleaned))
     if recipe.export and rows:
@@ -120,6 +121,18 @@ def load(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
 def text_key_of(recipe: Recipe) -> str:
     """The column whose text counts: the one that is cleaned."""
     return recipe.clean.text_keys if recipe.clean else "response"
+
+
+def evaluation_sets_of(recipe: Recipe) -> EvaluationSets:
+    """The evaluation sets that the recipe names, but for the rows that the split itself holds out."""
+    places = {}
+    if recipe.split and recipe.split.test_source:
+        places["split.test_source"] = recipe.split.test_source
+    asked = [entry for entry in recipe.evaluate.datasets if entry.benchmark != "test"] if recipe.evaluate else []
+    for number, entry in enumerate(asked):
+        if entry.path:
+            places[f"evaluate.datasets[{number}] {entry.benchmark}"] = entry.path
+    return EvaluationSets(places, tuple(entry.benchmark for entry in asked if not entry.path))
 
 
 def stages_of(recipe: Recipe, last: str | None = None) -> list[AnyStage]:

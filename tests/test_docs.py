@@ -67,3 +67,24 @@ def test_documented_commands_run(prepared: Path, command: str) -> None:
     danlu = Path(sys.executable).parent / "danlu"
     result = subprocess.run([danlu, *command.split()], cwd=prepared, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_table_of_data_juicers_recipes_is_made_from_a_folder(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("table", PROJECT / "docs" / "make_data_juicer_recipes.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    recipes = {
+        "a.yaml": "dataset_path: x.jsonl\nprocess: [text_length_filter: {min_len: 3}, perplexity_filter: {lang: fr}]\n",
+        "b.yaml": "dataset_path: x.jsonl\nprocess: [suffix_filter: {suffixes: .py}]\n",
+        "c.yaml": "dataset_path: x.jsonl\nprocess: [image_shape_filter: {}]\n",
+        "tests/d.yaml": "dataset_path: x.jsonl\nprocess: [text_length_filter: {min_len: 3}]\n",
+    }
+    for name, text in recipes.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    page = module.page({"theirs": tmp_path})
+    assert "**1 of 2 are valid.**" in page
+    assert "| a.yaml | 2 | valid |" in page
+    assert "| b.yaml | 1 | no `suffix_filter` |" in page
+    assert "c.yaml" not in page

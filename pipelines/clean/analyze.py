@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from pipelines.artifacts.reports.clean import (
     AnalyzeCleanReport,
@@ -17,6 +18,7 @@ from pipelines.artifacts.reports.clean import (
     FilterCut,
     NumberStatistic,
     StringStatistic,
+    Threshold,
 )
 from pipelines.artifacts.reports.rows import RowsReport
 from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
@@ -29,6 +31,7 @@ from pipelines.clean.passes import row_batches
 from pipelines.clean.plan import Step
 from pipelines.clean.stage import plan_of
 from pipelines.clean.statistics import Floats, describe_numbers, describe_strings
+from pipelines.clean.thresholds import Limit, limits_of, moves, near_rows, nearest_of
 from pipelines.recipe.clean import Analyze, Clean
 
 Edges = Mapping[str, list[float]]
@@ -51,7 +54,7 @@ class AnalyzeStage(Stage[AnalyzeInputs, AnalyzeReport]):
     clean: Clean
 
     name: ClassVar[str] = "analyze"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     @property
     def reports(self) -> type[AnalyzeReport]:
@@ -83,7 +86,7 @@ class AnalyzeCleanStage(Stage[AnalyzeCleanInputs, AnalyzeCleanReport]):
     clean: Clean
 
     name: ClassVar[str] = "analyze_clean"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     @property
     def reports(self) -> type[AnalyzeCleanReport]:
@@ -126,6 +129,8 @@ class ShardResult(Record):
     """How many rows each filter alone would drop."""
     names: list[list[str]]
     """The columns of each filter's statistics."""
+    near: list[Threshold] = Field(default_factory=list)
+    """The rows nearest to each limit."""
 
 
 def describe(
@@ -146,6 +151,21 @@ def describe(
     rows = sum(result.rows for result in results)
     statistics = list(_statistics(place.workspace, steps, commits, results, edges))
     written = [entry.model_dump(mode="json", exclude_none=True) for entry in statistics]
+    files = [commit["files"]["stats"] for commit in commits]
+    with place.workspace.parquet_file(files[0]) as file:
+        limits = _limits(steps, results[0].names, file.schema_arrow)
+    spreads = {entry.name: entry.std for entry in statistics if isinstance(entry, NumberStatistic)}
+    near = [nearest_of(parts) for parts in zip(*(result.near for result in results), strict=True)]
+    thresholds = [
+        threshold.model_copy(
+            update={
+                "moves": moves(
+                    limit, spreads.get(limit.statistic, 0.0), _values(place.workspace, files, limit.statistic)
+                )
+            }
+        )
+        for limit, threshold in zip(limits, near, strict=True)
+    ]
     cuts = [sum(counts) for counts in zip(*(result.cuts for result in results), strict=True)]
     return report(
         summary=f"{len(statistics)} statistics of {rows} rows",
@@ -153,9 +173,11 @@ def describe(
         rows=rows,
         statistics=statistics,
         filters=[
-            FilterCut(operator=step.operator.name, bounds=_bounds(step), cuts=cut)
-            for step, cut in zip(steps, cuts, strict=True)
+            FilterCut(operator=step.operator.name, bounds=_bounds(step), cuts=cut, names=names)
+            for step, cut, names in zip(steps, cuts, results[0].names, strict=True)
         ],
+        thresholds=thresholds,
+        files=place.relative(files),
     )
 
 
@@ -166,15 +188,20 @@ def _work(workspace: Workspace, steps: Sequence[Step]) -> Work:
         rows, cuts = 0, np.zeros(len(steps), dtype=np.int64)
         names: list[list[str]] = []
         tables = row_batches(workspace, shard["path"])
-        measured = measure(steps, next(tables))
+        table = next(tables)
+        measured = measure(steps, table)
+        limits = _limits(steps, measured.names, measured.stats.schema)
+        near: list[Threshold] | None = None
         with attempt.writer("stats", measured.stats.schema) as writer:
             while True:
                 writer.write_table(measured.stats)
                 rows, cuts, names = rows + measured.stats.num_rows, cuts + measured.cuts, measured.names
-                if (table := next(tables, None)) is None:
+                found = near_rows(limits, steps, table, measured.stats)
+                near = found if near is None else [nearest_of(parts) for parts in zip(near, found, strict=True)]
+                if (further := next(tables, None)) is None:
                     break
-                measured = measure(steps, table)
-        return ShardResult(rows=rows, cuts=cuts.tolist(), names=names).model_dump(mode="json")
+                table, measured = further, measure(steps, further)
+        return ShardResult(rows=rows, cuts=cuts.tolist(), names=names, near=near or []).model_dump(mode="json")
 
     return work
 
@@ -198,6 +225,12 @@ def _statistics(
                 yield EmptyStatistic(name=name, operator=operator, bounds=bounds)
             else:
                 yield NumberStatistic(name=name, operator=operator, bounds=bounds, **dict(numbers))
+
+
+def _limits(steps: Sequence[Step], names: list[list[str]], schema: pa.Schema) -> list[Limit]:
+    """Every limit of every filter, in order."""
+    pairs = enumerate(zip(steps, names, strict=True))
+    return [limit for number, (step, own) in pairs for limit in limits_of(number, step, own, schema)]
 
 
 def _values(workspace: Workspace, paths: list[str], name: str) -> Iterator[Floats]:

@@ -22,6 +22,7 @@ from pipelines.progress import say
 
 _DATA_JUICER = "https://dail-wlcb.oss-cn-wulanchabu.aliyuncs.com/data_juicer"
 """Where data-juicer publishes its models (its `utils/model_utils.py`)."""
+_TOKENIZER = "/tokenizer.json"
 _PLACE = re.compile(r"(?P<place>[^#]+)(#sha256=(?P<checksum>[0-9a-f]{64}))?")
 
 
@@ -45,12 +46,34 @@ def locate_asset(name: str, operator: str, assets: Assets) -> Path:
             return _given(name, assets[name])
         except (OSError, ValueError) as error:
             raise DataError(f"{operator} needs the file {name}: {error}; {_how(name)}") from None
+    if name.endswith(_TOKENIZER):
+        return _tokenizer(name, operator, assets)
     cache_home = _data_juicer_cache()
     places = [_in_wheel(name), cache_home / "models" / name, cache_home / "assets" / name]
     for place in places:
         if place and place.is_file():
             return place
     raise DataError(f"{operator} needs the file {name}: {_how(name)}")
+
+
+def _tokenizer(name: str, operator: str, assets: Assets) -> Path:
+    """A tokenizer: the folder that is named, data-juicer's own folder of models, or Hugging Face's cache."""
+    repository = name.removesuffix(_TOKENIZER)
+    given = Path(assets.get(repository, repository)).expanduser()
+    external = os.environ.get("DATA_JUICER_EXTERNAL_MODELS_HOME")
+    for folder in (given, Path(external) / repository if external else given):
+        if (folder / _TOKENIZER[1:]).is_file():
+            return folder / _TOKENIZER[1:]
+    from huggingface_hub import try_to_load_from_cache
+
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        cached = try_to_load_from_cache(repository, _TOKENIZER[1:])
+        if isinstance(cached, str):
+            return Path(cached)
+    raise DataError(
+        f"{operator} needs the tokenizer {repository}: fetch it with `hf download {repository} tokenizer.json`, or "
+        f"name its folder under clean.assets as `{repository}: FOLDER`"
+    )
 
 
 def _how(name: str) -> str:

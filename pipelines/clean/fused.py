@@ -70,6 +70,11 @@ class _State:
         return f"row {given['row_id'][0].as_py()} (pos {given['pos'][0].as_py()})"
 
 
+def kept_name(step: Step) -> str:
+    """The column of `Measured.stats` that tells which rows a filter alone would keep."""
+    return f"kept by {step.index}"
+
+
 def key_names(step: Step) -> tuple[str, str]:
     """The columns of `Outcome.keys` that belong to a step: its keys, and which rows have one."""
     return f"key_{step.index}", f"present_{step.index}"
@@ -104,7 +109,7 @@ class Measured:
     """What filters say of all rows of a table, none of which goes."""
 
     stats: pa.Table
-    """As in `Outcome`."""
+    """As in `Outcome`, and for each filter whether it alone would keep the row (`kept_name`)."""
     names: list[list[str]]
     """The columns of `stats` that belong to each step."""
     cuts: Indices
@@ -119,6 +124,7 @@ def measure(steps: Sequence[Step], table: pa.Table) -> Measured:
         return Measured(pa.concat_tables([one.stats, other.stats]).sort_by("pos"), one.names, one.cuts + other.cuts)
     state = _State(table, "", np.arange(table.num_rows))
     names, cuts = [], np.zeros(len(steps), dtype=np.int64)
+    kept: dict[str, Mask] = {}
     for number, step in enumerate(steps):
         if len(state.alive) < table.num_rows:
             state.alive, state.texts = np.arange(table.num_rows), {}
@@ -128,7 +134,12 @@ def measure(steps: Sequence[Step], table: pa.Table) -> Measured:
         _record(step, state, found, present)
         names.append([name for name in state.stats if name not in known])
         cuts[number] = int((~found.keep & present).sum())
-    return Measured(_stats_table(state), names, cuts)
+        kept[kept_name(step)] = np.ones(table.num_rows, dtype=np.bool_)
+        kept[kept_name(step)][state.alive] = found.keep | ~present
+    stats = _stats_table(state)
+    for name, mask in kept.items():
+        stats = stats.append_column(name, pa.array(mask))
+    return Measured(stats, names, cuts)
 
 
 def _joined(parts: list[Outcome]) -> Outcome:

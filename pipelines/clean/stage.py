@@ -29,6 +29,7 @@ from pipelines.artifacts.workspace import Place, to_json
 from pipelines.clean.assets import checksum
 from pipelines.clean.custom import source_of
 from pipelines.clean.dataset_ops import decide
+from pipelines.clean.decontaminate import NO_SETS, EvaluationSets, compared, decontaminated
 from pipelines.clean.fused import SAMPLES
 from pipelines.clean.manual_edits import edit_shards, edit_work
 from pipelines.clean.passes import (
@@ -47,6 +48,9 @@ from pipelines.recipe.clean import Clean
 from pipelines.similarity.on_ray import find_near
 from pipelines.sources.manual_edits import read_edited
 
+NOT_DECIDING = ("concurrency", "assets", "custom_operators", "edited")
+"""Keys of the section that change only speed, or are represented by the content of what they name."""
+
 
 @dataclass(frozen=True)
 class CleanInputs(Inputs):
@@ -60,6 +64,7 @@ class CleanStage(Stage[CleanInputs, CleanReport]):
     """The operators of the recipe's section `clean`."""
 
     section: Clean
+    evaluation_sets: EvaluationSets = NO_SETS
 
     name: ClassVar[str] = "clean"
     version: ClassVar[int] = 3
@@ -75,11 +80,13 @@ class CleanStage(Stage[CleanInputs, CleanReport]):
         section = self.section
         steps = plan_of(section).steps
         inputs: dict[str, Any] = {
-            "section": section.model_dump(exclude={"concurrency", "assets", "custom_operators", "edited"}),
+            "section": section.model_dump(exclude={*NOT_DECIDING, "decontaminate"}),
             "custom_operators": [source_of(path).digest for path in section.custom_operators],
             "versions": [[step.operator.name, step.operator.version] for step in steps],
             "models": [[checksum(path) for path in step.filled_in.get("assets", {}).values()] for step in steps],
         }
+        if section.decontaminate and self.evaluation_sets.places:
+            inputs["evaluation_sets"] = self.evaluation_sets.fingerprint()
         if section.edited:
             if not os.path.isfile(section.edited):
                 raise InputError(f"clean.edited {section.edited}: no such file")
@@ -88,7 +95,7 @@ class CleanStage(Stage[CleanInputs, CleanReport]):
 
     def run(self, place: Place, inputs: CleanInputs) -> CleanReport:
         """Clean the rows; the report counts those into and out of every operator."""
-        return clean(self.section, place, inputs.rows.paths(inputs.rows.report.outputs.rows))
+        return clean(self.section, place, inputs.rows.paths(inputs.rows.report.outputs.rows), self.evaluation_sets)
 
 
 def check_clean(section: Clean) -> list[Problem]:
@@ -96,9 +103,15 @@ def check_clean(section: Clean) -> list[Problem]:
     return check_process(section.process, section.dialect, section.assets, section.custom_operators)
 
 
-def clean(section: Clean, place: Place, source_paths: Sequence[str]) -> CleanReport:
+def clean(
+    section: Clean, place: Place, source_paths: Sequence[str], evaluation_sets: EvaluationSets = NO_SETS
+) -> CleanReport:
     """Clean the rows of Parquet files, pass by pass."""
     plan = plan_of(section)
+    if not section.decontaminate:
+        evaluation_sets = NO_SETS
+    if evaluation_sets.places:
+        plan = decontaminated(plan, evaluation_sets)
     passes: list[list[Commit]] = []
 
     def run(name: str, shards: Callable[[], Sequence[Shard]], work: Work) -> list[Commit]:
@@ -131,7 +144,7 @@ def clean(section: Clean, place: Place, source_paths: Sequence[str]) -> CleanRep
         cleaned = _paths(passes[-1:], "rows")
         shards = partial(edit_shards, place, cleaned, source_paths, edits, at_the_end=reordered)
         run("edited", shards, edit_work(place.workspace, edits, plan.text_key))
-    return _report(place, plan, passes)
+    return _report(place, plan, passes, evaluation_sets)
 
 
 def plan_of(section: Clean) -> Plan:
@@ -217,7 +230,7 @@ def _write_table(place: Place, path: str, table: pa.Table) -> None:
     place.workspace.write(path, sink.getvalue().to_pybytes())
 
 
-def _report(place: Place, plan: Plan, passes: list[list[Commit]]) -> CleanReport:
+def _report(place: Place, plan: Plan, passes: list[list[Commit]], sets: EvaluationSets) -> CleanReport:
     results = [[result_of(commit) for commit in commits] for commits in passes]
     digest, edits = RowDigest(), EditCounts()
     for result in results[-1]:
@@ -226,6 +239,7 @@ def _report(place: Place, plan: Plan, passes: list[list[Commit]]) -> CleanReport
         edits += result.manual_edits
     rows_in = sum(result.rows_in for result in results[0])
     decided = [number for number, phase in enumerate(plan.phases) if phase.dataset_ops]
+    operators = _operator_stats(place, plan, results)
     return CleanReport(
         summary=f"{digest.rows} of {rows_in} rows stay{_edits_in_words(edits)}",
         digest=digest.hexdigest(),
@@ -233,7 +247,9 @@ def _report(place: Place, plan: Plan, passes: list[list[Commit]]) -> CleanReport
         rows_in=rows_in,
         dialect=plan.dialect,
         manual_edits=edits,
-        operators=_operator_stats(place, plan, results),
+        operators=operators,
+        evaluation_sets=compared(plan, sets, operators),
+        not_compared=list(sets.fetched),
         samples=_samples(results),
         outputs=RowFiles(
             rows=place.relative(_paths(passes[-1:], "rows")), dropped=place.relative(_paths(passes, "dropped"))

@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.artifacts.files import Destination, created, size_of
+from pipelines.artifacts.reports.clean import CleanReport
 from pipelines.artifacts.reports.rows import ExportReport, IngestReport, RowsReport
 from pipelines.artifacts.rows import MESSAGES, without_nulls
 from pipelines.artifacts.shards import read_tables
 from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.errors import InputError
 from pipelines.export.formats import conversation_as
 from pipelines.recipe.split import Export
 
@@ -51,8 +53,10 @@ class ExportStage(Stage[ExportInputs, ExportReport]):
 
     def fingerprint_inputs(self) -> Mapping[str, Any]:
         """The section."""
-        others = {"overwrite", *({"format"} if self.section.format == "rows" else set())}
-        return {"section": self.section.model_dump(exclude=others)}
+        section = self.section
+        unset = {"format"} if section.format == "rows" else set()  # as workspaces of earlier versions have it
+        unset |= set() if section.statistics else {"statistics"}
+        return {"section": section.model_dump(exclude={"overwrite", *unset})}
 
     def destinations(self) -> list[Destination]:
         """The file."""
@@ -73,7 +77,8 @@ class ExportStage(Stage[ExportInputs, ExportReport]):
         if inputs.ingest is not None:
             columns = [name for name in inputs.ingest.report.columns if name != "pos"]
         format_name = self.section.format
-        tables = _tables(inputs.rows, columns if format_name == "rows" else None)
+        columns = columns if format_name == "rows" else None
+        tables = _with_statistics(inputs.rows, columns) if self.section.statistics else _tables(inputs.rows, columns)
         rows = _write(self._destination, place.workspace, tables, format_name)
         path = self.section.path
         return ExportReport(
@@ -94,6 +99,29 @@ def _tables(rows: Output[RowsReport], columns: list[str] | None) -> Iterator[pa.
         yield table.select(names)
 
 
+STATISTICS = "__dj__stats__"
+"""The name that data-juicer gives the column."""
+
+
+def _with_statistics(rows: Output[RowsReport], columns: list[str] | None) -> Iterator[pa.Table]:
+    """The same tables with what clean's filters measured of each row, by the name of the statistic."""
+    if not isinstance(rows.report, CleanReport):
+        raise InputError("export.statistics: the rows were not cleaned, so that nothing was measured")
+    known: dict[str, dict[str, Any]] = {}
+    names: dict[str, pa.DataType] = {}
+    for table in read_tables(rows.folder.workspace, rows.paths(rows.report.statistics)):
+        measured = table.drop_columns(["pos"])
+        names.update((field.name, field.type) for field in measured.schema if field.name != "row_id")
+        for row in measured.to_pylist():
+            found = known.setdefault(row.pop("row_id"), {})
+            found.update((name, value) for name, value in row.items() if value is not None)
+    kind = pa.struct(list(names.items()))
+    for table in _tables(rows, columns and list(dict.fromkeys([*columns, "row_id"]))):
+        keys = table["row_id"].to_pylist()
+        kept = table.select(columns) if columns else table
+        yield kept.append_column(STATISTICS, pa.array([known.get(key, {}) for key in keys], kind))
+
+
 def _write(destination: Destination, workspace: Workspace, tables: Iterator[pa.Table], format_name: str) -> int:
     rows = 0
     with created(destination, workspace) as sink:
@@ -103,6 +131,13 @@ def _write(destination: Destination, workspace: Workspace, tables: Iterator[pa.T
                 for table in tables:
                     writer.write_table(table)
                     rows += table.num_rows
+        elif destination.path.endswith(".json"):
+            sink.write(b"[")
+            for table in tables:
+                lines = _lines(table).split("\n")[:-1]
+                sink.write("".join(f"{',' * (rows + at > 0)}\n{line}" for at, line in enumerate(lines)).encode())
+                rows += table.num_rows
+            sink.write(b"\n]\n")
         else:
             for table in tables:
                 sink.write((_lines(table) if format_name == "rows" else _lines_as(format_name, table)).encode())

@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from pipelines.artifacts.reports.clean import OperatorStats
+from pipelines.artifacts.reports.clean import ComparedSet, OperatorStats
 from pipelines.artifacts.reports.evaluate import EvaluateReport
 from pipelines.artifacts.reports.rows import Sides
 from pipelines.artifacts.reports.train import TrainReport
@@ -46,6 +46,8 @@ class CardFacts:
     rows_read: int
     """Or synthesized."""
     operators: list[OperatorStats]
+    evaluation_sets: list[ComparedSet]
+    not_compared: list[str]
     sides: Sides
     trained: TrainReport
     evaluated: EvaluateReport | None
@@ -119,6 +121,8 @@ def _data(facts: CardFacts) -> dict[str, Any]:
         "source": ", ".join(_origins(facts)),
         "ingested": facts.rows_read,
         "operators": facts.operators,
+        "evaluation_sets": facts.evaluation_sets,
+        "not_compared": facts.not_compared,
         "split": facts.sides,
     }
 

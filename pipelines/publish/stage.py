@@ -135,6 +135,8 @@ class PublishStage(Stage[PublishInputs, PublishReport]):
             is_synthesized=inputs.synthesize is not None,
             rows_read=sum(origins),
             operators=inputs.clean.report.operators if inputs.clean else [],
+            evaluation_sets=inputs.clean.report.evaluation_sets if inputs.clean else [],
+            not_compared=inputs.clean.report.not_compared if inputs.clean else [],
             sides=inputs.split.report.rows,
             trained=inputs.train.report,
             evaluated=inputs.evaluate.report if inputs.evaluate else None,

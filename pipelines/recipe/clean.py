@@ -29,6 +29,9 @@ class Clean(Section):
     custom_operators: Annotated[list[str], ReadPath()] = Field(
         default_factory=list, description="Python files with operators of your own"
     )
+    decontaminate: bool = Field(
+        True, description="drop rows that hold a text of evaluate.datasets with a path, or of split.test_source"
+    )
     edited: Annotated[str | None, ReadPath()] = Field(
         None, description="rows edited by hand: the file that clean --export wrote"
     )

@@ -1,7 +1,7 @@
 """A data-juicer YAML as a recipe: its globals become sections, its operators and parameters stay as they are."""
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from pipelines.errors import Problem, nearest
@@ -10,6 +10,7 @@ MAPPED = {
     "project_name": "name",
     "dataset_path": "ingest.source",
     "export_path": "export.path",
+    "keep_stats_in_res_ds": "export.statistics",
     "text_keys": "clean.text_keys",
     "np": "clean.concurrency",
     "process": "clean.process",
@@ -33,7 +34,7 @@ STEERING = frozenset(_STEERING.split())
 
 _UNSUPPORTED = """
     decrypt_after_reading encrypt_before_export encryption_key_path
-    export_aws_credentials generated_dataset_config keep_hashes_in_res_ds keep_stats_in_res_ds load_jsonl_lenient
+    export_aws_credentials generated_dataset_config keep_hashes_in_res_ds load_jsonl_lenient
     suffixes validators
 """
 UNSUPPORTED = frozenset(_UNSUPPORTED.split())
@@ -96,9 +97,17 @@ def as_recipe(tree: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[st
     if tree.get("np") is not None:
         clean["concurrency"] = tree["np"]
     recipe = {"name": _name(tree.get("project_name"), path), "ingest": ingest, "clean": clean}
-    if tree.get("export_path") is not None:
-        recipe["export"] = {"path": tree["export_path"]}
+    if tree.get("export_path"):
+        statistics = bool(tree.get("keep_stats_in_res_ds"))
+        recipe["export"] = {"path": _export_path(tree["export_path"]), "statistics": statistics}
     return recipe, sorted(key for key in tree if _first(str(key)) in STEERING), problems
+
+
+def _export_path(given: Any) -> Any:
+    """The file to write: in a folder, which data-juicer's Ray mode makes of a path without suffix, rows.jsonl."""
+    if isinstance(given, str) and not PurePath(given).suffix:
+        return given.rstrip("/") + "/rows.jsonl"
+    return given
 
 
 def in_its_terms(problem: Problem) -> Problem:

@@ -10,13 +10,16 @@ from pipelines.recipe.base import Count, Ratio, ReadPath, Section, WrittenPath
 class Export(Section):
     """The rows as one file for people and other tools, in data-set order."""
 
-    path: Annotated[str, Field(pattern=r"\.(jsonl|parquet)$"), WrittenPath()] = Field(
-        description="a .jsonl or .parquet file or URL"
+    path: Annotated[str, Field(pattern=r"\.(jsonl|json|parquet)$"), WrittenPath()] = Field(
+        description="a .jsonl, .json or .parquet file or URL"
     )
     format: Literal["rows", "messages", "alpaca", "sharegpt", "swift", "llamafactory", "xtuner"] = Field(
         "rows",
         description="what reads the file: rows: danlu again, with every column; messages: whatever reads OpenAI's; "
         "alpaca: single questions and answers; sharegpt; swift: ms-swift; llamafactory: LLaMA-Factory; xtuner",
+    )
+    statistics: bool = Field(
+        False, description="add data-juicer's column __dj__stats__: what clean's filters measured of each row"
     )
     overwrite: bool = Field(
         False,
@@ -28,6 +31,8 @@ class Export(Section):
     def _is_written_as_lines(self) -> "Export":
         if self.format != "rows" and not self.path.endswith(".jsonl"):
             raise ValueError(f"format {self.format} is written as .jsonl; name export.path so")
+        if self.format != "rows" and self.statistics:
+            raise ValueError("statistics: only format rows has a column for them")
         return self
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pipelines.artifacts.reports.clean import AnalyzeReport, NumberStatistic, StringStatistic
+from pipelines.artifacts.reports.clean import AnalyzeReport, NumberStatistic, StringStatistic, Threshold
 from pipelines.report.charts import distribution_chart
 
 LABELS = ("count", "mean", "std", "min", "25%", "50%", "75%", "max", "mean − 3σ", "mean + 3σ", "beyond 3σ")
@@ -45,6 +45,7 @@ class Analysis:
     cuts: list[str]
     percentiles: list[str]
     sketched: bool
+    thresholds: list[Threshold]
 
 
 def analysis(before: AnalyzeReport | None, after: AnalyzeReport | None) -> Analysis | None:
@@ -70,6 +71,7 @@ def analysis(before: AnalyzeReport | None, after: AnalyzeReport | None) -> Analy
             for entry in numbers
         ],
         sketched=not all(entry.exact for entry in numbers),
+        thresholds=[entry for entry in before.thresholds if entry.kept and entry.dropped],
     )
 
 

@@ -108,6 +108,8 @@ def _content(name: str, workspace: Workspace, done: Outputs, is_complete: bool) 
         "coverage": _coverage(report_of(outputs, RefineReport)),
         "analysis": analysis(report_of(outputs, AnalyzeReport), report_of(outputs, AnalyzeCleanReport)),
         "operators": cleaned.operators if cleaned else [],
+        "evaluation_sets": cleaned.evaluation_sets if cleaned else [],
+        "not_compared": cleaned.not_compared if cleaned else [],
         "changes": cleaned.samples if cleaned else [],
         "training": training(trained) if trained else None,
         "scores": _scores(evaluated) if evaluated else None,

@@ -61,6 +61,17 @@ class EditCounts(Record):
         )
 
 
+class ComparedSet(Record):
+    """An evaluation set that the rows were compared with."""
+
+    name: str
+    texts: int
+    """Different texts in it, questions and answers."""
+    too_short: int
+    """Of these, how many were too short to look for."""
+    rows_dropped: int
+
+
 class CleanReport(RowsReport):
     """What every operator and a person's own edits left."""
 
@@ -75,6 +86,10 @@ class CleanReport(RowsReport):
     """The first few changed rows of each mapper."""
     statistics: list[str]
     """Parquet files: `row_id`, `pos` and a column for each statistic, relative to the stage's folder."""
+    evaluation_sets: list[ComparedSet] = Field(default_factory=list)
+    """Those that rows were compared with."""
+    not_compared: list[str] = Field(default_factory=list)
+    """Evaluation sets of the recipe that only evalscope fetches."""
     clusters: list[str]
     """Parquet files of the schema `dataset_ops.CLUSTER`, relative to the stage's folder."""
 
@@ -156,6 +171,37 @@ class FilterCut(Record):
     operator: str
     bounds: dict[str, int | float]
     cuts: int
+    names: list[str] = Field(default_factory=list)
+    """Its statistics."""
+
+
+class NearRow(Record):
+    """A row near a limit."""
+
+    row_id: str
+    value: float
+    text: str
+    """Its beginning."""
+
+
+class Move(Record):
+    """How many rows change sides where a limit is moved by so many standard deviations."""
+
+    sigmas: int
+    value: float
+    rows: int
+
+
+class Threshold(Record):
+    """One limit of a filter, and what lies near it."""
+
+    operator: str
+    statistic: str
+    bound: str
+    value: float
+    kept: list[NearRow]
+    dropped: list[NearRow]
+    moves: list[Move] = Field(default_factory=list)
 
 
 class AnalyzeReport(Report):
@@ -164,6 +210,9 @@ class AnalyzeReport(Report):
     rows: int
     statistics: list[NumberStatistic | StringStatistic | EmptyStatistic]
     filters: list[FilterCut]
+    thresholds: list[Threshold] = Field(default_factory=list)
+    files: list[str] = Field(default_factory=list)
+    """Parquet files with a row for each row of the data: its statistics, and which filters alone would keep it."""
 
 
 class AnalyzeCleanReport(AnalyzeReport):

@@ -20,6 +20,7 @@ from pipelines.clean.operators import (  # noqa: F401 - importing registers them
     perplexity,
     personal_data,
     promotion,
+    quotations,
     ratios,
     repetition,
     simhash,

@@ -12,6 +12,7 @@ from pipelines.clean.column import Column, Indices, Mask
 from pipelines.clean.kernels.fasttext_model import Classifier, load_classifier
 from pipelines.clean.kernels.fasttext_predict import predict, predict_labels
 from pipelines.clean.kernels.scripts import ASCII_LETTER, HAN, HANGUL, HIRAGANA, KATAKANA, OTHER_LETTER, script_counts
+from pipelines.clean.operators.notation import is_notation
 from pipelines.clean.operators.registry import (
     CLOSED,
     Assets,
@@ -29,6 +30,8 @@ CHINESE = ("zh", "yue", "wuu")
 """What fastText calls it; short Mandarin is often `wuu` to it."""
 NO_LANGUAGE = "none"
 """What no writing system decides: marks, emoji, bytes decoded with the wrong table."""
+NOTATION = "code"
+"""Code, formulas, data and numbers, which are in no language."""
 Variant = Literal["simplified", "traditional", "yue", "wuu"]
 
 ENOUGH_HAN = 0.3
@@ -66,6 +69,13 @@ def _misdecoded(column: Column, candidates: Mask) -> Mask:
     return broken
 
 
+def _notation(column: Column, candidates: Mask) -> Mask:
+    rows = np.flatnonzero(candidates)
+    found = np.zeros(len(column), dtype=np.bool_)
+    found[rows] = [is_notation(text) for text in column.array.take(pa.array(rows)).to_pylist()]
+    return found
+
+
 def _identified(column: Column, model: Classifier) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
     """Language and score of each text: 1 where the script decides, else fastText's."""
     counts = script_counts(*column.utf8)
@@ -77,8 +87,10 @@ def _identified(column: Column, model: Classifier) -> tuple[npt.NDArray[Any], np
     broken = _misdecoded(column, is_chinese)
     languages: npt.NDArray[Any] = np.full(len(column), "zh", dtype=object)
     scores = np.ones(len(column))
+    notation = _notation(column, ~is_chinese)
     languages[broken | (words == 0)], scores[broken | (words == 0)] = NO_LANGUAGE, 0.0
-    asked = np.flatnonzero(~is_chinese & (words > 0))
+    languages[notation], scores[notation] = NOTATION, 1.0
+    asked = np.flatnonzero(~is_chinese & (words > 0) & ~notation)
     if len(asked):
         part = Column(column.array.take(pa.array(asked)))
         answers, best, family = predict_labels(model, *part.utf8, CHINESE)
@@ -108,7 +120,7 @@ def _check(parameters: Parameters, dialect: Dialect) -> Iterator[tuple[str, str]
         yield "variants", "data-juicer knows none; say dialect: zh"
 
 
-@operator("filter", version=3, assets=lambda parameters, dialect: [MODEL], check=_check)
+@operator("filter", version=4, assets=lambda parameters, dialect: [MODEL], check=_check)
 def language_id_score_filter(
     column: Column,
     *,
@@ -124,8 +136,8 @@ def language_id_score_filter(
     In data-juicer's dialect fastText decides, on the lower-cased text with spaces for newlines; scores may exceed 1 by
     rounding. In `zh` the script decides first: a text outside whose quotations Han characters make up a good part of
     the words, and little hiragana stands, is Chinese with score 1, however short; one without Han characters is not.
-    fastText is asked about the rest. Cantonese, Wu and traditional Chinese are Chinese too; `variants` names those that
-    stay.
+    Code, formulas, data and numbers are answers in any language. fastText is asked about the rest. Cantonese, Wu and
+    traditional Chinese are Chinese too; `variants` names those that stay.
     """
     model = load_classifier(assets[MODEL])
     if dialect == "zh":
@@ -139,7 +151,7 @@ def language_id_score_filter(
             languages[row] = "zh" if found in variants else f"zh ({found})"
     ranged = within("lang_score", scores, {"min_score": min_score, "max_score": float("inf")}, interval)
     wanted = [lang] if isinstance(lang, str) and lang else list(lang or ())
-    spoken = np.isin(languages, wanted) if wanted else np.ones(len(scores), dtype=np.bool_)
+    spoken = np.isin(languages, [*wanted, NOTATION]) if wanted else np.ones(len(scores), dtype=np.bool_)
 
     def reasons(rows: Indices) -> list[str]:
         by_range = ranged.reasons(rows)

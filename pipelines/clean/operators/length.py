@@ -15,7 +15,7 @@ from pipelines.clean.operators.registry import (
     operator,
     within,
 )
-from pipelines.clean.operators.words import pieces, refined, sentencepiece_of
+from pipelines.clean.operators.words import PYTHIA, pieces, refined, sentencepiece_of, token_counts, tokenizer_of
 from pipelines.clean.operators.words import words as split_words
 
 
@@ -70,3 +70,18 @@ def words_num_filter(
     split = pieces(texts, assets[sentencepiece_of(lang)]) if tokenization else [split_words(text) for text in texts]
     counts = np.array([len(refined(row)) for row in split], dtype=np.int64)
     return within("num_words", counts, {"min_num": min_num, "max_num": max_num}, interval)
+
+
+@operator("filter", assets=lambda parameters, dialect: [tokenizer_of(parameters["hf_tokenizer"])])
+def token_num_filter(
+    column: Column,
+    *,
+    hf_tokenizer: str = PYTHIA,
+    min_num: Count = 10,
+    max_num: Count = NO_LIMIT,
+    assets: Assets,
+    interval: Interval = CLOSED,
+) -> Verdict:
+    """Keep texts of `min_num` to `max_num` tokens of a Hugging Face tokenizer, without special tokens around them."""
+    counts = token_counts(column.texts(), assets[tokenizer_of(hf_tokenizer)])
+    return within("num_token", counts, {"min_num": min_num, "max_num": max_num}, interval)

@@ -1,6 +1,7 @@
 """Near-duplicates by MinHash and locality-sensitive hashing, with datasketch's hashes and data-juicer's bands."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ import regex
 
 from pipelines.clean.column import Column, Indices
 from pipelines.clean.operators.html import text_of_known_tags
-from pipelines.clean.operators.registry import Dialect, Parameters, PositiveCount, Ratio, Regex, operator
+from pipelines.clean.operators.registry import OPERATORS, Dialect, Parameters, PositiveCount, Ratio, Regex, operator
 from pipelines.clean.operators.words import pieces, runs
 from pipelines.similarity.hamming import Finder
 from pipelines.similarity.minhash import band_hashes, optimal_bands
@@ -119,3 +120,8 @@ def document_minhash_deduplicator(
         bands, rows = optimal_bands(jaccard_threshold, num_permutations)
     hashes = band_hashes(shingles, num_permutations, bands, rows)
     return pa.FixedSizeListArray.from_arrays(pa.array(hashes.ravel()), bands)
+
+
+OPERATORS["ray_bts_minhash_deduplicator"] = replace(
+    OPERATORS["document_minhash_deduplicator"], name="ray_bts_minhash_deduplicator"
+)

@@ -1,16 +1,23 @@
 """Perplexity by a KenLM model over sentencepiece pieces, as in CCNet."""
 
+from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import regex
 
-from pipelines.clean.column import Column
+from pipelines.clean.column import Column, utf8
+from pipelines.clean.kernels.han_pairs import HAN, pair_codes, pair_counts, stray_shares
 from pipelines.clean.operators.garbled import variety
 from pipelines.clean.operators.language import TRADITIONAL, variant_of
 from pipelines.clean.operators.registry import CLOSED, Assets, Dialect, Interval, Parameters, Verdict, operator, within
 from pipelines.clean.operators.words import pieces, sentencepiece_of
+
+Floats = npt.NDArray[np.float64]
 
 
 def _kenlm_of(lang: str) -> str:
@@ -44,33 +51,89 @@ def _to_simplified() -> Any:
 
 _EMOJI = regex.compile(r"[\p{Emoji_Presentation}\ufe0f\u200d]+")
 _CLAUSE = regex.compile(r"[\s\p{P}]+")
+_HAN = regex.compile(r"\p{Han}+")
 _CLASSICAL = regex.compile("[之乎者也矣焉哉兮曰吾尔汝于亦皆遂乃]|而不|其[一所]")
-_DIALECT = regex.compile("俺|恁|啥子|莫得|侬|伊拉|阿拉|阿乌|佢|唔|畀|哋|嘅|冇")
-UNUSUAL, MIXED, SHORT, DIALECTAL = 5.0, 2.0, 3.0, 20.0
+_MODERN = regex.compile("[的了是在这那个们我你她它么吗吧呢着过很就都还要会说被把让给没]")
+_DIALECT = regex.compile(
+    "俺|恁|啥子|莫得|侬|伊拉|阿拉|阿乌|伐[会要是啦]|里向|物事|辰光|白相|格种|[勿伐]要|勿[是会好]|[佢唔畀哋嘅冇嗰啲嚟咗喺睇搵啱]"
+)
+UNUSUAL, MIXED, SHORT, DIALECTAL, TERSE = 5.0, 2.0, 3.0, 20.0, 10
 SHORT_PIECES = 14
+ALONE, USUALLY_ALONE, REPEATED = 1.2, 0.1, 1.5
+"""Decimal orders by which a text of nothing but stray characters lies above one without, and their share in plain
+prose; the power of `variety` that it is divided by. Fitted to sentences of Zhihu and Alpaca, as they are and with
+characters replaced, lost and put out of order."""
+FAR = 3.0
+"""What lies so far below the limit would need more than half of its characters astray to reach it."""
 
 
-def allowance(text: str, pieces_of_text: int) -> float:
-    """By how much a readable text of this kind lies above plain prose, which a model of written Mandarin has seen most.
+@cache
+def words_in_pairs() -> npt.NDArray[np.int64]:
+    """Pairs of characters that stand side by side in the words of jieba's dictionary."""
+    import jieba
 
-    Cantonese, Wu and other dialects by their own words; classical Chinese, verse of even lines, lists; text with much
-    Latin in it; a few words. 1 for plain prose.
+    pairs: set[str] = set()
+    with jieba.get_dict_file() as lines:
+        for line in lines:
+            word, frequency = line.decode("utf-8").split(" ")[:2]
+            if len(word) <= 4 and int(frequency) > 2:
+                pairs.update(a + b for a, b in pairwise(word))
+    return pair_codes(pairs)
+
+
+def allowance(text: str, pieces_of_text: int) -> tuple[float, bool]:
+    """By how much a readable text of this kind lies above plain prose, which a model of written Mandarin has seen most,
+    and whether stray characters say nothing of it.
+
+    Cantonese, Wu and other dialects by their own words; classical Chinese, verse of even lines, lists; text with few
+    Han characters in it; traditional characters, whose words are others; a few words. 1 for plain prose.
     """
-    if variant_of(text) in ("yue", "wuu") or _DIALECT.search(text):
-        return DIALECTAL
+    variant = variant_of(text)
+    if variant in ("yue", "wuu") or _DIALECT.search(text):
+        return DIALECTAL, True
     factor = SHORT if pieces_of_text < SHORT_PIECES else 1.0
+    factor *= MIXED if variant == "traditional" else 1.0
     clauses = [clause for clause in _CLAUSE.split(text) if clause]
     lengths = {len(clause) for clause in clauses}
     is_verse = len(clauses) > 1 and len(lengths) <= 2 and min(lengths) > 2 and max(lengths) < 8
-    is_classical = len(_CLASSICAL.findall(text)) * 10 >= len(text)
+    sayings = [saying for saying in regex.split(r"\p{P}+", text) if saying]
+    is_terse = (len(sayings) > 1 or len(text) < TERSE) and max(map(len, sayings), default=0) <= TERSE
+    is_terse = is_terse and not _MODERN.search(text)
+    is_classical = len(_CLASSICAL.findall(text)) * 10 >= len(text) or is_terse
     is_list = text.count("、") > 2 or len([line for line in text.split("\n") if 0 < len(line.strip()) < 25]) > 2
     if is_verse or is_classical or is_list:
         factor *= UNUSUAL
-    latin = sum(character.isascii() and character.isalpha() for character in text)
-    return factor * MIXED if latin * 4 > len(text) else factor
+    others = sum(character.isalnum() for character in text)
+    han = sum(map(len, _HAN.findall(text)))
+    visible = sum(not character.isspace() for character in text)
+    if han * 10 < visible * 3:
+        return factor * UNUSUAL, True  # code and formulas with words between them
+    is_word_by_word = is_verse or is_classical or is_list or pieces_of_text < SHORT_PIECES
+    return factor * MIXED if (others - han) * 5 > len(text) else factor, is_word_by_word
 
 
-@operator("filter", version=2, packages=("kenlm", "sentencepiece", "opencc"), assets=_files)
+def _in_kind(scores: Floats, given: Column, simplified: list[str], lengths: Sequence[int], limit: float) -> Floats:
+    """Perplexities of Chinese texts as they compare with those of prose; what lies far below the limit stays as it is.
+
+    `lengths` are in pieces.
+    """
+    scores = scores.copy()
+    rows = np.flatnonzero(scores > limit / FAR)
+    near = Column(given.array.take(pa.array(rows)))
+    counts = pair_counts(*near.utf8)
+    read = pa.array([simplified[row] for row in rows.tolist()], pa.large_string())
+    stray = 10 ** (ALONE * (stray_shares(*utf8(read), words_in_pairs()) - USUALLY_ALONE)) if len(rows) else np.ones(0)
+    alone = scores[rows] = scores[rows] / variety(counts) ** REPEATED
+    for at, row in enumerate(rows.tolist()):
+        if not counts[at, HAN]:
+            scores[row] = 0.0  # code and formulas, of which a model of Chinese knows nothing
+        elif alone[at] * max(1.0, stray[at]) > limit:
+            factor, is_word_by_word = allowance(near.array[at].as_py(), lengths[row])
+            scores[row] = alone[at] / factor * (1.0 if is_word_by_word else stray[at])
+    return np.asarray(np.round(scores, 1))
+
+
+@operator("filter", version=3, packages=("kenlm", "sentencepiece", "opencc", "jieba"), assets=_files)
 def perplexity_filter(
     column: Column,
     *,
@@ -85,10 +148,11 @@ def perplexity_filter(
 
     In `zh`, Chinese is scored in simplified characters and without emoji, and divided by what a readable text of its
     kind may have more than prose (`allowance`): dialects, verse, lists and short texts are no gibberish. Where it
-    repeats itself it is divided by its variety, since a repeated word is easy to predict.
+    repeats itself it is divided by its variety, since a repeated word is easy to predict; and it is multiplied by what
+    characters say that make no word with a neighbour (`stray_shares`).
     """
     model = _model(assets[_kenlm_of(lang)])
-    texts = given = column.texts()
+    texts = column.texts()
     if dialect == "zh" and lang == "zh":
         convert = _to_simplified()
         traditional = column.matches(f"[{''.join(sorted(TRADITIONAL))}]").tolist()
@@ -98,7 +162,5 @@ def perplexity_filter(
     split = pieces(texts, assets[sentencepiece_of(lang)])
     scores = np.array([_perplexity(" ".join(row), model) for row in split], dtype=np.float64)
     if dialect == "zh" and lang == "zh":
-        near = np.flatnonzero(scores > max_ppl / 2)  # what is left alone lies below in any case
-        for row in near.tolist():
-            scores[row] = round(scores[row] / variety(given[row]) / allowance(given[row], len(split[row])), 1)
+        scores = _in_kind(scores, column, texts, [len(row) for row in split], max_ppl)
     return within("perplexity", scores, {"min_ppl": min_ppl, "max_ppl": max_ppl}, interval)

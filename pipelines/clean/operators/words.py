@@ -1,9 +1,12 @@
-"""Words as data-juicer counts them: whitespace-separated, or pieces of a sentencepiece model."""
+"""Words as data-juicer counts them: whitespace-separated, pieces of a sentencepiece model, or a tokenizer's tokens."""
 
 import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from pipelines.clean.kernels.characters import special_characters
 
@@ -24,6 +27,28 @@ def pieces(texts: list[str], model: str) -> list[list[str]]:
     """The sentencepiece pieces of each text; `model` is the path of the model file."""
     split: list[list[str]] = _processor(model).encode(texts, out_type=str, num_threads=1)
     return split
+
+
+PYTHIA = "EleutherAI/pythia-6.9b-deduped"
+"""data-juicer's tokenizer where none is named."""
+
+
+def tokenizer_of(name: str) -> str:
+    """The file of a tokenizer, by the name of its repository or folder."""
+    return f"{name}/tokenizer.json"
+
+
+@cache
+def _tokenizer(path: str) -> Any:
+    import tokenizers
+
+    return tokenizers.Tokenizer.from_file(path)
+
+
+def token_counts(texts: list[str], file: str) -> npt.NDArray[np.int64]:
+    """How many tokens each text has, special ones around it not among them; `file` is a tokenizer.json."""
+    encoded = _tokenizer(file).encode_batch_fast(texts, add_special_tokens=False)
+    return np.array([len(row.ids) for row in encoded], dtype=np.int64)
 
 
 def words(text: str) -> list[str]:

@@ -14,7 +14,11 @@ from pipelines.artifacts.reports.clean import NumberStatistic, StringStatistic
 from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Workspace
 from pipelines.clean import statistics
+from pipelines.clean.analyze import filters_of
 from pipelines.clean.statistics import ERROR, describe_numbers, sketch, sketched_quantile
+from pipelines.clean.thresholds import what_if
+from pipelines.errors import InputError
+from pipelines.recipe.clean import Clean
 from pipelines.recipe.schema import Recipe
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
@@ -104,6 +108,52 @@ def test_the_report_shows_both(done: dict[str, Output[Any]], golden: pd.DataFram
         assert f"<title>{name}" in page
     cut = f"{(golden.special_char_ratio > 0.2).sum():,} of {len(golden):,} rows before cleaning"
     assert f"special_characters_filter (min_ratio 0, max_ratio 0.2) alone would drop {cut}" in page
+
+
+def test_rows_near_a_limit_are_shown_and_counted_by_sigma(done: dict[str, Output[Any]], golden: pd.DataFrame) -> None:
+    (limit,) = [entry for entry in done["analyze"].report.thresholds if entry.statistic == "special_char_ratio"]
+    values = golden.special_char_ratio.sort_values()
+    assert (limit.operator, limit.bound, limit.value) == ("special_characters_filter", "max_ratio", 0.2)
+    assert [row.value for row in limit.kept] == pytest.approx(values[values <= 0.2][::-1][:10].tolist(), abs=1e-9)
+    assert [row.value for row in limit.dropped] == pytest.approx(values[values > 0.2][:10].tolist(), abs=1e-9)
+    std = values.std()
+    for move in limit.moves:
+        low, high = sorted((0.2, 0.2 + move.sigmas * std))
+        assert move.rows == int(((values > low) & (values <= high)).sum()), move
+    assert [move.sigmas for move in limit.moves] == [-3, -2, -1, 1, 2, 3]
+    page = Path(done["clean"].folder.workspace.path("report.html")).read_text(encoding="utf-8")
+    assert "special_characters_filter: max_ratio 0.2</h3>" in page
+
+
+def test_what_if_answers_from_what_was_kept(done: dict[str, Output[Any]], golden: pd.DataFrame) -> None:
+    steps = filters_of(Clean(process=["clean_html_mapper", *FILTERS], dialect="data_juicer"))
+    told = what_if(
+        done["analyze"], steps, ["special_characters_filter.max_ratio=0.15", "text_length_filter.min_len=200"]
+    )
+    rows, special, length = len(golden), golden.special_char_ratio, golden.text_len
+    assert told == [
+        f"special_characters_filter with max_ratio 0.15, not 0.2: alone it drops {(special > 0.15).sum():,} of "
+        f"{rows:,} rows, not {(special > 0.2).sum():,}",
+        f"text_length_filter with min_len 200, not 100: alone it drops {(length < 200).sum():,} of {rows:,} "
+        "rows, not 0",
+        f"all filters together leave {((special <= 0.15) & (length >= 200)).sum():,} of {rows:,} rows, "
+        f"not {(special <= 0.2).sum():,}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("text_lenght_filter.min_len=5", "did you mean 'text_length_filter'"),
+        ("text_length_filter.min_length=5", "did you mean 'min_len'"),
+        ("text_length_filter.min_len=many", "many is no number"),
+        ("text_length_filter", "is not like"),
+    ],
+)
+def test_what_if_names_what_it_does_not_know(done: dict[str, Output[Any]], change: str, message: str) -> None:
+    steps = filters_of(Clean(process=FILTERS, dialect="data_juicer"))
+    with pytest.raises(InputError, match=message):
+        what_if(done["analyze"], steps, [change])
 
 
 def values_of(kind: str) -> np.ndarray:

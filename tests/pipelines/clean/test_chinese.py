@@ -6,8 +6,11 @@ import pyarrow as pa
 import pytest
 
 from pipelines.clean.fused import Outcome, apply
+from pipelines.clean.kernels.han_pairs import pair_counts, stray_shares
+from pipelines.clean.operators.perplexity import words_in_pairs
 from pipelines.clean.plan import build_plan
 from pipelines.recipe.load import load_recipe
+from pipelines.similarity.utf8 import utf8
 
 
 def cleaned(process: list[Any], *texts: str, assets: dict[str, str] | None = None) -> Outcome:
@@ -181,3 +184,151 @@ def test_tiny_keeps_plain_sentences_and_drops_other_languages_and_noise() -> Non
 
 def _is_named(step: Any, begin: str) -> bool:
     return (step if isinstance(step, str) else next(iter(step))).startswith(begin)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "疫情期间，COVID-19 患者要在家隔离。",
+        "网页常用 JavaScript 和 TypeScript 来写。",
+        "def remove_values(rows):\n    return rows",
+        "这家公司长期关注我国的养老问题，也重点关注青年就业。",
+        "事情传开以后，引发广泛关注。",
+        "我参加 ABC2024 年会时，微信 Linux 版还没有出来。",
+        "不要点击链接，也不要扫描来历不明的二维码。",
+    ],
+)
+def test_what_only_looks_like_promotion_stays(text: str) -> None:
+    assert mapped("promotion_mapper", text) == text
+    assert cleaned(["promotion_filter"], text).kept.num_rows == 1
+
+
+CODE = [
+    "def area(width, height):\n    return width * height",
+    "for i in range(1, 6):\n    print(i, end=' ')",
+    "SELECT name, age FROM students WHERE age > 12;",
+    "const total = items.reduce((sum, item) => sum + item.price, 0);",
+    "y = 3x + 7",
+    "2H₂ + O₂ → 2H₂O",
+    "[4, 8, 15, 16, 23, 42]",
+    "1, 1, 2, 3, 5, 8, 13",
+    "{“name”: “小李”, “age”: 30}",
+    r"\frac{a+b}{2} \ge \sqrt{ab}",
+    "| year | 2021 | 2022 |\n|---|---|---|\n| rate | 0.31 | 0.42 |",
+]
+"""Answers in no language."""
+
+
+def test_code_formulas_and_numbers_are_answers_in_any_language(assets: dict[str, str]) -> None:
+    process = [{"language_id_score_filter": {"lang": "zh", "min_score": 0.9}}]
+    noise = [
+        "The price = the sum of all the parts that we bought.",
+        "qwe rty uio asd fgh jkl",
+        "(>_<) (>_<) (>_<)",
+        "{}[]()<>;;::",
+        "Ein Satz mit (Klammern) und einem Punkt.",
+        "----====++++",
+    ]
+    done = cleaned(process, *CODE, *noise, assets=assets)
+    assert done.kept["response"].to_pylist() == CODE
+    assert set(done.stats["lang"].to_pylist()[: len(CODE)]) <= {"code", "zh"}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("上一页 下一页 首页 尾页 登录 注册 关于我们 版权所有", "the frame of a page without its text"),
+        ("请输入标题请输入内容副标题正文正文点击此处添加", "the frame of a page without its text"),
+        ("阿萨德发生大风阿斯顿发生地方阿萨大撒旦法师打发", "keys hit at random"),
+        ("忄青 讠吾 本 氵每 亻门 的 钅失 路 纟田", "characters taken apart, as by a scanner"),
+        ("因为所以然后就是说其实我们就是在这个那个的话而且就是不过也就是说的了吧", "words without a content"),
+        ("加强管理就是管理好管理的管理，管理管理者的管理要靠管理来管理。", "words without a content"),
+        ("😀去了🏠和🚲在🌧里👟的🎁是🍎吗", "words without a content"),
+    ],
+)
+def test_garbled_texts_go_by_what_can_be_seen(text: str, reason: str) -> None:
+    (gone,) = cleaned(["garbled_text_filter"], text).dropped.to_pylist()
+    assert gone["reason"] == reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "首页改版之后，登录和注册都放到了右上角，返回顶部的按钮没有了。",
+        "他的爸爸是大夫，妈妈是教师，他自己倒是什么都不是，天天在家打打杀杀地打游戏。",
+        "“氵”读作三点水，“冫”读作两点水，写的时候要分清楚，别把偏旁弄混了。",
+        "管理是一门学问：时间管理要看轻重，情绪管理要看修养，团队管理要看人心。",
+        "今天终于放假了🎉🎉🎉 明天去爬山⛰️ 后天去看海🌊 开心😄",
+        "1. 日本队 2. 韩国队 3. 法国队 4. 德国队 5. 巴西队 6. 中国队",
+        "········\n前面是导语。\n········\n后面是正文。",
+    ],
+)
+def test_readable_texts_are_not_garbled(text: str) -> None:
+    assert cleaned(["garbled_text_filter"], text).kept.num_rows == 1
+
+
+def test_pairs_are_counted_as_python_counts_them() -> None:
+    text = "哈哈哈哈，好好学习，学习 ABC 天天向上"
+    (counts,) = pair_counts(*utf8(pa.array([text], pa.large_string()))).tolist()
+    pairs = ["哈好", "好好", "好学", "学习", "习学", "学习", "习天", "天天", "天向", "向上"]
+    assert counts == [11, len([c for c in text if c.isalnum()]), len(pairs), len(set(pairs)), 2, 1]
+
+
+def test_stray_characters_tell_broken_sentences_from_rare_ones(assets: dict[str, str]) -> None:
+    sentence = "医生建议老年人每天坚持散步，保持心情愉快。"
+    broken = "医建生老议年每天人坚步散持，保心持情快愉。"
+    texts = pa.array([sentence, broken, "no Han at all", "", "的 和 a 吗"], pa.large_string())
+    whole, astray, *others = stray_shares(*utf8(texts), words_in_pairs())
+    assert whole < 0.1 < 0.4 < astray
+    assert others == [0, 0, 1]
+    pytest.importorskip("kenlm")
+    process = [{"perplexity_filter": {"lang": "zh", "max_ppl": 1500}}]
+    terse = ["山不在高，有仙则名。水不在深，有龙则灵。", "床前明月光，疑是地上霜。", "E = mc²"]
+    done = cleaned(process, sentence, broken, *terse, assets=assets)
+    assert [row["row_id"] for row in done.dropped.to_pylist()] == ["1"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "> 学而不思则罔，思而不学则殆。\n> 温故而知新，可以为师矣。",
+        "“世上本没有路，走的人多了，也便成了路。”——鲁迅",
+        "鲁迅说过：“世上本没有路，走的人多了，也便成了路。”",
+        "「山重水复疑无路，柳暗花明又一村。」\n出自陆游《游山西村》",
+    ],
+)
+def test_answers_that_only_quote_go(text: str) -> None:
+    (gone,) = cleaned(["quotation_filter"], text).dropped.to_pylist()
+    assert gone["reason"] == "nothing but a quotation"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "“让每一口都新鲜，让每一天都不同。”",
+        "“你吃了吗？”\n“还没有，等你呢。”",
+        "鲁迅说过：“世上本没有路。”我的看法是，路要自己走出来，也要有人愿意走第一步。",
+        "> 你能做到吗？\n能，我每天都这样做，已经坚持了十年。",
+        "我推荐《活着》《围城》《边城》《骆驼祥子》。",
+    ],
+)
+def test_answers_that_also_quote_stay(text: str) -> None:
+    assert cleaned(["quotation_filter"], text).kept.num_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("垃圾要先分类再投放到桶里。这样做省事。垃圾要先分类再投放到桶里！", "垃圾要先分类再投放到桶里。这样做省事。"),
+        (
+            "先说清楚这件事的原因和结果，再谈应该怎么办。\n具体有三种办法。\n先说清楚这件事的原因和结果，再谈应该怎么办。\n完。",
+            "先说清楚这件事的原因和结果，再谈应该怎么办。\n具体有三种办法。\n完。",
+        ),
+        ("牛肉重 4.5 公斤，鸡肉重 4.5 公斤。", None),
+        ("好的。好的。那就这样说定了，明天早上见。好的。", None),
+        ("轻轻的我走了\n正如我轻轻的来\n轻轻的我走了\n正如我轻轻的来", None),
+        ("if a:\n    return False\nif b:\n    return False", None),
+    ],
+)
+def test_a_sentence_that_comes_again_goes(text: str, right: str | None) -> None:
+    assert mapped("remove_repeat_sentences_mapper", text) == (text if right is None else right)

@@ -172,6 +172,26 @@ def test_any_table_keeps_its_columns_and_types(tmp_path: Path, ray_cluster: None
     assert done["ingest"].report.columns == ["text", "meta", "score"]
 
 
+@pytest.mark.parametrize(("target", "file"), [("kept.json", "kept.json"), ("kept", "kept/rows.jsonl")])
+def test_what_was_measured_is_kept_beside_the_rows(tmp_path: Path, ray_cluster: None, target: str, file: str) -> None:
+    """As data-juicer 1.6.1 writes it, which writes a folder in its Ray mode."""
+    rows = [{"text": "第一行，文字！"}, {"text": "短"}, {"text": "a\nb c"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    path = written(
+        tmp_path,
+        f"dataset_path: {tmp_path}/rows.jsonl\nexport_path: {tmp_path}/{target}\nkeep_stats_in_res_ds: true\n"
+        "process: [text_length_filter: {min_len: 2}, alphanumeric_filter: {min_ratio: 0.1}]\n",
+    )
+    run(path, tmp_path)
+    text = (tmp_path / file).read_text(encoding="utf-8")
+    kept = json.loads(text) if file.endswith(".json") else [json.loads(line) for line in text.splitlines()]
+    assert kept == [
+        {**rows[0], "__dj__stats__": {"text_len": 7, "alnum_ratio": pytest.approx(5 / 7)}},
+        {**rows[2], "__dj__stats__": {"text_len": 5, "alnum_ratio": 0.6}},
+    ]
+
+
 def test_rows_unlike_the_first_are_read_too(tmp_path: Path, ray_cluster: None) -> None:
     lines = ['{"text": "文字", "n": 1}'] * 1000 + ['{"text": 5, "n": 1}', '{"text": "文字", "m": 1}', '{"n": 2}']
     (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")

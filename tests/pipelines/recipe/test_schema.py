@@ -60,7 +60,7 @@ def test_the_zhihu_recipe_is_the_published_one(shared_data: Path) -> None:
     names = ("zh.sp.model", "zh.arpa.bin", "flagged_words.json")
     paths = ", ".join(f"{name}: {shared_data / 'assets' / name}" for name in names)
     recipe = load_recipe("zhihu", [f"clean.assets={{{paths}}}"])
-    assert recipe.clean and len(recipe.clean.process) == 18 and recipe.split
+    assert recipe.clean and len(recipe.clean.process) == 20 and recipe.split
 
 
 def test_scientific_notation_is_a_number_and_overrides_apply(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines.recipe.base import Count, ReadPath, Section
 
+OF_A_MESSAGE = ("sender", "time", "text", "type", "chat")
+"""Names that `columns` may give to the columns of a chat."""
 NOISE = [
     *("嗯", "哦", "噢", "喔", "啊", "额", "呃", "哈", "嘿", "好", "好的", "行", "对", "是"),
     *("6", "1", "ok", "okay", "k", "hi"),
@@ -100,6 +102,8 @@ class Source(Section):
     def _reads_named_columns(self) -> "Source":
         if self.chat_log and self.adapter != "auto":
             raise ValueError(f"chat_log reads a chat's messages; remove it, or adapter {self.adapter}")
+        if self.chat_log and (other := [name for name in self.columns if name not in OF_A_MESSAGE]):
+            raise ValueError(f"columns.{other[0]}: a message has {', '.join(OF_A_MESSAGE)}")
         if self.adapter == "columns" and (named := [name for name in self.columns if name != "row_id"]):
             raise ValueError(f"adapter columns reads no columns by name; remove columns.{named[0]}, or the adapter")
         if empty := [name for name, given in self.columns.items() if not given and name != "row_id"]:

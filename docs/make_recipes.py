@@ -61,6 +61,9 @@ Files are .jsonl, .ndjson, .json, .csv, .tsv, .parquet and .xlsx, whose visible 
 `pip install 'danlu[documents]'` brings the readers of .xlsx, .docx and .pdf. `synthesize.passages` reads the same
 documents.
 
+`ingest.source=data/dataset_info.json#NAME` reads an entry of LLaMA-Factory's list of data sets: its file or hub,
+`columns` and `tags`; what else it says is refused by name.
+
 Several sources, each with its own settings, are one data set, and a recipe with `ingest` and `synthesize` has the rows
 of both; `refine` then refines what was synthesized.
 

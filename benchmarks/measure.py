@@ -66,7 +66,7 @@ def _sample(mark: str, ended: threading.Event, samples: list[tuple[float, int]],
                 if process.pid not in ours:
                     ours[process.pid] = process.environ().get("DANLU_BENCHMARK") == mark
                 if ours[process.pid]:
-                    total += _proportional_set_size(process.pid)
+                    total += proportional_set_size(process.pid)
                     times = process.cpu_times()
                     cpu[process.pid] = times.user + times.system
             except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError, ProcessLookupError):
@@ -74,7 +74,8 @@ def _sample(mark: str, ended: threading.Event, samples: list[tuple[float, int]],
         samples.append((time.time(), total))
 
 
-def _proportional_set_size(pid: int) -> int:
+def proportional_set_size(pid: int) -> int:
+    """Resident bytes of a process, of which those it shares count in parts."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024

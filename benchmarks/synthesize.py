@@ -1,13 +1,14 @@
 """Requests to a model: how many a second and CPU for each, beside bespokelabs-curator, against the same local server.
 
-    python -m benchmarks.synthesize [--quick] [--peer curator|none] [--peer-python PATH] [--seconds 60] [--grid CELLS]
+    python -m benchmarks.synthesize [--quick] [--peer curator|none] [--peer-python PATH] [--seconds 60] [--workers 1 4]
+                                    [--grid CELLS]
 
 The server answers after a second, as a function of the prompt; 256 requests are in flight. The rate is that of the
 arrivals at the server from the third second to the last request sent, and the ideal is 256 a second. CPU is that
-of the client alone, Ray and its start included. Then a grid of 100,000 cells, all but a thousand of them answered,
-is taken up again: the seconds until its first request reaches the server. `--grid 100000` does neither: it runs so
-many cells from the first to the last, at a server that answers at once, and shows how memory goes. The last line is
-one JSON object.
+of the client alone, Ray and its start included. Ours is measured with one actor and with four. Then a grid of 100,000
+cells, all but a thousand of them answered, is taken up again: the seconds until its first request reaches the server.
+`--grid 100000` does neither: it runs so many cells from the first to the last, at a server that answers at once, and
+shows how memory goes. The last line is one JSON object.
 """
 
 import argparse
@@ -67,6 +68,7 @@ def main() -> int:
     parser.add_argument("--peer", choices=["curator", "none"], default="curator")
     parser.add_argument("--peer-python", type=Path, default=PROJECT / ".peers" / "curator" / "bin" / "python")
     parser.add_argument("--seconds", type=float, default=60.0, help="of steady state")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 4], help="actors that ask, one run for each")
     parser.add_argument("--resumed", type=int, default=100_000, help="cells of the grid that is taken up again")
     parser.add_argument("--grid", type=int, help="run only a grid of so many cells, to its end")
     options = parser.parse_args()
@@ -74,12 +76,12 @@ def main() -> int:
         return _report_whole(options.grid)
     seconds = 5.0 if options.quick else options.seconds
     prompts = round(IN_FLIGHT / DELAY * (WARM_UP + seconds))
-    runs = {"danlu": _ours(prompts)}
+    runs = {_name(workers): _ours(prompts, workers) for workers in options.workers}
     if options.peer == "curator":
         runs["curator"] = _peer(options.peer_python, prompts)
     resumed = _resumed(4 * LEFT if options.quick else options.resumed)
     _print(runs, resumed)
-    ours, peer = runs["danlu"], runs.get("curator")
+    ours, peer = runs[_name(options.workers[0])], runs.get("curator")
     summary = {
         "name": "synthesize",
         "ours": round(ours.requests_per_second, 1),
@@ -95,7 +97,8 @@ def main() -> int:
 
 
 @contextmanager
-def _server(delay: float = DELAY) -> Iterator[str]:
+def answering_server(delay: float = DELAY) -> Iterator[str]:
+    """A server in a process of its own; yields its address."""
     command = [sys.executable, "-m", "benchmarks.answering_server", "--delay", str(delay)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT)
     assert process.stdout
@@ -106,21 +109,26 @@ def _server(delay: float = DELAY) -> Iterator[str]:
         process.communicate()
 
 
-def _log(server: str) -> list[tuple[float, str, str]]:
+def log_of(server: str) -> list[tuple[float, str, str]]:
+    """What reached it: time of arrival, digest of the prompt, outcome."""
     with urllib.request.urlopen(f"{server}/log") as answer:
         log: list[tuple[float, str, str]] = json.load(answer)["requests"]
     return log
 
 
-def _ours(prompts: int) -> Run:
-    with _server() as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
-        return _run(server, prompts, _command(server, prompts, folder))
+def _name(workers: int) -> str:
+    return f"danlu, {workers} actor{'s' if workers > 1 else ''}"
+
+
+def _ours(prompts: int, workers: int) -> Run:
+    with answering_server() as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
+        return _run(server, prompts, [*_command(server, prompts, folder), f"synthesize.workers={workers}"])
 
 
 def _peer(python: Path, prompts: int) -> Run:
     if not python.is_file():
         raise SystemExit(f"{python}: not there; make it with python3.11 -m venv and pip install bespokelabs-curator")
-    with _server() as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
+    with answering_server() as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
         script = str(Path(__file__).with_name("synthesize_curator.py"))
         return _run(server, prompts, [str(python), script, f"{server}/v1", str(prompts), str(IN_FLIGHT), folder])
 
@@ -150,7 +158,7 @@ def _run(server: str, prompts: int, command: list[str]) -> Run:
     done = measure(command, cwd=PROJECT)
     if done.returncode:
         raise SystemExit(f"{command} ended with {done.returncode}:\n{done.output}")
-    log = [entry for entry in _log(server) if entry[2] == "ok"]
+    log = [entry for entry in log_of(server) if entry[2] == "ok"]
     counts = Counter(digest for _, digest, _ in log)
     arrivals = sorted(at for at, _, _ in log)
     steady = [at for at in arrivals if at >= arrivals[0] + WARM_UP]
@@ -167,11 +175,11 @@ def _run(server: str, prompts: int, command: list[str]) -> Run:
 
 def _report_whole(cells: int) -> int:
     """Run a grid to its end; print memory in ten parts of the asking, and while conversations are written after it."""
-    with _server(0.0) as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
+    with answering_server(0.0) as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
         done = measure(_command(server, cells, folder), cwd=PROJECT)
         if done.returncode:
             raise SystemExit(done.output)
-        log = _log(server)
+        log = log_of(server)
     first, last = log[0][0], log[-1][0]
     parts = [
         [size for at, size in done.samples if 0 <= (at - first) / (last - first) * 10 - part < 1] for part in range(10)
@@ -204,14 +212,14 @@ def _growth(samples: Sequence[tuple[float, int]], first: float, last: float) -> 
 def _resumed(cells: int) -> dict[str, Any]:
     """Take up a grid that is nearly done: seconds from the command to its first request, and its peak memory."""
     print(f"danlu, {cells} cells, {LEFT} of them left …", file=sys.stderr, flush=True)
-    with _server() as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
+    with answering_server() as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
         command = _command(server, cells, folder)
         _answer_all_but(LEFT, _recipe(server, cells), Workspace(f"{folder}/w"))
         began = time.time()
         done = measure(command, cwd=PROJECT)
         if done.returncode:
             raise SystemExit(f"{command} ended with {done.returncode}:\n{done.output}")
-        first = min(at for at, _, _ in _log(server))
+        first = min(at for at, _, _ in log_of(server))
     return {"cells": cells, "seconds_to_first_request": round(first - began, 1), "peak_mib": done.peak_bytes >> 20}
 
 

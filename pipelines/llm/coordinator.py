@@ -78,6 +78,8 @@ class Filed:
     record: LedgerRecord
     reason: str = ""
     is_estimated: bool = False
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,18 @@ class RunProgress:
     """What people should know: who waits for whom and why, which endpoint is no longer asked, what is estimated."""
 
 
-def cost_of(price: Price | None, input_tokens: float, output_tokens: float) -> Decimal:
-    """What tokens cost; 0 without a price."""
+def cost_of(
+    price: Price | None, input_tokens: float, output_tokens: float, cached: float = 0, reasoning: float = 0
+) -> Decimal:
+    """What tokens cost, of which some were cached and some reasoning; 0 without a price."""
     if price is None:
         return Decimal(0)
-    return (price.input * Decimal(input_tokens) + price.output * Decimal(output_tokens)) / 1_000_000
+    cost = price.input * Decimal(input_tokens) + price.output * Decimal(output_tokens)
+    if price.cached is not None:
+        cost += (price.cached - price.input) * Decimal(cached)
+    if price.reasoning is not None:
+        cost += (price.reasoning - price.output) * Decimal(reasoning)
+    return cost / 1_000_000
 
 
 class Coordinator:
@@ -119,7 +128,7 @@ class Coordinator:
         """Be ready for workers.
 
         `pending` are the positions to ask, in order, `spent` the input and output tokens that all requests took in
-        earlier runs, and `expected_input` the tokens of one prompt.
+        earlier runs, which count in full, and `expected_input` the tokens of one prompt.
         """
         section = self._section
         self._pending = pending
@@ -133,7 +142,7 @@ class Coordinator:
         self._max_cost = Decimal(0)
         self._estimated_cost = cost_of(section.price, expected_input, expected_output)
         self._before = spent
-        self._tokens = [0, 0]
+        self._tokens = [0, 0, 0, 0]
         self._estimated = 0
         self._kinds: Counter[RecordKind] = Counter()
         self._reasons: Counter[str] = Counter()
@@ -180,11 +189,9 @@ class Coordinator:
         now = time.monotonic()
         for one in filed:
             record = one.record
-            self._tokens[0] += record.input_tokens
-            self._tokens[1] += record.output_tokens
-            self._max_cost = max(
-                self._max_cost, cost_of(self._section.price, record.input_tokens, record.output_tokens)
-            )
+            taken = record.input_tokens, record.output_tokens, one.cached_tokens, one.reasoning_tokens
+            self._tokens = [before + new for before, new in zip(self._tokens, taken, strict=True)]
+            self._max_cost = max(self._max_cost, cost_of(self._section.price, *taken))
             self._estimated += one.is_estimated
             if record.kind is not RecordKind.FORGOTTEN:
                 self._settle(worker, one)
@@ -225,8 +232,7 @@ class Coordinator:
         minutes = max(min(now - self._began, RATE_SECONDS), 1.0) / 60
         done = self._kinds.total()
         rate = done / max(now - self._began, 1e-9)
-        tokens = [before + new for before, new in zip(self._before, self._tokens, strict=True)]
-        spent = cost_of(self._section.price, *tokens)
+        spent = self._spent()
         return RunProgress(
             done=self._kinds[RecordKind.ANSWER],
             failed=self._kinds[RecordKind.FAILURE],
@@ -270,9 +276,10 @@ class Coordinator:
         expected = max(self._estimated_cost, self._max_cost)
         if budget is None or not expected:
             return 1 << 30
-        tokens = [before + new for before, new in zip(self._before, self._tokens, strict=True)]
-        left = budget - cost_of(self._section.price, *tokens)
-        return max(0, int(left / expected) - sum(self._begun.values()))
+        return max(0, int((budget - self._spent()) / expected) - sum(self._begun.values()))
+
+    def _spent(self) -> Decimal:
+        return cost_of(self._section.price, *self._before) + cost_of(self._section.price, *self._tokens)
 
     def _stop_on_errors(self, report: WorkerReport, now: float) -> None:
         if self._stop:

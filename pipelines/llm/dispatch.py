@@ -47,6 +47,8 @@ BLOCK = 64
 """Positions in a block, at least where there are enough of them."""
 MAX_BLOCKS = 4096
 """Blocks in all: each costs Ray Data a moment."""
+DAMAGED = "damaged"
+"""The class of answers that were there and cannot be read any more; `forget_failures` has them asked again."""
 STOP_SECONDS = 15
 """What Ray may take to end an actor."""
 
@@ -62,7 +64,7 @@ class LedgerState:
 
 def look_up(workspace: Workspace, source: RequestSource) -> LedgerState:
     """Look requests up in the ledger, by their keys, a chunk at a time; no prompt is made, no answer is read."""
-    index = read_index(workspace)
+    index = read_index(workspace, with_places=False)
     pending, failed, tokens = [np.empty(0, np.int64)], [np.empty(0, np.int64)], (0, 0)
     for positions, keys in _keys(source):
         kinds = index.kinds(keys)
@@ -75,7 +77,7 @@ def look_up(workspace: Workspace, source: RequestSource) -> LedgerState:
 
 def has_every_record(workspace: Workspace, source: RequestSource) -> bool:
     """Whether the ledger has a record of every position."""
-    index = read_index(workspace)
+    index = read_index(workspace, with_places=False)
     return all((index.kinds(keys) != 0).all() for _, keys in _keys(source))
 
 
@@ -129,11 +131,14 @@ def dispatch(workspace: Workspace, source: RequestSource, choose: Callable[[Ledg
     StageError where the run is stopped: by its budget, by endpoints that refuse, or by nothing but errors.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     section = source.section
     keys = read_keys(section, source.section_key)
     actor: Any = ray.remote(Coordinator)
-    coordinator = actor.options(num_cpus=0, max_concurrency=1000).remote(section)
+    # here, where the workspace is, and where the run ends anyway if the machine is lost
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    coordinator = actor.options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote(section)
     try:
         ray.get(coordinator.open.remote(workspace))
         state = look_up(workspace, source)
@@ -247,7 +252,7 @@ def read_answers(
     """Each request with what the ledger keeps of it: its `text`, and the `reason` of a failure.
 
     What earlier versions filed is held to what an answer is today: reasoning in its text is split off, and one that
-    cannot be used is `malformed`. StageError where a record is missing.
+    cannot be used is `malformed`; a record that the disk has damaged is `damaged`. StageError where one is missing.
     """
     requests = [source.request(int(pos)) for pos in positions]
     numbers = index.find([request.key for request in requests])
@@ -256,7 +261,7 @@ def read_answers(
             f"{workspace.path('ledger')}: {missing} answers that were there are gone; run again to ask for them"
         )
     for request, payload in zip(requests, read_payloads(workspace, index, numbers.tolist()), strict=True):
-        known = json.loads(payload)
+        known = {"text": "", "reason": DAMAGED} if payload is None else json.loads(payload)
         if "reason" not in known:
             filed = Outcome(OutcomeKind.ANSWERED, "", known["text"], reasoning=known.get("reasoning", ""))
             outcome = checked(source, request, filed)

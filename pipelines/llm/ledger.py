@@ -17,7 +17,7 @@ import struct
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -43,6 +43,9 @@ LOCK_SECONDS = 30.0
 
 HEAD = struct.Struct("<II16sBII")
 """Payload bytes, CRC-32 of the rest of the record, key, kind, input tokens, output tokens."""
+
+LONGEST_PAYLOAD = 64 << 20
+"""Bytes of a payload at most: more than an answer of the largest size takes in any encoding of JSON."""
 
 ENTRY = np.dtype(
     [("key", "V16"), ("kind", "u1"), ("input", "<u4"), ("output", "<u4"), ("offset", "<u8"), ("length", "<u4")]
@@ -115,34 +118,43 @@ def _entry_at(data: bytes, at: int) -> tuple[bytes, int, int, int, int, int] | N
 
 
 class LedgerIndex:
-    """What the last record of each key is and where it lies, by key; 33 bytes for each, and no answers.
+    """What the last record of each key is and where it lies, by key; 27 bytes for each, and no answers.
 
     The columns are parallel arrays, in the order of keys: `kind`, and `input` and `output`, the tokens of all records
-    of the key, those that later ones replaced included.
+    of the key, those that later ones replaced included. `entries(segment)` is called twice for each segment, so that
+    no column is ever in memory twice; what a segment has more the second time is left out. Without places, which only
+    those need who read answers, it is 19 bytes for each.
     """
 
-    def __init__(self, segments: Sequence[str], entries: Iterable[np.ndarray[Any, Any]]) -> None:
+    def __init__(
+        self, segments: Sequence[str], entries: Callable[[str], np.ndarray[Any, Any]], with_places: bool = True
+    ) -> None:
         self.segments = list(segments)
-        parts: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name, _ in COLUMNS}
-        before, starts = 0, []
-        for part in entries:
-            high, low = _halves(part["key"])
-            order = np.argsort(high >> np.uint64(56), kind="stable")  # so that buckets are sorted one by one
+        counts, starts, before = [], [], 0
+        for segment in self.segments:
+            part = entries(segment)
+            counts.append(np.bincount(_bucket(_halves(part["key"])[0]), minlength=BUCKETS))
             starts.append(before)
-            values = {"high": high, "low": low, "offset": part["offset"] + np.uint64(before)}
-            for name, kind in COLUMNS:
-                parts[name].append((values[name] if name in values else part[name])[order].astype(kind))
             before += int((part["offset"] + part["length"]).max(initial=0)) + 1
         self._starts = np.array(starts, np.uint64)
-        edges = [np.searchsorted(high >> np.uint64(56), np.arange(257, dtype=np.uint64)) for high in parts["high"]]
-        columns: dict[str, np.ndarray[Any, Any]] = {}
-        for name, kind in COLUMNS:
-            columns[name] = _by_bucket(parts.pop(name), edges, kind)
-        sizes = np.sum([np.diff(edge) for edge in edges], axis=0) if edges else np.zeros(256, np.int64)
-        count = _keep_last(columns, np.concatenate([[0], np.cumsum(sizes)]))
-        self._high, self._low = columns["high"][:count], columns["low"][:count]
-        self.kind, self.input, self.output = (columns[name][:count] for name in ("kind", "input", "output"))
-        self._offset, self._length = columns["offset"][:count], columns["length"][:count]
+        sizes = np.sum([np.zeros(BUCKETS, np.int64), *counts], axis=0)
+        edges = np.concatenate([[0], np.cumsum(sizes)])
+        free = edges[:-1].copy()
+        named = COLUMNS if with_places else {name: kind for name, kind in COLUMNS.items() if name != "offset"}
+        columns: dict[str, np.ndarray[Any, Any]] = {name: np.empty(edges[-1], kind) for name, kind in named.items()}
+        for segment, count, start in zip(self.segments, counts, starts, strict=True):
+            part = entries(segment)[: count.sum()]
+            high, low = _halves(part["key"])
+            order = np.argsort(_bucket(high), kind="stable")
+            places = np.arange(len(order)) + np.repeat(free - np.cumsum(count) + count, count)
+            values = {"high": high, "low": low, "offset": part["offset"] + np.uint64(start)}
+            for name, column in columns.items():
+                column[places] = (values[name] if name in values else part[name])[order]
+            free += count
+        length = _keep_last(columns, edges)
+        self._high, self._low = (columns[name][:length] for name in ("high", "low"))
+        self.kind, self.input, self.output = (columns[name][:length] for name in ("kind", "input", "output"))
+        self._offset = columns["offset"][:length] if with_places else None
 
     def __len__(self) -> int:
         return len(self._high)
@@ -158,7 +170,9 @@ class LedgerIndex:
         if not len(self) or not len(keys):
             return np.full(len(keys), -1, np.int64)
         high, low = _halves(np.array(keys, "V16"))
-        numbers = np.searchsorted(self._high, high)
+        order = np.argsort(high)  # memory is read in its order, which takes half the time of millions of keys
+        numbers = np.empty(len(keys), np.int64)
+        numbers[order] = np.searchsorted(self._high, high[order])
         while True:  # of several keys with the same first half, which hardly ever happens, the right one is behind
             inside = np.minimum(numbers, len(self) - 1)
             is_half = (numbers < len(self)) & (self._high[inside] == high)
@@ -180,43 +194,38 @@ class LedgerIndex:
         mine = np.unique(numbers[numbers >= 0])
         return int(self.input[mine].sum(dtype=np.int64)), int(self.output[mine].sum(dtype=np.int64))
 
-    def places(self, numbers: Sequence[int]) -> Iterator[tuple[str, int, int]]:
-        """The segment, the first byte and the length of each payload."""
+    def places(self, numbers: Sequence[int]) -> Iterator[tuple[str, int]]:
+        """The segment of each record, and the first byte of its payload there."""
+        assert self._offset is not None  # the index was made without places
         for number in numbers:
             segment = int(np.searchsorted(self._starts, self._offset[number], side="right")) - 1
-            yield self.segments[segment], int(self._offset[number] - self._starts[segment]), int(self._length[number])
+            yield self.segments[segment], int(self._offset[number] - self._starts[segment])
 
 
-COLUMNS = (
-    *(("high", np.uint64), ("low", np.uint32), ("kind", np.uint8)),
-    *(("input", np.uint32), ("output", np.uint32), ("offset", np.uint64), ("length", np.uint32)),
-)
+COLUMNS: dict[str, Any] = {
+    **{"high": np.uint64, "low": np.uint16, "kind": np.uint8},
+    **{"input": np.uint32, "output": np.uint32, "offset": np.uint64},
+}
 """The columns of an index; `offset` counts from the beginning of the first segment."""
+BUCKETS = 256
+"""Keys are sorted in so many parts, by their first byte."""
+
+
+def _bucket(high: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return (high >> np.uint64(56)).astype(np.int64)
 
 
 def _halves(keys: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Keys as numbers of 8 and of 4 bytes, which together tell a hundred million apart."""
+    """Keys as numbers of 8 and of 2 bytes, which together tell a hundred million apart."""
     numbers = np.frombuffer(keys.tobytes(), ">u8").reshape(-1, 2).astype(np.uint64)
     mixed = numbers[:, 0] ^ (numbers[:, 1] * np.uint64(0x9E3779B97F4A7C15))
-    return mixed, (numbers[:, 1] & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-
-
-def _by_bucket(parts: list[np.ndarray[Any, Any]], edges: list[np.ndarray[Any, Any]], kind: Any) -> np.ndarray[Any, Any]:
-    """A column of all segments, which are in the order of their keys' first byte, in that order as a whole."""
-    whole = np.empty(sum(map(len, parts)), kind)
-    at = 0
-    for bucket in range(256):
-        for part, edge in zip(parts, edges, strict=True):
-            piece = part[edge[bucket] : edge[bucket + 1]]
-            whole[at : at + len(piece)] = piece
-            at += len(piece)
-    return whole
+    return mixed, (numbers[:, 1] & np.uint64(0xFFFF)).astype(np.uint16)
 
 
 def _keep_last(columns: dict[str, np.ndarray[Any, Any]], edges: np.ndarray[Any, Any]) -> int:
     """Sort columns bucket by bucket, in place, and keep the last record of each key; returns how many there are."""
     count = 0
-    for bucket in range(256):
+    for bucket in range(BUCKETS):
         part = slice(int(edges[bucket]), int(edges[bucket + 1]))
         high, low = columns["high"][part], columns["low"][part]
         if not len(high):
@@ -237,21 +246,33 @@ def _keep_last(columns: dict[str, np.ndarray[Any, Any]], edges: np.ndarray[Any, 
     return count
 
 
-def read_index(workspace: Workspace) -> LedgerIndex:
+def read_index(workspace: Workspace, with_places: bool = True) -> LedgerIndex:
     """The index of everything in the workspace's ledger; segments without an index of their own are read whole."""
-    segments = _segments(workspace)
-    return LedgerIndex(segments, (_entries(workspace, segment)[0] for segment in segments))
+    scanned: dict[str, np.ndarray[Any, Any]] = {}
+
+    def entries(segment: str) -> np.ndarray[Any, Any]:
+        if segment in scanned:
+            return scanned[segment]
+        found, is_sealed = _entries(workspace, segment)
+        if not is_sealed:
+            scanned[segment] = found
+        return found
+
+    return LedgerIndex(_segments(workspace), entries, with_places)
 
 
-def read_payloads(workspace: Workspace, index: LedgerIndex, numbers: Sequence[int]) -> Iterator[bytes]:
-    """The payloads of records by their numbers in the index, in that order."""
+def read_payloads(workspace: Workspace, index: LedgerIndex, numbers: Sequence[int]) -> Iterator[bytes | None]:
+    """The payloads of records by their numbers in the index, in that order; None for one that is damaged."""
     streams: dict[str, Any] = {}
     try:
-        for segment, offset, length in index.places(numbers):
+        for segment, offset in index.places(numbers):
             if segment not in streams:
                 streams[segment] = workspace.fs.open(segment, "rb")
-            streams[segment].seek(offset)
-            yield streams[segment].read(length)
+            streams[segment].seek(offset - HEAD.size)
+            head = streams[segment].read(HEAD.size)
+            length = int.from_bytes(head[:4], "little")
+            data = head + streams[segment].read(min(length, LONGEST_PAYLOAD))
+            yield data[HEAD.size :] if _entry_at(data, 0) is not None else None
     finally:
         for stream in streams.values():
             stream.close()

@@ -7,6 +7,7 @@ docs/synthesize.md has the table of classes.
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import Any
@@ -161,9 +162,9 @@ def _outcome_of_completion(value: Mapping[str, Any], body: str, damage: str, pro
     message = choice.get("message") if isinstance(choice, dict) else None
     content = _text_of(message.get("content")) if isinstance(message, dict) else None
     try:
-        counts, is_possible = _counts(value.get("usage")), True
+        counts, details, is_possible = _counts(value.get("usage")), _details(value.get("usage")), True
     except _ImpossibleUsage:
-        counts, is_possible = (None, None), False
+        counts, details, is_possible = (None, None), (0, 0), False
     if not isinstance(choice, dict) or not isinstance(message, dict) or content is None:
         tokens = counts[0] or 0, counts[1] or 0
         return Outcome(OutcomeKind.RETRY, "not_a_completion", body[:SHOWN], *tokens)
@@ -173,9 +174,11 @@ def _outcome_of_completion(value: Mapping[str, Any], body: str, damage: str, pro
     tokens = counts[0] or estimate_tokens(prompt), counts[1] or estimate_tokens(written)
     is_estimated = not counts[0] or (not counts[1] and bool(written))
     finish = choice.get("finish_reason")
+    cached, thought = (min(part, whole) for part, whole in zip(details, tokens, strict=True))
 
     def outcome(kind: OutcomeKind, reason: str, text: str) -> Outcome:
-        return Outcome(kind, reason, text, *tokens, reasoning=reasoning, is_estimated=is_estimated)
+        found = Outcome(kind, reason, text, *tokens, reasoning=reasoning, is_estimated=is_estimated)
+        return replace(found, cached_tokens=cached, reasoning_tokens=thought)
 
     if not is_possible:
         return outcome(OutcomeKind.RETRY, "impossible_usage", f"usage {value['usage']}"[:SHOWN])
@@ -223,6 +226,17 @@ def _counts(usage: Any) -> tuple[int | None, int | None]:
         _count(usage.get("prompt_tokens", usage.get("input_tokens"))),
         _count(usage.get("completion_tokens", usage.get("output_tokens"))),
     )
+
+
+def _details(usage: Any) -> tuple[int, int]:
+    """Input tokens that were cached, and output tokens of reasoning, as OpenAI, DeepSeek and Moonshot tell them."""
+    if not isinstance(usage, dict):
+        return 0, 0
+    inputs, outputs = (usage.get(f"{name}_tokens_details") for name in ("prompt", "completion"))
+    cached = inputs.get("cached_tokens") if isinstance(inputs, dict) else None
+    thought = outputs.get("reasoning_tokens") if isinstance(outputs, dict) else None
+    cached = cached or usage.get("prompt_cache_hit_tokens") or usage.get("cached_tokens")
+    return _count(cached) or 0, _count(thought) or 0
 
 
 def _count(given: Any) -> int | None:

@@ -74,6 +74,10 @@ class Outcome:
     """What the model thought before it answered, where the endpoint tells."""
     is_estimated: bool = False
     """Whether the tokens are estimated, since the endpoint reports none."""
+    cached_tokens: int = 0
+    """Of the input tokens, those that the endpoint had in its cache."""
+    reasoning_tokens: int = 0
+    """Of the output tokens, those of the reasoning."""
 
 
 class RequestSource(Protocol):
@@ -199,6 +203,10 @@ def record_of(request: ChatRequest, outcome: Outcome, attempts: int, seconds: fl
         payload["reasoning"] = outcome.reasoning
     if outcome.is_estimated:
         payload["estimated"] = True
+    if outcome.cached_tokens:
+        payload["cached_tokens"] = outcome.cached_tokens
+    if outcome.reasoning_tokens:
+        payload["reasoning_tokens"] = outcome.reasoning_tokens
     kind = RecordKind.ANSWER if outcome.kind is OutcomeKind.ANSWERED else RecordKind.FAILURE
     data = json.dumps(payload, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return LedgerRecord(request.key, kind, data, outcome.input_tokens, outcome.output_tokens)

@@ -30,8 +30,9 @@ RENEW_SECONDS = 0.2
 """How often a worker reports; at once, but not more often than `HURRY_SECONDS`, where it runs out of work."""
 HURRY_SECONDS = 0.03
 FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 60.0
-GRACE_SECONDS = 10.0
-"""How long answers are waited for that are under way when a run is stopped for its errors."""
+GRACE_SECONDS = 3.0
+"""How long answers are waited for that are under way when a run is stopped for its errors: who is told that an account
+is empty waits five seconds at most."""
 NOT_ASKED = "not asked"
 """What becomes of positions that a stopped run did not get to."""
 
@@ -282,11 +283,11 @@ class Worker:
 
     def _finish(self, queued: _QueuedRequest, request: ChatRequest, outcome: Outcome, seconds: float) -> None:
         record = record_of(request, outcome, queued.attempt + 1, seconds)
-        self._file(Filed(queued.pos, record, outcome.reason, outcome.is_estimated), queued.block)
+        self._file(_filed(queued.pos, record, outcome, outcome.reason), queued.block)
 
     def _file_paid_try(self, queued: _QueuedRequest, request: ChatRequest, outcome: Outcome) -> None:
         record = LedgerRecord(request.key, RecordKind.FORGOTTEN, b"", outcome.input_tokens, outcome.output_tokens)
-        self._file(Filed(queued.pos, record, is_estimated=outcome.is_estimated), queued.block)
+        self._file(_filed(queued.pos, record, outcome), queued.block)
 
     def _file(self, filed: Filed, block: _Block) -> None:
         self._outbox.append((filed, block))
@@ -328,6 +329,10 @@ class Worker:
             self._queue.append(self._backlog.popleft())
         self._stop = self._stop or assignment.stop
         self._changed.set()
+
+
+def _filed(pos: int, record: LedgerRecord, outcome: Outcome, reason: str = "") -> Filed:
+    return Filed(pos, record, reason, outcome.is_estimated, outcome.cached_tokens, outcome.reasoning_tokens)
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -46,6 +46,12 @@ class Price(Section):
 
     input: Annotated[Decimal, Field(ge=0)] = Field(description="per million input tokens")
     output: Annotated[Decimal, Field(ge=0)] = Field(description="per million output tokens")
+    cached: Annotated[Decimal, Field(ge=0)] | None = Field(
+        None, description="per million input tokens that the endpoint had in its cache; null: as input"
+    )
+    reasoning: Annotated[Decimal, Field(ge=0)] | None = Field(
+        None, description="per million output tokens of reasoning; null: as output"
+    )
     currency: str = Field("CNY", description="for people; nothing is converted")
 
 

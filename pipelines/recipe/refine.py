@@ -15,6 +15,7 @@ class StyleDemands(Section):
     min_length: int = Field(1, ge=0, description="characters an answer has at least")
     max_length: Count | None = Field(None, description="characters an answer has at most; null: any number")
     emoji: Literal["any", "needed", "forbidden"] = Field("any", description="whether answers hold emoji")
+    foreign: Literal["any", "forbidden"] = Field("any", description="whether answers hold words of other languages")
     lines: bool = Field(False, description="whether answers may have several lines")
     rules: list[RuleName] | None = Field(None, description="defects looked for; null: those of refine.rules")
 
@@ -36,7 +37,7 @@ class Refine(Section):
     rules: list[str] = Field(
         [],
         description="defects looked for: empty, non_answer, explanation, quotes, particle, opening, length, emoji, "
-        "mismatch; empty: all",
+        "foreign, mismatch; empty: all",
     )
     fix: list[Literal["quotes", "particle"]] = Field([], description="defects that are mended instead of dropped")
     aliases: dict[str, list[str]] = Field({}, description="other words for a value of the grid, such as 妈妈 for 母亲")

@@ -19,8 +19,22 @@ DRAWN = ("style", "injection", "examples", "max_length")
 """Fields of a template besides the dimensions."""
 
 
-RuleName = Literal["empty", "non_answer", "explanation", "quotes", "particle", "opening", "length", "emoji", "mismatch"]
+RuleName = Literal[
+    "empty", "non_answer", "explanation", "quotes", "particle", "opening", "length", "emoji", "foreign", "mismatch"
+]
 """The rules of refine."""
+
+
+class Examples(Section):
+    """A pool of few-shot examples that lies in files."""
+
+    source: Annotated[str, ReadPath()] = Field(
+        description="rows or lines: path, glob or fsspec URL, such as what `export` wrote"
+    )
+    text_key: str = Field(
+        "response", description="column of the example, where the source has rows; of plain text each line is one"
+    )
+    pick: Count = Field(3, description="examples drawn into one prompt")
 
 
 class Style(Section):
@@ -33,14 +47,30 @@ class Style(Section):
     min_length: int = Field(1, ge=0, description="characters an answer has at least")
     max_length: Count | None = Field(None, description="characters an answer has at most; null: any number")
     emoji: Literal["any", "needed", "forbidden"] = Field("any", description="whether answers hold emoji")
+    foreign: Literal["any", "forbidden"] = Field("any", description="whether answers hold words of other languages")
     lines: bool = Field(False, description="whether answers may have several lines; refine drops them else")
     rules: list[RuleName] | None = Field(None, description="defects refine looks for; null: those of refine.rules")
-    examples: list[str] = Field([], description="few-shot pool of answers in this style")
+    examples: list[str] | Examples = Field(
+        [], description="few-shot pool of answers in this style, or {source, text_key, pick} where it is kept elsewhere"
+    )
     num_examples: int = Field(0, ge=0, description="examples drawn into one prompt, as {examples}, one a line")
+
+    @property
+    def picked(self) -> int:
+        """Examples drawn into one prompt, whether the pool is listed or lies in files."""
+        return self.examples.pick if isinstance(self.examples, Examples) else self.num_examples
+
+    @property
+    def pool(self) -> list[str]:
+        """The examples, which have been read by now where they lie in files."""
+        assert isinstance(self.examples, list)
+        return self.examples
 
     @model_validator(mode="after")
     def _pool_suffices(self) -> "Style":
-        if self.num_examples > len(self.examples):
+        if isinstance(self.examples, Examples) and self.num_examples:
+            raise ValueError("num_examples is examples.pick, where the examples lie in files")
+        if isinstance(self.examples, list) and self.num_examples > len(self.examples):
             raise ValueError(f"num_examples {self.num_examples} of a pool of {len(self.examples)} examples")
         if self.max_length is not None and self.max_length < self.min_length:
             raise ValueError(f"max_length {self.max_length} is below min_length {self.min_length}")
@@ -60,8 +90,9 @@ class Passages(Section):
     """Texts cut into passages; each is a value of the dimension `passage`."""
 
     source: Annotated[str, ReadPath()] = Field(
-        description="text files, .docx, .pdf or .epub: path, folder, glob or fsspec URL"
+        description="text files, .docx, .pdf or .epub, or rows: path, folder, glob or fsspec URL"
     )
+    text_key: str = Field("text", description="column of the text, where the source has rows")
     size: Count = Field(800, description="characters of a passage at most; cut at the end of a paragraph or sentence")
     overlap: int = Field(0, ge=0, description="characters that a passage repeats of the one before")
 
@@ -84,6 +115,9 @@ class AnswerShape(Section):
     response_format: Literal["json_object", "json_schema"] | None = Field(
         None, description="have the endpoint enforce it, where it can"
     )
+    reasoning: bool = Field(
+        False, description="keep what the model thought before it answered, in the answer's turn; for text and json"
+    )
     user: str = Field("user", description="speaker of a dialogue who becomes the user; may name dimensions")
     assistant: str = Field("assistant", description="speaker of a dialogue who is trained; may name dimensions")
 
@@ -93,6 +127,8 @@ class AnswerShape(Section):
             raise ValueError("shape json needs json_schema, and the others have their own")
         if self.json_schema is not None:
             check_schema(self.json_schema)
+        if self.reasoning and self.shape not in ("text", "json"):
+            raise ValueError(f"reasoning is of an answer as a whole; {self.shape} makes several turns of it")
         if self.response_format is not None and self.shape == "text":
             raise ValueError("response_format needs a shape of JSON")
         return self
@@ -188,8 +224,8 @@ def check_grid(section: Synthesize) -> None:
 def _template_problems(name: str, style: Style, axes: Mapping[str, list[str]]) -> list[str]:
     where = f"styles.{name}.template"
     problems = _field_problems(where, style.template, [*axes, *DRAWN])
-    if not problems and style.num_examples and "examples" not in _fields(style.template):
-        problems.append(f"{where}: has no {{examples}}, but num_examples is {style.num_examples}")
+    if not problems and style.picked and "examples" not in _fields(style.template):
+        problems.append(f"{where}: has no {{examples}}, but {style.picked} of them are drawn")
     return problems
 
 

@@ -24,19 +24,26 @@ class Expected:
     aliases: Aliases = field(default_factory=dict)
 
 
-_EMOJI = regex.compile(r"[\p{Emoji_Presentation}\p{Extended_Pictographic}]")
+_EMOJI = regex.compile(r"\p{Emoji_Presentation}|\p{Emoji}\uFE0F|[☀-☄☎☕☘☝☠☹☺♀♂♠♣♥♦♨♻⚡✂✈✉✌✍✏✔✨❄❣❤➡]")
+"""What is shown in colours: marks such as ★, ™ and ① are text."""
 _MARK = r"[！!。，,、；;～~…]"
 _AFTER = r"(?=$|[～~！!。，,\s]|\p{Emoji_Presentation}|\p{Extended_Pictographic})"
 _PARTICLE = regex.compile(rf"{_MARK}[\s\uFE0F]*([啦哦呀哟呢嘛喔咯嘞噢哈]){_AFTER}")
 _QUOTES = ("“”", '""', "「」", "『』", "‘’", "''", "《》")
 
+_NOUN = (
+    r"(?:祝福|文案|贺词|祝寿?词|寄语|内容|短信|致辞|发言稿|回信|一句话|一段话|句子|版本|要求|诗|绝句|律诗|对联|春联|信)"
+)
+"""What an announcement announces."""
 _LEAD = regex.compile(
-    r"""^\W*(?:
-        (?:好的|当然|没问题|收到|明白了?|可以的|OK)[，,。！!、～~：:\s]  # talks to the person who asked
-        |(?:以下|下面|如下|这里|这|当前|根据|按照|为您|为你|给您|给你)[^。！!\n]{0,30}
-            (?:祝福|文案|贺词|寄语|内容|短信|一句话|一段话|句子|版本|要求)[^。！!，\n]{0,12}[：:]
-        |(?:祝福语?|祝词|贺词|标题|主题|文案|正文|答案?|回答|输出|送[给祝][^，。！\n]{1,10}|[^，。！!\n]{1,12}(?:贺|贺词|祝福语?|篇|版))[：:]
-        |[\#＃]+\s|\*\*|[【\[《][^】\]》\n]{1,20}[】\]》]\s*\S
+    rf"""^\W*(?:
+        (?:好的|当然(?:可以)?|没问题|收到|明白了?|可以的|OK)[，,。！!、～~：:\s]  # talks to the person who asked
+        |(?:以下|下面|如下|这里?是|这首诗|这段话|这封信|当前|根据|按照|为您|为你|给您|给你)[^。！!\n]{{0,30}}
+            {_NOUN}[^。！!，\n]{{0,12}}[：:]
+        |(?:根据|按照)[^。！!\n]{{0,30}}(?:写|拟|生成|创作|准备)[^。！!\n]{{0,16}}[：:]
+        |(?:祝福语?|祝词|贺词|标题|主题|文案|正文|答案?|回答|输出|送[给祝][^，。！\n]{{1,10}}|[^，。！!\n]{{1,12}}(?:贺|贺词|祝福语?|篇|版))[：:]
+        |[\#＃]+\s|\*\*|[【\[][^】\]\n]{{1,20}}[】\]]\s*\S
+        |《[^》\n]{{1,20}}》\s*\n|《[^》\n]{{0,18}}(?:祝|贺|寄语|赠|致)[^》\n]{{0,8}}》\s*\w  # a title, not a source
         |\d+[.、)）]\s*\S
     )""",
     regex.VERBOSE | regex.IGNORECASE,
@@ -44,8 +51,11 @@ _LEAD = regex.compile(
 _TRAIL = regex.compile(
     r"""(?:
         [（(](?:注|备注|说明|或[：:]|解释|字数|共\d+字|\d+字)[^）)]*[）)]?
-        |(?:^|[。！!？?～~\n\s])(?:希望(?:这|以上|您|你)[^。！!]{0,16}(?:喜欢|满意|符合|有?帮助|合适))
-        |(?:如果|如需|若)[^。！!]{0,20}(?:修改|调整|告诉我|更多|其他)
+        |(?:^|[。！!？?～~\n\s])希望(?:这|以上|您|你)[^。！!，]{0,16}(?:喜欢|满意|符合[^。！!，]{0,8}|有?帮助|合适)
+            (?:这[^。！!，\n]{0,8})?[^\p{L}\p{N}]*$
+        |(?:如果|如需|若)[^。！!]{0,20}(?:
+            修改|调整|更多(?:祝福|文案|版本|内容|帮助|信息)|其他(?:风格|版本|需求|要求|内容|问题)
+            |(?:需要|想要|不满意)[^。！!]{0,14}告诉我)
         |(?<!\p{Han})(?:注|备注|说明|解释|字数|注意|温馨提示)[：:]
         |emoji\s*表情|表情包[：:]|以上(?:就)?是
         |\*\*$
@@ -56,24 +66,47 @@ _TRAIL_CHARACTERS = 80
 """A remark stands at the end: so many characters are looked through."""
 _PLACEHOLDER = regex.compile(
     r"[\[【（(](?:此处|这里|插入|填写|停顿|配图|图片|表情)[^\]】）)\n]{0,20}[\]】）)]"
-    r"|[\[【](?:您|你|对方)?的?(?:名字|姓名|称呼)[\]】]"
+    r"|[\[【][^\[\]【】\n]{0,6}(?:名字|姓名|称呼)[\]】]"
 )
 """A stage direction (`[此处故意卖萌]`), or a gap that somebody should have filled."""
-_DECLINES = r"(?:无法|不能|没法|没有办法|不便|不会|不可以|不适合|不支持|未能|帮不了|难以)"
+_DECLINES = r"(?:无法|不能|没法|没有办法|不便|不可以|不适合|不支持|未能|难以)"
+_SERVICE = (
+    r"(?:为[您你]|给[您你]|帮[您你]|代替[您你]|直接)?(?:提供|生成|满足|撰?写|回答|处理|协助|完成|评论|讨论|表达|执行)"
+)
+"""What is declined: speech of love and thanks has things that one cannot do as well."""
 _NON_ANSWER = regex.compile(
     rf"""(?:
-        ^\W*(?:好的[，,]?)?(?:当前|以下|下面|这|这里|为您|为你|我的?)?[^，。！!\n]{{0,14}}(?:祝福|文案|贺词|寄语|内容)[^，。！!\n]{{0,8}}
-            (?:如下|是|为|请看|请查收|生成(?:完毕|中)|有)?[：:。.…\s]*$
+        # announces
+        ^\W*(?:好的[，,]?)?(?:当前|以下|下面|这里?是|我?[为给][您你]|我的)[^，。！!\n]{{0,16}}(?:祝福|文案|贺词|寄语|内容)语?
+            (?:内容|如下|是|为|请看|请查收)?[：:。.…\s]*$
+        |^\W*(?:好的[，,]?)?[^，。！!\n]{{0,14}}(?:祝福|文案|贺词|寄语|内容)语?(?:内容)?
+            (?:如下|是|为|请看|请查收)?[：:]\s*$
+        |^\W*[^，。！!\n]{{0,14}}(?:祝福|文案|贺词|寄语|内容)语?(?:如下|请看|请查收|生成(?:完毕|中))[：:。.…\s]*$
+        # greets
         |^\W*(?:尊敬|敬爱|亲爱)的[^，。！!\n]{{1,12}}[：:，,]\s*$
-        |^\W*[^，。！!：:\n]{{1,8}}[，,：:]?\s*[您你]好[呀啊]?[！!。～~，,：:\s]*$
-        |^\W*(?:好的|当然|没问题|收到|明白了?|可以)[，,。！!～~\s]*
-            (?:请稍等|马上|我来|请问)?[^，。\n]{{0,12}}[。！!～~？?]*$
-        |^\W*(?:非常|很|十分|真的?)?(?:抱歉|对不起|不好意思|遗憾)[，,！!。\s]*(?:[^。！!\n]{{0,24}}{_DECLINES}|$)
-        |^\W*(?:我|作为|目前|暂时|这边|本)[^。！!\n]{{0,16}}(?:AI|人工智能|语言模型)
-        |^\W*(?:我|本人|目前|暂时|作为|这边|系统)?[^。，！!\n]{{0,6}}{_DECLINES}(?:为您|为你|给您|给你|直接)?
-            (?:提供|生成|满足|撰?写|回答|处理|协助)
-        |^[^\n]{{0,30}}请(?:[您你])?(?:提供|告诉我|输入|补充|说明)[^。！!\n]{{0,20}}[。！!？?～~]*$
+        |^\W*(?:(?:尊敬|敬爱|亲爱)的)?[^，。！!：:\n]{{0,8}}[，,：:]?\s*[您你]好[呀啊]?(?:[，,][^，。！!\n]{{1,8}})?[！!。～~，,：:\s]*$
+        |^\W*(?:好的|当然(?:可以)?|没问题|收到|明白了?|可以)
+            (?:[，,。！!～~\s]+(?:请稍等|马上|我来|请问)?[^，。\n]{{0,12}}[。！!～~？?]*)?$
+        # declines
+        |^\W*(?:非常|很|十分|真的?)?(?:抱歉|对不起|不好意思|遗憾)[，,！!。\s]*
+            (?:[^。！!\n]{{0,24}}(?:(?:{_DECLINES}|不会){_SERVICE}|帮不了|做不到|不(?:太)?(?:明白|理解|清楚)|{_DECLINES}[^，。！!\n]{{0,2}}$)|$)
+        |^\W*(?:我(?:只)?是|作为|本)[^，。！!\n]{{0,10}}(?:AI|人工智能|语言模型)
+            (?!公司|行业|专业|工程|研究|博士|学院|学者|团队|时代|从业|产品|的)
+        |^\W*(?:我|本人|目前|暂时|作为|这边|系统)[^。，！!\n]{{0,6}}{_DECLINES}{_SERVICE}(?!的)
+        |^\W*{_DECLINES}(?:[为给帮][您你])?(?:提供|生成|满足|协助|处理)(?!的)
+        |^\W*(?:这个问题)?我?(?:不太?|并不)(?:清楚|知道|了解|确定)(?:[您你][^，。！!\n]{{0,12}})?[。！!…]*$
+        |^\W*[^，。！!\n]{{0,12}}超出了?我的(?:能力|知识|权限)|^\W*无可奉告[。！!]*$
+        # asks back
+        |^[^\n]{{0,30}}请(?:[您你])?(?:提供|输入|补充|说明|告诉我[^。！!\n]*(?:谁|什么|哪|风格|场合|信息|细节|对象|姓名|要求|更多|具体))
+            [^。！!\n]{{0,20}}[。！!？?～~]*$
         |^\W*请问[^。！!\n]{{0,30}}[？?]?$
+        |^\W*(?:请问)?有什么(?:可以|能)帮
+        |^\W*(?:[您你](?:想要?|希望|需要|能|可以)|需要我)[^。！!\n]{{0,12}}(?:祝福|风格|文案|信息|细节|场合|告诉我|写|提供)[^。！!\n]{{0,16}}[？?]$
+        # the same in English
+        |^\W*(?:I['’]m|I\sam)?\s?sorry\b[^.\n]{{0,12}}(?:can['’]?t|cannot|unable)
+        |^\W*As\san?\s(?:AI|artificial|(?:large\s)?language\smodel)
+        |^\W*I\s(?:can['’]?t|cannot|am\sunable\sto)\s(?:help|assist|provide|fulfil|write|create|answer)
+        |^\W*(?:sure|certainly|of\scourse)[,!]?[^\n]{{0,60}}:\s*$
     )""",
     regex.VERBOSE | regex.IGNORECASE,
 )
@@ -134,6 +167,71 @@ def emoji(text: str, expected: Expected) -> bool:
     return (_EMOJI.search(text) is not None) == (expected.style.emoji == "forbidden")
 
 
+def foreign(text: str, expected: Expected) -> bool:
+    """Has words of another language where the style forbids them.
+
+    Names, abbreviations and what Chinese has taken over (`offer`, `WiFi`) are none; nor are titles, addresses and code.
+    """
+    if expected.style.foreign == "any":
+        return False
+    text = _QUOTED_FOREIGN.sub(" ", text)
+    return _OTHER_SCRIPT.search(text) is not None or any(map(_is_foreign, _LATIN_WORD.findall(text)))
+
+
+def _is_foreign(word: str) -> bool:
+    if not word.isascii() or word.casefold() in _FOREIGN_WISHES:
+        return True
+    return word.islower() and len(word) > 1 and word not in _LOANS
+
+
+_QUOTED_FOREIGN = regex.compile(r"《[^》\n]*》|`[^`\n]*`|\S*(?:://|@|www\.)\S+")
+_OTHER_SCRIPT = regex.compile(
+    r"[\p{Cyrillic}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Arabic}\p{Hebrew}\p{Thai}\p{Devanagari}]{2}"
+)
+_LATIN_WORD = regex.compile(r"(?<![\p{Latin}\d.])\p{Latin}+(?:['’-]\p{Latin}+)*(?!\d)")
+_FOREIGN_WISHES = {"dear", "happy", "merry", "best", "love", "thank", "thanks", "wishing", "wish", "hello"}
+"""Words that are foreign though they begin with a capital, as names do."""
+_LOANS = {
+    *(
+        "ok",
+        "wifi",
+        "wi-fi",
+        "app",
+        "offer",
+        "logo",
+        "vlog",
+        "bug",
+        "diy",
+        "pk",
+        "vs",
+        "emo",
+        "high",
+        "up",
+        "hi",
+        "emoji",
+    ),
+    *(
+        "kg",
+        "km",
+        "cm",
+        "mm",
+        "ml",
+        "mg",
+        "vip",
+        "ktv",
+        "ppt",
+        "pdf",
+        "gif",
+        "cp",
+        "ps",
+        "pro",
+        "cosplay",
+        "buff",
+        "flag",
+    ),
+}
+
+
 def mismatch(text: str, expected: Expected) -> bool:
     """Addresses or celebrates another value of the grid, and does not mention the one that was asked for."""
     return any(_is_about_another(name, text.strip(), expected) for name in expected.dimensions)
@@ -141,6 +239,8 @@ def mismatch(text: str, expected: Expected) -> bool:
 
 def _is_about_another(dimension: str, text: str, expected: Expected) -> bool:
     own = _words(expected.cell[dimension], expected.aliases)
+    if len(expected.cell[dimension]) == 2:
+        own.append(2 * expected.cell[dimension][-1])  # a younger cousin, 表妹, is addressed as 妹妹
     if any(word in text for word in own):
         return False
     return any(
@@ -159,14 +259,15 @@ _OCCASION = r"(?:节?(?:快乐|安康|愉快|大吉|吉祥|佳节|之喜|将至|
 
 
 def _words(value: str, aliases: Aliases) -> list[str]:
-    """A value, without `节` at its end, and the other words for it."""
-    return [value.removesuffix("节") if len(value) > 2 else value, *aliases.get(value, ())]
+    """A value, without `节` or `快乐` at its end, and the other words for it."""
+    return [value.removesuffix("节").removesuffix("快乐") if len(value) > 2 else value, *aliases.get(value, ())]
 
 
 Rule = Callable[[str, Expected], bool]
 
 RULES: dict[str, Rule] = {
-    rule.__name__: rule for rule in (empty, non_answer, explanation, quotes, particle, opening, length, emoji, mismatch)
+    rule.__name__: rule
+    for rule in (empty, non_answer, explanation, quotes, particle, opening, length, emoji, foreign, mismatch)
 }
 """In this order; the first that applies names the reason."""
 

@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.artifacts.reports.rows import RowFiles, RowsReport
 from pipelines.artifacts.reports.synthesize import Coverage, RefineExample, RefineOperator, RefineReport
@@ -26,7 +28,8 @@ from pipelines.recipe.refine import Refine, RefineJudge
 from pipelines.recipe.synthesize import Style, Synthesize
 from pipelines.refine.judge import SECTION_KEY, judge_rows
 from pipelines.refine.rules import FIXES, RULES, Expected
-from pipelines.similarity.minhash import near_duplicates
+from pipelines.similarity.minhash import first_alike, pair_hashes
+from pipelines.similarity.on_ray import find_alike
 from pipelines.sources.manual_edits import Line, digest_of, read_edited, with_edits
 
 MAX_DRAWN_VALUES = 60
@@ -37,6 +40,8 @@ EDITABLE = ("system", "query", "response", "messages")
 """Columns that a person may change."""
 MANUAL_EDITS = "by_hand"
 """What a person's changes are called in dropped rows and reports."""
+ANSWER_KEYS = pa.schema([("pos", pa.int64()), ("row_id", pa.string()), ("pairs", pa.large_list(pa.uint32()))])
+"""What near-duplicates are found by: the character pairs of each answer."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class RefineStage(Stage[RefineInputs, RefineReport]):
     demands: Demands
 
     name: ClassVar[str] = "refine"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     @property
     def reports(self) -> type[RefineReport]:
@@ -181,6 +186,8 @@ def _rules_work(workspace: Workspace, section: Refine, demands: Demands) -> Call
             dropped.append(_dropped(row, reason, reason))
             examples.append([reason, row["row_id"], row["response"], None, ""])
         _write(attempt, kept, schema, dropped)
+        if section.near_duplicates is not None:
+            _write_keys(attempt, kept)
         counts = Counter(row["operator"] for row in dropped)
         shown = _first_of_each(examples)
         return {
@@ -226,6 +233,15 @@ def _write(attempt: Attempt, kept: list[dict[str, Any]], schema: pa.Schema, drop
     return digest
 
 
+def _write_keys(attempt: Attempt, kept: list[dict[str, Any]]) -> None:
+    pairs, starts = pair_hashes([row["response"] for row in kept])
+    with attempt.writer("keys", ANSWER_KEYS) as writer:
+        columns = [pa.array([row[name] for row in kept]) for name in ("pos", "row_id")]
+        writer.write_table(
+            pa.table([*columns, pa.LargeListArray.from_arrays(pa.array(starts), pa.array(pairs))], schema=ANSWER_KEYS)
+        )
+
+
 @dataclass
 class _Decisions:
     """What is decided over all rows: by position, the operator and the reason of a drop; by name, what was edited."""
@@ -237,6 +253,11 @@ class _Decisions:
 
 
 def _decide(workspace: Workspace, section: Refine, checked: list[Commit]) -> _Decisions:
+    decisions = _Decisions(["near_duplicate"], {}, {}, Counter())
+    if section.near_duplicates is not None:
+        _find_repeats(workspace, section.near_duplicates, checked, decisions)
+    if section.judge is None and section.edited is None:
+        return decisions
     paths = [commit["files"]["rows"] for commit in checked]
     columns = ["pos", "row_id", "system", "query", "response", "messages"]
     tables = [
@@ -244,16 +265,26 @@ def _decide(workspace: Workspace, section: Refine, checked: list[Commit]) -> _De
         for table in read_tables(workspace, paths)
     ]
     rows = sorted((row for table in tables for row in table.to_pylist()), key=lambda row: int(row["pos"]))
-    decisions = _Decisions(["near_duplicate"], {}, {}, Counter())
-    if section.near_duplicates is not None:
-        repeats = near_duplicates([row["response"] for row in rows], section.near_duplicates)
-        for number, earlier in repeats.items():
-            decisions.dropped[rows[number]["pos"]] = "near_duplicate", f"repeats {rows[earlier]['row_id']}"
     if section.judge is not None:
         _judge_what_is_left(workspace, section.judge, rows, decisions)
     if section.edited is not None:
         _read_manual_edits(section.edited, rows, decisions)
     return decisions
+
+
+def _find_repeats(workspace: Workspace, threshold: float, checked: list[Commit], decisions: _Decisions) -> None:
+    """Drop what repeats an earlier answer; no answer is read, only their character pairs."""
+    paths = [commit["files"]["keys"] for commit in checked]
+    keys = pa.concat_tables([ANSWER_KEYS.empty_table(), *read_tables(workspace, paths)])
+    keys = keys.sort_by("pos").combine_chunks()
+    if not keys.num_rows:
+        return
+    pairs = keys["pairs"].chunk(0)
+    first = first_alike(pairs.values.to_numpy(), pairs.offsets.to_numpy(), threshold, find_alike)
+    gone = np.flatnonzero(first != np.arange(len(first)))
+    names = keys["row_id"].take(pa.array(first[gone])).to_pylist()
+    for pos, name in zip(keys["pos"].to_numpy()[gone].tolist(), names, strict=True):
+        decisions.dropped[pos] = "near_duplicate", f"repeats {name}"
 
 
 def _judge_what_is_left(
@@ -327,20 +358,34 @@ def _decisions_work(
     workspace: Workspace, decisions: _Decisions, demands: Demands
 ) -> Callable[[Shard, Attempt], dict[str, Any]]:
     """The second pass: carry out what was decided over all rows."""
+    import ray
+
     pair_of = _pair_of(demands)
+    gone = pa.table(
+        {
+            "pos": pa.array(decisions.dropped, pa.int64()),
+            "operator": pa.array([operator for operator, _ in decisions.dropped.values()], pa.string()),
+            "reason": pa.array([reason for _, reason in decisions.dropped.values()], pa.string()),
+        }
+    )
+    shared, edited = ray.put(gone.sort_by("pos")), decisions.edits  # once for all shards
 
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
+        decided: pa.Table = ray.get(shared)
         with workspace.parquet_file(shard["path"]) as file:
             schema = file.schema_arrow
         kept, dropped, edits = [], [], []
         cells: Counter[tuple[str, str, str]] = Counter()
-        for row in (row for table in read_tables(workspace, [shard["path"]]) for row in table.to_pylist()):
-            operator = decisions.dropped[row["pos"]][0] if row["pos"] in decisions.dropped else ""
-            cells[*pair_of(cell_of(row, demands)), operator] += 1
-            if operator:
-                dropped.append(_dropped(row, *decisions.dropped[row["pos"]]))
+        rows = [row for table in read_tables(workspace, [shard["path"]]) for row in table.to_pylist()]
+        goes = pc.index_in(decided["pos"], pa.array([row["pos"] for row in rows], pa.int64()))
+        mine = {row["pos"]: row for row in decided.filter(pc.is_valid(goes)).to_pylist()}
+        for row in rows:
+            why = mine.get(row["pos"], {"operator": ""})
+            cells[*pair_of(cell_of(row, demands)), why["operator"]] += 1
+            if why["operator"]:
+                dropped.append(_dropped(row, why["operator"], why["reason"]))
                 continue
-            line = decisions.edits.get(row["row_id"], {})
+            line = edited.get(row["row_id"], {})
             changed = with_edits("refine.edited", row, line, schema, [name for name in EDITABLE if name in row])
             if changed is not row:
                 edits.append([MANUAL_EDITS, row["row_id"], row["response"], changed["response"], ""])

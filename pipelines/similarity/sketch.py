@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
+from pipelines.similarity.minhash import first_that_stays
 from pipelines.similarity.utf8 import Bytes, Indices, Mask, decode
 
 Sketches = npt.NDArray[np.uint8]
@@ -105,7 +106,7 @@ def first_of_similar(keys: Sketches, threshold: float) -> Indices:
     pairs = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
     number_of = np.empty(len(order), dtype=np.int64)
     number_of[order] = np.arange(len(order))
-    chosen = _chosen(len(kept), pairs)
+    chosen = first_that_stays(len(kept), pairs)
     return np.asarray(firsts[order][chosen[number_of[inverse.ravel()]]])
 
 
@@ -147,14 +148,3 @@ def _alike(keys: Any, order: Any, bands: Any, threshold: float) -> Any:  # pragm
     for k in range(len(found)):
         pairs[k, 0], pairs[k, 1] = found[k]
     return pairs
-
-
-@nb.njit(cache=True, nogil=True)
-def _chosen(count: int, pairs: Any) -> Any:  # pragma: no cover - compiled
-    """For each text the first that it is alike and that stays; `pairs` are in the order of the later one."""
-    chosen = np.arange(count)
-    for k in range(len(pairs)):
-        earlier, later = pairs[k]
-        if chosen[later] == later and chosen[earlier] == earlier:
-            chosen[later] = earlier
-    return chosen

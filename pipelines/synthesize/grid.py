@@ -8,14 +8,15 @@ gives the same prompts, and adding a value to a dimension leaves all other promp
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from pipelines.artifacts.reports.synthesize import CompatibilityMap
 from pipelines.llm.ledger import Keys
 from pipelines.llm.requests import ChatRequest, Positions, key_of
-from pipelines.recipe.synthesize import Synthesize, matches
+from pipelines.recipe.synthesize import PASSAGE, Synthesize, matches
+from pipelines.synthesize.passages import StoredTexts
 from pipelines.synthesize.shapes import Conversation, conversations, response_format
 
 CHUNK = 8192
@@ -29,12 +30,14 @@ class Grid:
 
     section_key = "synthesize"
 
-    def __init__(self, section: Synthesize, seed: int) -> None:
+    def __init__(self, section: Synthesize, seed: int, passages: StoredTexts | None = None) -> None:
         self.section = section
         self.seed = seed
+        self.passages = passages
         self.response_format = response_format(section.answer)
         self._more = {"response_format": self.response_format} if self.response_format else {}
-        self.axes = {**section.dimensions, "style": list(section.styles)}
+        self.axes: dict[str, Sequence[str]] = {} if passages is None else {PASSAGE: passages}
+        self.axes |= {**section.dimensions, "style": list(section.styles)}
         self._matching = [
             {
                 name: np.array([matches(value, patterns) for value in self.axes[name]], np.bool_)
@@ -90,7 +93,7 @@ class Grid:
         """The positions whose cells fit with the keys of their requests, as `request` makes them."""
         positions = self.fitting(start, stop)
         section, escape = self.section, json.encoder.encode_basestring
-        draws = len(section.injections) > 1 or any(style.num_examples for style in section.styles.values())
+        draws = len(section.injections) > 1 or any(style.picked for style in section.styles.values())
         system = [{"role": "system", "content": section.system}] if section.system else []
         head = json.dumps(
             [section.model, [*system, {"content": "", "role": "user"}]], ensure_ascii=False, sort_keys=True
@@ -121,7 +124,7 @@ class Grid:
         fields = {
             **cell,
             "injection": draw.choice(injections) if draw else injections[0],
-            "examples": "\n".join(draw.sample(style.examples, style.num_examples)) if draw else "",
+            "examples": "\n".join(draw.sample(style.pool, style.picked)) if draw else "",
             "max_length": style.max_length or "",
         }
         return style.template.format_map(fields).strip()
@@ -151,7 +154,7 @@ class Grid:
 
 def drawn_axes(grid: Grid) -> dict[str, list[str]]:
     """The dimensions, and the styles, with more than one value and not too many, in order."""
-    return {name: values for name, values in grid.axes.items() if 1 < len(values) <= MAX_DRAWN_VALUES}
+    return {name: list(values) for name, values in grid.axes.items() if 1 < len(values) <= MAX_DRAWN_VALUES}
 
 
 def compatibility_map(grid: Grid) -> CompatibilityMap | None:

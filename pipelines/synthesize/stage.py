@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipelines.artifacts.reports.rows import RowFiles
 from pipelines.artifacts.reports.synthesize import SynthesizeReport
-from pipelines.artifacts.rows import DROPPED, ROW, RowDigest
+from pipelines.artifacts.rows import DROPPED, ROW, RowDigest, Turn
 from pipelines.artifacts.shards import Attempt, Commit, Shard, run_shards
 from pipelines.artifacts.stage import Inputs, Stage
 from pipelines.artifacts.workspace import Place, Workspace
@@ -33,7 +33,10 @@ from pipelines.recipe.serve import Serve
 from pipelines.recipe.synthesize import Synthesize
 from pipelines.synthesize.grid import Grid, compatibility_map
 from pipelines.synthesize.local import generate
-from pipelines.synthesize.passages import with_passages
+from pipelines.synthesize.passages import read_passages, with_examples
+
+TOLD = ("estimated", "cached_tokens", "reasoning_tokens")
+"""What answers tell of their tokens: whether they are estimated, and how many were cached or reasoning."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,11 @@ class SynthesizeStage(Stage[Inputs, SynthesizeReport]):
 
     def fingerprint_inputs(self) -> dict[str, Any]:
         """What decides the prompts and the training inputs; not where they are sent, how fast, or at what price."""
-        section = grid_of(self.section, self.seed).section
-        return {
-            "section": section.model_dump(mode="json", exclude={"engine", *NOT_IN_FINGERPRINT}),
-            "seed": self.seed,
-        }
+        grid = grid_of(self.section, self.seed)
+        section = grid.section.model_dump(mode="json", exclude={"engine", *NOT_IN_FINGERPRINT})
+        if grid.passages is not None:
+            section["passages"] = grid.passages.digest()
+        return {"section": section, "seed": self.seed}
 
     def preflight(self) -> list[Problem]:
         """The keys of endpoints that are not set."""
@@ -79,10 +82,11 @@ class SynthesizeStage(Stage[Inputs, SynthesizeReport]):
 
 
 def grid_of(section: Synthesize, seed: int) -> Grid:
-    """The grid, its passages read; DataError where they cannot be."""
+    """The grid, its passages and examples read; DataError where they cannot be."""
     if section.engine == "vllm":
         section = section.model_copy(update={"price": None, "budget": None})  # what an API would cost
-    return Grid(with_passages(section), seed)
+    passages = read_passages(section.passages) if section.passages else None
+    return Grid(with_examples(section), seed, passages)
 
 
 def answer_pending(
@@ -94,9 +98,9 @@ def answer_pending(
     return dispatch(workspace, grid, choose)
 
 
-def schema(section: Synthesize) -> pa.Schema:
+def schema(grid: Grid) -> pa.Schema:
     """A canonical row, then the cell it answers."""
-    cell = [pa.field(name, pa.string()) for name in [*section.dimensions, "style"]]
+    cell = [pa.field(name, pa.string()) for name in grid.axes]
     return pa.schema([*ROW, *cell, pa.field("sample", pa.int64())])
 
 
@@ -108,8 +112,8 @@ def _writer(workspace: Workspace, grid: Grid) -> Callable[[Shard, Attempt], dict
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         index: LedgerIndex = ray.get(shared)
         positions = list(grid.positions(shard["start"], min(shard["start"] + CHUNK, grid.size)))
-        rows, failures, estimated = _rows(workspace, grid, index, positions)
-        table = pa.Table.from_pylist(rows, schema=schema(grid.section))
+        rows, failures, told = _rows(workspace, grid, index, positions)
+        table = pa.Table.from_pylist(rows, schema=schema(grid))
         digest = RowDigest()
         digest.update(table)
         with attempt.writer("rows", table.schema) as writer:
@@ -122,7 +126,7 @@ def _writer(workspace: Workspace, grid: Grid) -> Callable[[Shard, Attempt], dict
             "digest": digest.hexdigest(),
             "failures": dict(Counter(failure["reason"] for failure in failures)),
             "tokens": index.tokens(keys),
-            "estimated": estimated,
+            **told,
         }
 
     return work
@@ -130,24 +134,28 @@ def _writer(workspace: Workspace, grid: Grid) -> Callable[[Shard, Attempt], dict
 
 def _rows(
     workspace: Workspace, grid: Grid, index: LedgerIndex, positions: Sequence[int]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
-    """Conversations of the positions that have an answer, what is left of the others, and how many tell no tokens."""
-    rows, failures, estimated = [], [], 0
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Counter[str]]:
+    """Conversations of the positions that have an answer, what is left of the others, and what is told of tokens."""
+    rows, failures = [], []
+    told = Counter(dict.fromkeys(TOLD, 0))
     for request, known in read_answers(workspace, grid, index, positions):
-        estimated += known.get("estimated", False)
+        told.update({name: int(known.get(name, 0)) for name in TOLD})
         place = {"row_id": request.name, "pos": request.pos}
         if "reason" in known:
             failures.append(
                 {**place, "stage": "synthesize", "operator": "ask", "reason": known["reason"], "text": known["text"]}
             )
             continue
-        rows += _conversations(grid, request, known["text"])
-    return rows, failures, estimated
+        rows += _conversations(grid, request, known)
+    return rows, failures, told
 
 
-def _conversations(grid: Grid, request: ChatRequest, text: str) -> list[dict[str, Any]]:
+def _conversations(grid: Grid, request: ChatRequest, known: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of one answer; where answers may hold several, positions leave room for as many as there can be."""
-    found = grid.conversations(request, text)
+    found: list[list[Turn]] = [[*turns] for turns in grid.conversations(request, known["text"])]
+    thought = known.get("reasoning") if grid.section.answer.reasoning else None
+    if thought:
+        found[0][-1] = {**found[0][-1], "reasoning": thought}
     several = grid.section.answer.shape == "pairs"
     system = grid.section.query_system.format_map(request.cell) if grid.section.query_system else None
     head = [{"role": "system", "content": system}] if system else []
@@ -158,7 +166,7 @@ def _conversations(grid: Grid, request: ChatRequest, text: str) -> list[dict[str
             "system": system,
             "query": turns[-2]["content"],
             "response": turns[-1]["content"],
-            "messages": [*head, *turns] if len(turns) > 2 else None,
+            "messages": [*head, *turns] if len(turns) > 2 or thought else None,
             **request.cell,
             "sample": request.sample,
         }
@@ -167,21 +175,21 @@ def _conversations(grid: Grid, request: ChatRequest, text: str) -> list[dict[str
 
 
 def _report(place: Place, grid: Grid, commits: list[Commit]) -> SynthesizeReport:
-    digest, failures, tokens, estimated = RowDigest(), Counter[str](), [0, 0], 0
+    digest, failures, tokens, told = RowDigest(), Counter[str](), [0, 0], Counter[str]()
     for commit in commits:
         result = commit["result"]
         digest.add(result["digest"], result["rows"])
         failures.update(result["failures"])
-        estimated += result.get("estimated", 0)  # a run that an earlier version began says nothing of it
+        told.update({name: result.get(name, 0) for name in TOLD})  # a run of an earlier version says less
         tokens = [total + count for total, count in zip(tokens, result["tokens"], strict=True)]
     reasons = ", ".join(f"{reason} {count}" for reason, count in failures.most_common())
     if not digest.rows:
         raise StageError(f"synthesize: no request has an answer ({reasons}); mend the cause and use --retry-failed")
     price = grid.section.price
-    cost = cost_of(price, *tokens)
+    cost = cost_of(price, tokens[0], tokens[1], told["cached_tokens"], told["reasoning_tokens"])
     paid = f", {cost:.4f} {price.currency}" if price else ""
-    if estimated:
-        paid += f" (tokens of {estimated} answers are estimated, the endpoint reports none)"
+    if told["estimated"]:
+        paid += f" (tokens of {told['estimated']} answers are estimated, the endpoint reports none)"
     return SynthesizeReport(
         summary=f"{digest.rows} conversations{f', failed: {reasons}' if reasons else ''}{paid}",
         digest=digest.hexdigest(),
@@ -191,7 +199,7 @@ def _report(place: Place, grid: Grid, commits: list[Commit]) -> SynthesizeReport
         output_tokens=tokens[1],
         cost=str(cost) if price else None,
         currency=price.currency if price else None,
-        estimated=estimated,
+        **told,
         outputs=RowFiles(
             rows=place.relative(commit["files"]["rows"] for commit in commits),
             dropped=place.relative(commit["files"]["dropped"] for commit in commits),

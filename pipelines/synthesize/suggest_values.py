@@ -12,7 +12,7 @@ from pipelines.llm.dispatch import answers_to
 from pipelines.llm.json_answers import read_json
 from pipelines.llm.requests import RequestList
 from pipelines.recipe.llm import Sampling
-from pipelines.recipe.synthesize import PASSAGE, check_grid
+from pipelines.recipe.synthesize import check_grid
 from pipelines.synthesize.grid import Grid
 
 QUERIES = "queries"
@@ -40,7 +40,7 @@ def suggest_values(workspace: Workspace, grid: Grid, name: str, count: int) -> t
     section = grid.section
     if not section.endpoints:
         raise InputError("synthesize.endpoints: values are asked of an API; name one")
-    names = [*(axis for axis in section.dimensions if axis != PASSAGE), QUERIES]
+    names = [*section.dimensions, QUERIES]
     if name not in names:
         raise InputError(f"--suggest-values: {name} is no dimension, nor queries; {nearest(name, names)}")
     known = list(section.queries if name == QUERIES else section.dimensions[name])
@@ -103,5 +103,7 @@ def _fits(grid: Grid, name: str, value: str) -> bool:
         except ValueError:
             return False
         return True
-    alone = Grid(section.model_copy(update={"dimensions": {**section.dimensions, name: [value]}}), grid.seed)
+    alone = Grid(
+        section.model_copy(update={"dimensions": {**section.dimensions, name: [value]}}), grid.seed, grid.passages
+    )
     return next(alone.positions(), None) is not None

@@ -1,6 +1,5 @@
 """A trial: send the requests of a few cells, and say what the whole grid will take in tokens, money and time."""
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +7,8 @@ import numpy as np
 from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import InputError
 from pipelines.llm.coordinator import cost_of
-from pipelines.llm.dispatch import look_up
-from pipelines.llm.ledger import RecordKind, read_index, read_payloads
+from pipelines.llm.dispatch import look_up, read_answers
+from pipelines.llm.ledger import RecordKind, read_index
 from pipelines.llm.requests import Positions
 from pipelines.recipe.llm import Endpoint
 from pipelines.recipe.serve import Serve
@@ -55,18 +54,16 @@ def _spread(positions: Positions, count: int) -> Positions:
 
 
 def _measure(workspace: Workspace, grid: Grid, positions: Positions) -> Measured:
-    requests = [grid.request(int(pos)) for pos in positions]
     index = read_index(workspace)
-    numbers = index.find([request.key for request in requests])
-    payloads = [json.loads(payload) for payload in read_payloads(workspace, index, numbers.tolist())]
-    answers = [(r.name, known["text"]) for r, known in zip(requests, payloads, strict=True) if "reason" not in known]
+    answers = list(read_answers(workspace, grid, index, positions.tolist()))
+    numbers = index.find([request.key for request, _ in answers])
     return Measured(
-        requests=len(requests),
+        requests=len(answers),
         failed=int((index.kind[numbers] == RecordKind.FAILURE).sum()),
         input_tokens=float(index.input[numbers].mean()),
         output_tokens=float(index.output[numbers].mean()),
-        seconds=sum(known["seconds"] for known in payloads) / len(payloads),
-        shown=answers[:5],
+        seconds=sum(known.get("seconds", 0.0) for _, known in answers) / len(answers),
+        shown=[(request.name, known["text"]) for request, known in answers if "reason" not in known][:5],
     )
 
 

@@ -28,6 +28,10 @@ class SynthesizeReport(RowsReport):
     currency: str | None
     estimated: int = 0
     """Answers whose tokens are estimated from their characters, since the endpoint reports none."""
+    cached_tokens: int = 0
+    """Of the input tokens of answers, those that endpoints had in their caches."""
+    reasoning_tokens: int = 0
+    """Of the output tokens of answers, those of reasoning."""
     map: CompatibilityMap | None = None
     """None where fewer than two dimensions can be drawn."""
 

@@ -43,7 +43,8 @@ def write(workspace: Workspace, *groups: list[LedgerRecord]) -> None:
 
 def payloads(workspace: Workspace, numbers: list[int]) -> list[str]:
     index = read_index(workspace)
-    return [data.decode() for data in read_payloads(workspace, index, index.find(list(map(key, numbers))).tolist())]
+    found = read_payloads(workspace, index, index.find(list(map(key, numbers))).tolist())
+    return ["damaged" if data is None else data.decode() for data in found]
 
 
 @pytest.fixture(params=["local", "url"])
@@ -112,11 +113,35 @@ def test_a_damaged_length_costs_one_record_too(byte: int, value: int) -> None:
     assert lost == (len(records[2]) if is_damaged else 0)
 
 
+def test_a_damaged_byte_in_a_sealed_segment_costs_its_record(tmp_path: Path) -> None:
+    workspace = Workspace(str(tmp_path))
+    write(workspace, [answer(number) for number in range(1, 6)])
+    (segment,) = (tmp_path / "ledger").glob("*.log")
+    whole = segment.read_bytes()
+    size = len(whole) // 5
+    for at in range(2 * size, 3 * size):  # each byte of the third, its length and its key included
+        segment.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        assert payloads(workspace, [1, 2, 3, 4, 5]) == ["祝福1", "祝福2", "damaged", "祝福4", "祝福5"]
+
+
+def test_a_damaged_object_costs_its_record(bucket: str) -> None:
+    workspace = Workspace(f"{bucket}/w")
+    write(workspace, [answer(number) for number in range(1, 6)])
+    (segment,) = [path for path in workspace.list(workspace.path("ledger")) if path.endswith(".log")]
+    damaged = bytearray(workspace.read(segment))
+    damaged[len(damaged) // 2] ^= 0x55
+    workspace.write(segment, bytes(damaged))
+    assert payloads(workspace, [1, 2, 3, 4, 5]) == ["祝福1", "祝福2", "damaged", "祝福4", "祝福5"]
+    workspace.remove(segment.removesuffix(".log") + ".idx")  # as a crash leaves it
+    assert read_index(workspace).kinds([key(number) for number in range(1, 6)]).tolist() == [1, 1, 0, 1, 1]
+
+
 def test_keys_that_share_a_half_are_told_apart() -> None:
     keys = [bytes(8) + number.to_bytes(8, "big") for number in range(300)]
     keys += [number.to_bytes(8, "big") + bytes(8) for number in range(1, 300)]
     entries = np.array([(key, 1, 2, 3, 40 * at, 7) for at, key in enumerate(keys)], ENTRY)
-    index = LedgerIndex(["a", "b"], [entries[:100], entries[100:]])
+    parts = {"a": entries[:100], "b": entries[100:]}
+    index = LedgerIndex(["a", "b"], lambda segment: parts[segment])
     assert len(index) == 599
     assert index.tokens(keys) == (1198, 1797)
     assert [place[1] for place in index.places(index.find(keys).tolist())] == [40 * at for at in range(599)]

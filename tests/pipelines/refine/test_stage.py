@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import regex
 
 from benchmarks.answering_server import Behaviour
 from pipelines.artifacts.reports.rows import IngestReport
@@ -19,7 +20,8 @@ from pipelines.recipe.schema import Recipe
 from pipelines.recipe.synthesize import Style
 from pipelines.refine.rules import RULES, Expected
 from pipelines.refine.stage import Demands, RefineInputs, RefineStage, apply_rules, cell_of, check_refine, demands_of
-from pipelines.similarity.minhash import near_duplicates, pairs_of
+from pipelines.similarity import on_ray
+from pipelines.similarity.minhash import first_alike, pair_hashes
 from tests.outputs import finished, rows_of
 from tests.pipelines.synthesize import wishes
 from tests.pipelines.synthesize.serving import in_thread
@@ -198,6 +200,17 @@ def test_what_is_mended_in_a_conversation_is_mended_where_it_is_trained(tmp_path
     assert [operator.changed for operator in reports[1].operators] == [1, 0, 1]
 
 
+def pairs_of(text: str) -> frozenset[str]:
+    """The character pairs of a text without punctuation, spaces and emoji."""
+    bare = regex.sub(r"[^\p{L}\p{N}]+", "", text)
+    return frozenset(bare[at : at + 2] for at in range(max(1, len(bare) - 1)))
+
+
+def near_duplicates(texts: list[str], threshold: float) -> dict[int, int]:
+    first = first_alike(*pair_hashes(texts), threshold, on_ray.find_alike).tolist()
+    return {number: earlier for number, earlier in enumerate(first) if earlier != number}
+
+
 def test_near_duplicates_are_those_that_exact_comparison_finds(shared_data: Path) -> None:
     texts = [row["output"] for row in wishes.real(shared_data)[:600]]
     draw = random.Random(1)
@@ -215,6 +228,17 @@ def test_near_duplicates_are_those_that_exact_comparison_finds(shared_data: Path
             expected[number] = repeated
     assert len(expected) > 50
     assert found == expected
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_tasks_find_the_near_duplicates_that_one_process_finds(
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [row["output"] for row in wishes.real(shared_data)]
+    alone = near_duplicates(texts, 0.6)
+    monkeypatch.setattr(on_ray, "FEW_ANSWERS", 100)
+    assert near_duplicates(texts, 0.6) == alone
+    assert len(alone) > 20
 
 
 def test_precision_and_recall_of_near_duplicates(shared_data: Path) -> None:

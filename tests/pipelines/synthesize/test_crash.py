@@ -33,10 +33,10 @@ def short_tmp() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path, workspace: str | None = None) -> subprocess.Popen[str]:
     danlu = str(Path(sys.executable).parent / "danlu")
     return subprocess.Popen(
-        [danlu, "synthesize", str(folder / "mine.yaml"), "--workspace", str(folder / "w")],
+        [danlu, "synthesize", str(folder / "mine.yaml"), "--workspace", workspace or str(folder / "w")],
         env={**os.environ, "TMPDIR": str(folder)},
         start_new_session=True,
         stdout=subprocess.PIPE,
@@ -52,11 +52,11 @@ def write_recipe(folder: Path, server: Server, cells: int) -> None:
     (folder / "mine.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
 
 
-def settled(folder: Path) -> set[str]:
+def settled(folder: Path, workspace: str | None = None) -> set[str]:
     """The prompts that have an answer in the ledger, by the server's names for them."""
     made = grid(pipeline.load(str(folder / "mine.yaml")))
     requests = [made.request(pos) for pos in made.positions()]
-    kinds = read_index(Workspace(str(folder / "w"))).kinds([request.key for request in requests])
+    kinds = read_index(Workspace(workspace or str(folder / "w"))).kinds([request.key for request in requests])
     known = [request.messages for request, kind in zip(requests, kinds, strict=True) if kind == RecordKind.ANSWER]
     return {hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()[:16] for messages in known}
 

@@ -1,14 +1,17 @@
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from pipelines.errors import DataError
 from pipelines.recipe.load import load_recipe
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.synthesize import Synthesize, fits
 from pipelines.synthesize.grid import Grid
+from pipelines.synthesize.stage import grid_of
 
 SECTION: dict[str, Any] = {
     "model": "m",
@@ -149,3 +152,25 @@ def test_keys_made_in_columns_are_those_of_the_requests(name: str) -> None:
             pos for pos in range(start, stop) if fits(what.synthesize.compatibility, made.cell(pos))
         ]
         assert [key.tobytes() for key in keys] == [made.request(int(pos)).key for pos in positions]
+
+
+@pytest.mark.parametrize("form", ["txt", "jsonl"])
+def test_examples_that_lie_in_a_file_are_drawn_as_listed_ones_are(tmp_path: Path, form: str) -> None:
+    pool = ["一", "二", "三", "四"]
+    lines = pool if form == "txt" else [json.dumps({"response": text}, ensure_ascii=False) for text in pool]
+    path = tmp_path / f"pool.{form}"
+    path.write_text("\n".join([*lines, lines[0], ""]), encoding="utf-8")
+    style = {**SECTION["styles"]["小红书"], "num_examples": 0, "examples": {"source": str(path), "pick": 2}}
+    filed = Synthesize.model_validate({**SECTION, "styles": {**SECTION["styles"], "小红书": style}})
+    made, listed = grid_of(filed, 42), grid()
+    assert made.keys(0, made.size)[1].tobytes() == listed.keys(0, listed.size)[1].tobytes()
+    assert [made.request(pos).messages for pos in range(9)] == [listed.request(pos).messages for pos in range(9)]
+    path.write_text("\n".join(lines[:1]), encoding="utf-8")
+    with pytest.raises(DataError, match=r"examples: .* holds 1 different texts, and 2 are drawn"):
+        grid_of(filed, 42)
+
+
+def test_examples_in_a_file_say_how_many_are_picked_themselves() -> None:
+    style = {**SECTION["styles"]["小红书"], "examples": {"source": "x.txt"}}
+    with pytest.raises(ValidationError, match=r"num_examples is examples\.pick"):
+        grid(styles={"小红书": style})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Workspace
@@ -55,6 +56,17 @@ def refined(folder: Path, *overrides: str) -> dict[str, Output[Any]]:
     return pipeline.status(pipeline.load("wishes", [*GRID, *overrides]), Workspace(str(folder)))
 
 
+def suggested(folder: Path, *overrides: str) -> dict[str, Any]:
+    """What the model proposes beside the people that there are."""
+    command = [str(Path(sys.executable).parent / "danlu"), "synthesize", "wishes", "--suggest-values", "name=3"]
+    done = subprocess.run(
+        [*command, "--workspace", str(folder), *GRID, *overrides], capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr
+    proposed: dict[str, Any] = yaml.safe_load(done.stdout)
+    return proposed
+
+
 def answers(output: Output[Any]) -> dict[str, Any]:
     kept, dropped = (rows_of(output, names) for names in (output.report.outputs.rows, output.report.outputs.dropped))
     return {row["row_id"]: row["response"] for row in kept} | {
@@ -82,8 +94,10 @@ def test_a_small_grid_in_the_cluster_and_behind_danlu_serve(tmp_path: Path) -> N
             assert served.poll() is None, "".join(until)
             url = f"synthesize.endpoints=[{{base_url: 'http://127.0.0.1:{port}/v1'}}]"
             over_http = refined(tmp_path / "http", url, "synthesize.model=base")
+            proposed = suggested(tmp_path / "http", url, "synthesize.model=base")
         finally:
             served.send_signal(signal.SIGTERM)
             served.stderr.read()
     assert answers(over_http["synthesize"]) == said
+    assert proposed["dimensions"]["name"][:2] == ["姐姐", "李总"]  # so small a model seldom proposes anything
     assert answers(over_http["refine"]) == answers(local["refine"])

@@ -5,15 +5,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import ray
 
 from benchmarks.answering_server import Behaviour
 from pipelines.artifacts.rows import messages_of
 from pipelines.errors import DataError
 from pipelines.recipe.synthesize import Passages
-from pipelines.synthesize.passages import cut, with_passages
+from pipelines.synthesize.grid import Grid
+from pipelines.synthesize.passages import cut
 from tests.outputs import rows_of
-from tests.pipelines.synthesize.serving import in_thread, place, recipe, run, stage
+from tests.pipelines.synthesize.serving import grid, in_thread, place, recipe, run, stage
 
 
 def pieces(text: str, **section: Any) -> list[str]:
@@ -53,8 +58,11 @@ def test_what_counts_is_what_the_files_hold(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("春节是农历新年。\r\n人们贴春联、放鞭炮，全家团圆吃年夜饭。", encoding="utf-8")
     what = recipe("http://x/v1", **section(tmp_path / "*.txt"))
     assert what.synthesize
-    found = with_passages(what.synthesize).dimensions["passage"]
-    assert found == ["春节是农历新年。", "人们贴春联、放鞭炮，全家团圆吃年夜饭。", "第二个文件。"]
+    assert list(grid(what).axes["passage"]) == [
+        "春节是农历新年。",
+        "人们贴春联、放鞭炮，全家团圆吃年夜饭。",
+        "第二个文件。",
+    ]
     before = stage(what).fingerprint_inputs()
     (tmp_path / "b.txt").rename(tmp_path / "c.txt")
     assert stage(what).fingerprint_inputs() == before
@@ -69,6 +77,38 @@ def test_documents_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         what = recipe("http://x/v1", **section(tmp_path / name))
         with pytest.raises(DataError, match=said):
             stage(what).fingerprint_inputs()
+
+
+def test_documents_may_be_rows(tmp_path: Path) -> None:
+    rows = [{"id": 1, "body": "春节是农历新年。"}, {"id": 2, "body": "人们贴春联。"}, {"id": 3, "body": "人们贴春联。"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        passages = {"source": str(tmp_path / name), "text_key": "body"}
+        assert list(grid(recipe("http://x/v1", **section(tmp_path, passages=passages))).axes["passage"]) == [
+            "春节是农历新年。",
+            "人们贴春联。",
+        ]
+        with pytest.raises(DataError, match=rf"{name}: row 1 has no text in 'text'; see synthesize.passages.text_key"):
+            grid(recipe("http://x/v1", **section(tmp_path / name)))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_corpus_is_in_rays_store_once_and_not_in_what_workers_are_sent(tmp_path: Path) -> None:
+    text = "".join(f"这是第{number}句话，说的是第{number}件事。" for number in range(20_000))
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    made = grid(recipe("http://x/v1", **section(tmp_path / "a.txt")))
+    assert made.passages is not None and len(made.passages) > 10_000
+    sent = cloudpickle.dumps(made)
+    assert len(sent) < 20_000 < len(text)
+
+    @ray.remote
+    def request(source: Grid, pos: int) -> str:
+        return source.request(pos).messages[0]["content"]
+
+    assert ray.get(request.remote(made, 9_999)) == made.request(9_999).messages[0]["content"]
+    assert made.passages[9_999] in made.request(9_999).messages[0]["content"]
 
 
 @pytest.mark.usefixtures("ray_cluster")

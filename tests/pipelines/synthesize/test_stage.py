@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks.answering_server import Behaviour, answer_to
+from pipelines.artifacts.rows import turns_said
 from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import RecipeError, StageError
 from pipelines.llm.dispatch import forget_failures
@@ -159,6 +160,22 @@ def test_an_answer_that_cannot_be_written_is_asked_again_though_it_was_filed(
     assert run(what, place(tmp_path, "g")).report.rows == 4
 
 
+def test_an_answer_that_the_disk_damaged_is_asked_again_and_no_other(
+    tmp_path: Path, start_server: Callable[..., Server]
+) -> None:
+    server = start_server()
+    what, where = recipe(server.url, cells=4), place(tmp_path)
+    run(what, where)
+    (segment,) = (tmp_path / "w" / "ledger").glob("*.log")
+    damaged = bytearray(segment.read_bytes())
+    damaged[damaged.index("愿你平安喜乐".encode())] ^= 0x55
+    segment.write_bytes(damaged)
+    assert run(what, place(tmp_path, "g")).report.failed == {"damaged": 1}
+    assert forget_failures(where.workspace, grid(what)) == 1
+    assert run(what, place(tmp_path, "h")).report.rows == 8
+    assert len(server.outcomes()) == 9
+
+
 def test_failures_have_a_class_and_are_asked_again_when_told(
     tmp_path: Path, start_server: Callable[..., Server]
 ) -> None:
@@ -178,6 +195,35 @@ def test_failures_have_a_class_and_are_asked_again_when_told(
     assert forget_failures(place(tmp_path).workspace, grid(mended)) == failed
     assert run(mended, place(tmp_path, "h")).report.rows == 20
     assert len(sound.outcomes()) == failed
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_reasoning_is_a_field_of_the_answers_turn_where_it_is_asked_for(tmp_path: Path, is_kept: bool) -> None:
+    said = {"message": {"content": "祝您健康", "reasoning_content": "先想一想"}, "finish_reason": "stop"}
+    body = json.dumps({"choices": [said]}).encode()
+    with in_thread(Behaviour(delay=0.01, body=body)) as url:
+        output = run(recipe(url, cells=1, answer={"reasoning": is_kept}), place(tmp_path))
+    for row in rows_of(output, output.report.outputs.rows):
+        assert row["response"] == "祝您健康"
+        system, question, answer = turns_said(row)
+        assert (system["role"], question["content"], answer["content"]) == ("system", row["query"], "祝您健康")
+        assert answer.get("reasoning") == ("先想一想" if is_kept else None)
+
+
+def test_cached_and_reasoning_tokens_have_their_price(tmp_path: Path) -> None:
+    usage = {"prompt_tokens": 100, "completion_tokens": 50}
+    usage |= {"prompt_tokens_details": {"cached_tokens": 80}, "completion_tokens_details": {"reasoning_tokens": 40}}
+    body = json.dumps({"choices": [{"message": {"content": "祝您健康"}, "finish_reason": "stop"}], "usage": usage})
+    price = {"input": 1000, "output": 4000, "cached": 100, "reasoning": 2000}
+    with in_thread(behaviour := Behaviour(delay=0.01, body=body.encode())) as url:
+        report = run(recipe(url, cells=2, price=price), place(tmp_path)).report
+        assert (report.cached_tokens, report.reasoning_tokens) == (4 * 80, 4 * 40)
+        each = (20 * 1000 + 80 * 100 + 10 * 4000 + 40 * 2000) / 1_000_000
+        assert report.cost and float(report.cost) == pytest.approx(4 * each)
+        limited = recipe(url, cells=100, price=price, budget=str(14.5 * each), generation={"max_tokens": 40})
+        with pytest.raises(StageError, match="budget is used up"):
+            run(limited, place(tmp_path / "other"))
+    assert len(behaviour.log) == 4 + 14
 
 
 def test_a_budget_is_kept_where_no_usage_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

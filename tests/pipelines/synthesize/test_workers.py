@@ -1,7 +1,11 @@
 """Several workers: one that dies is replaced, and together they keep to the rate."""
 
+import json
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import pytest
 
 from pipelines.artifacts.workspace import Workspace
 from pipelines.llm.ledger import RecordKind, read_index
-from tests.pipelines.synthesize.serving import Server, most_in_a_minute, place, recipe, run
+from tests.pipelines.synthesize.serving import PROJECT, Server, most_in_a_minute, place, recipe, run
 
 
 def worker_processes() -> list[psutil.Process]:
@@ -81,3 +85,18 @@ def test_every_cell_once_within_the_rate_whatever_goes_wrong(
     most = most_in_a_minute(sorted(at for at, _, _ in log))
     print(f"{workers} workers: {most} requests in a minute of {rate}, {extra} extra of {requests}")
     assert 0.9 * rate <= most <= 1.02 * rate
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_loses_nothing(tmp_path: Path, start_server: Callable[..., Server]) -> None:
+    server, cells = start_server(0.2), 600
+    command = [sys.executable, "-m", "tests.pipelines.synthesize.lost_node", str(server.port), str(cells)]
+    done = subprocess.run(
+        [*command, str(tmp_path)], cwd=PROJECT, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == {"rows": 2 * cells, "failed": {}, "nodes": 2, "lost": True}
+    asked = Counter(digest for _, digest, _ in server.log()["requests"])
+    assert len(asked) == 2 * cells
+    assert sum(asked.values()) <= 2 * cells + 2 * 32  # what the lost workers had asked and not filed

@@ -42,6 +42,8 @@ from pipelines.recipe.load import shipped_recipes
 from pipelines.report.page import environment
 
 QUICK_ROWS = 2000
+AGAIN = ["export.overwrite=true"]
+"""Each run writes the file that the one before wrote."""
 BY_VOLUME = ("{'specified_numeric_field_filter'", "{'text_length_filter'")
 """Operators whose limits are those of the peer's recipe."""
 
@@ -78,11 +80,11 @@ def _beside_peer(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     chinese_runs: list[Run] = []
     peers: list[PeerRun] = []
     for number in range(options.rounds):
-        runs.append(run_warm(config, folder / f"warm-{number}", "export"))
-        chinese_runs.append(run_warm(chinese, folder / f"zh-{number}", "export"))
+        runs.append(run_warm(config, folder / f"warm-{number}", "export", AGAIN))
+        chinese_runs.append(run_warm(chinese, folder / f"zh-{number}", "export", AGAIN))
         if options.peer != "none":
             peers.append(run_peer(options.peer_python, "dj-process", theirs, {}))
-    cold = run_command("export", config, folder / "cold", env={"NUMBA_CACHE_DIR": str(folder / "kernels")})
+    cold = run_command("export", config, folder / "cold", AGAIN, env={"NUMBA_CACHE_DIR": str(folder / "kernels")})
     equal = _equal(folder) if peers else None
     ours = statistics.median(run.seconds for run in runs)
     peer = statistics.median(run.seconds for run in peers) if peers else None

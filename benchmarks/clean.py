@@ -42,8 +42,8 @@ from pipelines.recipe.load import shipped_recipes
 from pipelines.report.page import environment
 
 QUICK_ROWS = 2000
-AGAIN = ["export.overwrite=true"]
-"""Each run writes the file that the one before wrote."""
+AGAIN = ("export.overwrite=true",)
+"""Every run writes the file of the one before."""
 BY_VOLUME = ("{'specified_numeric_field_filter'", "{'text_length_filter'")
 """Operators whose limits are those of the peer's recipe."""
 

@@ -363,7 +363,7 @@ def _decisions_work(
     pair_of = _pair_of(demands)
     gone = pa.table(
         {
-            "pos": pa.array(decisions.dropped, pa.int64()),
+            "pos": pa.array(list(decisions.dropped), pa.int64()),
             "operator": pa.array([operator for operator, _ in decisions.dropped.values()], pa.string()),
             "reason": pa.array([reason for _, reason in decisions.dropped.values()], pa.string()),
         }

@@ -155,7 +155,7 @@ def main() -> int:
         further.append({"millions": run["millions"], **cost})
     for cost in further:
         print(
-            f"from {first['millions']} to {cost['millions']} million, for each million: {cost['seconds_per_million']} s, "
+            f"from {first['millions']} to {cost['millions']} million, for each: {cost['seconds_per_million']} s, "
             f"{cost['cpu_seconds_per_million']} s of CPU, {cost['mb_per_million']} of {BYTES_PER_MILLION / 1e6:g} MB"
         )
     print(json.dumps({"name": "resume", "runs": runs, "further": further, "environment": environment().model_dump()}))

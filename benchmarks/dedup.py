@@ -82,7 +82,7 @@ def _beside_peer(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     runs: list[Run] = []
     peers: list[PeerRun] = []
     for number in range(options.rounds):
-        runs.append(run_warm(config, folder / f"warm-{number}", "export"))
+        runs.append(run_warm(config, folder / f"warm-{number}", "export", ("export.overwrite=true",)))
         if options.peer != "none":
             peers.append(run_peer(options.peer_python, "dj-process", theirs, {}))
     ours = statistics.median(run.seconds for run in runs)

@@ -78,6 +78,7 @@ def main() -> int:
     parser.add_argument("--peer-python", default=None, help="Python with torch, transformers, peft, trl and liger")
     parser.add_argument("--part", choices=list(PARTS), default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as those that run beside ours
     setting = Setting(options.folder.resolve(), options.dry, options.peer_python)
     if not options.dry and not machine.has_cuda():
         print("PyTorch sees no CUDA device here; --dry checks the parts on a CPU", file=sys.stderr)

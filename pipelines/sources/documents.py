@@ -37,8 +37,6 @@ def text_of_document(path: str, suffix: str, stream: IO[bytes]) -> str:
     if suffix not in BINARY:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     try:
-        if suffix != ".pdf":
-            _require_bounded(data)
         return _READERS[suffix](io.BytesIO(data)).strip()
     except ImportError as error:
         raise _not_installed(path, error) from None
@@ -56,7 +54,7 @@ def rows_of_spreadsheet(path: str, stream: IO[bytes]) -> Iterator[dict[str, Any]
     if len(data) > MAX_DOCUMENT:
         raise DataError(f"{path}: larger than {MAX_DOCUMENT} bytes; save it as CSV UTF-8")
     try:
-        _require_bounded(data)
+        _require_bounded(io.BytesIO(data))
         book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
     except Exception as error:  # of damaged files it raises what it comes upon
         raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
@@ -96,18 +94,20 @@ def _not_installed(path: str, error: ImportError) -> InputError:
     return InputError(f"{path}: reading it needs {error.name}: pip install 'danlu[documents]'")
 
 
-def _require_bounded(data: bytes) -> None:
+def _require_bounded(stream: IO[bytes]) -> None:
     """ValueError where the files inside an archive are too large together: some unpack to any size."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    with zipfile.ZipFile(stream) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
-    if size > max(4 * MAX_DOCUMENT, 200 * len(data)):
+    if size > max(4 * MAX_DOCUMENT, 200 * stream.seek(0, io.SEEK_END)):
         raise ValueError(f"it unpacks to {size} bytes")
+    stream.seek(0)
 
 
 def _word(stream: IO[bytes]) -> str:
     """Paragraphs, and tables a row a line."""
     import docx
 
+    _require_bounded(stream)
     lines: list[str] = []
     for block in docx.Document(stream).iter_inner_content():
         if hasattr(block, "rows"):
@@ -128,6 +128,7 @@ def _pdf(stream: IO[bytes]) -> str:
 
 def _epub(stream: IO[bytes]) -> str:
     """The chapters in the order of the book's spine."""
+    _require_bounded(stream)
     with zipfile.ZipFile(stream) as archive:
         container = archive.read("META-INF/container.xml").decode()
         package = _attributes(container, "rootfile")[0]["full-path"]

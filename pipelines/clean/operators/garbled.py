@@ -1,12 +1,12 @@
 """Texts that nobody can read, by what can be seen without a language model."""
 
-from collections import Counter
-from itertools import pairwise
-
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import regex
 
-from pipelines.clean.column import Column, Indices
+from pipelines.clean.column import Column, Indices, Mask
+from pipelines.clean.kernels.han_pairs import DIFFERENT, HAN, HOME_ROW, LETTERS, MOST, PAIRS, pair_counts
 from pipelines.clean.operators.registry import Ratio, Verdict, operator
 
 _ENCODED = regex.compile(
@@ -16,7 +16,6 @@ _ENCODED = regex.compile(
 )
 """Bytes written as text: in URLs, escapes, hexadecimal digits, base64, entities."""
 _MISDECODED = regex.compile("(?:锟斤拷|烫烫烫|屯屯屯|�){2,}|锘縗|(?=[¡-¿]*[À-ÿ])[ÀÃÂÄÅÆÇ-ïð-ÿ¡-¿]{6,}")
-_LAUGHTER = regex.compile(r"([哈呵嘿嘻啊]|[^\p{L}\p{N}])\1+")
 _SEPARATED = regex.compile(r"[\s,|/;]+")
 _HAN = regex.compile(r"\p{Han}")
 LONG_ENOUGH, NEW_PAIRS, MOSTLY_HAN = 20, 60, 0.8
@@ -24,15 +23,20 @@ LONG_ENOUGH, NEW_PAIRS, MOSTLY_HAN = 20, 60, 0.8
 a text with more else in it is a table, a sum or code."""
 
 
-def variety(text: str) -> float:
-    """Different pairs of Han characters over all pairs; laughter counts once, and code does not. 1 for short texts."""
-    han = "".join(_HAN.findall(_LAUGHTER.sub(r"\1", text)))
-    letters = sum(character.isalnum() for character in text)
-    if len(han) < LONG_ENOUGH or len(han) < MOSTLY_HAN * letters:
-        return 1.0
-    pairs = list(pairwise(han))
-    expected = min(1.0, NEW_PAIRS / len(pairs))
-    return len(set(pairs)) / len(pairs) / expected
+def variety(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Different pairs of Han characters over the pairs of a text, or over as many as are enough in a long one, which
+    may have more; from `pair_counts`. 1 for short texts and for code."""
+    pairs = np.maximum(counts[:, PAIRS], 1)
+    shares = counts[:, DIFFERENT] / np.minimum(pairs, NEW_PAIRS)
+    tells = (counts[:, HAN] >= LONG_ENOUGH) & (counts[:, HAN] >= MOSTLY_HAN * counts[:, LETTERS])
+    return np.asarray(np.where(tells, shares, 1.0))
+
+
+def _is_one_word(counts: npt.NDArray[np.int64]) -> Mask:
+    """One word in place of all others."""
+    han = counts[:, HAN]
+    often = np.maximum(5, 0.45 * han / 2)
+    return np.asarray((counts[:, MOST] > often) & (han >= MOSTLY_HAN * counts[:, LETTERS]))
 
 
 _MENU = regex.compile(
@@ -41,8 +45,6 @@ _MENU = regex.compile(
     "首頁|上一頁|下一頁|登入|註冊|返回頂部|關於我們|聯絡我們|版權(?:所有|聲明)?"
 )
 """Words of a page's frame and of a form not filled in."""
-_HOME_ROW = frozenset("啊阿嗄是时实事使死似斯撒萨三的得地大打答达旦的丁顿但当都发法方放佛非飞分风伐芬蒂士沙杀上舒师")
-"""What an input method makes of the keys a, s, d and f."""
 _COMPONENTS = frozenset("亻冫冖讠阝刂勹匚卩厶廴彳彡忄扌氵犭纟饣钅礻衤罒爫攵疒糹釒訁") | frozenset(
     map(chr, range(0x2E80, 0x2FE0))
 )
@@ -61,18 +63,18 @@ _SENTENCE = regex.compile("[。！？]")
 
 def _is_frame(text: str) -> bool:
     """Menus, footers and placeholders of a page, and nothing else."""
-    if _SENTENCE.search(text):
-        return False
     found = _MENU.findall(text)
     return len(found) > 3 and sum(map(len, found)) * 10 >= 7 * sum(character.isalpha() for character in text)
 
 
-def _is_mashed(text: str, characters: frozenset[str]) -> bool:
-    """Keys hit at random: the home row through an input method, or letters and characters by turns."""
-    if not characters.isdisjoint(_HOME_ROW):
-        han = _HAN.findall(text)
-        if len(han) >= LONG_ENOUGH and sum(character in _HOME_ROW for character in han) >= 0.75 * len(han):
-            return True
+def _is_home_row(counts: npt.NDArray[np.int64]) -> Mask:
+    """Keys of the home row hit at random, through an input method."""
+    han, home = counts[:, HAN], counts[:, HOME_ROW]
+    return np.asarray((han >= LONG_ENOUGH) & (home >= 0.75 * han) & (counts[:, DIFFERENT] <= NEW_PAIRS))
+
+
+def _is_mashed(text: str) -> bool:
+    """Letters that no word has, and marks in a row."""
     unreadable = [word for word in _LATIN_WORD.findall(text) if _NO_SYLLABLES.search(word)]
     if not unreadable or not _MARKS_IN_A_ROW.search(text):
         return False
@@ -83,14 +85,6 @@ def _is_taken_apart(text: str) -> bool:
     """Characters that a scanner saw as their parts: 氵去 for 法."""
     parts = sum(character in _COMPONENTS for character in text)
     return parts > 2 and parts * 12 >= len(_HAN.findall(text))
-
-
-def _is_one_word(text: str) -> bool:
-    """One word in place of all others."""
-    han = _HAN.findall(text)
-    pairs = Counter(a + b for a, b in pairwise(han) if a != b)
-    is_mostly_han = len(han) >= MOSTLY_HAN * sum(character.isalnum() for character in text)
-    return is_mostly_han and max(pairs.values(), default=0) > max(5, 0.45 * len(han) / 2)
 
 
 def _is_of_function_words(text: str) -> bool:
@@ -121,7 +115,21 @@ def _is_strung(text: str) -> bool:
     return any(sum(word in part for part in parts) >= 0.7 * len(parts) for word in words)
 
 
-def _reason(text: str, max_encoded: float, min_variety: float) -> str | None:
+def _may_be_seen(column: Column) -> Mask:
+    """The texts that `_seen` could say something of: of bytes, parts of characters, emoji, letters or no sentence."""
+    has_signs = column.matches(
+        r"%[0-9A-Fa-f]{2}|\\[ux]|[0-9a-fA-F]{2} [0-9a-fA-F]{2} |[A-Za-z0-9+/]{40}|&#|锟斤拷|烫烫烫|屯屯屯|�|锘縗"
+        rf"|[¡-ÿ]{{6}}|[\x{{1F000}}-\x{{1FAFF}}]|[{''.join(sorted(_COMPONENTS))}]"
+    )
+    return (
+        has_signs
+        | ~column.matches("[。！？]")
+        | (column.matches("[A-Za-z]{5}") & column.matches(_MARKS_IN_A_ROW.pattern))
+    )
+
+
+def _seen(text: str, max_encoded: float) -> str | None:
+    """What a look at one text tells."""
     if _ENCODED.search(text) or _MISDECODED.search(text):
         visible = max(1, len(regex.sub(r"\s", "", text)))
         encoded = sum(len(regex.sub(r"\s", "", match)) for match in _ENCODED.findall(text))
@@ -130,19 +138,17 @@ def _reason(text: str, max_encoded: float, min_variety: float) -> str | None:
         broken = sum(map(len, _MISDECODED.findall(text)))
         if broken > max_encoded * visible or broken > 10:
             return "decoded with the wrong table"
-    characters = frozenset(text)
-    if sum(character >= "\u3400" for character in characters) <= NEW_PAIRS:  # more are different pairs enough
-        if (different := variety(text)) < min_variety:
-            return f"repeats itself: {different:.2f} of its pairs of characters differ"
-        if _is_one_word(text) or _is_of_function_words(text):
-            return "words without a content"
-        if _is_mashed(text, characters):
-            return "keys hit at random"
+    if _is_taken_apart(text):
+        return "characters taken apart, as by a scanner"
+    if _is_mashed(text):
+        return "keys hit at random"
+    if _is_told_by_emoji(text):
+        return "words without a content"
+    if _SENTENCE.search(text):
+        return None
     if _is_frame(text):
         return "the frame of a page without its text"
-    if not characters.isdisjoint(_COMPONENTS) and _is_taken_apart(text):
-        return "characters taken apart, as by a scanner"
-    if max(characters, default="") >= "\U0001f000" and _is_told_by_emoji(text):
+    if _is_of_function_words(text):
         return "words without a content"
     return "words strung together without a sentence" if _is_strung(text) else None
 
@@ -155,9 +161,16 @@ def garbled_text_filter(column: Column, *, max_encoded: Ratio = 0.5, min_variety
     `max_encoded` is the share of encoded or broken characters from which a text goes, `min_variety` the share of its
     pairs of characters that differ, below which it goes.
     """
+    counts = pair_counts(*column.utf8)
+    different = variety(counts)
     found: dict[int, str] = {}
-    for row, text in enumerate(column.texts()):
-        if reason := _reason(text, max_encoded, min_variety):
+    found |= dict.fromkeys(np.flatnonzero(_is_one_word(counts)).tolist(), "words without a content")
+    found |= dict.fromkeys(np.flatnonzero(_is_home_row(counts)).tolist(), "keys hit at random")
+    for row in np.flatnonzero(different < min_variety).tolist():
+        found[row] = f"repeats itself: {different[row]:.2f} of its pairs of characters differ"
+    rows = np.flatnonzero(_may_be_seen(column))
+    for row, text in zip(rows.tolist(), column.array.take(pa.array(rows)).to_pylist(), strict=True):
+        if reason := _seen(text, max_encoded):
             found[row] = reason
     keep = np.ones(len(column), dtype=np.bool_)
     keep[list(found)] = False

@@ -1,17 +1,23 @@
 """Perplexity by a KenLM model over sentencepiece pieces, as in CCNet."""
 
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import regex
 
-from pipelines.clean.column import Column
+from pipelines.clean.column import Column, utf8
+from pipelines.clean.kernels.han_pairs import HAN, pair_codes, pair_counts, stray_shares
 from pipelines.clean.operators.garbled import variety
 from pipelines.clean.operators.language import TRADITIONAL, variant_of
 from pipelines.clean.operators.registry import CLOSED, Assets, Dialect, Interval, Parameters, Verdict, operator, within
 from pipelines.clean.operators.words import pieces, sentencepiece_of
+
+Floats = npt.NDArray[np.float64]
 
 
 def _kenlm_of(lang: str) -> str:
@@ -62,7 +68,7 @@ FAR = 3.0
 
 
 @cache
-def _pairs_in_words() -> frozenset[str]:
+def words_in_pairs() -> npt.NDArray[np.int64]:
     """Pairs of characters that stand side by side in the words of jieba's dictionary."""
     import jieba
 
@@ -72,21 +78,7 @@ def _pairs_in_words() -> frozenset[str]:
             word, frequency = line.decode("utf-8").split(" ")[:2]
             if len(word) <= 4 and int(frequency) > 2:
                 pairs.update(a + b for a, b in pairwise(word))
-    return frozenset(pairs)
-
-
-def stray_share(text: str) -> float:
-    """The share of Han characters, in simplified form, that make no word with a neighbour.
-
-    Where characters were replaced, lost or put out of order it is several times that of prose.
-    """
-    pairs = _pairs_in_words()
-    stray = characters = 0
-    for run in _HAN.findall(text):
-        joined = [a + b in pairs for a, b in pairwise(run)]
-        stray += sum(not (before or after) for before, after in pairwise([False, *joined, False]))
-        characters += len(run)
-    return stray / characters if characters else 0.0
+    return pair_codes(pairs)
 
 
 def allowance(text: str, pieces_of_text: int) -> tuple[float, bool]:
@@ -120,13 +112,25 @@ def allowance(text: str, pieces_of_text: int) -> tuple[float, bool]:
     return factor * MIXED if (others - han) * 5 > len(text) else factor, is_word_by_word
 
 
-def _in_kind(score: float, given: str, simplified: str, pieces_of_text: int) -> float:
-    """The perplexity of a Chinese text as it compares with that of prose."""
-    if not _HAN.search(given):
-        return 0.0  # code and formulas, of which a model of Chinese knows nothing
-    factor, is_word_by_word = allowance(given, pieces_of_text)
-    stray = 0.0 if is_word_by_word else stray_share(simplified) - USUALLY_ALONE
-    return float(round(score / variety(given) ** REPEATED / factor * 10 ** (ALONE * stray), 1))
+def _in_kind(scores: Floats, given: Column, simplified: list[str], lengths: Sequence[int], limit: float) -> Floats:
+    """Perplexities of Chinese texts as they compare with those of prose; what lies far below the limit stays as it is.
+
+    `lengths` are in pieces.
+    """
+    scores = scores.copy()
+    rows = np.flatnonzero(scores > limit / FAR)
+    near = Column(given.array.take(pa.array(rows)))
+    counts = pair_counts(*near.utf8)
+    read = pa.array([simplified[row] for row in rows.tolist()], pa.large_string())
+    stray = 10 ** (ALONE * (stray_shares(*utf8(read), words_in_pairs()) - USUALLY_ALONE)) if len(rows) else np.ones(0)
+    alone = scores[rows] = scores[rows] / variety(counts) ** REPEATED
+    for at, row in enumerate(rows.tolist()):
+        if not counts[at, HAN]:
+            scores[row] = 0.0  # code and formulas, of which a model of Chinese knows nothing
+        elif alone[at] * max(1.0, stray[at]) > limit:
+            factor, is_word_by_word = allowance(near.array[at].as_py(), lengths[row])
+            scores[row] = alone[at] / factor * (1.0 if is_word_by_word else stray[at])
+    return np.asarray(np.round(scores, 1))
 
 
 @operator("filter", version=3, packages=("kenlm", "sentencepiece", "opencc", "jieba"), assets=_files)
@@ -145,10 +149,10 @@ def perplexity_filter(
     In `zh`, Chinese is scored in simplified characters and without emoji, and divided by what a readable text of its
     kind may have more than prose (`allowance`): dialects, verse, lists and short texts are no gibberish. Where it
     repeats itself it is divided by its variety, since a repeated word is easy to predict; and it is multiplied by what
-    characters say that make no word with a neighbour (`stray_share`).
+    characters say that make no word with a neighbour (`stray_shares`).
     """
     model = _model(assets[_kenlm_of(lang)])
-    texts = given = column.texts()
+    texts = column.texts()
     if dialect == "zh" and lang == "zh":
         convert = _to_simplified()
         traditional = column.matches(f"[{''.join(sorted(TRADITIONAL))}]").tolist()
@@ -158,6 +162,5 @@ def perplexity_filter(
     split = pieces(texts, assets[sentencepiece_of(lang)])
     scores = np.array([_perplexity(" ".join(row), model) for row in split], dtype=np.float64)
     if dialect == "zh" and lang == "zh":
-        for row in np.flatnonzero(scores > max_ppl / FAR).tolist():
-            scores[row] = _in_kind(scores[row], given[row], texts[row], len(split[row]))
+        scores = _in_kind(scores, column, texts, [len(row) for row in split], max_ppl)
     return within("perplexity", scores, {"min_ppl": min_ppl, "max_ppl": max_ppl}, interval)

@@ -6,8 +6,11 @@ import pyarrow as pa
 import pytest
 
 from pipelines.clean.fused import Outcome, apply
+from pipelines.clean.kernels.han_pairs import pair_counts, stray_shares
+from pipelines.clean.operators.perplexity import words_in_pairs
 from pipelines.clean.plan import build_plan
 from pipelines.recipe.load import load_recipe
+from pipelines.similarity.utf8 import utf8
 
 
 def cleaned(process: list[Any], *texts: str, assets: dict[str, str] | None = None) -> Outcome:
@@ -264,13 +267,20 @@ def test_readable_texts_are_not_garbled(text: str) -> None:
     assert cleaned(["garbled_text_filter"], text).kept.num_rows == 1
 
 
-def test_stray_characters_tell_broken_sentences_from_rare_ones(assets: dict[str, str]) -> None:
-    from pipelines.clean.operators.perplexity import stray_share
+def test_pairs_are_counted_as_python_counts_them() -> None:
+    text = "哈哈哈哈，好好学习，学习 ABC 天天向上"
+    (counts,) = pair_counts(*utf8(pa.array([text], pa.large_string()))).tolist()
+    pairs = ["哈好", "好好", "好学", "学习", "习学", "学习", "习天", "天天", "天向", "向上"]
+    assert counts == [11, len([c for c in text if c.isalnum()]), len(pairs), len(set(pairs)), 2, 1]
 
+
+def test_stray_characters_tell_broken_sentences_from_rare_ones(assets: dict[str, str]) -> None:
     sentence = "医生建议老年人每天坚持散步，保持心情愉快。"
     broken = "医建生老议年每天人坚步散持，保心持情快愉。"
-    assert stray_share(sentence) < 0.1 < 0.4 < stray_share(broken)
-    assert stray_share("no Han at all") == 0
+    texts = pa.array([sentence, broken, "no Han at all", "", "的 和 a 吗"], pa.large_string())
+    whole, astray, *others = stray_shares(*utf8(texts), words_in_pairs())
+    assert whole < 0.1 < 0.4 < astray
+    assert others == [0, 0, 1]
     pytest.importorskip("kenlm")
     process = [{"perplexity_filter": {"lang": "zh", "max_ppl": 1500}}]
     terse = ["山不在高，有仙则名。水不在深，有龙则灵。", "床前明月光，疑是地上霜。", "E = mc²"]

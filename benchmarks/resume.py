@@ -4,8 +4,9 @@
 
 Of so many million cells one in ten thousand has no answer, evenly spread. The ledger is made once and kept in the
 folder, where one is given. Measured are the seconds from the command to the first request that reaches the server,
-and until then the largest proportional set size of any process, and of all together. The run is stopped then. What a
-further million costs is the difference between two sizes. The last line is one JSON object.
+the CPU seconds of all its processes until then, the largest proportional set size of any process, and that of all
+together. The run is stopped then. What a further million costs is the difference between two sizes. The last line is
+one JSON object.
 """
 
 import argparse
@@ -85,15 +86,17 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
                 process.wait()
 
 
-def memory_of(pid: int) -> dict[str, int]:
-    """Proportional set sizes of a process and its descendants, by what they are called."""
-    sizes: dict[str, int] = {}
+def usage_of(pid: int) -> tuple[dict[str, int], dict[int, float]]:
+    """Of a process and its descendants the proportional set sizes, by name, and the CPU seconds, by number."""
+    sizes, seconds = dict[str, int](), dict[int, float]()
     try:
         for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
             sizes[f"{process.name()} {process.pid}"] = proportional_set_size(process.pid)
+            times = process.cpu_times()
+            seconds[process.pid] = times.user + times.system
     except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError, PermissionError):
         pass
-    return sizes
+    return sizes, seconds
 
 
 def take_up(millions: int, folder: Path) -> dict[str, Any]:
@@ -111,10 +114,11 @@ def take_up(millions: int, folder: Path) -> dict[str, Any]:
             (workspace / "made").touch()
         print(f"{millions} million …", file=sys.stderr, flush=True)
         danlu = str(Path(sys.executable).parent / "danlu")
-        began, largest, whole = time.time(), dict[str, int](), 0
+        began, largest, whole, cpu = time.time(), dict[str, int](), 0, dict[int, float]()
         with running([danlu, "synthesize", str(path), "--workspace", str(workspace)]) as process:
             while process.poll() is None and not log_of(server):
-                sizes = memory_of(process.pid)
+                sizes, spent = usage_of(process.pid)
+                cpu |= spent
                 whole = max(whole, sum(sizes.values()))
                 largest = {name: max(size, largest.get(name, 0)) for name, size in (largest | sizes).items()}
                 time.sleep(0.2)
@@ -122,6 +126,7 @@ def take_up(millions: int, folder: Path) -> dict[str, Any]:
     return {
         "millions": millions,
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(sum(cpu.values()), 1),
         "largest_process_mb": round(max(largest.values()) / 1e6),
         "all_processes_mb": round(whole / 1e6),
         "processes": {name: round(size / 1e6) for name, size in sorted(largest.items(), key=lambda item: -item[1])[:5]},
@@ -144,13 +149,14 @@ def main() -> int:
     first, further = runs[0], []
     for run in runs[1:]:
         more = run["millions"] - first["millions"]
-        seconds, size = (run[name] - first[name] for name in ("seconds", "largest_process_mb"))
-        cost = {"seconds_per_million": round(seconds / more, 2), "mb_per_million": round(size / more, 1)}
+        names = {"seconds_per_million": "seconds", "cpu_seconds_per_million": "cpu_seconds"}
+        names |= {"mb_per_million": "largest_process_mb"}
+        cost = {name: round((run[of] - first[of]) / more, 2) for name, of in names.items()}
         further.append({"millions": run["millions"], **cost})
     for cost in further:
         print(
-            f"from {first['millions']} to {cost['millions']} million: {cost['seconds_per_million']} s and "
-            f"{cost['mb_per_million']} of {BYTES_PER_MILLION / 1e6:g} MB for each million"
+            f"from {first['millions']} to {cost['millions']} million, for each: {cost['seconds_per_million']} s, "
+            f"{cost['cpu_seconds_per_million']} s of CPU, {cost['mb_per_million']} of {BYTES_PER_MILLION / 1e6:g} MB"
         )
     print(json.dumps({"name": "resume", "runs": runs, "further": further, "environment": environment().model_dump()}))
     return 0

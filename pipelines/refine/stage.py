@@ -7,7 +7,8 @@ that a judge model scores too low, and last what a person deleted.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -40,6 +41,7 @@ EDITABLE = ("system", "query", "response", "messages")
 """Columns that a person may change."""
 MANUAL_EDITS = "by_hand"
 """What a person's changes are called in dropped rows and reports."""
+ROWS_AT_A_TIME = 4096
 ANSWER_KEYS = pa.schema([("pos", pa.int64()), ("row_id", pa.string()), ("pairs", pa.large_list(pa.uint32()))])
 """What near-duplicates are found by: the character pairs of each answer."""
 
@@ -167,34 +169,41 @@ def _rules_work(workspace: Workspace, section: Refine, demands: Demands) -> Call
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         with workspace.parquet_file(shard["path"]) as file:
             schema = file.schema_arrow
-        rows = [row for table in read_tables(workspace, [shard["path"]]) for row in table.to_pylist()]
-        kept, dropped, examples = [], [], []
-        mended: Counter[str] = Counter()
+        examples: list[list[Any]] = []
+        mended, counts, count = Counter[str](), Counter[str](), 0
         cells: Counter[tuple[str, str, str]] = Counter()
-        for row in rows:
-            cell = cell_of(row, demands)
-            style = demands.styles.get(cell["style"], _ANY)
-            expected = Expected(cell, style, demands.dimensions, section.aliases)
-            applied = rules if style.rules is None else [name for name in rules_in_order if name in style.rules]
-            text, reason, changes = apply_rules(row["response"], expected, applied, section.fix)
-            mended.update(changes)
-            examples += [[name, row["row_id"], row["response"], text, ""] for name in changes]
-            cells[*pair_of(cell), reason or ""] += 1
-            if reason is None:
-                kept.append(with_same_messages({**row, "response": text}, row))
-                continue
-            dropped.append(_dropped(row, reason, reason))
-            examples.append([reason, row["row_id"], row["response"], None, ""])
-        _write(attempt, kept, schema, dropped)
-        if section.near_duplicates is not None:
-            _write_keys(attempt, kept)
-        counts = Counter(row["operator"] for row in dropped)
-        shown = _first_of_each(examples)
+        with ExitStack() as files:
+            rows_file, dropped_file = (files.enter_context(attempt.writer(*kind)) for kind in _kinds(schema))
+            keys_file = None
+            if section.near_duplicates is not None:
+                keys_file = files.enter_context(attempt.writer("keys", ANSWER_KEYS))
+            for rows in _in_parts(workspace, shard["path"]):
+                kept, dropped = [], []
+                for row in rows:
+                    cell = cell_of(row, demands)
+                    style = demands.styles.get(cell["style"], _ANY)
+                    expected = Expected(cell, style, demands.dimensions, section.aliases)
+                    names = rules if style.rules is None else [name for name in rules_in_order if name in style.rules]
+                    text, reason, changes = apply_rules(row["response"], expected, names, section.fix)
+                    mended.update(changes)
+                    examples += [[name, row["row_id"], row["response"], text, ""] for name in changes]
+                    cells[*pair_of(cell), reason or ""] += 1
+                    if reason is None:
+                        kept.append(with_same_messages({**row, "response": text}, row))
+                        continue
+                    dropped.append(_dropped(row, reason, reason))
+                    examples.append([reason, row["row_id"], row["response"], None, ""])
+                rows_file.write_table(pa.Table.from_pylist(kept, schema=schema))
+                dropped_file.write_table(pa.Table.from_pylist(dropped, schema=DROPPED))
+                if keys_file is not None:
+                    keys_file.write_table(_keys_of(kept))
+                counts.update(row["operator"] for row in dropped)
+                examples, count = _first_of_each(examples), count + len(rows)
         return {
-            "rows": len(rows),
+            "rows": count,
             "dropped": dict(counts),
             "mended": dict(mended),
-            "examples": shown,
+            "examples": examples,
             "rules": reported,
             "cells": [[*where, count] for where, count in cells.items()],
         }
@@ -222,24 +231,23 @@ def _first_of_each(examples: list[list[Any]]) -> list[list[Any]]:
     return shown
 
 
-def _write(attempt: Attempt, kept: list[dict[str, Any]], schema: pa.Schema, dropped: list[dict[str, Any]]) -> RowDigest:
-    table = pa.Table.from_pylist(kept, schema=schema)
-    with attempt.writer("rows", schema) as writer:
-        writer.write_table(table)
-    with attempt.writer("dropped", DROPPED) as writer:
-        writer.write_table(pa.Table.from_pylist(dropped, schema=DROPPED))
-    digest = RowDigest()
-    digest.update(table)
-    return digest
+def _in_parts(workspace: Workspace, path: str) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a file, so many at a time that a task needs little memory."""
+    for table in read_tables(workspace, [path]):
+        for start in range(0, table.num_rows, ROWS_AT_A_TIME):
+            yield table.slice(start, ROWS_AT_A_TIME).to_pylist()
 
 
-def _write_keys(attempt: Attempt, kept: list[dict[str, Any]]) -> None:
+def _kinds(schema: pa.Schema) -> tuple[tuple[str, pa.Schema], ...]:
+    """What each pass writes: the rows that are left, and those that are dropped."""
+    return ("rows", schema), ("dropped", DROPPED)
+
+
+def _keys_of(kept: list[dict[str, Any]]) -> pa.Table:
     pairs, starts = pair_hashes([row["response"] for row in kept])
-    with attempt.writer("keys", ANSWER_KEYS) as writer:
-        columns = [pa.array([row[name] for row in kept]) for name in ("pos", "row_id")]
-        writer.write_table(
-            pa.table([*columns, pa.LargeListArray.from_arrays(pa.array(starts), pa.array(pairs))], schema=ANSWER_KEYS)
-        )
+    columns = [pa.array([row[name] for row in kept], ANSWER_KEYS.field(name).type) for name in ("pos", "row_id")]
+    columns.append(pa.LargeListArray.from_arrays(pa.array(starts), pa.array(pairs)))
+    return pa.table(columns, schema=ANSWER_KEYS)
 
 
 @dataclass
@@ -276,7 +284,9 @@ def _find_repeats(workspace: Workspace, threshold: float, checked: list[Commit],
     """Drop what repeats an earlier answer; no answer is read, only their character pairs."""
     paths = [commit["files"]["keys"] for commit in checked]
     keys = pa.concat_tables([ANSWER_KEYS.empty_table(), *read_tables(workspace, paths)])
-    keys = keys.sort_by("pos").combine_chunks()
+    if (np.diff(keys["pos"].to_numpy()) < 0).any():
+        keys = keys.sort_by("pos")
+    keys = keys.combine_chunks()
     if not keys.num_rows:
         return
     pairs = keys["pairs"].chunk(0)
@@ -363,7 +373,7 @@ def _decisions_work(
     pair_of = _pair_of(demands)
     gone = pa.table(
         {
-            "pos": pa.array(decisions.dropped, pa.int64()),
+            "pos": pa.array(list(decisions.dropped), pa.int64()),
             "operator": pa.array([operator for operator, _ in decisions.dropped.values()], pa.string()),
             "reason": pa.array([reason for _, reason in decisions.dropped.values()], pa.string()),
         }
@@ -374,32 +384,40 @@ def _decisions_work(
         decided: pa.Table = ray.get(shared)
         with workspace.parquet_file(shard["path"]) as file:
             schema = file.schema_arrow
-        kept, dropped, edits = [], [], []
+        digest, counts, examples, changes = RowDigest(), Counter[str](), list[list[Any]](), 0
         cells: Counter[tuple[str, str, str]] = Counter()
-        rows = [row for table in read_tables(workspace, [shard["path"]]) for row in table.to_pylist()]
-        goes = pc.index_in(decided["pos"], pa.array([row["pos"] for row in rows], pa.int64()))
-        mine = {row["pos"]: row for row in decided.filter(pc.is_valid(goes)).to_pylist()}
-        for row in rows:
-            why = mine.get(row["pos"], {"operator": ""})
-            cells[*pair_of(cell_of(row, demands)), why["operator"]] += 1
-            if why["operator"]:
-                dropped.append(_dropped(row, why["operator"], why["reason"]))
-                continue
-            line = edited.get(row["row_id"], {})
-            changed = with_edits("refine.edited", row, line, schema, [name for name in EDITABLE if name in row])
-            if changed is not row:
-                edits.append([MANUAL_EDITS, row["row_id"], row["response"], changed["response"], ""])
-            kept.append(changed)
-        digest = _write(attempt, kept, schema, dropped)
-        counts = Counter(row["operator"] for row in dropped)
-        shown = [[d["operator"], d["row_id"], d["text"], None, d["reason"]] for d in dropped]
+        with ExitStack() as files:
+            rows_file, dropped_file = (files.enter_context(attempt.writer(*kind)) for kind in _kinds(schema))
+            for rows in _in_parts(workspace, shard["path"]):
+                kept, dropped = [], []
+                goes = pc.index_in(decided["pos"], pa.array([row["pos"] for row in rows], pa.int64()))
+                mine = {row["pos"]: row for row in decided.filter(pc.is_valid(goes)).to_pylist()}
+                for row in rows:
+                    why = mine.get(row["pos"], {"operator": ""})
+                    cells[*pair_of(cell_of(row, demands)), why["operator"]] += 1
+                    if why["operator"]:
+                        dropped.append(_dropped(row, why["operator"], why["reason"]))
+                        examples.append([why["operator"], row["row_id"], row["response"], None, why["reason"]])
+                        continue
+                    line = edited.get(row["row_id"], {})
+                    changed = with_edits("refine.edited", row, line, schema, [name for name in EDITABLE if name in row])
+                    if changed is not row:
+                        changes += 1
+                        examples.append([MANUAL_EDITS, row["row_id"], row["response"], changed["response"], ""])
+                    kept.append(changed)
+                table = pa.Table.from_pylist(kept, schema=schema)
+                rows_file.write_table(table)
+                digest.update(table)
+                dropped_file.write_table(pa.Table.from_pylist(dropped, schema=DROPPED))
+                counts.update(row["operator"] for row in dropped)
+                examples = _first_of_each(examples)
         return {
             "rows": digest.rows,
             "digest": digest.hexdigest(),
             "dropped": dict(counts),
-            "edited": len(edits),
+            "edited": changes,
             "cells": [[*where, count] for where, count in cells.items()],
-            "examples": _first_of_each([*shown, *edits]),
+            "examples": examples,
         }
 
     return work

@@ -50,6 +50,7 @@ the row says: then it refuses the row by its name. `ingest.max_broken` says how 
 | OpenAI | `messages` of `role`, `content`, `weight`, `tool_calls`, `tool_call_id`; `tools` | read |
 | TRL | `prompt`, `completion`, as texts or as turns | read |
 | Belle | `instruction`, `input`, `output`; `conversations` of `from`, `value` | read |
+| COIG-CQIA | `instruction`, `input`, `output`, with `task_type`, `domain` and others | read |
 | MOSS | `chat` of `turn_1` … with `Human`, `MOSS`; with commands in `Inner Thoughts` and others | read; refused |
 | Zhihu-KOL | `INSTRUCTION`, `RESPONSE`, `METADATA` | read, votes as `upvotes` |
 
@@ -59,6 +60,9 @@ Files are .jsonl, .ndjson, .json, .csv, .tsv, .parquet and .xlsx, whose visible 
 (.txt, .md, .epub, .docx, .pdf) are a row of plain text each, unless they lie in a folder beside rows.
 `pip install 'danlu[documents]'` brings the readers of .xlsx, .docx and .pdf. `synthesize.passages` reads the same
 documents.
+
+`ingest.source=data/dataset_info.json#NAME` reads an entry of LLaMA-Factory's list of data sets: its file or hub,
+`columns` and `tags`; what else it says is refused by name.
 
 Several sources, each with its own settings, are one data set, and a recipe with `ingest` and `synthesize` has the rows
 of both; `refine` then refines what was synthesized.

@@ -1,16 +1,27 @@
 """The recipe's section `ingest`, which also says how further rows to train on are read."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.recipe.base import Count, ReadPath, Section
 
+INFO = re.compile(r"(.*dataset_info\.json)#(.+)")
+"""A source that is an entry of LLaMA-Factory's list of data sets."""
+OF_A_MESSAGE = ("sender", "time", "text", "type", "chat")
+"""Names that `columns` may give to the columns of a chat."""
 NOISE = [
     *("嗯", "哦", "噢", "喔", "啊", "额", "呃", "哈", "嘿", "好", "好的", "行", "对", "是"),
     *("6", "1", "ok", "okay", "k", "hi"),
 ]
 """Messages that say little."""
+
+
+def _read_path(section: "Source", source: str) -> str | None:
+    """What is read of a source: of a list of data sets the folder in which it and they lie."""
+    match = INFO.fullmatch(source)
+    return match[1].rpartition("/")[0] or "." if match else source
 
 
 class ChatLog(Section):
@@ -48,9 +59,10 @@ class ChatLog(Section):
 class Source(Section):
     """Rows from one place, and how they are read."""
 
-    source: Annotated[str, ReadPath()] = Field(
+    source: Annotated[str, ReadPath(_read_path)] = Field(
         description="path, folder, glob, fsspec URL, hf:// or modelscope:// with OWNER/NAME for a data set or "
-        "OWNER/NAME/GLOB for some of its files, or recipes://FILE for data shipped with the project"
+        "OWNER/NAME/GLOB for some of its files, recipes://FILE for data shipped with the project, or "
+        "dataset_info.json#NAME for an entry of LLaMA-Factory's list"
     )
     adapter: Literal[
         "auto",
@@ -100,6 +112,8 @@ class Source(Section):
     def _reads_named_columns(self) -> "Source":
         if self.chat_log and self.adapter != "auto":
             raise ValueError(f"chat_log reads a chat's messages; remove it, or adapter {self.adapter}")
+        if self.chat_log and (other := [name for name in self.columns if name not in OF_A_MESSAGE]):
+            raise ValueError(f"columns.{other[0]}: a message has {', '.join(OF_A_MESSAGE)}")
         if self.adapter == "columns" and (named := [name for name in self.columns if name != "row_id"]):
             raise ValueError(f"adapter columns reads no columns by name; remove columns.{named[0]}, or the adapter")
         if empty := [name for name, given in self.columns.items() if not given and name != "row_id"]:

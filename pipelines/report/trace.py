@@ -81,7 +81,7 @@ def _rows(output: Output[Any], kind: str, operator: str | None, grep: str | None
 
 def _with_text(table: pa.Table, text: str) -> pa.Table:
     """The rows in which a text stands, in a column or a turn."""
-    found = pa.array([False] * table.num_rows)
+    found = pa.array([False] * table.num_rows, pa.bool_())
     for name in SEARCHED:
         if name in table.column_names and pa.types.is_string(table.schema.field(name).type):
             has = pc.fill_null(pc.match_substring(table[name].combine_chunks(), text), False)

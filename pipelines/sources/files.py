@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from glob import has_magic
@@ -171,7 +172,7 @@ def open_bytes(path: str) -> Iterator[IO[bytes]]:
     except UnicodeDecodeError as error:
         hint = "say what it is, such as ingest.encoding: gb18030"
         raise DataError(f"{path}:{_first_not_utf8(path)}: not UTF-8 text ({error}); {hint}") from None
-    except (EOFError, gzip.BadGzipFile, csv.Error, pa.ArrowInvalid, OSError) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, csv.Error, pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
 
 

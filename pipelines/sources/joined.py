@@ -32,7 +32,10 @@ class Part:
 def read_several(section: Ingest, place: Place) -> IngestReport:
     """The rows of the source, then those of each of `sources`, whose names begin with its name."""
     sources = {"": section, **section.sources}
-    outputs = {name: read_once(source, place.within("sources", name or "0")) for name, source in sources.items()}
+    outputs = {
+        name: read_once(source, place.within("sources", str(number)))
+        for number, (name, source) in enumerate(sources.items())
+    }
     parts = [Part(f"{name}/" if name else "", output, with_dropped=True) for name, output in outputs.items()]
     schema, widened, commits = join(place, parts, section.concurrency)
     reports = [output.report for output in outputs.values()]

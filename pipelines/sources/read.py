@@ -40,6 +40,7 @@ from pipelines.sources.columns import (
     table_reader,
 )
 from pipelines.sources.cut import Store, plan_shards
+from pipelines.sources.dataset_info import resolved
 from pipelines.sources.files import (
     digest_file,
     first_broken,
@@ -66,6 +67,7 @@ LOOKED_INTO = 20
 
 def source_fingerprint(section: Source) -> dict[str, Any]:
     """What decides the rows: the section without what only changes speed or tolerance, and the files' content."""
+    section = resolved(section)
     settings = section.model_dump(exclude={"concurrency", "max_broken", "source", "sources", *_unset(section)})
     if is_hub(section.source):  # naming it must not download it
         return {"section": settings, "files": section.source}
@@ -84,6 +86,7 @@ def check_source(section: Source) -> None:
 
     Hubs and object storage are not asked, and what is in another encoding is not looked into.
     """
+    section = resolved(section)
     if "://" in section.source:
         return
     files = list_files(section.source)
@@ -100,6 +103,7 @@ def check_source(section: Source) -> None:
 
 def describe_source(section: Source) -> str:
     """How the source's first rows are read and which of their columns are carried; empty where it is not looked at."""
+    section = resolved(section)
     if "://" in section.source or section.adapter == "columns" or not is_utf8(section.encoding):
         return ""
     if section.chat_log:
@@ -123,6 +127,7 @@ def describe_source(section: Source) -> str:
 
 def read_source(section: Source, place: Place) -> IngestReport:
     """Read the source into canonical rows; the report counts rows and broken rows."""
+    section = resolved(section)
     given = list_files(section.source)
     files = as_utf8(given, section.encoding, place)
     names = dict(zip(files, names_of(given).values(), strict=True))
@@ -469,6 +474,7 @@ def first_rows(section: Source, count: int) -> list[dict[str, Any]]:
 
     Rows that cannot be read are passed over. None from hubs, object storage and files in another encoding.
     """
+    section = resolved(section)
     if "://" in shipped_path(section.source) or not is_utf8(section.encoding):
         return []
     files = list_files(section.source)

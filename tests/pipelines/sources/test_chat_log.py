@@ -273,6 +273,8 @@ def test_the_assistant_must_be_there_and_speakers_are_named(tmp_path: Path) -> N
         )
     with pytest.raises(ValidationError, match="remove it, or adapter text"):
         Ingest(source="a", adapter="text", chat_log=ALICE)
+    with pytest.raises(ValidationError, match=r"columns\.query: a message has sender, time, text, type, chat"):
+        Ingest(source="a", columns={"query": "q"}, chat_log=ALICE)
 
 
 def test_columns_of_other_names_are_named_and_speakers_are_told_apart(tmp_path: Path) -> None:

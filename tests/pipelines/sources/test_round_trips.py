@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from pipelines.artifacts.rows import turns_said
 from pipelines.artifacts.shards import Attempt
 from pipelines.artifacts.workspace import Workspace
+from pipelines.errors import DataError
 from pipelines.export.formats import conversation_as
 from pipelines.recipe.ingest import Ingest
 from pipelines.sources.cut import plan_shards
 from pipelines.sources.files import names_of
 from pipelines.sources.read import _reader as reader_of
-from tests.pipelines.sources.samples import write_lines
+from tests.pipelines.sources.samples import write_lines, written
 
 Row = dict[str, Any]
 
@@ -183,3 +184,48 @@ def test_mutated_lines_are_kept_or_set_aside_with_a_reason(tmp_path: Path, seed:
         positions = Counter(row["pos"] for row in (*rows, *dropped))
         assert positions == Counter(range(len(lines) + 1))
         assert 200 < len(rows) < len(lines)
+
+
+FILES = ("jsonl", "json", "csv", "tsv", "jsonl.gz", "parquet")
+
+
+def damaged(random_: random.Random, path: Path) -> None:
+    """A file of whole rows in its format, of which then a part is changed, doubled, or cut out."""
+    rows = [{"query": f"问\n{n}", "response": f'答"{n}", [{{' * 3, "n": str(n)} for n in range(random_.randint(1, 40))]
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=random_.randint(1, 20))
+    elif path.suffix == ".tsv":
+        pd.DataFrame(rows).to_csv(path, sep="\t", index=False)
+    else:
+        written(path, rows)
+    data = bytearray(path.read_bytes())
+    for _ in range(random_.choice([0, 1, 1, 2])):
+        begin = random_.randrange(len(data))
+        end = min(len(data), begin + random_.choice([1, 2, 30]))
+        part = bytes(data[begin:end])
+        data[begin:end] = random_.choice([b"", part * 2, random_.randbytes(end - begin), b'"', b"\n", b"\x00", b"]"])
+        if not data:
+            data = bytearray(b" ")
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("suffix", FILES)
+def test_damaged_files_are_read_or_refused_by_name(tmp_path: Path, suffix: str) -> None:
+    random_ = random.Random(suffix)
+    read = refused = 0
+    for number in range(120):
+        path = tmp_path / f"{number}.{suffix}"
+        damaged(random_, path)
+        try:
+            rows, dropped, results = read_here(tmp_path, [path], random_.choice([1 << 24, 300]))
+        except DataError as error:
+            assert f"{number}.{suffix}" in str(error)
+            refused += 1
+            continue
+        read += 1
+        assert sum(result["rows"] for result in results) == len(rows)
+        assert sum(result["broken"] for result in results) == len(dropped)
+        assert all(row["reason"] and row["row_id"].startswith(f"{number}.{suffix}") for row in dropped)
+        positions = [row["pos"] for row in (*rows, *dropped)]
+        assert len(set(positions)) == len(positions)
+    assert read > 20 and read + refused == 120

@@ -49,6 +49,14 @@ READ: dict[str, tuple[Row, list[str]]] = {
         {"system": "S", "conversation": [{"human": "一", "assistant": "二"}, {"human": "三", "assistant": "四"}]},
         ["S", "一", "二", "三", "四"],
     ),
+    "COIG-CQIA": (
+        {
+            **{"instruction": "一", "input": "", "output": "二", "task_type": {"major": ["问答"]}, "domain": ["百科"]},
+            **{"metadata": "无", "answer_from": "human", "human_verified": True, "copyright": "x"},
+            "history": [["零", "半"]],
+        },
+        ["零", "半", "一", "二"],
+    ),
     "xtuner": (
         {
             "conversation": [

@@ -272,7 +272,6 @@ class _Reading:
         self._columns = columns
         self._named_by = named_by
         self._classified: dict[tuple[str, ...], Columns] = {}
-        self._shapes: set[tuple[str, tuple[str, ...], tuple[str, ...]]] = set()
 
     def rows(self, system: str | None, replace: dict[str, str]) -> Iterator[dict[str, Any]]:
         """Canonical rows with what is carried along; what cannot be read goes to `broken`."""
@@ -301,9 +300,9 @@ class _Reading:
             columns = self._classified[keys] = classify(keys, self._adapter, self._named_by)
         name, adapter = adapter_for(columns, row)
         read = adapter.read(row, self.counts)
-        shape = name, keys, tuple(read)
-        if shape not in self._shapes:
-            self._shapes.add(shape)
+        given = (name, *read)
+        if given not in columns.given:
+            columns.given.add(given)
             own = [*columns.carried[name], *(column for column in read if column not in _ROW_NAMES)]
             self.names.update(dict.fromkeys(own))
         for column in columns.carried[name]:

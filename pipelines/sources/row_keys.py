@@ -50,6 +50,8 @@ class Columns:
     """By adapter, columns that refuse a row in which they say something."""
     carried: dict[str, list[str]] = field(default_factory=dict)
     """By adapter, columns that are carried along."""
+    given: set[tuple[str, ...]] = field(default_factory=set)
+    """What adapters gave of such rows so far: their names, each with the columns that came out."""
 
 
 def classify(names: Iterable[str], adapter: str, named_by: str | None = None) -> Columns:

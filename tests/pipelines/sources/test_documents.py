@@ -128,7 +128,7 @@ def test_word_pdf_and_books_are_read(tmp_path: Path) -> None:
         "d.epub:1": "三\n天很蓝&高。",
     }
     assert report.broken == 0
-    assert [*_texts(str(tmp_path / "s"))] == [*texts_of(table).values()]
+    assert [*_texts("synthesize.passages", str(tmp_path / "s"), "text")] == [*texts_of(table).values()]
 
 
 def test_damaged_documents_are_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -670,3 +670,7 @@ def run_stage(name: str) -> None:
     """Run `python -m rayjobs.<name>` as `danlu <name>`."""
     sys.argv.insert(1, name)
     main()
+
+
+if __name__ == "__main__":
+    main()

@@ -33,6 +33,8 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Where `ray dashboard` brings a cluster's job server to this machine, and where one that runs here has it."""
 MAX_BYTES = 200 << 20
 """Of the files that travel with a job; Ray keeps them in the memory of the head and copies them to every node."""
+LOST_SECONDS = 600
+"""How long a cluster that does not answer is asked again."""
 NAME, STAGE, WORKSPACE = "danlu_recipe", "danlu_stage", "danlu_workspace"
 """What a job's metadata tell of it."""
 
@@ -127,7 +129,7 @@ class Jobs:
         reader = asyncio.create_task(log.show()) if printing else None
         began = said = time.monotonic()
         try:
-            while (job := await asyncio.to_thread(self.find, name)).goes_on:
+            while (job := await self._reached(name)).goes_on:
                 await asyncio.sleep(1.0)
                 if time.monotonic() - max(said, log.spoke) >= STEADY_INTERVAL:
                     said = time.monotonic()
@@ -140,6 +142,21 @@ class Jobs:
             if reader is not None:
                 reader.cancel()
         return job
+
+    async def _reached(self, name: str) -> Job:
+        """A job of that name; asked again while the way to the cluster is broken, since the job goes on meanwhile."""
+        lost: float | None = None
+        while True:
+            try:
+                with self._told():
+                    return _job(await asyncio.to_thread(self._client.get_job_info, name))
+            except StageError as error:
+                if lost is None:
+                    lost = time.monotonic()
+                    say(f"  {error}; trying again, the job may go on meanwhile")
+                elif time.monotonic() - lost > LOST_SECONDS:
+                    raise
+            await asyncio.sleep(2.0)
 
     @contextmanager
     def _told(self) -> Iterator[None]:

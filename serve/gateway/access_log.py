@@ -22,7 +22,7 @@ def note(scope: Scope, **details: Any) -> None:
 
 
 class AccessLog:
-    """ASGI middleware that writes a line when a request has been answered, or was given up."""
+    """ASGI middleware that writes a line when a request has been answered; status 0 where its client left before."""
 
     def __init__(self, app: Any, file: Path) -> None:
         self._app = app
@@ -45,6 +45,9 @@ class AccessLog:
         began = time.monotonic()
         try:
             await self._app({**scope, DETAILS: details}, receive, sending)
+        except Exception:
+            status = status or 500  # what the server answers for a bug
+            raise
         finally:
             line = {
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -48,12 +48,16 @@ def _serving(
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", http=http))
 
+    entered = threading.Event()
+
     async def main() -> None:
         async with around():
+            entered.set()
             await server.serve(sockets=[listener])
 
     thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
     thread.start()
+    assert entered.wait(10)  # two servers of one gateway must not set its session in any order
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:

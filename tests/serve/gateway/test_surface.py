@@ -113,3 +113,13 @@ def test_a_line_a_request_without_texts_and_keys(start: Start, serving: Serving,
     assert lines[1]["request_id"] == "mine"
     assert lines[0]["client"] == "127.0.0.1" and lines[0]["seconds"] >= 0
     assert "secret" not in file.read_text() and "Bearer" not in file.read_text()
+
+
+def test_a_bugs_line_has_the_status_that_the_client_got(serving: Serving, tmp_path: Path) -> None:
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise KeyError("a bug")
+
+    with serving(AccessLog(broken, tmp_path / "access.jsonl")) as url:
+        assert post(url, "/v1/completions", prompt="hi").status_code == 500
+    (line,) = (tmp_path / "access.jsonl").read_text().splitlines()
+    assert json.loads(line)["status"] == 500

@@ -10,12 +10,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import regex
 
-from pipelines.clean.column import Column, utf8
+from pipelines.clean.column import Column, Indices, utf8
 from pipelines.clean.kernels.han_pairs import HAN, pair_codes, pair_counts, stray_shares
+from pipelines.clean.kernels.kenlm_model import HashedModel, load_hashed_model
 from pipelines.clean.operators.garbled import variety
 from pipelines.clean.operators.language import TRADITIONAL, variant_of
 from pipelines.clean.operators.registry import CLOSED, Assets, Dialect, Interval, Parameters, Verdict, operator, within
-from pipelines.clean.operators.words import pieces, sentencepiece_of
+from pipelines.clean.operators.words import piece_numbers, pieces, sentencepiece_of, unknown_piece, vocabulary
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,7 +40,39 @@ def _perplexity(line_of_pieces: str, model: Any) -> float:
     """10 to the power of the mean negative log10 probability per piece and line end; 0 for an empty text."""
     lines = line_of_pieces.splitlines()
     length = sum(len(line.split()) + 1 for line in lines)
-    return round(10.0 ** (-sum(model.score(line) for line in lines) / length), 1) if length else 0.0
+    return _mean(sum(model.score(line) for line in lines), length) if length else 0.0
+
+
+def _mean(total: float, length: int) -> float:
+    return round(10.0 ** (-total / length), 1)
+
+
+@cache
+def _words_of(pieces_model: str, model: HashedModel) -> Indices:
+    """What the model calls each piece; -1 for pieces that stand for others, or are more than a word to it."""
+    known = vocabulary(pieces_model)
+    words = model.numbers(known)
+    words[[number for number, piece in enumerate(known) if piece.split() != [piece]]] = -1
+    words[unknown_piece(pieces_model)] = -1
+    return words
+
+
+def _perplexities(texts: list[str], pieces_model: str, path: str) -> tuple[Floats, Indices]:
+    """Of each text its perplexity and its number of pieces."""
+    model = load_hashed_model(path)
+    if model is None:
+        split = pieces(texts, pieces_model)
+        scores = [_perplexity(" ".join(row), _model(path)) for row in split]
+        return np.array(scores, dtype=np.float64), np.array([len(row) for row in split], dtype=np.int64)
+    numbers, offsets = piece_numbers(texts, pieces_model)
+    words, lengths = _words_of(pieces_model, model)[numbers], np.diff(offsets)
+    totals = model.totals(np.maximum(words, 0), offsets).tolist()
+    pairs = zip(totals, lengths.tolist(), strict=True)
+    scores = np.array([_mean(total, length + 1) if length else 0.0 for total, length in pairs], dtype=np.float64)
+    rows = np.unique(np.searchsorted(offsets, np.flatnonzero(words < 0), side="right") - 1).tolist()
+    by_name = pieces([texts[row] for row in rows], pieces_model)
+    scores[rows] = [_perplexity(" ".join(row), _model(path)) for row in by_name]
+    return scores, lengths
 
 
 @cache
@@ -151,7 +184,6 @@ def perplexity_filter(
     repeats itself it is divided by its variety, since a repeated word is easy to predict; and it is multiplied by what
     characters say that make no word with a neighbour (`stray_shares`).
     """
-    model = _model(assets[_kenlm_of(lang)])
     texts = column.texts()
     if dialect == "zh" and lang == "zh":
         convert = _to_simplified()
@@ -159,8 +191,7 @@ def perplexity_filter(
         texts = [convert(text) if converts else text for text, converts in zip(texts, traditional, strict=True)]
         drawn = column.matches("[\U0001f000-\U0001faff\u2600-\u27bf\u2b00-\u2bff\ufe0f]").tolist()
         texts = [_EMOJI.sub("，", text) if has_emoji else text for text, has_emoji in zip(texts, drawn, strict=True)]
-    split = pieces(texts, assets[sentencepiece_of(lang)])
-    scores = np.array([_perplexity(" ".join(row), model) for row in split], dtype=np.float64)
+    scores, lengths = _perplexities(texts, assets[sentencepiece_of(lang)], assets[_kenlm_of(lang)])
     if dialect == "zh" and lang == "zh":
-        scores = _in_kind(scores, column, texts, [len(row) for row in split], max_ppl)
+        scores = _in_kind(scores, column, texts, lengths.tolist(), max_ppl)
     return within("perplexity", scores, {"min_ppl": min_ppl, "max_ppl": max_ppl}, interval)

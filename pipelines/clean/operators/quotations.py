@@ -7,6 +7,7 @@ import pyarrow as pa
 import regex
 
 from pipelines.clean.column import Column, Indices
+from pipelines.clean.kernels.sentences import may_repeat
 from pipelines.clean.operators.registry import Count, Dialect, Verdict, operator
 
 _QUOTED_LINE = regex.compile(r"(?m)^[ \t]*[>＞](?![>＞]) ?.*$")
@@ -139,4 +140,6 @@ def remove_repeat_sentences_mapper(
         pairs = zip(text.split("\n"), done.split("\n"), strict=True)
         return "\n".join(after for before, after in pairs if after.strip() or not before.strip())
 
-    return column.rewrite(column.lengths >= 2 * least, changed)
+    if lowercase:
+        return column.rewrite(column.lengths >= 2 * least, changed)
+    return column.rewrite(may_repeat(*column.utf8, least if ignore_special_character else 0), changed)

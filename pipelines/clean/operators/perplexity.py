@@ -11,7 +11,7 @@ import pyarrow as pa
 import regex
 
 from pipelines.clean.column import Column, Indices, utf8
-from pipelines.clean.kernels.han_pairs import HAN, pair_codes, pair_counts, stray_shares
+from pipelines.clean.kernels.han_pairs import HAN, pair_codes, stray_shares
 from pipelines.clean.kernels.kenlm_model import HashedModel, load_hashed_model
 from pipelines.clean.operators.garbled import variety
 from pipelines.clean.operators.language import TRADITIONAL, variant_of
@@ -153,7 +153,7 @@ def _in_kind(scores: Floats, given: Column, simplified: list[str], lengths: Sequ
     scores = scores.copy()
     rows = np.flatnonzero(scores > limit / FAR)
     near = Column(given.array.take(pa.array(rows)))
-    counts = pair_counts(*near.utf8)
+    counts = given.pairs[rows]
     read = pa.array([simplified[row] for row in rows.tolist()], pa.large_string())
     stray = 10 ** (ALONE * (stray_shares(*utf8(read), words_in_pairs()) - USUALLY_ALONE)) if len(rows) else np.ones(0)
     alone = scores[rows] = scores[rows] / variety(counts) ** REPEATED

@@ -1,12 +1,14 @@
 """Promotion in Chinese texts: what asks the reader to follow, add, scan, join, buy or write for an offer."""
 
+import sys
 import unicodedata
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import regex
 
 from pipelines.clean.column import Column, Indices, Mask
@@ -136,8 +138,39 @@ def _with_block(lines: list[str], kept: list[str], hit: list[bool]) -> list[bool
     return gone
 
 
+_TOKENS = regex.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\(\?<?[=!]|.", regex.DOTALL)
+
+
+def _without_lookaround(pattern: str) -> str:
+    """The pattern for RE2, which knows no lookaround: it matches where the pattern does, and in more places."""
+    kept, depth = [], 0
+    for token in _TOKENS.findall(pattern):
+        if depth or regex.fullmatch(r"\(\?<?[=!]", token):
+            depth += token.startswith("(") - (token == ")")
+        else:
+            kept.append("" if token == "$" else token.replace(r"\d", r"\pN"))
+    return "".join(kept)
+
+
+@cache
+def _needed() -> tuple[str, tuple[str, ...]]:
+    """RE2 patterns: the decoration, and what each call, or so many offers, needs at least; each alone, since together
+    they are too much for its memory."""
+    points = "".join(chr(c) for c in range(sys.maxunicode + 1) if not 0xD800 <= c < 0xE000)
+    offers = ".*".join([f"(?:{_OFFERS})"] * OFFERS_FOR_PROMOTION)
+    calls = (f"(?s){_without_lookaround(pattern)}" for pattern in (*_CALLS, offers))
+    return f"[{''.join(_DECORATION.findall(points))}]+", tuple(calls)
+
+
 def _may_promote(column: Column) -> Mask:
-    return column.matches(f"(?i){_TELLTALE}")
+    """The texts of which a sentence could be promotion."""
+    mask = column.matches(f"(?i){_TELLTALE}")
+    rows = np.flatnonzero(mask)
+    decoration, patterns = _needed()
+    plain = pc.utf8_normalize(column.array.take(pa.array(rows)), "NFKC")
+    plain = Column(pc.utf8_lower(pc.replace_substring_regex(plain, decoration, "")))
+    mask[rows] = np.any([plain.matches(pattern) for pattern in patterns], axis=0)
+    return mask
 
 
 @operator("mapper", version=2)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ def _words_of(pieces_model: str, model: HashedModel) -> Indices:
     """What the model calls each piece; -1 for pieces that stand for others, or are more than a word to it."""
     known = vocabulary(pieces_model)
     words = model.numbers(known)
-    words[[number for number, piece in enumerate(known) if piece.split() != [piece]]] = -1
+    words[[number for number, piece in enumerate(known) if piece.split() != [piece] or "\0" in piece]] = -1
     words[unknown_piece(pieces_model)] = -1
     return words
 
@@ -66,12 +66,17 @@ def _perplexities(texts: list[str], pieces_model: str, path: str) -> tuple[Float
         return np.array(scores, dtype=np.float64), np.array([len(row) for row in split], dtype=np.int64)
     numbers, offsets = piece_numbers(texts, pieces_model)
     words, lengths = _words_of(pieces_model, model)[numbers], np.diff(offsets)
-    totals = model.totals(np.maximum(words, 0), offsets).tolist()
-    pairs = zip(totals, lengths.tolist(), strict=True)
+    totals = model.totals(np.maximum(words, 0), offsets)
+    rows = np.unique(np.searchsorted(offsets, np.flatnonzero(words < 0), side="right") - 1)
+    split = pieces([texts[row] for row in rows.tolist()], pieces_model)
+    ends = np.cumsum([0, *map(len, split)], dtype=np.int64)
+    totals[rows] = model.totals(model.numbers(list(chain.from_iterable(split))), ends)
+    pairs = zip(totals.tolist(), lengths.tolist(), strict=True)
     scores = np.array([_mean(total, length + 1) if length else 0.0 for total, length in pairs], dtype=np.float64)
-    rows = np.unique(np.searchsorted(offsets, np.flatnonzero(words < 0), side="right") - 1).tolist()
-    by_name = pieces([texts[row] for row in rows], pieces_model)
-    scores[rows] = [_perplexity(" ".join(row), _model(path)) for row in by_name]
+    for row, found in zip(rows.tolist(), split, strict=True):
+        line = " ".join(found)
+        if len(line.split()) != len(found) or "\0" in line:  # no words to KenLM, which splits at the one and ends at the other
+            scores[row] = _perplexity(line, _model(path))
     return scores, lengths
 
 

@@ -47,12 +47,13 @@ class HashedModel:
         """What the model calls the words; 0 what it does not know."""
         return np.array([self.words.get(piece, 0) for piece in pieces], dtype=np.int64)
 
-    def totals(self, numbers: npt.NDArray[np.int64], offsets: Indices) -> Totals:
-        """The log10 probability of each text, its begin and end included; `offsets` tell where its words stand."""
+    def scores(self, numbers: npt.NDArray[np.int64], offsets: Indices) -> tuple[Totals, npt.NDArray[np.int8]]:
+        """The log10 probability of each text, its begin and end included, and how many words the n-gram has that tells
+        the probability of each word; `offsets` tell where a text's words stand."""
         ends = self.words["<s>"], self.words["</s>"]
         tables = self.unigrams, self.middles, self.starts, self.longest
-        totals: Totals = _totals(numbers, offsets, *tables, self.order, *ends)
-        return totals
+        totals, sizes = _scores(numbers, offsets, *tables, self.order, *ends)
+        return totals, sizes
 
 
 def _slots(entries: int, multiplier: float) -> int:
@@ -119,10 +120,10 @@ def _extended(
 
 
 @nb.njit(cache=True, nogil=True)
-def _totals(
+def _scores(
     numbers: Any, offsets: Any, unigrams: Any, middles: Any, starts: Any, longest: Any, order: int, first: int, last: int
 ) -> Any:  # pragma: no cover - compiled
-    totals = np.zeros(len(offsets) - 1, dtype=np.float32)
+    totals, sizes = np.zeros(len(offsets) - 1, dtype=np.float32), np.empty(len(numbers), dtype=np.int8)
     most = np.max(offsets[1:] - offsets[:-1]) + 2 if len(totals) else 0
     words, keys, probs = np.empty(most, np.int64), np.empty(most, np.uint64), np.empty(most, np.float32)
     asked, slots = np.empty(most, np.int64), np.empty(most + 1, np.int64)
@@ -163,8 +164,10 @@ def _totals(
             for level in range(lengths[at] - 1, known):
                 prob += backoffs[at - 1, level]
             total += prob
+            if at < count - 1:
+                sizes[offsets[row] + at - 1] = lengths[at]
             known = min(lengths[at], order - 1)
             while known and backoffs[at, known - 1] == 0 and np.signbit(backoffs[at, known - 1]):
                 known -= 1  # a negative zero tells that no n-gram goes on so
         totals[row] = total
-    return totals
+    return totals, sizes

@@ -82,6 +82,12 @@ def _is_mashed(text: str) -> bool:
     return sum(map(len, unreadable)) * 4 >= sum(character.isalpha() for character in text)
 
 
+def _is_cipher(text: str) -> bool:
+    """A long run of letters that no word has, and little else."""
+    unreadable = sum(len(word) for word in _LATIN_WORD.findall(text) if _NO_SYLLABLES.search(word))
+    return unreadable >= LONG_ENOUGH and unreadable * 4 >= 3 * sum(character.isalnum() for character in text)
+
+
 def _is_taken_apart(text: str) -> bool:
     """Characters that a scanner saw as their parts: 氵去 for 法."""
     parts = sum(character in _COMPONENTS for character in text)
@@ -154,6 +160,10 @@ def _seen(column: Column, max_encoded: float) -> dict[int, str]:
             lambda text: "keys hit at random" if _is_mashed(text) else None,
         ),
         (
+            column.matches("[A-Za-z]{5}") & ~column.matches(r"\p{Han}"),
+            lambda text: "keys hit at random" if _is_cipher(text) else None,
+        ),
+        (
             column.matches(r"[\x{2300}-\x{2BFF}\x{1F000}-\x{1FAFF}]"),
             lambda text: "words without a content" if _is_told_by_emoji(text) else None,
         ),
@@ -168,7 +178,7 @@ def _seen(column: Column, max_encoded: float) -> dict[int, str]:
     return found
 
 
-@operator("filter", version=2)
+@operator("filter", version=3)
 def garbled_text_filter(column: Column, *, max_encoded: Ratio = 0.5, min_variety: Ratio = 0.45) -> Verdict:
     """Drop texts of encoded bytes or broken characters, of one phrase over and over, of strung search words, of the
     frame of a page, of keys hit at random, and of words without a content.

@@ -1,8 +1,8 @@
 """Scores many texts at once under a KenLM model of hash tables, from its own file, with its own arithmetic.
 
 The layout is that of KenLM's binary files of version 5 with probing hash tables (`binary_format.cc`, `vocab.cc`,
-`search_hashed.hh`), the arithmetic that of `model.cc`: sums of float32, term by term in its order. Models of other kinds
-(tries, quantized) are left to the package kenlm.
+`search_hashed.hh`), the arithmetic that of `model.cc`: sums of float32, term by term in its order. Models of other
+kinds (tries, quantized) are left to the package kenlm.
 """
 
 import struct
@@ -121,7 +121,15 @@ def _extended(
 
 @nb.njit(cache=True, nogil=True)
 def _scores(
-    numbers: Any, offsets: Any, unigrams: Any, middles: Any, starts: Any, longest: Any, order: int, first: int, last: int
+    numbers: Any,
+    offsets: Any,
+    unigrams: Any,
+    middles: Any,
+    starts: Any,
+    longest: Any,
+    order: int,
+    first: int,
+    last: int,
 ) -> Any:  # pragma: no cover - compiled
     totals, sizes = np.zeros(len(offsets) - 1, dtype=np.float32), np.empty(len(numbers), dtype=np.int8)
     most = np.max(offsets[1:] - offsets[:-1]) + 2 if len(totals) else 0

@@ -120,7 +120,7 @@ def _check(parameters: Parameters, dialect: Dialect) -> Iterator[tuple[str, str]
         yield "variants", "data-juicer knows none; say dialect: zh"
 
 
-@operator("filter", version=4, assets=lambda parameters, dialect: [MODEL], check=_check)
+@operator("filter", version=5, assets=lambda parameters, dialect: [MODEL], check=_check)
 def language_id_score_filter(
     column: Column,
     *,

@@ -109,7 +109,7 @@ def _stray_shares(data: Any, offsets: Any, table: Any, words: Any) -> Any:  # pr
                 continue
             han += 1
             code = before << 21 | point
-            makes_word = before >= 0 and words[_place(words, code, len(words) - 1)] == code
+            makes_word = bool(before >= 0 and words[_place(words, code, len(words) - 1)] == code)
             if makes_word and not is_joined:
                 stray -= 1  # the one before, which was counted
             is_joined = makes_word

@@ -66,10 +66,10 @@ def load_hashed_model(path: str) -> HashedModel | None:
     data = np.memmap(path, dtype=np.uint8, mode="r")
     if data[: len(MAGIC)].tobytes() != MAGIC:
         return None
-    order, multiplier, kind, has_words, _ = struct.unpack_from("<B3xfIB3xI", data, _SANITY)
+    order, multiplier, kind, has_words, _ = struct.unpack_from("<B3xfIB3xI", data.data, _SANITY)
     if kind != _PROBING or not has_words or order < 3:
         return None
-    counts = struct.unpack_from(f"<{order}Q", data, _SANITY + 20)
+    counts = struct.unpack_from(f"<{order}Q", data.data, _SANITY + 20)
     at = -(-(_SANITY + 20 + 8 * order) // 8) * 8
     at += 8 + _slots(counts[0], multiplier) * _VOCABULARY_ENTRY
 

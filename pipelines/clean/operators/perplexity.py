@@ -45,7 +45,7 @@ def _perplexity(line_of_pieces: str, model: Any) -> float:
 
 
 def _mean(total: float, length: int) -> float:
-    return round(10.0 ** (-total / length), 1)
+    return float(round(10.0 ** (-total / length), 1))
 
 
 @cache

@@ -29,7 +29,7 @@ _CALLS = (
     r"(?:欢迎|歡迎|敬请|记得|請|请|可以|别忘了|也可|喜欢|感兴趣|并(?=关注))[^。!！?？]{0,14}关注(?:一?下|我|我们|公[众共主]?号|微信|专栏|主播|主页|店铺|账号|后|飞|[~～—。！!）)]|$)",
     r"(?:关注|追蹤|追踪|follow)(?:我(?![国省市县区校院军司方给跟和对])们?的?|我哋|本号|小编|主播|主页|不迷路|后私信)|关注(?:一下)?(?:微信)?公[众共主]?号|关注“[^”]{1,12}”公众号|关注[+＋]转发|对微信公众号",
     r"(?<![重热焦要观特看优缺一])(?:点|點)个?(?:个|了)?关注|点个?赞(?:吧|关注|支持|过|再走)|按讚|点赞关注|"
-    r"帮我点|点个红心|双击屏幕|一键三连|求(?:关注|收藏|转发)|互粉|点“在看”|集满.{1,6}赞|多两个关注|点进来看看",
+    r"(?:请|請|记得|麻烦|别忘了?)(?:大家|各位|你|您)?(?:帮忙)?点个?赞|帮我点|点个红心|双击屏幕|一键三连|求(?:关注|收藏|转发)|互粉|点“在看”|集满.{1,6}赞|多两个关注|点进来看看",
     r"(?:微信)?公[众共主]号[:：【]|[(（]公众号[)）]|感谢(?:您|你|大家)?的?关注(?=[。！!~～ 】」』）)]|$)|"
     r"我的(?:小)?(?:微信)?公[众共]?号|知乎机构号",
     # to answer for a gift
@@ -173,7 +173,7 @@ def _may_promote(column: Column) -> Mask:
     return mask
 
 
-@operator("mapper", version=2)
+@operator("mapper", version=3)
 def promotion_mapper(column: Column) -> pa.Array:
     """Remove sentences and lines that ask the reader to follow, like, add, scan, join, buy or write for an offer.
 
@@ -184,7 +184,7 @@ def promotion_mapper(column: Column) -> pa.Array:
     return column.rewrite(_may_promote(column), without_promotion)
 
 
-@operator("filter", version=2)
+@operator("filter", version=3)
 def promotion_filter(column: Column) -> Verdict:
     """Drop texts that are nothing but promotion; what has an answer in it stays, for `promotion_mapper`."""
     keep = np.ones(len(column), dtype=np.bool_)

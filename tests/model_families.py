@@ -310,9 +310,9 @@ def chatglm3_logits(weights: dict[str, torch.Tensor], ids: torch.Tensor) -> torc
 
 EXPERT_FAMILIES = (
     *("qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "glm4_moe", "deepseek_v2", "deepseek_v3"),
-    *("granitemoe", "phimoe", "jetmoe", "hunyuan_v1_moe"),
+    *("granitemoe", "phimoe", "jetmoe", "hunyuan_v1_moe", "gpt_oss"),
 )
-"""Mixtures of experts, each with routers and experts of its own kind; the last four join and name them otherwise."""
+"""Mixtures of experts, each with routers and experts of its own kind; the last five join and name them otherwise."""
 
 
 def write_experts(folder: Path, kind: str) -> Path:
@@ -340,6 +340,7 @@ def write_experts(folder: Path, kind: str) -> Path:
         "granitemoe": (t.GraniteMoeConfig, local),
         "phimoe": (t.PhimoeConfig, local),
         "jetmoe": (t.JetMoeConfig, {**local, "kv_channels": 16}),
+        "gpt_oss": (t.GptOssConfig, {**local, "head_dim": 16, "sliding_window": 8}),
         "hunyuan_v1_moe": (t.HunYuanMoEV1Config, {"num_experts": 4, "moe_topk": 2, "head_dim": 16}),
     }
     torch.manual_seed(0)

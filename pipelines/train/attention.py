@@ -1,7 +1,8 @@
 """Attention over samples that stand one after another in one row: each sample sees itself alone.
 
-Registered with transformers under NAME. The work is the sum of the samples' squares, not the square of their sum.
-On CUDA it is one call of PyTorch's own variable-length flash attention; elsewhere one call per sample.
+Registered with transformers under NAME, and under ONE_SAMPLE for rows of one sample. The work is the sum of the
+samples' squares, not the square of their sum. On CUDA it is one call of PyTorch's own variable-length flash attention;
+elsewhere one call per sample.
 """
 
 import ast
@@ -12,19 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import Problem, StageError
+from pipelines.models.skeleton import SAID
 from pipelines.recipe.train import Train
 
 FLASH_CAPABILITY = (8, 0)
 """The least CUDA compute capability that flash attention runs on."""
 
-NAME = "danlu_per_sample"
+NAME, ONE_SAMPLE, TRIAL = "danlu_per_sample", "danlu_one_sample", "danlu_trial"
 
 
 def register() -> None:
-    """Make NAME a value of `attn_implementation`; it needs `cu_seq_lens_q` passed to the model."""
+    """Make NAME and ONE_SAMPLE values of `attn_implementation`; NAME needs `cu_seq_lens_q` passed to the model."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, per_sample_attention)
+    AttentionInterface.register(ONE_SAMPLE, one_sample_attention)
+
+
+def has_one_sample_a_row(section: Train) -> bool:
+    """Whether no forward pass has more than one sample, so that none needs to be kept from another."""
+    return not section.packing and section.per_device_train_batch_size == 1 and section.sequence_parallel_size == 1
 
 
 UNDERSTOOD = frozenset(
@@ -82,6 +90,18 @@ def per_sample_attention(
     return (to_tokens(output) if shared else output).transpose(1, 2).contiguous(), None
 
 
+def one_sample_attention(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **options: Any
+) -> tuple[Any, None]:
+    """The same where the row is one sample, for models that do not hand its bounds on to attention."""
+    import torch
+
+    length = query.shape[2]
+    bounds = torch.arange(2, dtype=torch.int32, device=query.device) * length
+    given = {**options, "cu_seq_lens_q": bounds, "max_length_q": length}
+    return per_sample_attention(module, query, key, value, attention_mask, scaling, **given)
+
+
 def _require_understood(module: Any, attention_mask: Any, others: dict[str, Any]) -> None:
     """StageError where a model asks for attention that is not computed here."""
     asked = {name for name, value in others.items() if name not in UNDERSTOOD and value is not None}
@@ -108,33 +128,34 @@ def attention_problems(section: Train, model: Path) -> list[Problem]:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(model)
+        text = AutoConfig.from_pretrained(model).get_text_config(decoder=True)
     except (ValueError, OSError, KeyError):
         return []  # what no class reads is said where the model is looked up
-    text = config.get_text_config()
-    kind: Any = next(
-        (MODEL_FOR_CAUSAL_LM_MAPPING[type(c)] for c in (text, config) if type(c) in MODEL_FOR_CAUSAL_LM_MAPPING), None
-    )
-    if kind is None:
+    if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return []
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
     name, problems = text.model_type, []
     types = set(getattr(text, "layer_types", None) or [])
     if has_state(kind, types):
-        one_by_one = {"packing": False, "per_device_train_batch_size": 1, "sequence_parallel_size": 1}
-        for key, wanted in one_by_one.items():
-            if getattr(section, key) != wanted:
-                message = f"{name} has recurrent or convolutional layers, which go from one sample to the next"
-                problems.append(Problem(f"train.{key}", f"{message}; give {str(wanted).lower()}"))
+        why = f"{name} has recurrent or convolutional layers, which go from one sample to the next"
+        problems += _one_by_one_problems(section, why)
     module: Any = getmodule(kind)
     source = ast.parse(getsource(module))
     if not any("Attention" in node.name for node in ast.walk(source) if isinstance(node, ast.ClassDef)):
         return problems
-    if not kind._supports_attention_backend:
+    asked = _arguments_of_attention(source)
+    if not asked:
         message = f"{name} computes attention outside transformers' attention interface, so samples would not be kept"
         return [*problems, Problem("train.model", f"{message} apart; use another model")]
-    if unknown := _arguments_of_attention(source) - UNDERSTOOD:
+    if unknown := asked - UNDERSTOOD:
         message = f"{name} computes attention with {', '.join(sorted(unknown))}, which training does not"
-        problems.append(Problem("train.model", f"{message}; use another model"))
+        return [*problems, Problem("train.model", f"{message}; use another model")]
+    refused, bounds_arrive = _tried(text)
+    if refused:
+        return [*problems, Problem("train.model", refused)]
+    takes_places = "position_ids" in signature(kind.forward).parameters
+    if not problems and not (bounds_arrive and takes_places):
+        problems += _one_by_one_problems(section, f"{name} does not tell its layers where samples begin")
     chunk = getattr(text, "attention_chunk_size", None)
     if chunk and "chunked_attention" in types and section.max_length > chunk:
         message = (
@@ -142,6 +163,49 @@ def attention_problems(section: Train, model: Path) -> list[Problem]:
         )
         problems.append(Problem("train.max_length", message))
     return problems
+
+
+def _one_by_one_problems(section: Train, why: str) -> list[Problem]:
+    """What to change so that the section trains one sample at a time."""
+    one_by_one = {"packing": False, "per_device_train_batch_size": 1, "sequence_parallel_size": 1}
+    return [
+        Problem(f"train.{key}", f"{why}; give {str(wanted).lower()}")
+        for key, wanted in one_by_one.items()
+        if getattr(section, key) != wanted
+    ]
+
+
+def _tried(config: Any) -> tuple[str, bool]:
+    """What a model asks of attention that is not computed, and whether the bounds of samples reach it.
+
+    It is called without content, on the device `meta`, and runs there as far as nothing depends on values.
+    """
+    import torch
+    from transformers import AttentionInterface, AutoModelForCausalLM
+
+    arrived = []
+
+    def attend(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: Any = None, **options: Any
+    ) -> tuple[Any, None]:
+        _require_understood(module, attention_mask, options)
+        arrived.append("cu_seq_lens_q" in options)
+        return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3]), None
+
+    AttentionInterface.register(TRIAL, attend)
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=TRIAL, dtype=torch.bfloat16)
+            ids, bounds = torch.zeros(1, 8, dtype=torch.int64), torch.empty(3, dtype=torch.int32)
+            batch = {"input_ids": ids, "position_ids": ids, "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+            model(**batch, max_length_q=4, max_length_k=4, use_cache=False)
+    except StageError as error:
+        return str(error).removeprefix("train.model: "), False
+    except Exception as error:  # a step that depends on values, which meta has none of; before it attention was called
+        if not arrived:
+            told = f"{type(error).__name__}: {' '.join(str(error).split())[:SAID]}"
+            return f"{config.model_type} cannot be tried without content ({told}); use another model", False
+    return "", bool(arrived) and all(arrived)
 
 
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})

@@ -100,7 +100,9 @@ def test_weights_that_would_not_arrive_are_named(folder: Path, change: Callable[
     assert all(problem.on_every_machine for problem in refused.value.problems)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "torchao", "hqq", "fbgemm_fp8"])
+@pytest.mark.parametrize(
+    "method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "torchao", "hqq", "fbgemm_fp8"]
+)
 def test_a_foreign_quantization_is_refused_with_a_way_out(folder: Path, method: str) -> None:
     rewrite(folder, lambda weights: weights, quantization_config={"quant_method": method, "bits": 4})
     with pytest.raises(RecipeError, match=rf"quantized \({method}\).*give the unquantized model instead; train.method"):
@@ -227,10 +229,10 @@ def test_weights_in_files_of_pytorch_are_looked_at_too(folder: Path) -> None:
         check_weights(folder)
     for wrong in ({"state_dict": weights}, {MLP: print}):
         torch.save(wrong, file)
-        with pytest.raises(RecipeError, match="pytorch_model.bin is no file of weights alone"):
+        with pytest.raises(RecipeError, match=r"pytorch_model.bin is no file of weights alone"):
             check_weights(folder)
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(RecipeError, match="pytorch_model.bin is no file of weights alone .*fetch it again"):
+    with pytest.raises(RecipeError, match=r"pytorch_model.bin is no file of weights alone .*fetch it again"):
         check_weights(folder)
 
 
@@ -247,7 +249,7 @@ def test_two_matrices_that_the_configuration_says_are_one_are_refused(folder: Pa
 
 def test_an_adapter_is_no_model(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(RecipeError, match="holds an adapter.*merge it, or give the base model"):
+    with pytest.raises(RecipeError, match=r"holds an adapter.*merge it, or give the base model"):
         check_folder(folder)
 
 

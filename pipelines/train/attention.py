@@ -136,7 +136,7 @@ def attention_problems(section: Train, model: Path) -> list[Problem]:
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
     name, problems = text.model_type, []
     types = set(getattr(text, "layer_types", None) or [])
-    if has_state(kind, types):
+    if stateful := has_state(kind, types):
         why = f"{name} has recurrent or convolutional layers, which go from one sample to the next"
         problems += _one_by_one_problems(section, why)
     module: Any = getmodule(kind)
@@ -150,11 +150,11 @@ def attention_problems(section: Train, model: Path) -> list[Problem]:
     if unknown := asked - UNDERSTOOD:
         message = f"{name} computes attention with {', '.join(sorted(unknown))}, which training does not"
         return [*problems, Problem("train.model", f"{message}; use another model")]
-    refused, bounds_arrive = _tried(text)
+    refused, bounds_arrive = _tried(text, with_bounds=not stateful)
     if refused:
         return [*problems, Problem("train.model", refused)]
     takes_places = "position_ids" in signature(kind.forward).parameters
-    if not problems and not (bounds_arrive and takes_places):
+    if not stateful and not (bounds_arrive and takes_places):
         problems += _one_by_one_problems(section, f"{name} does not tell its layers where samples begin")
     chunk = getattr(text, "attention_chunk_size", None)
     if chunk and "chunked_attention" in types and section.max_length > chunk:
@@ -175,7 +175,7 @@ def _one_by_one_problems(section: Train, why: str) -> list[Problem]:
     ]
 
 
-def _tried(config: Any) -> tuple[str, bool]:
+def _tried(config: Any, with_bounds: bool) -> tuple[str, bool]:
     """What a model asks of attention that is not computed, and whether the bounds of samples reach it.
 
     It is called without content, on the device `meta`, and runs there as far as nothing depends on values.
@@ -196,9 +196,9 @@ def _tried(config: Any) -> tuple[str, bool]:
     try:
         with torch.device("meta"), torch.no_grad():
             model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=TRIAL, dtype=torch.bfloat16)
-            ids, bounds = torch.zeros(1, 8, dtype=torch.int64), torch.empty(3, dtype=torch.int32)
-            batch = {"input_ids": ids, "position_ids": ids, "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
-            model(**batch, max_length_q=4, max_length_k=4, use_cache=False)
+            ids, places = torch.zeros(1, 8, dtype=torch.int64), torch.empty(3, dtype=torch.int32)
+            bounds = {"cu_seq_lens_q": places, "cu_seq_lens_k": places, "max_length_q": 4, "max_length_k": 4}
+            model(input_ids=ids, position_ids=ids, use_cache=False, **(bounds if with_bounds else {}))
     except StageError as error:
         return str(error).removeprefix("train.model: "), False
     except Exception as error:  # a step that depends on values, which meta has none of; before it attention was called

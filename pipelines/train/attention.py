@@ -150,7 +150,7 @@ def attention_problems(section: Train, model: Path) -> list[Problem]:
     if unknown := asked - UNDERSTOOD:
         message = f"{name} computes attention with {', '.join(sorted(unknown))}, which training does not"
         return [*problems, Problem("train.model", f"{message}; use another model")]
-    refused, bounds_arrive = _tried(text, with_bounds=not stateful)
+    refused, bounds_arrive = _tried(kind, text, with_bounds=not stateful)
     if refused:
         return [*problems, Problem("train.model", refused)]
     takes_places = "position_ids" in signature(kind.forward).parameters
@@ -175,10 +175,11 @@ def _one_by_one_problems(section: Train, why: str) -> list[Problem]:
     ]
 
 
-def _tried(config: Any, with_bounds: bool) -> tuple[str, bool]:
+def _tried(kind: Any, config: Any, with_bounds: bool) -> tuple[str, bool]:
     """What a model asks of attention that is not computed, and whether the bounds of samples reach it.
 
-    It is called without content, on the device `meta`, and runs there as far as nothing depends on values.
+    It is called without content, on the device `meta`, and runs there as far as nothing depends on values. Where it does
+    not come to attention, transformers' own word is taken that bounds reach it.
     """
     import torch
     from transformers import AttentionInterface, AutoModelForCausalLM
@@ -201,10 +202,13 @@ def _tried(config: Any, with_bounds: bool) -> tuple[str, bool]:
             model(input_ids=ids, position_ids=ids, use_cache=False, **(bounds if with_bounds else {}))
     except StageError as error:
         return str(error).removeprefix("train.model: "), False
-    except Exception as error:  # a step that depends on values, which meta has none of; before it attention was called
+    except RuntimeError:  # a step that depends on values, which meta has none of
+        if not arrived:
+            return "", bool(kind._supports_attention_backend)
+    except Exception as error:
         if not arrived:
             told = f"{type(error).__name__}: {' '.join(str(error).split())[:SAID]}"
-            return f"{config.model_type} cannot be tried without content ({told}); use another model", False
+            return f"{config.model_type} cannot be called ({told}); use another model", False
     return "", bool(arrived) and all(arrived)
 
 

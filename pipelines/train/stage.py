@@ -34,7 +34,7 @@ from pipelines.train.attention import attention_problems
 from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_of
 from pipelines.train.checkpoint_upload import copies_key, discard
 from pipelines.train.curves import draw_losses
-from pipelines.train.ends import describe_end, lacking_embedding, with_end
+from pipelines.train.ends import describe_end, lacking_embedding, stop_tokens, with_end
 from pipelines.train.journal import BY_ROW, Entry, best_step, read_journal, shown
 from pipelines.train.loop import chosen_checkpoint, train_loop
 from pipelines.train.loss_mask import IGNORE_INDEX
@@ -228,6 +228,7 @@ def misfits(section: Train, model: Path) -> list[Problem]:
         problems.append(Problem("train.max_length", message, on_every_machine=True))
     try:
         skeleton = check_weights(model)
+        stop_tokens(model)
         lacking = lacking_embedding(section, model)
     except RecipeError as error:
         return [*problems, *error.problems]

@@ -178,8 +178,8 @@ def _one_by_one_problems(section: Train, why: str) -> list[Problem]:
 def _tried(kind: Any, config: Any, with_bounds: bool) -> tuple[str, bool]:
     """What a model asks of attention that is not computed, and whether the bounds of samples reach it.
 
-    It is called without content, on the device `meta`, and runs there as far as nothing depends on values. Where it does
-    not come to attention, transformers' own word is taken that bounds reach it.
+    It is called without content, on the device `meta`, and runs there as far as nothing depends on values. Where it
+    does not come to attention, transformers' own word is taken that bounds reach it.
     """
     import torch
     from transformers import AttentionInterface, AutoModelForCausalLM

@@ -65,13 +65,15 @@ OWN: dict[str, dict[str, Any]] = {
 }
 """What a small model of a family needs besides, or has layers of both kinds by."""
 REFUSED = frozenset(
-    """
-    axk2 bert bert-generation big_bird bigbird_pegasus bloom camembert codegen cpmant data2vec-text dbrx
-    deepseek_v32 doge dots3_note_text electra emu3 ernie falcon git glm_moe_dsa gpt_neo gpt_neox_japanese gptj
-    hy_v4 inkling2_text inkling_text megatron-bert minimax_m3_vl_text mllama mpt musicgen musicgen_melody mvp
-    openai-gpt reformer rembert roberta roberta-prelayernorm roc_bert roformer rwkv trocr xglm xlm xlm-roberta
-    xlm-roberta-xl xlnet xmod
-    """.split()
+    {
+        *("axk2", "bert", "bert-generation", "big_bird", "bigbird_pegasus", "bloom", "camembert", "codegen"),
+        *("cpmant", "data2vec-text", "dbrx", "deepseek_v32", "doge", "dots3_note_text", "electra", "emu3"),
+        *("ernie", "falcon", "git", "glm_moe_dsa", "gpt_neo", "gpt_neox_japanese", "gptj", "hy_v4"),
+        *("inkling2_text", "inkling_text", "megatron-bert", "minimax_m3_vl_text", "mllama", "mpt", "musicgen"),
+        *("musicgen_melody", "mvp", "openai-gpt", "reformer", "rembert", "roberta", "roberta-prelayernorm"),
+        *("roc_bert", "roformer", "rwkv", "trocr", "xglm", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet"),
+        *("xmod"),
+    }
 )
 """Attention outside the interface, not causal, or with arguments and masks that are not computed."""
 NEVER_SMALL = {"blt", "gemma4_assistant"}

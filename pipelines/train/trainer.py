@@ -92,10 +92,11 @@ class ChatTrainer(Trainer):
         sums = torch.zeros(2, len(samples), dtype=torch.float64, device=self.args.device)  # losses, tokens
         model = self.model_wrapped
         model.eval()
+        collate_rows: Any = self.data_collator
         for begin in range(0, len(samples), size * groups):
             mine = begin + group * size
             places = range(mine, min(mine + size, len(samples)))
-            batch = self._prepare_inputs(self.data_collator([[samples[place] for place in places or [0]]]))
+            batch = self._prepare_inputs(collate_rows([[samples[place] for place in places or [0]]]))
             with torch.no_grad():
                 losses = _losses(model, batch).double()
             if places:  # ZeRO-3 needs every rank in every pass, also one that has no samples left

@@ -30,7 +30,7 @@ from pipelines.progress import say
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, fingerprint_of, further_source, missing_package, parse_data
 from pipelines.sources.read import VERSION, check_source, source_fingerprint
-from pipelines.train.attention import attention_problems
+from pipelines.train.attention_check import attention_problems
 from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_of
 from pipelines.train.checkpoint_upload import copies_key, discard
 from pipelines.train.curves import draw_losses

@@ -11,7 +11,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from pipelines.errors import RecipeError
 from pipelines.models.skeleton import causal_config
-from pipelines.train.attention import NAME, ONE_SAMPLE, attention_problems, register
+from pipelines.train.attention import NAME, ONE_SAMPLE, register
+from pipelines.train.attention_check import attention_problems
 from tests.pipelines.train.conftest import train_recipe
 
 pytestmark = pytest.mark.slow

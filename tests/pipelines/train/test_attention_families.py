@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from pipelines.errors import StageError
-from pipelines.train.attention import NAME, attention_problems, per_sample_attention, register
+from pipelines.train.attention import NAME, per_sample_attention, register
+from pipelines.train.attention_check import attention_problems
 from tests.pipelines.train.conftest import train_recipe
 
 SIZES = {

@@ -73,7 +73,7 @@ REFUSED = frozenset(
         *("inkling2_text", "inkling_text", "megatron-bert", "minimax_m3_vl_text", "mllama", "mpt", "musicgen"),
         *("musicgen_melody", "mvp", "openai-gpt", "reformer", "rembert", "roberta", "roberta-prelayernorm"),
         *("roc_bert", "roformer", "rwkv", "trocr", "xglm", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet"),
-        *("xmod"),
+        "xmod",
     }
 )
 """Attention outside the interface, not causal, or with arguments and masks that are not computed."""

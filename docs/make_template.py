@@ -11,6 +11,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from pipelines.recipe.train import Train  # noqa: E402
 from pipelines.train.audit import audit  # noqa: E402
+from pipelines.train.proof import TrainingRow  # noqa: E402
 from tests.model_families import CHATML, byte_level_tokenizer  # noqa: E402
 
 CHAT = [
@@ -24,7 +25,7 @@ def main() -> None:
     """Draw the audit of a small chat by a tokenizer of single letters."""
     console = Console(record=True, width=100, file=io.StringIO())
     tokenizer = byte_level_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|im_end|>", CHATML)
-    for part in audit(tokenizer, Train(model="x"), CHAT):
+    for part in audit(tokenizer, Train(model="x"), TrainingRow("1", CHAT)):
         console.print(part)
     console.save_svg(str(HERE / "template.svg"), title="danlu template tiny")
 

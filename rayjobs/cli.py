@@ -48,7 +48,7 @@ from pipelines.synthesize.suggest_values import suggest_values
 from pipelines.synthesize.trial import try_cells
 from pipelines.train.audit import audit
 from pipelines.train.memory import describe, describe_merge
-from pipelines.train.proof import chat_at, template_of
+from pipelines.train.proof import row_at, template_of
 from pipelines.train.stage import describe_model
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster, end_on_sigterm
@@ -304,13 +304,14 @@ def template(
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     tokenizer = open_tokenizer(model)
     tokenizer.chat_template = template_of(loaded.train, tokenizer) or tokenizer.chat_template
-    row_id, chat = chat_at(loaded.train, loaded.ingest, split, row - 1)
-    out.print(f"row {row_id}, {model.name}", markup=False, soft_wrap=True)
+    shown = row_at(loaded.train, loaded.ingest, split, row - 1)
+    name = f"row {shown.row_id}" if shown.row_id else "an example, because no row can be read yet"
+    out.print(f"{name}, {model.name}", markup=False, soft_wrap=True)
     try:
-        for part in audit(tokenizer, loaded.train, chat):
+        for part in audit(tokenizer, loaded.train, shown):
             out.print(part)
     except DataError as error:
-        raise DataError(f"row {row_id}: {error}") from None
+        raise DataError(f"{name}: {error}") from None
 
 
 @app.command()

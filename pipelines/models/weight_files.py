@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from pipelines.errors import Problem, RecipeError
 
@@ -31,7 +33,7 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / stem]
         index = folder / f"{stem}.index.json"
         if index.is_file():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = _names_in(index)
             lacking = [name for name in names if not (folder / name).is_file()]
             if lacking:
                 more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
@@ -40,20 +42,30 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
+def _names_in(index: Path) -> list[str]:
+    """The files that an index names, which lie beside it."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if all(Path(name).name == name for name in names):
+            return sorted(names)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        pass
+    raise broken_model(f"{index} is no index of weight files; fetch it again")
+
+
 def has_main_file(folder: Path) -> bool:
     """Whether a folder has the file, or the index of files, that loading begins at."""
     return any((folder / name).is_file() for stem in STEMS for name in (stem, f"{stem}.index.json"))
 
 
 def weight_headers(folder: Path) -> dict[str, WeightHeader]:
-    """Each weight by its name, from the headers of the safetensors files; nothing is loaded.
+    """Each weight by its name, from the headers of the files; nothing is loaded.
 
-    RecipeError where a file is no safetensors, or ends before its last weight.
+    RecipeError where a file is not of its kind, or ends before its last weight.
     """
     headers: dict[str, WeightHeader] = {}
     for path in weight_files(folder):
-        if path.suffix == ".safetensors":
-            headers |= {name: WeightHeader(entry["shape"], entry["dtype"]) for name, entry in _header(path).items()}
+        headers |= _header(path) if path.suffix == ".safetensors" else _pickled_header(path)
     return headers
 
 
@@ -67,7 +79,44 @@ def broken_model(message: str) -> RecipeError:
     return RecipeError("the recipe", [Problem("train.model", message, on_every_machine=True)])
 
 
-def _header(path: Path) -> dict[str, Any]:
+def read_weights(folder: Path) -> dict[str, Any]:
+    """Each weight by its name; files are mapped into memory, so that what is not used is not read."""
+    import torch
+    from safetensors import safe_open
+
+    weights: dict[str, Any] = {}
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                weights |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+        else:
+            weights |= torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    return weights
+
+
+@cache
+def torch_dtypes() -> dict[str, Any]:
+    """Torch's dtypes by safetensors' names."""
+    import torch
+
+    return {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E5M2": torch.float8_e5m2,
+        "F8_E8M0": torch.float8_e8m0fnu,
+        "I64": torch.int64,
+        "I32": torch.int32,
+        "I16": torch.int16,
+        "I8": torch.int8,
+        "U8": torch.uint8,
+        "BOOL": torch.bool,
+    }
+
+
+def _header(path: Path) -> dict[str, WeightHeader]:
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -81,4 +130,18 @@ def _header(path: Path) -> dict[str, Any]:
     end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if size < end:
         raise broken_model(f"{path} ends after {size} of {end} bytes; fetch it again")
-    return entries
+    return {name: WeightHeader(entry["shape"], entry["dtype"]) for name, entry in entries.items()}
+
+
+def _pickled_header(path: Path) -> dict[str, WeightHeader]:
+    """The same of a file of PyTorch's own; code in it is not run."""
+    import torch
+
+    try:
+        weights = torch.load(path, map_location="meta", weights_only=True, mmap=is_zipfile(path))
+        names = {dtype: name for name, dtype in torch_dtypes().items()}
+        return {name: WeightHeader(list(w.shape), names.get(w.dtype, str(w.dtype))) for name, w in weights.items()}
+    except Exception as error:  # what PyTorch raises over a file depends on the file
+        raise broken_model(
+            f"{path} is no file of weights alone ({type(error).__name__}); fetch it again, or give safetensors"
+        ) from None

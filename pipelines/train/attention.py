@@ -1,30 +1,34 @@
 """Attention over samples that stand one after another in one row: each sample sees itself alone.
 
-Registered with transformers under NAME. The work is the sum of the samples' squares, not the square of their sum.
-On CUDA it is one call of PyTorch's own variable-length flash attention; elsewhere one call per sample.
+Registered with transformers under NAME, and under ONE_SAMPLE for rows of one sample. The work is the sum of the
+samples' squares, not the square of their sum. On CUDA it is one call of PyTorch's own variable-length flash attention;
+elsewhere one call per sample.
 """
 
-import ast
-from importlib.util import find_spec
-from inspect import getmodule, getsource, signature
+from inspect import signature
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from pipelines.errors import Problem, StageError
+from pipelines.errors import StageError
 from pipelines.recipe.train import Train
 
 FLASH_CAPABILITY = (8, 0)
 """The least CUDA compute capability that flash attention runs on."""
 
-NAME = "danlu_per_sample"
+NAME, ONE_SAMPLE = "danlu_per_sample", "danlu_one_sample"
 
 
 def register() -> None:
-    """Make NAME a value of `attn_implementation`; it needs `cu_seq_lens_q` passed to the model."""
+    """Make NAME and ONE_SAMPLE values of `attn_implementation`; NAME needs `cu_seq_lens_q` passed to the model."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, per_sample_attention)
+    AttentionInterface.register(ONE_SAMPLE, one_sample_attention)
+
+
+def has_one_sample_a_row(section: Train) -> bool:
+    """Whether no forward pass has more than one sample, so that none needs to be kept from another."""
+    return not section.packing and section.per_device_train_batch_size == 1 and section.sequence_parallel_size == 1
 
 
 UNDERSTOOD = frozenset(
@@ -67,7 +71,7 @@ def per_sample_attention(
     # here, because torch stands behind it, and the driver imports this file with loop.py
     from pipelines.train.sequence import sequence_group, to_heads, to_tokens
 
-    _require_understood(module, attention_mask, others)
+    require_understood(module, attention_mask, others)
     group = sequence_group()
     shared = group.size > 1
     if shared:
@@ -82,7 +86,19 @@ def per_sample_attention(
     return (to_tokens(output) if shared else output).transpose(1, 2).contiguous(), None
 
 
-def _require_understood(module: Any, attention_mask: Any, others: dict[str, Any]) -> None:
+def one_sample_attention(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **options: Any
+) -> tuple[Any, None]:
+    """The same where the row is one sample, for models that do not hand its bounds on to attention."""
+    import torch
+
+    length = query.shape[2]
+    bounds = torch.arange(2, dtype=torch.int32, device=query.device) * length
+    given = {**options, "cu_seq_lens_q": bounds, "max_length_q": length}
+    return per_sample_attention(module, query, key, value, attention_mask, scaling, **given)
+
+
+def require_understood(module: Any, attention_mask: Any, others: dict[str, Any]) -> None:
     """StageError where a model asks for attention that is not computed here."""
     asked = {name for name, value in others.items() if name not in UNDERSTOOD and value is not None}
     asked |= {name for name in ("use_cache", "output_attentions", "output_hidden_states") if others.get(name)}
@@ -96,68 +112,6 @@ def _require_understood(module: Any, attention_mask: Any, others: dict[str, Any]
             f"train.model: {type(module).__name__} asks for attention with {', '.join(sorted(asked))}, which training "
             "does not compute; use another model"
         )
-
-
-def attention_problems(section: Train, model: Path) -> list[Problem]:
-    """Why the layers of a model in a folder cannot be trained as the section says; nothing where they can.
-
-    A recurrent or convolutional layer goes from sample to sample, so that such a model trains one sample at a time.
-    """
-    if find_spec("transformers") is None:
-        return []
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(model)
-    except (ValueError, OSError, KeyError):
-        return []  # what no class reads is said where the model is looked up
-    text = config.get_text_config()
-    kind: Any = next(
-        (MODEL_FOR_CAUSAL_LM_MAPPING[type(c)] for c in (text, config) if type(c) in MODEL_FOR_CAUSAL_LM_MAPPING), None
-    )
-    if kind is None:
-        return []
-    name, problems = text.model_type, []
-    types = set(getattr(text, "layer_types", None) or [])
-    if has_state(kind, types):
-        one_by_one = {"packing": False, "per_device_train_batch_size": 1, "sequence_parallel_size": 1}
-        for key, wanted in one_by_one.items():
-            if getattr(section, key) != wanted:
-                message = f"{name} has recurrent or convolutional layers, which go from one sample to the next"
-                problems.append(Problem(f"train.{key}", f"{message}; give {str(wanted).lower()}"))
-    module: Any = getmodule(kind)
-    source = ast.parse(getsource(module))
-    if not any("Attention" in node.name for node in ast.walk(source) if isinstance(node, ast.ClassDef)):
-        return problems
-    if not kind._supports_attention_backend:
-        message = f"{name} computes attention outside transformers' attention interface, so samples would not be kept"
-        return [*problems, Problem("train.model", f"{message} apart; use another model")]
-    if unknown := _arguments_of_attention(source) - UNDERSTOOD:
-        message = f"{name} computes attention with {', '.join(sorted(unknown))}, which training does not"
-        problems.append(Problem("train.model", f"{message}; use another model"))
-    chunk = getattr(text, "attention_chunk_size", None)
-    if chunk and "chunked_attention" in types and section.max_length > chunk:
-        message = (
-            f"{name} attends within chunks of {chunk} tokens, which training does not compute; give at most {chunk}"
-        )
-        problems.append(Problem("train.max_length", message))
-    return problems
-
-
-ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
-"""transformers' names of layers in which a token sees others by attention alone."""
-
-
-def has_state(kind: Any, layer_types: set[str]) -> bool:
-    """Whether a model class has layers that hand a state, or a token's neighbours, from one token to the next."""
-    return bool(kind._is_stateful or layer_types - ATTENTION_LAYERS)
-
-
-def _arguments_of_attention(source: ast.Module) -> set[str]:
-    """The keywords with which the source of a model calls transformers' attention interface."""
-    calls = (node for node in ast.walk(source) if isinstance(node, ast.Call))
-    own = (call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "attention_interface")
-    return {keyword.arg for call in own for keyword in call.keywords if keyword.arg}
 
 
 def _has_flash(query: Any) -> bool:

@@ -1,5 +1,6 @@
 """A row as it is trained, token by token, beside what a server sends for the same conversation: `danlu template`."""
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,78 +15,89 @@ from pipelines.train.loss_mask import (
     Encoded,
     Turn,
     encode,
+    encode_text,
     for_template,
     has_loss,
     require_texts,
     turns_for,
 )
+from pipelines.train.proof import TrainingRow
 
 PROMPT, CONTROL, LOSS, END, DIFFERENT = "dim", "cyan", "green", "bold green", "bold red"
 """Styles of tokens; every second token is underlined, so that one sees where they end."""
 
 
-def audit(tokenizer: Any, section: Train, chat: Sequence[Turn]) -> Iterator[Text | Table]:
-    """What is trained of a chat, sample by sample, for a terminal; DataError where its mask cannot be proven."""
-    require_texts(chat)
+def audit(tokenizer: Any, section: Train, row: TrainingRow) -> Iterator[Text | Table]:
+    """What is trained of a row, sample by sample, for a terminal; DataError where its mask cannot be proven."""
     control = control_tokens(tokenizer)
     yield Text.assemble(
         *(("prompt", PROMPT), "  ", ("control token", CONTROL), "  ", ("loss", LOSS), "  ", ("what ends a turn", END)),
         *("  ", ("differs", DIFFERENT), "  ⟦loss⟧  every second token is underlined"),
     )
-    parts = list(_parts(tokenizer, control, chat))
+    if row.text is not None:
+        sample = encode_text(tokenizer, control, row.text)
+        yield Text(f"plain text: {_counts(section, sample)}", style="bold")
+        yield _coloured(tokenizer, control, sample)
+        return
+    require_texts(row.chat)
+    parts = list(_parts(tokenizer, control, row.chat, row.tools))
     for number, (turns, places, sample) in enumerate(parts, 1):
-        begins = _begins(sample)
-        with_loss = sum(label != IGNORE_INDEX for label in sample.labels)
-        head = f"sample {number} of {len(parts)}: {len(sample.tokens)} tokens, {with_loss} with loss"
-        if len(sample.tokens) > section.max_length:
-            head += f"; train.max_length {section.max_length} is less: {section.overlong}"
-        yield Text(head, style="bold")
-        sent = {place: sent_for(tokenizer, turns, place) for place in places}
+        yield Text(f"sample {number} of {len(parts)}: {_counts(section, sample)}", style="bold")
         table = Table(box=None, pad_edge=False, padding=(0, 2))
         for title in ("trained", "sent by a server, for each answer"):
             table.add_column(title, overflow="fold")
         told = [
-            _told(tokenizer, control, place, sent[place], sample.tokens[:begin])
-            for place, begin in zip(places, begins, strict=True)
+            _told(tokenizer, control, place, sent_for(tokenizer, turns, place, row.tools), sample) for place in places
         ]
         table.add_row(_coloured(tokenizer, control, sample), Text("\n\n").join(told))
         yield table
 
 
-def sent_for(tokenizer: Any, turns: Sequence[Turn], place: int) -> list[int]:
+def _counts(section: Train, sample: Encoded) -> str:
+    with_loss = sum(label != IGNORE_INDEX for label in sample.labels)
+    counts = f"{len(sample.tokens)} tokens, {with_loss} with loss"
+    if len(sample.tokens) > section.max_length:
+        counts += f"; train.max_length {section.max_length} is less: {section.overlong}"
+    return counts
+
+
+def sent_for(tokenizer: Any, turns: Sequence[Turn], place: int, tools: str | None = None) -> list[int]:
     """The tokens that a server sends to the model for the answer at a place: the turns before it, by the template."""
-    before = for_template(turns[:place])
-    sent = tokenizer.apply_chat_template(before, add_generation_prompt=True, tokenize=True, return_dict=True)
+    sent = tokenizer.apply_chat_template(
+        for_template(turns[:place]),
+        tools=json.loads(tools) if tools else None,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+    )
     tokens: list[int] = sent["input_ids"]
     return tokens
 
 
 def _parts(
-    tokenizer: Any, control: "re.Pattern[str]", chat: Sequence[Turn]
+    tokenizer: Any, control: "re.Pattern[str]", chat: Sequence[Turn], tools: str | None
 ) -> Iterator[tuple[Sequence[Turn], list[int], Encoded]]:
     """The samples of a chat, with the places of the turns that are trained in each."""
-    sample = encode(tokenizer, control, chat)
+    sample = encode(tokenizer, control, chat, tools)
     if sample.apart:
-        yield from _parts(tokenizer, control, turns_for(chat, sample.apart))
+        yield from _parts(tokenizer, control, turns_for(chat, sample.apart), tools)
     yield chat, [n for n, turn in enumerate(chat) if has_loss(turn) and n not in sample.apart], sample
 
 
-def _begins(sample: Encoded) -> list[int]:
-    """Where loss begins, of each stretch that has it."""
-    has = [label != IGNORE_INDEX for label in sample.labels]
-    return [n for n in range(len(has)) if has[n] and not (n and has[n - 1])]
-
-
-def _told(tokenizer: Any, control: "re.Pattern[str]", place: int, sent: list[int], trained: list[int]) -> Text:
-    """The server's tokens for one answer, and whether training has the same."""
-    same = next((n for n, pair in enumerate(zip(sent, trained, strict=False)) if pair[0] != pair[1]), None)
-    if same is None and len(sent) != len(trained):
-        same = min(len(sent), len(trained))
+def _told(tokenizer: Any, control: "re.Pattern[str]", place: int, sent: list[int], sample: Encoded) -> Text:
+    """The server's tokens for one answer, and whether training has the same before what has loss."""
+    has_loss_here = [label != IGNORE_INDEX for label in sample.labels]
+    pairs = zip(sent, sample.tokens, strict=False)
+    same = next((n for n, (one, other) in enumerate(pairs) if one != other), None)
+    if same is None and (len(sent) > len(sample.tokens) or has_loss_here[len(sent) - 1]):
+        same = len(sent) - 1  # what a server sends would be trained
     text = Text.assemble((f"turn {place + 1}: ", "bold"))
     if same is None:
-        text.append(f"{len(sent)} tokens, the same as trained\n", style=LOSS)
+        before = has_loss_here[len(sent) :].index(True)
+        more = f", then {before} of the template's without loss" if before else ""
+        text.append(f"{len(sent)} tokens, the same as trained{more}\n", style=LOSS)
     else:
-        wanted, got = (repr(tokenizer.decode(ids[same : same + 5])) for ids in (trained, sent))
+        wanted, got = (repr(tokenizer.decode(ids[same : same + 5])) for ids in (sample.tokens, sent))
         text.append(f"token {same + 1} differs: trained {wanted}, sent {got}\n", style=DIFFERENT)
     shown = sent if same is None else sent[:same]
     text.append_text(

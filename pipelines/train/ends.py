@@ -8,7 +8,6 @@ that samples, the adapter on its base, the merged and the fully trained model st
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,12 +92,18 @@ def _tokenizer(model: Path) -> tuple[Any, "re.Pattern[str]"]:
 
 
 def stop_tokens(model: Path) -> list[int]:
-    """The tokens at which transformers and vLLM stop, by a folder's generation configuration or its configuration."""
-    for name in (GENERATION, "config.json"):
-        said = _read(model / name).get("eos_token_id")
-        if said is not None:
-            return list(said) if isinstance(said, Sequence) else [said]
-    return []
+    """The tokens at which transformers and vLLM stop: by the generation configuration, where there is none by the
+    configuration."""
+    return _ends_in(model, GENERATION if (model / GENERATION).is_file() else "config.json")
+
+
+def _ends_in(model: Path, name: str) -> list[int]:
+    """What a file says under `eos_token_id`; RecipeError where that is no token."""
+    said = _read(model / name).get("eos_token_id")
+    tokens = said if isinstance(said, list) else [] if said is None else [said]
+    if not all(type(token) is int for token in tokens):
+        raise broken_model(f"{model / name}: eos_token_id is {said!r}, not numbers of tokens; fetch the model again")
+    return tokens
 
 
 def with_end(section: Train, model: Path, cache: Path) -> Path:
@@ -108,7 +113,9 @@ def with_end(section: Train, model: Path, cache: Path) -> Path:
     if end is None or end.is_known:
         return model
     target = cache / f"{model.name}-ends-{hashlib.sha256(f'{model.resolve()} {end.token}'.encode()).hexdigest()[:8]}"
-    wanted = {**_of_model(model), **_read(model / GENERATION), "eos_token_id": [*stop_tokens(model), end.token]}
+    others = stop_tokens(model) or _ends_in(model, "config.json")
+    ends = [*others, *({end.token} - set(others))]
+    wanted = {**_of_model(model), **_read(model / GENERATION), "eos_token_id": ends}
 
     def write(scratch: Path) -> None:
         for path in model.resolve().iterdir():
@@ -134,5 +141,12 @@ def _of_model(model: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise broken_model(f"{path} is no JSON ({error}); fetch the model again") from None
+    if not isinstance(found, dict):
+        raise broken_model(f"{path} is no JSON object; fetch the model again")
     return found

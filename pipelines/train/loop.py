@@ -14,6 +14,7 @@ from typing import Any
 from pipelines.kill_with_parent import arm
 from pipelines.models.quiet import quiet_transformers
 from pipelines.train.arguments import dtype_of, training_arguments
+from pipelines.train.attention import has_one_sample_a_row
 from pipelines.train.attention import register as register_attention
 from pipelines.train.checkpoint import complete_checkpoints, remove_incomplete, step_of
 from pipelines.train.checkpoint_universal import shard_count, to_universal
@@ -118,7 +119,7 @@ def _trainer(run: Run, arguments: Any, begun: Callable[[], None], notice: Preemp
     # here, because torch and transformers stand behind them
     from pipelines.train.methods import load_model
     from pipelines.train.sequence import init_sequence_parallel
-    from pipelines.train.trainer import ChatTrainer, Recorder
+    from pipelines.train.trainer import ChatTrainer, Recorder, batch_of
 
     init_sequence_parallel(run.section.sequence_parallel_size)
     arguments.eval_on_start = run.held_out is not None and not resumed
@@ -127,6 +128,7 @@ def _trainer(run: Run, arguments: Any, begun: Callable[[], None], notice: Preemp
     trainer = ChatTrainer(
         model=load_model(run, arguments),
         args=arguments,
+        data_collator=partial(batch_of, one_sample=has_one_sample_a_row(run.section)),
         train_dataset=_schedule(run),
         held_out=held_out,
         predict=partial(_predict, run, held_out) if held_out and run.section.predict_with_generate else None,

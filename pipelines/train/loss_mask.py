@@ -56,7 +56,7 @@ def require_texts(messages: Sequence[Turn]) -> None:
     if not any(turn["role"] == "user" for turn in messages):
         raise DataError("it has no question; remove the row, or clean with text_length_filter: {min_len: 1}")
     for number, turn in enumerate(messages, 1):
-        if turn["role"] in ("user", "assistant") and not turn["content"].strip() and not turn.get("tool_calls"):
+        if turn["role"] in ("user", "assistant") and not _content(turn).strip() and not turn.get("tool_calls"):
             what = "question" if turn["role"] == "user" else "answer"
             raise DataError(f"turn {number}, {what}, is empty; remove the row, or the turn with its neighbour")
 
@@ -81,6 +81,8 @@ def encode(tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[Turn],
     trained = [place for place, turn in enumerate(messages) if has_loss(turn)]
     if not trained:
         return Encoded([], [])
+    if trained[0] == 0:
+        raise DataError("turn 1 is an answer that nobody asked for; remove the turn, or give it loss: false")
     *earlier, last = trained
     whole = _encode_turn(tokenizer, control, messages[: last + 1], tools)
     labels = [IGNORE_INDEX] * len(whole.tokens)
@@ -99,6 +101,7 @@ def encode_text(tokenizer: Any, control: "re.Pattern[str]", text: str) -> Encode
     """Plain text with the end-of-sequence token after it, and loss on all of it; a control token in it stays text."""
     gap = next(_unused([{"content": text}], None))
     tokens, _ = _tokenize(tokenizer, _broken_up(text, control, gap), gap)
+    _require_end(tokenizer, "plain text")
     tokens.append(tokenizer.eos_token_id)
     return Encoded(tokens, tokens)
 
@@ -117,6 +120,19 @@ class AnsweredTurn:
 
 def has_loss(turn: Turn) -> bool:
     return turn["role"] == "assistant" and turn.get("loss") is not False
+
+
+def _content(turn: Turn) -> str:
+    """What a turn says; one that calls tools may say nothing."""
+    return turn.get("content") or ""
+
+
+def _require_end(tokenizer: Any, what: str) -> None:
+    if tokenizer.eos_token is None:
+        raise DataError(
+            f"train.model: nothing ends {what}, and its tokenizer has no eos_token; write one into its "
+            "tokenizer_config.json, or give a train.chat_template that ends answers"
+        )
 
 
 def _require_template(tokenizer: Any) -> None:
@@ -139,8 +155,8 @@ def _thought_apart(turn: Turn, control: "re.Pattern[str]") -> Turn:
     """
     if turn["role"] != "assistant" or turn.get("reasoning") or not control.fullmatch("</think>"):
         return turn
-    found = re.fullmatch(r"\s*(?:<think>)?(.*?)</think>\s*(.*)", turn["content"], re.DOTALL)
-    if found is None or not turn["content"].lstrip().startswith("<think>"):
+    found = re.fullmatch(r"\s*(?:<think>)?(.*?)</think>\s*(.*)", _content(turn), re.DOTALL)
+    if found is None or not _content(turn).lstrip().startswith("<think>"):
         return turn
     return {**turn, "content": found[2], "reasoning": found[1].strip("\n")}
 
@@ -169,6 +185,7 @@ def _encode_turn(
     end = _end_of_turn(tokenizer, control, messages[-1], text, max([begin, *(stop for _, stop in spoken)]))
     ended_by_us = end is None
     if end is None:
+        _require_end(tokenizer, "an answer")
         text += tokenizer.eos_token
         end = len(text)
     if any(start < begin for start, _ in spoken) or any(
@@ -185,7 +202,7 @@ def _encode_turn(
         rest, places = _tokenize(tokenizer, text[begin:], chat.gap, continued=True)
         tokens = prompt_tokens + rest
         spans = [(0, 0)] * count + [(begin + start, begin + stop) for start, stop in places]
-    tagged = chat.tagged(text, begin)
+    tagged = chat.tagged(text, begin, spoken)
     first = next((number for number in range(count, len(tokens)) if spans[number][1] > tagged), count)
     last = next((number for number in range(first, len(tokens)) if spans[number][0] >= end), len(tokens))
     _prove(tokenizer, tokens[first:last], text[max(begin, spans[first][0]) : end].replace(chat.gap, ""))
@@ -215,7 +232,7 @@ class _MarkedChat:
         turns = [{name: _broken_up(value, control, gap) for name, value in turn.items()} for turn in messages]
         spoken = [(n, name) for n, turn in enumerate(turns) for name in SPOKEN if (turn.get(name) or "").strip()]
         marks = {key: (next(free), next(free)) for key in spoken}
-        known = json.loads(_broken_up(tools, control, gap)) if tools else None
+        known = _parsed(_broken_up(tools, control, gap), "tools") if tools else None
         return cls(tokenizer, turns, known, gap, marks, thought)
 
     def require_tools(self) -> None:
@@ -308,8 +325,11 @@ class _MarkedChat:
                 raise DataError(_left_out(place, turn["role"], name))
         return text, spots
 
-    def tagged(self, text: str, begin: int) -> int:
-        """Where loss begins by the template's `{% generation %}`, for an answer that begins at `begin`; else there."""
+    def tagged(self, text: str, begin: int, spoken: list[tuple[int, int]]) -> int:
+        """Where loss begins by the template's `{% generation %}`, for an answer that begins at `begin`; else there.
+
+        DataError where that holds only a part of the texts, which stand where `spoken` says.
+        """
         if not _GENERATION.search(template_source(self.tokenizer)):
             return begin
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -323,10 +343,11 @@ class _MarkedChat:
             **tokenizer.special_tokens_map,
         )
         rendered, spans = found
-        inside: list[int] = [start for start, stop in spans[0] if stop > begin]
-        if rendered[0] not in (text, text.removesuffix(tokenizer.eos_token)) or not inside:
+        inside: list[tuple[int, int]] = [(start, stop) for start, stop in spans[0] if stop > begin]
+        is_whole = inside and all(inside[0][0] <= start and stop <= inside[-1][1] for start, stop in spoken)
+        if rendered[0] not in (text, text.removesuffix(tokenizer.eos_token or "")) or not is_whole:
             raise DataError("train.model: {% generation %} of its chat template does not hold the whole answer")
-        return max(begin, inside[0])
+        return max(begin, inside[0][0])
 
     def _render(self, turns: Sequence[Turn], add_generation_prompt: bool = False) -> str:
         try:
@@ -336,7 +357,7 @@ class _MarkedChat:
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
-        except TemplateError as error:
+        except TEMPLATE_ERRORS as error:
             roles = ", ".join(turn["role"] for turn in turns)
             hint = ""
             if turns and turns[0]["role"] == "system":
@@ -346,6 +367,9 @@ class _MarkedChat:
             ) from None
         return text
 
+
+TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What rendering raises where a template cannot be read, or computes with what turns do not have."""
 
 _GENERATION = re.compile(r"{%-?\s*generation\b")
 
@@ -376,9 +400,16 @@ def for_template(turns: Sequence[Turn]) -> list[Turn]:
         if turn.get("reasoning"):
             given |= {"reasoning_content": turn["reasoning"], "thinking": turn["reasoning"]}
         if isinstance(given.get("tool_calls"), str):
-            given["tool_calls"] = json.loads(given["tool_calls"])
+            given["tool_calls"] = _parsed(given["tool_calls"], "tool calls")
         made.append(given)
     return made
+
+
+def _parsed(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"its {what} are no JSON: {error}") from None
 
 
 def _unused(messages: Sequence[Turn], tools: str | None) -> Iterator[str]:

@@ -85,18 +85,17 @@ def gib(size: float) -> str:
 def shapes_of(folder: Path) -> Shapes | None:
     """The shapes that a model folder has in memory, from its configuration and the headers of its weight files.
 
-    None where the weights are no safetensors, or the configuration lacks what decoders usually say. RecipeError where
-    a weight would not arrive.
+    None where the configuration lacks what decoders usually say. RecipeError where a weight would not arrive.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = text_config(config) or config
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    if any(name not in config for name in needed) or (skeleton := check_weights(folder)) is None:
+    if any(name not in config for name in needed):
         return None
     # here, because torch and peft stand behind it
     from pipelines.train.targets import experts_of, matrices_of
 
-    model = skeleton.model
+    model = check_weights(folder).model
     experts = {name: tuple(model.get_parameter(name).shape) for name in experts_of(model)}
     at_once = next((config[name] for name in EXPERTS_PER_TOKEN if name in config), 1)
     widths = [width for shape in experts.values() for width in shape[1:] if width != config["hidden_size"]]

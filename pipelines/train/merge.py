@@ -47,7 +47,7 @@ class MergeStage(Stage[MergeInputs, MergeReport]):
     """That of training."""
 
     name: ClassVar[str] = "merge"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @property
     def reports(self) -> type[MergeReport]:

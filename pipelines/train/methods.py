@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.models.skeleton import loaded_whole
 from pipelines.recipe.train import Train
 from pipelines.train.arguments import dtype_of
-from pipelines.train.attention import NAME as PER_SAMPLE
+from pipelines.train.attention import NAME, ONE_SAMPLE, has_one_sample_a_row
 from pipelines.train.fused_lora import fuse
 from pipelines.train.run import Run
 from pipelines.train.sequence import check_heads
@@ -27,7 +27,7 @@ def load_model(run: Run, arguments: Any) -> Any:
     loading: Any = AutoModelForCausalLM.from_pretrained(
         run.model,
         dtype=dtype,
-        attn_implementation=PER_SAMPLE,
+        attn_implementation=ONE_SAMPLE if has_one_sample_a_row(section) else NAME,
         output_loading_info=True,
         **({"quantization_config": quantization(dtype)} if section.method == "qlora" else {}),
     )

@@ -1,14 +1,15 @@
 """Proof of masks before anything runs: the first rows that would be trained, through the model's own chat template."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pipelines.artifacts.reports.rows import SplitReport
-from pipelines.artifacts.rows import turns_said
+from pipelines.artifacts.rows import is_plain_text, turns_said
 from pipelines.artifacts.stage import Output
 from pipelines.errors import DataError, InputError, Problem
 from pipelines.models.tokenizer import control_tokens, open_tokenizer, with_merged_system
@@ -30,6 +31,25 @@ EXAMPLE: list[Turn] = [
 """What is proven where no row can be read yet."""
 
 
+@dataclass(frozen=True)
+class TrainingRow:
+    """A row as it is trained; without an id it is the example."""
+
+    row_id: str | None
+    chat: list[Turn]
+    tools: str | None = None
+    text: str | None = None
+    """Plain text, which stands for itself; then there is no chat."""
+
+    @classmethod
+    def of(cls, section: Train, row: Mapping[str, Any]) -> "TrainingRow":
+        """A canonical row, with the system prompt of the section where it brings none."""
+        row_id = str(row["row_id"])
+        if is_plain_text(row):
+            return cls(row_id, [], text=row["response"])
+        return cls(row_id, with_system(turns_said(row), section.system), row.get("tools"))
+
+
 def unproven(section: Train, ingest: Ingest | None, model: Path) -> list[Problem]:
     """Why masks of the section's rows cannot be proven with the model in a folder; nothing where they can.
 
@@ -39,17 +59,18 @@ def unproven(section: Train, ingest: Ingest | None, model: Path) -> list[Problem
         return []
     tokenizer = open_tokenizer(model)
     tokenizer.chat_template = template_of(section, tokenizer) or tokenizer.chat_template
-    encoder = partial(encode, tokenizer, control_tokens(tokenizer))
-    for row_id, chat in _chats(section, ingest):
+    control = control_tokens(tokenizer)
+    for row in _first_rows(section, ingest):
         try:
-            require_texts(chat)
+            require_texts(row.chat)
         except DataError:
             continue
+        encoder = partial(encode, tokenizer, control, tools=row.tools)
         try:
-            encode_within(TokenLimits(section.max_length), encoder, tokenizer, chat)
+            encode_within(TokenLimits(section.max_length), encoder, tokenizer, row.chat)
         except DataError as error:
             message = str(error).removeprefix("train.model: ")
-            where = f"; seen in row {row_id}" if row_id else ""
+            where = f"; seen in row {row.row_id}" if row.row_id else ""
             return [Problem("train.model" if message != str(error) else "train.data", f"{message}{where}")]
     return []
 
@@ -62,8 +83,8 @@ def template_of(section: Train, tokenizer: Any) -> str | None:
     return with_merged_system(section.chat_template or (own["default"] if isinstance(own, dict) else own or ""))
 
 
-def _chats(section: Train, ingest: Ingest | None) -> Iterator[tuple[str | None, list[Turn]]]:
-    """Chats of the first rows with their ids, of each source that lies in files here; else an example."""
+def _first_rows(section: Train, ingest: Ingest | None) -> Iterator[TrainingRow]:
+    """The first chats of each source that lies in files here; an example where there are none."""
     found = False
     for item in section.data:
         source = further_source(section, ingest, parse_data(item)[0]) or ingest
@@ -71,18 +92,15 @@ def _chats(section: Train, ingest: Ingest | None) -> Iterator[tuple[str | None, 
         with suppress(InputError):  # what is wrong with the source, the stage that reads it says
             rows = first_rows(source, PROVEN_ROWS) if source else []
         for row in rows:
-            if row.get("query") is None or row.get("tools"):
-                continue  # plain text has no mask to prove; tools are proven with the rows that have them
-            found = True
-            yield row["row_id"], with_system(turns_said(row), section.system)
+            if not is_plain_text(row):  # which has no mask to prove
+                found = True
+                yield TrainingRow.of(section, row)
     if not found:
-        yield None, with_system(EXAMPLE, section.system)
+        yield TrainingRow(None, with_system(EXAMPLE, section.system))
 
 
-def chat_at(
-    section: Train, ingest: Ingest | None, split: Output[SplitReport] | None, number: int
-) -> tuple[str, list[Turn]]:
-    """The id and chat of a training row, counted from 0: of the finished split, else of the source as it is read.
+def row_at(section: Train, ingest: Ingest | None, split: Output[SplitReport] | None, number: int) -> TrainingRow:
+    """A row to train on, counted from 0: of the finished split, else of the source as it is read.
 
     An example where neither is there; InputError where there are fewer rows.
     """
@@ -99,8 +117,7 @@ def chat_at(
     elif ingest is not None:
         rows = first_rows(ingest, number + 1)
     if not rows:
-        return "(an example: no row can be read yet)", with_system(EXAMPLE, section.system)
+        return TrainingRow(None, with_system(EXAMPLE, section.system))
     if number >= len(rows):
         raise InputError(f"--row {number + 1}: there are {len(rows)} rows to train on")
-    row = rows[number]
-    return str(row["row_id"]), with_system(turns_said(row), section.system)
+    return TrainingRow.of(section, rows[number])

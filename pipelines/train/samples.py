@@ -98,6 +98,10 @@ def total_rows(samples: Samples, seed: int, epochs: float, packed_to: int | None
     return whole + math.ceil(part * len(rows_of_epoch(samples, seed, int(epochs), packed_to)) if part else 0)
 
 
+BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+"""What of a collated row says where its samples begin and end."""
+
+
 def collate(rows: Sequence[Sequence[Sample]]) -> dict[str, Any]:
     """The samples of some rows one after another in one row, with no padding: attention goes by `cu_seq_lens_q`.
 

@@ -30,11 +30,11 @@ from pipelines.progress import say
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, fingerprint_of, further_source, missing_package, parse_data
 from pipelines.sources.read import VERSION, check_source, source_fingerprint
-from pipelines.train.attention import attention_problems
+from pipelines.train.attention_check import attention_problems
 from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_of
 from pipelines.train.checkpoint_upload import copies_key, discard
 from pipelines.train.curves import draw_losses
-from pipelines.train.ends import describe_end, lacking_embedding, with_end
+from pipelines.train.ends import describe_end, lacking_embedding, stop_tokens, with_end
 from pipelines.train.journal import BY_ROW, Entry, best_step, read_journal, shown
 from pipelines.train.loop import chosen_checkpoint, train_loop
 from pipelines.train.loss_mask import IGNORE_INDEX
@@ -186,7 +186,7 @@ def _with_zero_stage(section: Train, model: Path, place: Place) -> Train:
     if not record.is_file():
         shapes = shapes_of(model)
         if shapes is None:
-            message = "auto needs a model in safetensors, to estimate its memory; give a number"
+            message = "auto estimates memory by sizes that this model's config.json does not say; give a number"
             raise RecipeError("the recipe", [Problem("train.zero_stage", message)])
         record.parent.mkdir(parents=True, exist_ok=True)
         replace_text(record, json.dumps(chosen_stage(section, shapes, memory_found(section))))
@@ -228,12 +228,13 @@ def misfits(section: Train, model: Path) -> list[Problem]:
         problems.append(Problem("train.max_length", message, on_every_machine=True))
     try:
         skeleton = check_weights(model)
+        stop_tokens(model)
         lacking = lacking_embedding(section, model)
     except RecipeError as error:
         return [*problems, *error.problems]
     if lacking:
         problems.append(lacking)
-    if skeleton is not None and section.method != "full":
+    if section.method != "full":
         # here, because torch and peft stand behind it
         from pipelines.train.targets import check_targets
 
@@ -249,10 +250,10 @@ def describe_model(section: Train) -> list[str]:
     lines = []
     if rewriting := rewriting_of(folder):
         lines.append(f"{rewriting} the model comes first, once for each workspace")
-    if section.method != "full" and (skeleton := check_weights(folder)):
+    if section.method != "full":
         from pipelines.train.targets import check_targets  # here, because torch and peft stand behind it
 
-        lines.append(f"trains {check_targets(section, skeleton.model, weight_shapes(folder))[0]}")
+        lines.append(f"trains {check_targets(section, check_weights(folder).model, weight_shapes(folder))[0]}")
     if ends := describe_end(section, folder):
         lines.append(ends)
     return lines

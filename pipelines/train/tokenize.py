@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.artifacts.reports.rows import SplitReport
-from pipelines.artifacts.rows import ROW, TOOLS, turns_said
+from pipelines.artifacts.rows import ROW, TOOLS, is_plain_text, turns_said
 from pipelines.artifacts.shards import Attempt, Commit, Shard, run_shards
 from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Place, Workspace
@@ -164,7 +164,7 @@ def _tokenizer(
         fitted: list[Fitted] = []
         for row in _rows(workspace, shard):
             try:
-                if row.get("query") is None and not row.get("messages") and row.get("response"):
+                if is_plain_text(row):
                     fitted.append(text_within(limits, encode_text(tokenizer, control, row["response"])))
                 else:
                     messages = with_system(turns_said(row), system)

@@ -25,7 +25,7 @@ from pipelines.train.journal import BY_ROW, append, best_step, read_journal
 from pipelines.train.oom import peak_memory
 from pipelines.train.preemption import PreemptionNotice
 from pipelines.train.run import Run
-from pipelines.train.samples import Samples, collate
+from pipelines.train.samples import BOUNDS, Samples, collate
 from pipelines.train.sampling import sample
 from pipelines.train.sequence import own_part, sequence_group
 
@@ -39,7 +39,7 @@ class ChatTrainer(Trainer):
         self, *, held_out: Samples | None, predict: Callable[[Any], dict[str, float]] | None = None, **arguments: Any
     ) -> None:
         """`predict`: gives scores of the model's answers, which are logged with the held-out loss."""
-        super().__init__(data_collator=_collate, eval_dataset=held_out, **arguments)
+        super().__init__(eval_dataset=held_out, **arguments)
         self.predict_scores = predict
         self.loss_is_scaled_for_ga = True  # `training_loss` divides by the tokens of the whole step
         self.model_accepts_loss_kwargs = False  # the loss is ours, not the model's
@@ -92,10 +92,11 @@ class ChatTrainer(Trainer):
         sums = torch.zeros(2, len(samples), dtype=torch.float64, device=self.args.device)  # losses, tokens
         model = self.model_wrapped
         model.eval()
+        collate_rows: Any = self.data_collator
         for begin in range(0, len(samples), size * groups):
             mine = begin + group * size
             places = range(mine, min(mine + size, len(samples)))
-            batch = self._prepare_inputs(_collate([[samples[place] for place in places or [0]]]))
+            batch = self._prepare_inputs(collate_rows([[samples[place] for place in places or [0]]]))
             with torch.no_grad():
                 losses = _losses(model, batch).double()
             if places:  # ZeRO-3 needs every rank in every pass, also one that has no samples left
@@ -201,8 +202,10 @@ class Recorder(TrainerCallback):
             sample(self.run, self.trainer.model, step)
 
 
-def _collate(rows: Any) -> Batch:
-    return own_part(collate(rows))
+def batch_of(rows: Any, *, one_sample: bool) -> Batch:
+    """This rank's part of some rows; `one_sample`: without bounds, which layers that carry a state may not take."""
+    batch = own_part(collate(rows))
+    return {name: value for name, value in batch.items() if not (one_sample and name in BOUNDS)}
 
 
 def _losses(model: Any, batch: Batch) -> torch.Tensor:

@@ -65,16 +65,13 @@ def is_adapter(folder: Path) -> bool:
 def check_base(adapter: Path, base: Path) -> None:
     """DataError where an adapter's weights are not those that its configuration gives on a base; nothing is loaded.
 
-    Names and shapes are compared in memory, where transformers may call modules otherwise than the files do. A base
-    without safetensors is not checked.
+    Names and shapes are compared in memory, where transformers may call modules otherwise than the files do.
     """
     import copy
 
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 
     skeleton = check_weights(base)
-    if skeleton is None:
-        return
     own = weight_shapes(adapter)
     try:
         adapted: Any = get_peft_model(

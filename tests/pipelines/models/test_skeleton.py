@@ -100,7 +100,9 @@ def test_weights_that_would_not_arrive_are_named(folder: Path, change: Callable[
     assert all(problem.on_every_machine for problem in refused.value.problems)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "mxfp4"])
+@pytest.mark.parametrize(
+    "method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "torchao", "hqq", "fbgemm_fp8"]
+)
 def test_a_foreign_quantization_is_refused_with_a_way_out(folder: Path, method: str) -> None:
     rewrite(folder, lambda weights: weights, quantization_config={"quant_method": method, "bits": 4})
     with pytest.raises(RecipeError, match=rf"quantized \({method}\).*give the unquantized model instead; train.method"):
@@ -126,8 +128,129 @@ def test_fp8_codes_are_taken_back_with_their_scales(folder: Path, tiny_model: Pa
     for name, value in whole.items():  # E4M3 has three bits after the point
         assert torch.allclose(plain[name].float(), value.float(), rtol=2**-4, atol=1e-3), name
     rewrite(folder, without(f"{MLP}_scale_inv"))
-    with pytest.raises(RecipeError, match=rf"1 quantized weights have no scales, such as {MLP}_scale_inv"):
+    with pytest.raises(RecipeError, match=rf"1 quantized weights lack a part, such as {MLP}_scale_inv"):
         check_weights(folder)
+
+
+@pytest.mark.parametrize("written", ["one scale", "activations", "other name", "bin"])
+def test_fp8_codes_are_taken_back_however_they_are_written(
+    folder: Path, tiny_model: Path, tmp_path: Path, written: str
+) -> None:
+    said = dict(FP8)
+    codes = as_fp8(load_file(folder / "model.safetensors"))
+    if written in ("one scale", "activations"):  # for a whole matrix
+        codes = {n: w.reshape(()) if n.endswith("_scale_inv") else w for n, w in codes.items()}
+        said["weight_block_size"] = None
+    if written == "activations":
+        scales = [n.replace("weight_scale_inv", "activation_scale") for n in codes if n.endswith("_scale_inv")]
+        codes |= {name: torch.tensor(1.0) for name in scales}
+        said["activation_scheme"] = "static"
+    if written == "other name":
+        codes = {n.replace(".weight_scale_inv", ".scale"): w for n, w in codes.items()}
+    rewrite(folder, lambda _: codes, quantization_config=said)
+    if written == "bin":
+        (folder / "model.safetensors").unlink()
+        torch.save(codes, folder / "pytorch_model.bin")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 0], "top_p": 0.8}')
+    check_weights(folder)
+    (tmp_path / "plain").mkdir()
+    write_plain(folder, tmp_path / "plain")
+    plain, whole = load_file(tmp_path / "plain" / "model.safetensors"), load_file(tiny_model / "model.safetensors")
+    assert plain.keys() == whole.keys()
+    assert all(torch.allclose(plain[n].float(), w.float(), rtol=2**-4, atol=1e-3) for n, w in whole.items())
+    assert json.loads((tmp_path / "plain" / "generation_config.json").read_text())["top_p"] == 0.8
+
+
+def test_fp8_experts_are_taken_back_under_the_names_they_are_published_with(tmp_path: Path) -> None:
+    published = families.write_experts(tmp_path / "published", "qwen3_moe")
+    whole = load_file(published / "model.safetensors")
+    rewrite(published, as_fp8, quantization_config=FP8)
+    assert any(".experts.3." in name for name in weight_shapes(published))
+    check_weights(published)
+    (tmp_path / "plain").mkdir()
+    write_plain(published, tmp_path / "plain")
+    plain = load_file(tmp_path / "plain" / "model.safetensors")
+    assert plain.keys() == whole.keys()
+    assert all(torch.allclose(plain[n].float(), w.float(), rtol=2**-4, atol=2e-3) for n, w in whole.items())
+
+
+FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+"""The numbers that a code of four bits stands for (OCP Microscaling Formats 1.0, E2M1)."""
+
+
+def as_mxfp4(weights: Weights) -> tuple[Weights, Weights]:
+    """Experts as pairs of codes with a power of two for each 32, and what they stand for."""
+    made, meant = dict(weights), {}
+    for name in [name for name in weights if name.endswith(("gate_up_proj", "down_proj"))]:
+        value = made.pop(name).float().transpose(1, 2)
+        groups = value.reshape(*value.shape[:2], -1, 32)
+        power = torch.floor(torch.log2(groups.abs().amax(dim=-1))) - 2
+        codes = (groups[..., None] / 2 ** power[..., None, None] - FP4).abs().argmin(dim=-1)
+        made[f"{name}_blocks"] = (codes[..., 0::2] | codes[..., 1::2] << 4).to(torch.uint8)
+        made[f"{name}_scales"] = (power + 127).to(torch.uint8)
+        meant[name] = (FP4[codes] * 2 ** power[..., None]).reshape(value.shape).transpose(1, 2)
+    return made, meant
+
+
+def test_mxfp4_codes_are_taken_back_exactly(tmp_path: Path) -> None:
+    published = families.write_experts(tmp_path / "published", "gpt_oss")
+    whole = load_file(published / "model.safetensors")
+    codes, meant = as_mxfp4(whole)
+    assert len(meant) == 4
+    rewrite(published, lambda _: codes, dtype="bfloat16", quantization_config={"quant_method": "mxfp4"})
+    check_weights(published)
+    (tmp_path / "plain").mkdir()
+    write_plain(published, tmp_path / "plain")
+    plain = load_file(tmp_path / "plain" / "model.safetensors")
+    assert plain.keys() == whole.keys() and rewriting_of(tmp_path / "plain") is None
+    for name, value in plain.items():
+        assert torch.equal(value, meant.get(name, whole[name]).to(torch.bfloat16)), name
+    for part in ("layers.1.mlp.experts.down_proj_blocks", "layers.1.mlp.experts.down_proj_scales"):
+        rewrite(published, lambda _, part=part: without(part)(codes))
+        with pytest.raises(RecipeError, match=f"1 quantized weights lack a part, such as model.{part}"):
+            check_weights(published)
+    said = json.loads((published / "config.json").read_text())
+    (published / "config.json").write_text(json.dumps({**said, "quantization_config": None}))
+    rewrite(published, lambda _: codes)
+    with pytest.raises(RecipeError, match=r"8 weights are U8 codes, such as .*quantization_config"):
+        check_weights(published)
+
+
+def test_weights_in_files_of_pytorch_are_looked_at_too(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    file = folder / "pytorch_model.bin"
+    torch.save(weights, file)
+    check_weights(folder)
+    torch.save(weights, file, _use_new_zipfile_serialization=False)
+    assert weight_shapes(folder) == {name: list(value.shape) for name, value in weights.items()}
+    torch.save(without("layers.1.mlp")(weights), file)
+    with pytest.raises(RecipeError, match="3 weights are not in its files and would be random"):
+        check_weights(folder)
+    for wrong in ({"state_dict": weights}, {MLP: print}):
+        torch.save(wrong, file)
+        with pytest.raises(RecipeError, match=r"pytorch_model.bin is no file of weights alone"):
+            check_weights(folder)
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(RecipeError, match=r"pytorch_model.bin is no file of weights alone .*fetch it again"):
+        check_weights(folder)
+
+
+def test_two_matrices_that_the_configuration_says_are_one_are_refused(folder: Path) -> None:
+    embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    rewrite(folder, lambda w: {**w, "lm_head.weight": embedding.clone()}, tie_word_embeddings=True)
+    check_weights(folder)
+    rewrite(folder, lambda w: {**w, "lm_head.weight": embedding + 1})
+    with pytest.raises(RecipeError, match=r"a lm_head.weight that is not model.embed_tokens.weight.*: false there"):
+        check_weights(folder)
+    rewrite(folder, lambda w: w, tie_word_embeddings=False)
+    check_weights(folder)
+
+
+def test_an_adapter_is_no_model(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"holds an adapter.*merge it, or give the base model"):
+        check_folder(folder)
 
 
 def test_files_that_are_cut_off_or_lacking_are_named(folder: Path) -> None:
@@ -142,6 +265,10 @@ def test_files_that_are_cut_off_or_lacking_are_named(folder: Path) -> None:
     weights.rename(folder / "model-00001-of-00002.safetensors")
     with pytest.raises(RecipeError, match=r"neither model.safetensors nor model.safetensors.index.json"):
         check_weights(folder)
+    for wrong in ("{}", "[", '{"weight_map": {"a": "../model.safetensors"}}'):
+        (folder / "model.safetensors.index.json").write_text(wrong)
+        with pytest.raises(RecipeError, match=r"index.json is no index of weight files; fetch it again"):
+            check_weights(folder)
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(RecipeError, match=r"lacks model-00002-of-00002.safetensors, which model.*index.json names"):

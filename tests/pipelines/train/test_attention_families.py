@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from pipelines.errors import StageError
-from pipelines.train.attention import NAME, attention_problems, per_sample_attention, register
+from pipelines.train.attention import NAME, per_sample_attention, register
+from pipelines.train.attention_check import attention_problems
 from tests.pipelines.train.conftest import train_recipe
 
 SIZES = {
@@ -102,10 +103,29 @@ def test_recurrent_and_convolutional_layers_train_one_sample_at_a_time(name: str
     plain = train_recipe(tmp_path, per_device_train_batch_size=1).train
     joined = train_recipe(tmp_path, packing=True, per_device_train_batch_size=2).train
     assert plain and joined
-    found = [problem for problem in attention_problems(joined, tmp_path) if problem.key != "train.model"]
+    found = attention_problems(joined, tmp_path)
     assert [problem.key for problem in found] == ["train.packing", "train.per_device_train_batch_size"]
     assert "go from one sample to the next; give false" in found[0].message
-    assert not [problem for problem in attention_problems(plain, tmp_path) if problem.key != "train.model"]
+    assert not attention_problems(plain, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "asked"), [("bert", "is_causal=False"), ("doge", "attention_mask")])
+def test_attention_that_is_not_plainly_causal_is_refused(name: str, asked: str, tmp_path: Path) -> None:
+    config_of(name).save_pretrained(tmp_path)
+    section = train_recipe(tmp_path).train
+    assert section
+    (problem,) = attention_problems(section, tmp_path)
+    assert problem.key == "train.model" and f"asks for attention with {asked}" in problem.message
+
+
+@pytest.mark.parametrize("name", ["stablelm", "nemotron", "bart"])
+def test_a_model_that_does_not_tell_where_samples_begin_trains_one_at_a_time(name: str, tmp_path: Path) -> None:
+    config_of(name).save_pretrained(tmp_path)
+    plain = train_recipe(tmp_path).train
+    joined = train_recipe(tmp_path, packing=True).train
+    assert plain and joined and not attention_problems(plain, tmp_path)
+    (problem,) = attention_problems(joined, tmp_path)
+    assert problem.key == "train.packing" and "does not tell its layers where samples begin" in problem.message
 
 
 def test_chunks_and_arguments_that_are_not_computed_are_refused_by_name(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """What ends a trained answer is among what the model stops at, before anything is trained."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 from pipelines.errors import RecipeError
 from pipelines.recipe.train import Train
 from pipelines.train.ends import End, describe_end, end_of, lacking_embedding, stop_tokens, with_end
+from pipelines.train.stage import misfits
 from tests import model_families as families
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -47,6 +51,54 @@ def test_a_base_model_stops_at_what_ends_its_trained_answers(
     model: Any = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
     model.save_pretrained(tmp_path / "merged")
     assert stop_tokens(tmp_path / "merged") == [0, 2]
+
+
+def says_the_end_at_once(folder: Path) -> Path:
+    """A base model whose every next token is <|im_end|>, and which stops at <|endoftext|>."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    families.byte_level_tokenizer(SPECIAL, "<|endoftext|>", families.CHATML).save_pretrained(folder)
+    sizes = {"vocab_size": 300, "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1}
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes, num_attention_heads=4, num_key_value_heads=2, eos_token_id=0))
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.fill_(float("norm" in name))
+        model.get_input_embeddings().weight[:, 0] = 1
+        model.get_output_embeddings().weight[2, 0] = 1
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_server_stops_where_trained_answers_end(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    base = says_the_end_at_once(tmp_path / "base")
+    made = with_end(Train(model="x"), base, tmp_path / "cache")
+    result, script = tmp_path / "told.json", Path(__file__).with_name("vllm_ends.py")
+    subprocess.run([sys.executable, str(script), str(result), str(base), str(made)], check=True, timeout=800)
+    assert json.loads(result.read_text()) == [[[2] * 8, "length"], [[2], "stop"]]
+
+
+def test_a_generation_configuration_without_an_end_stops_nowhere(tiny_model: Path, tmp_path: Path) -> None:
+    folder = base_model(tiny_model, tmp_path / "base", families.CHATML, top_p=0.8)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": 2}))  # which no server reads then
+    section = Train(model="x")
+    assert end_of(section, folder) == End(2, "<|im_end|>", False)
+    assert stop_tokens(with_end(section, folder, tmp_path / "cache")) == [2]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [("{", "is no JSON"), ("[]", "is no JSON object"), ('{"eos_token_id": "</s>"}', "eos_token_id is '</s>', not num")],
+)
+def test_a_generation_configuration_that_cannot_be_read_is_refused(
+    tiny_model: Path, tmp_path: Path, said: str, told: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+    (folder / "generation_config.json").write_text(said)
+    (problem,) = misfits(Train(model=str(folder), max_length=64), folder)
+    assert re.search(f"generation_config.json.*{told}.*fetch the model again", problem.message)
 
 
 def test_a_model_that_stops_already_stays_where_it_lies(tiny_model: Path, tmp_path: Path) -> None:

@@ -196,6 +196,46 @@ def test_what_a_template_tags_as_generated_narrows_the_loss(tiny_model: Path) ->
     assert text_with_loss(tokenizer, encoded_with(tokenizer, plain, ASKED)) == ["[note]r<|im_end|>"]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "{{ m['content'][:1] }}{% generation %}{{ m['content'][1:] }}<|im_end|>{% endgeneration %}",
+        "{% generation %}{{ m['content'][:1] }}{% endgeneration %}{{ m['content'][1:] }}<|im_end|>",
+        "{% generation %}{% endgeneration %}{{ m['content'] }}<|im_end|>",
+    ],
+)
+def test_a_tag_that_holds_a_part_of_an_answer_is_refused(tiny_model: Path, answer: str) -> None:
+    tokenizer, _ = load_tokenizer(tiny_model)
+    template = CHATML.replace(
+        "{{ m['content'] }}<|im_end|>",
+        "{% if m['role'] == 'assistant' %}" + answer + "{% else %}{{ m['content'] }}<|im_end|>{% endif %}",
+    )
+    with pytest.raises(DataError, match="does not hold the whole answer"):
+        encoded_with(tokenizer, template, [ASKED[0], {"role": "assistant", "content": "red"}])
+
+
+@pytest.mark.parametrize(
+    ("expression", "told"),
+    [("1 / 0", "division by zero"), ("messages + 1", "can only concatenate"), ("messages[9].role", "no element 9")],
+)
+def test_a_template_that_fails_by_itself_is_refused_with_what_it_says(
+    tiny_model: Path, expression: str, told: str
+) -> None:
+    tokenizer, _ = load_tokenizer(tiny_model)
+    with pytest.raises(DataError, match=rf"does not render its turns \(user\): .*{told}"):
+        encoded_with(tokenizer, "{{ " + expression + " }}" + CHATML, ASKED)
+
+
+def test_where_nothing_could_end_an_answer_it_is_refused() -> None:
+    bare = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    tokenizer = byte_level_tokenizer(["<|endoftext|>"], "<|endoftext|>", bare)
+    tokenizer.eos_token = None
+    with pytest.raises(DataError, match="nothing ends an answer, and its tokenizer has no eos_token; write one"):
+        encode(tokenizer, control_tokens(tokenizer), ASKED)
+    with pytest.raises(DataError, match="nothing ends plain text, and its tokenizer has no eos_token"):
+        encode_text(tokenizer, control_tokens(tokenizer), "a")
+
+
 def test_a_turn_without_loss_is_context(tiny_model: Path) -> None:
     tokenizer, control = load_tokenizer(tiny_model)
     turns = [*ASKED, *ASKED]
@@ -253,7 +293,17 @@ def test_empty_questions_and_answers_are_refused(place: int, what: str) -> None:
         require_texts(turns)
     with pytest.raises(DataError, match="no question"):
         require_texts(ASKED[1:])
+    require_texts([ASKED[0], {"role": "assistant", "tool_calls": "[{}]"}, *ASKED])
     require_texts([ASKED[0], {"role": "assistant", "content": "", "tool_calls": "[{}]"}, *ASKED])
+
+
+def test_an_answer_before_any_question_is_context_or_refused(tiny_model: Path) -> None:
+    tokenizer, control = load_tokenizer(tiny_model)
+    greeting = {"role": "assistant", "content": "hello"}
+    with pytest.raises(DataError, match=r"turn 1 is an answer that nobody asked for; .*loss: false"):
+        encode(tokenizer, control, [greeting, *ASKED])
+    encoded = encode(tokenizer, control, [{**greeting, "loss": False}, *ASKED])
+    assert text_with_loss(tokenizer, encoded) == ["r<|im_end|>"] and "hello" in tokenizer.decode(encoded.tokens)
 
 
 def test_tools_that_a_template_leaves_out_are_refused(tiny_model: Path) -> None:
@@ -263,6 +313,9 @@ def test_tools_that_a_template_leaves_out_are_refused(tiny_model: Path) -> None:
     called = [ASKED[0], {"role": "assistant", "content": "", "tool_calls": '[{"function": {"name": "f"}}]'}]
     with pytest.raises(DataError, match="leaves out tool calls, which the row has"):
         encode(tokenizer, control, called)
+    for wrong in ({"tools": "["}, {"messages": [ASKED[0], {**called[1], "tool_calls": "{"}]}):
+        with pytest.raises(DataError, match=r"its (tools|tool calls) are no JSON"):
+            encode(tokenizer, control, **{"messages": ASKED, **wrong})  # type: ignore[arg-type]
     writes = CHATML.replace("{{ m['content'] }}", "{{ m['content'] }}{{ m['tool_calls'] | tojson if m['tool_calls'] }}")
     (loss,) = text_with_loss(tokenizer, encoded_with(tokenizer, writes, called))
     assert loss == '[{"function": {"name": "f"}}]<|im_end|>'

@@ -12,6 +12,7 @@ import pytest
 from pipelines.errors import DataError
 from pipelines.models.tokenizer import TEMPLATE
 from pipelines.recipe.schema import Recipe
+from pipelines.train.proof import TrainingRow, row_at
 from tests.model_families import CHATML, byte_level_tokenizer, write_qwen2
 from tests.pipelines.train.conftest import problems_of, train_recipe
 
@@ -60,6 +61,30 @@ def test_a_template_that_cannot_be_masked_is_refused(recipe_of: Callable[..., Re
     assert "renders the turns before turn 4 differently" in problems_of(recipe_of(chat_template=counted))
 
 
+CALLS = CHATML.replace("{{ m['content'] }}", "{{ m['content'] }}{{ m['tool_calls'] | tojson if m['tool_calls'] }}")
+TOOLS_AND_CALLS = "{{ (tools | tojson) if tools }}" + CALLS
+CALL = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": {}}}]
+WITH_TOOLS: dict[str, Any] = {
+    "messages": [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": CALL},
+        {"role": "tool", "tool_call_id": "1", "content": "42"},
+        {"role": "assistant", "content": "It is 42."},
+    ],
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+}
+
+
+def test_rows_with_tools_are_proven_before_anything_runs(tiny_model: Path, tmp_path: Path) -> None:
+    file = rows_in(tmp_path, [WITH_TOOLS])
+    told = problems_of(recipe_over(tiny_model, file))
+    assert "leaves out tools, which the row has" in told and "seen in row rows.jsonl:1" in told
+    assert "leaves out tool calls" in problems_of(recipe_over(tiny_model, file, chat_template=CHATML + "{{ tools }}"))
+    assert not problems_of(recipe_over(tiny_model, file, chat_template=TOOLS_AND_CALLS))
+    last = {**WITH_TOOLS, "messages": WITH_TOOLS["messages"][:2]}  # which ends without a pair of question and answer
+    assert "leaves out tools" in problems_of(recipe_over(tiny_model, rows_in(tmp_path, [last])))
+
+
 def danlu(*arguments: str, width: int = 160) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": str(width), "NO_COLOR": "1"}
     command = [sys.executable, "-c", "from rayjobs.cli import main; main()", *arguments]
@@ -87,8 +112,50 @@ def test_what_a_server_would_read_otherwise_is_shown() -> None:
     assert section
     console = Console(record=True, width=160)
     attack = [{"role": "user", "content": "a<|im_end|>b"}, {"role": "assistant", "content": "c"}]
-    for part in audit(tokenizer, section, attack):
+    for part in audit(tokenizer, section, TrainingRow("r", attack)):
         console.print(part)
     assert "differs: trained" in console.export_text()
     with pytest.raises(DataError, match="is empty"):
-        list(audit(tokenizer, section, [attack[0], {**attack[1], "content": ""}]))
+        list(audit(tokenizer, section, TrainingRow("r", [attack[0], {**attack[1], "content": ""}])))
+
+
+def shown(row: TrainingRow, template: str) -> str:
+    """What the audit of a row says."""
+    from rich.console import Console
+
+    from pipelines.train.audit import audit
+
+    tokenizer = byte_level_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|im_end|>", template)
+    section = train_recipe(Path("x")).train
+    assert section
+    console = Console(record=True, width=160)
+    for part in audit(tokenizer, section, row):
+        console.print(part)
+    return console.export_text()
+
+
+def test_a_row_with_tools_is_shown_with_them(tmp_path: Path) -> None:
+    recipe = recipe_over(tmp_path, rows_in(tmp_path, [WITH_TOOLS]))
+    assert recipe.train
+    told = shown(row_at(recipe.train, recipe.ingest, None, 0), TOOLS_AND_CALLS)
+    assert told.count("the same as trained") == 2 and "differs:" not in told
+    assert told.count('"name": "f"') >= 4 and "It is 42.<|im_end|>⟧" in told
+
+
+def test_plain_text_is_shown_as_it_is_trained(tmp_path: Path) -> None:
+    recipe = recipe_over(tmp_path, rows_in(tmp_path, [{"text": "一段文"}]))
+    assert recipe.train
+    told = shown(row_at(recipe.train, recipe.ingest, None, 0), CHATML)
+    assert "plain text: 10 tokens, 10 with loss" in told and "⟦一段文<|im_end|>⟧" in told
+
+
+def test_what_stands_between_the_prompt_and_what_the_template_tags_is_told() -> None:
+    tagged = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}[note]"
+        "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}"
+        "{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "c"}]
+    told = shown(TrainingRow("r", chat), tagged)
+    assert "the same as trained, then 6 of the template's without loss" in told

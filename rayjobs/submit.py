@@ -275,9 +275,16 @@ def _travels(path: str) -> bool:
 
 
 def _files(path: str) -> list[Path]:
-    """The files that a relative path or pattern names, those of folders included; with Python's, all beside them."""
+    """The files that a relative path or pattern names, those of folders included.
+
+    With Python's, those that it may import: all beside it, and the packages there.
+    """
     named = [Path(path)] if os.path.exists(path) else [Path(one) for one in glob.glob(path, recursive=True)]
-    beside = [other for one in named if one.suffix == ".py" for other in one.parent.glob("*.py")]
+    folders = {one.parent for one in named if one.suffix == ".py"}
+    beside = [other for folder in folders for other in folder.glob("*.py")]
+    beside += [
+        other for folder in folders for one in folder.glob("*/__init__.py") for other in one.parent.rglob("*.py")
+    ]
     inside = [other for one in named if one.is_dir() for other in one.rglob("*")]
     return sorted({one for one in (*named, *beside, *inside) if one.is_file()})
 

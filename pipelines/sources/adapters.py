@@ -115,15 +115,40 @@ def dolly(row: Row, counts: Counts) -> Canonical:
     return _exchange(row, query, _text(row, "response"), counts)
 
 
+def coig(row: Row, counts: Counts) -> Canonical:
+    """COIG: `conversations` as a list of {question, answer}, whose first question comes after `instruction`."""
+    instruction = _optional(row, "instruction")
+    if not instruction:
+        return sharegpt(row, counts)
+    chat = list(_asked_and_answered(_turns(row, "conversations"), "conversations"))
+    chat[0]["content"] = "\n".join(filter(None, (instruction, chat[0]["content"])))
+    return _conversation(row, chat, counts)
+
+
+def coig_exam(row: Row, counts: Counts) -> Canonical:
+    """COIG's exams and human values: the question after its instruction and text, the answer after its analysis."""
+    asked = (
+        _optional(row, "textbox_q_instruction"),
+        _optional(row, "textbox_q_context"),
+        _text(row, "textbox_question"),
+    )
+    said = (_optional(row, "textbox_answer_analysis"), _text(row, "textbox_answer"))
+    return {"query": "\n".join(filter(None, asked)), "response": "\n".join(dict.fromkeys(filter(None, said)))}
+
+
+def coig_translated(row: Row, counts: Counts) -> Canonical:
+    """COIG's translated instructions: alpaca's three with `trans_` before their names, and the originals beside."""
+    if any(not says_nothing(row.get(name)) for name in ("instruction", "input", "output")):
+        counts["rows read in translation, whose originals are left out"] += 1
+    query = "\n".join(filter(None, (_text(row, "trans_instruction"), _optional(row, "trans_input"))))
+    return {"query": query, "response": _text(row, "trans_output")}
+
+
 def sharegpt(row: Row, counts: Counts) -> Canonical:
     """ShareGPT: `conversations` as a list of {from, value} or {role, content}, or of {question, answer}."""
     turns = _turns(row, "conversations")
     if all("question" in turn and "answer" in turn for turn in turns):
-        for number, turn in enumerate(turns, start=1):
-            if more := [key for key in turn if key not in ("question", "answer") and not says_nothing(turn[key])]:
-                raise ValueError(f"turn {number} has {more[0]}, which is not read")
-        pairs = [(turn["question"], turn["answer"]) for turn in turns]
-        return _conversation(row, _exchanges(pairs, "conversations"), counts)
+        return _conversation(row, _asked_and_answered(turns, "conversations"), counts)
     return _conversation(row, [turn_of(turn, number) for number, turn in enumerate(turns, start=1)], counts)
 
 
@@ -243,6 +268,14 @@ def _exchanges(pairs: Iterable[Any], column: str) -> Iterator[Turn]:
         yield _turn("assistant", pair[1], column)
 
 
+def _asked_and_answered(turns: Iterable[Mapping[str, Any]], column: str) -> Iterator[Turn]:
+    for number, turn in enumerate(turns, start=1):
+        if more := [key for key in turn if key not in ("question", "answer") and not says_nothing(turn[key])]:
+            raise ValueError(f"turn {number} has {more[0]}, which is not read")
+        yield _turn("user", turn.get("question"), column)
+        yield _turn("assistant", turn.get("answer"), column)
+
+
 def _turn(role: str, said: Any, column: str) -> Turn:
     if not isinstance(said, str):
         raise ValueError(f"{column}: a turn has no text")
@@ -315,10 +348,19 @@ _CHAT = "system system_prompt tools loss weight"
 
 ADAPTERS: dict[str, Adapter] = {
     "messages": _adapter(messages, "messages", f"query response {_CHAT}"),
+    "coig": _adapter(coig, "instruction conversations", _CHAT),
     "sharegpt": _adapter(sharegpt, "conversations", _CHAT),
     "conversation": _adapter(conversation, "conversation", _CHAT),
     "query_response": _adapter(query_response, "query response", f"messages {_PAIR}"),
     "zhihu_kol": _adapter(zhihu_kol, "INSTRUCTION RESPONSE METADATA"),
+    "coig_translated": _adapter(
+        coig_translated, "trans_instruction trans_output", "trans_input instruction input output"
+    ),
+    "coig_exam": _adapter(
+        coig_exam,
+        "textbox_question textbox_answer",
+        "textbox_q_instruction textbox_q_context textbox_answer_analysis",
+    ),
     "alpaca": _adapter(alpaca, "instruction output", f"input {_PAIR}"),
     "dolly": _adapter(dolly, "instruction response", f"context {_PAIR}"),
     "prompt_completion": _adapter(_pair("prompt", "completion"), "prompt completion", _PAIR),

@@ -420,7 +420,7 @@ def _row(
     """The row of a session, if it has one: up to the last answer of the assistant."""
     sides = [_is_assistant(message, section) for _, message in session]
     end = len(sides) - sides[::-1].index(True) if True in sides else 0
-    others = list(dict.fromkeys(message.sender for _, message in session[:end] if not _is_assistant(message, section)))
+    others = {_renamed(m.sender, section) for _, m in session[:end] if not _is_assistant(m, section)}
     if not others:
         for pos, message in session[:end]:
             leave_out(message, pos, ALONE)
@@ -428,9 +428,12 @@ def _row(
         leave_out(message, pos, UNANSWERED)
     if not others:
         return
+    is_named = section.name_speakers == "always" or (section.name_speakers == "auto" and len(others) > 1)
     turns: list[Turn] = [
-        {"role": "assistant" if _is_assistant(message, section) else "user", "content": _renamed(message.text, section)}
-        for _, message in session[:end]
+        {"role": "assistant", "content": _renamed(message.text, section)}
+        if is_assistant
+        else {"role": "user", "content": _asked(message, section, is_named)}
+        for (_, message), is_assistant in zip(session[:end], sides, strict=False)
     ]
     pos, first = session[0]
     row, _ = conversation_of(turns, None)
@@ -439,9 +442,15 @@ def _row(
         "row_id": first.row_id,
         "pos": pos,
         "chat": _renamed(first.chat, section),
-        "speaker": _renamed("、".join(sorted(others)), section),
+        "speaker": "、".join(sorted(others)),
         "time": datetime.fromtimestamp(first.time, UTC).isoformat(" ", "seconds").removesuffix("+00:00"),
     }
+
+
+def _asked(message: Message, section: ChatLog, is_named: bool) -> str:
+    """A message of one of the others, with who says it where that could not be told otherwise."""
+    text = _renamed(message.text, section)
+    return f"{_renamed(message.sender, section)}：{text}" if is_named else text
 
 
 def _renamed(text: str, section: ChatLog) -> str:

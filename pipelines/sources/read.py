@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from pipelines.artifacts.reports.rows import IngestReport, RowFiles
-from pipelines.artifacts.rows import ROW, TOOLS, RowDigest
+from pipelines.artifacts.rows import ROW, TOOLS, RowDigest, is_text
 from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
 from pipelines.artifacts.stage import Manifest, Output, read_manifest
 from pipelines.artifacts.workspace import Place, Workspace
@@ -117,6 +117,8 @@ def describe_source(section: Source) -> str:
             try:
                 name, _ = adapter_for(columns, row)
             except ValueError:  # check_source and ingest say what it is
+                continue
+            if not is_text(row):  # ingest says so
                 continue
             used[name] += 1
             carried.update(dict.fromkeys(columns.carried[name]))

@@ -289,7 +289,38 @@ def test_columns_of_other_names_are_named_and_speakers_are_told_apart(tmp_path: 
     chat = {**ALICE, "max_turns": 2}
     _, table, _ = run(tmp_path, source, columns=columns, chat_log=chat, system="你是爱莉", replace={"答": "回答"})
     assert table["speaker"].to_pylist() == ["小明、小红", "小红"] and table["chat"].to_pylist() == ["a", "a"]
+    assert table["query"].to_pylist() == ["小明：问\n小红：也问", "再问"]
     assert table["system"].to_pylist() == ["你是爱莉"] * 2 and table["response"].to_pylist() == ["回答", "再回答"]
+
+
+GROUP = [
+    *(said("小明", 0, "在吗"), said("小明", 1, "问个事"), said("小红", 2, "小明，我也问"), said("爱莉", 3, "小红先说")),
+    *(said("小红", 4, "几点"), said("爱莉", 5, "十点"), said("小刚", 200, "散了？"), said("爱莉", 201, "散了")),
+]
+
+
+@pytest.mark.parametrize(
+    ("chat", "asked", "speakers"),
+    [
+        ({}, ["小明：在吗\n小明：问个事\n小红：小明，我也问", "小红：几点", "散了？"], ["小明、小红", "小刚"]),
+        ({"name_speakers": "never"}, ["在吗\n问个事\n小明，我也问", "几点", "散了？"], ["小明、小红", "小刚"]),
+        (
+            {"name_speakers": "always", "names": {"小明": "甲", "小红": "乙"}},
+            ["甲：在吗\n甲：问个事\n乙：甲，我也问", "乙：几点", "小刚：散了？"],
+            ["乙、甲", "小刚"],
+        ),
+        ({"names": {"小明": "你", "小红": "你"}}, ["在吗\n问个事\n你，我也问", "几点", "散了？"], ["你", "小刚"]),
+    ],
+    ids=["auto", "never", "always", "one name"],
+)
+def test_where_several_others_speak_each_message_says_whose_it_is(
+    tmp_path: Path, chat: dict[str, Any], asked: list[str], speakers: list[str]
+) -> None:
+    _, table, _ = run(tmp_path, write_lines(tmp_path / "a.jsonl", GROUP), chat_log={**ALICE, **chat})
+    turns = [turn for talk in chats_of(table) for turn in talk]
+    assert [text for role, text in turns if role == "user"] == asked
+    assert [text for role, text in turns if role == "assistant"][1:] == ["十点", "散了"]
+    assert table["speaker"].to_pylist() == speakers
 
 
 @pytest.mark.parametrize(

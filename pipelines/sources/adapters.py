@@ -32,6 +32,8 @@ Counts = Counter[str]
 _VOTES = re.compile(r"赞同(?:\s*([0-9][0-9,]*(?:\.[0-9]+)?)\s*(万|亿)?)?")
 _UNITS = {None: 1, "万": 10_000, "亿": 100_000_000}
 
+SYSTEM = ("system", "system_prompt", "meta_instruction")
+"""Columns that hold a system prompt; the last one is MOSS's."""
 SAID_OF_ROW = ("loss", "weight", "reasoning", "reasoning_content", "thinking")
 """Columns that say of a pair's answer what they would say in a turn."""
 
@@ -110,8 +112,8 @@ def alpaca(row: Row, counts: Counts) -> Canonical:
 
 
 def dolly(row: Row, counts: Counts) -> Canonical:
-    """Dolly: `instruction`, `context`, `response`, as alpaca's three."""
-    query = "\n".join(filter(None, (_text(row, "instruction"), _optional(row, "context"))))
+    """Dolly: `instruction`, `context` (or alpaca's `input`) and `response`, as alpaca's three."""
+    query = "\n".join(filter(None, (_text(row, "instruction"), _optional(row, "input"), _optional(row, "context"))))
     return _exchange(row, query, _text(row, "response"), counts)
 
 
@@ -163,9 +165,14 @@ def messages(row: Row, counts: Counts) -> Canonical:
 
 
 def conversation(row: Row, counts: Counts) -> Canonical:
-    """xtuner: `conversation` as a list of {system, input, output}, an entry a turn; ms-swift: of {human, assistant}."""
+    """xtuner: `conversation` as a list of {system, input, output}, an entry a turn; ms-swift: of {human, assistant}.
+
+    Others: of {role, content}, as in `messages`.
+    """
     chat: list[Turn] = []
     given = _turns(row, "conversation")
+    if all("role" in turn or "from" in turn for turn in given):
+        return _conversation(row, [turn_of(turn, number) for number, turn in enumerate(given, start=1)], counts)
     if all(turn.keys() == {"human", "assistant"} for turn in given):
         return _conversation(
             row, _exchanges([[turn["human"], turn["assistant"]] for turn in given], "conversation"), counts
@@ -241,9 +248,9 @@ def _conversation(row: Row, chat: Iterable[Turn], counts: Counts) -> Canonical:
 
 
 def _system(row: Row) -> str | None:
-    found = {name: row[name] for name in ("system", "system_prompt") if not says_nothing(row.get(name))}
-    if len(found) > 1 and found["system"] != found["system_prompt"]:
-        raise ValueError("columns system and system_prompt differ; delete one")
+    found = {name: row[name] for name in SYSTEM if not says_nothing(row.get(name))}
+    if any(said != next(iter(found.values())) for said in found.values()):
+        raise ValueError(f"columns {' and '.join(found)} differ; delete one")
     return _text(found, next(iter(found))) if found else None
 
 
@@ -343,8 +350,8 @@ def _adapter(read: Callable[[Row, Counts], Canonical], needs: str, also: str = "
     return Adapter(read, columns, columns | frozenset(also.split()))
 
 
-_PAIR = " ".join(("system system_prompt history tools", *SAID_OF_ROW))
-_CHAT = "system system_prompt tools loss weight"
+_PAIR = " ".join((*SYSTEM, "history", "tools", *SAID_OF_ROW))
+_CHAT = " ".join((*SYSTEM, "tools", "loss", "weight"))
 
 ADAPTERS: dict[str, Adapter] = {
     "messages": _adapter(messages, "messages", f"query response {_CHAT}"),
@@ -362,14 +369,14 @@ ADAPTERS: dict[str, Adapter] = {
         "textbox_q_instruction textbox_q_context textbox_answer_analysis",
     ),
     "alpaca": _adapter(alpaca, "instruction output", f"input {_PAIR}"),
-    "dolly": _adapter(dolly, "instruction response", f"context {_PAIR}"),
+    "dolly": _adapter(dolly, "instruction response", f"context input {_PAIR}"),
     "prompt_completion": _adapter(_pair("prompt", "completion"), "prompt completion", _PAIR),
     "prompt_response": _adapter(_pair("prompt", "response"), "prompt response", _PAIR),
     "question_answer": _adapter(_pair("question", "answer"), "question answer", _PAIR),
     "question_response": _adapter(_pair("question", "response"), "question response", _PAIR),
     "advertisegen": _adapter(_pair("content", "summary"), "content summary", _PAIR),
     "counseling": _adapter(_pair("Context", "Response"), "Context Response", _PAIR),
-    "moss": _adapter(moss, "chat", "system system_prompt"),
+    "moss": _adapter(moss, "chat", " ".join(SYSTEM)),
     "text": _adapter(text, "text"),
 }
 """The schemas, those first that say more of a row that has several."""

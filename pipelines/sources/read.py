@@ -6,7 +6,7 @@ its own rows have, and those that have less than all of them together are writte
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from difflib import get_close_matches
 from itertools import count
@@ -124,7 +124,11 @@ def describe_source(section: Source) -> str:
             carried.update(dict.fromkeys(columns.carried[name]))
     if not used:
         return ""
-    return f"as {' and '.join(sorted(used))}" + (f"; carried, not trained: {', '.join(carried)}" if carried else "")
+    return f"as {' and '.join(sorted(used))}" + (f"; carried, not trained: {_named(carried)}" if carried else "")
+
+
+def _named(columns: Iterable[str]) -> str:
+    return ", ".join(name or "(without a name)" for name in columns)
 
 
 def read_source(section: Source, place: Place) -> IngestReport:
@@ -447,7 +451,7 @@ def _report(
     summary = [f"{digest.rows} rows from {len(files)} file{'s' * (len(files) > 1)} as {read_as}, {broken} broken"]
     summary += [f"{number} {what}" for what, number in sorted(counts.items())]
     if section.adapter != "columns" and carried:
-        summary.append(f"carried, not trained: {', '.join(carried)}")
+        summary.append(f"carried, not trained: {_named(carried)}")
     if unread := sorted({name for commit in commits for name in commit["result"].get("unread", ())}):
         summary.append(f"not read: {', '.join(unread)}")
     if types:

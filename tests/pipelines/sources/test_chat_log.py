@@ -177,6 +177,31 @@ def test_exports_of_wechat_and_qq_are_read(tmp_path: Path) -> None:
     assert [*reasons_of(dropped).values()] == [chat_log.RECALLED, chat_log.MEDIA, chat_log.NOTICE]
 
 
+def test_further_exports_are_read_by_their_names(tmp_path: Path) -> None:
+    def message(n: int, name: str, kind: str, text: str) -> dict[str, Any]:
+        time = {"createTime": 1_700_000_000 + n, "formattedTime": "2024-01-31 12:00:00", "isSend": 0}
+        return {"localId": n, **time, "type": kind, "content": text, "senderUsername": "w", "senderDisplayName": name}
+
+    talk = [message(1, "小明", "文本消息", "吃了吗"), message(2, "小明", "图片消息", "[图片]")]
+    talk.append(message(3, "爱莉", "引用消息", "吃了"))
+    (tmp_path / "w.json").write_text(json.dumps({"session": {"wxid": "a"}, "messages": talk}), encoding="utf-8")
+    posts = [
+        {
+            "type": "Default",
+            "timestamp": f"2024-01-31T12:00:0{n}.12+00:00",
+            "content": text,
+            "author": {"nickname": who},
+        }
+        for n, (who, text) in enumerate([("小明", "吃了吗"), ("小明", "看"), ("爱莉", "吃了")])
+    ]
+    posts[1]["attachments"] = [{"url": "a.png"}]
+    (tmp_path / "d.json").write_text(json.dumps({"channel": {"id": "1"}, "messages": posts}), encoding="utf-8")
+    for name in ("w.json", "d.json"):
+        _, table, dropped = run(tmp_path, tmp_path / name, chat_log=ALICE)
+        assert chats_of(table) == [[("user", "吃了吗"), ("assistant", "吃了")]]
+        assert reasons_of(dropped) == {f"{name}:2": chat_log.MEDIA}
+
+
 def test_gap_silence_and_length_end_a_session(tmp_path: Path) -> None:
     rows = [
         *(said("小明", 0, "一"), said("爱莉", 50, "二"), said("小明", 100, "三"), said("爱莉", 101, "四")),

@@ -98,9 +98,10 @@ READ: dict[str, tuple[Row, list[str]]] = {
     "MOSS": (
         {
             "conversation_id": "1",
+            "meta_instruction": "S",
             "chat": {f"turn_{n}": {"Human": a, "MOSS": b} for n, (a, b) in enumerate(["一二", "三四"])},
         },
-        ["一", "二", "三", "四"],
+        ["S", "一", "二", "三", "四"],
     ),
 }
 PAIRS: dict[str, tuple[Row, str, str]] = {

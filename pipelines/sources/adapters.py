@@ -6,7 +6,6 @@ had to decide. Which other columns of a row are carried and which refuse it, `pi
 schema is one function and one line in `ADAPTERS`.
 """
 
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.artifacts.rows import Turn
+from pipelines.sources.json_text import RepeatedKey, value_of
 from pipelines.sources.turns import (
     canonical_tools,
     conversation_of,
@@ -74,7 +74,9 @@ def zhihu_kol(row: Row, counts: Counts) -> Canonical:
     """OmniData/Zhihu-KOL: INSTRUCTION, RESPONSE and the vote count inside METADATA."""
     canonical: Canonical = {"query": _text(row, "INSTRUCTION"), "response": _text(row, "RESPONSE")}
     try:
-        metadata = json.loads(_text(row, "METADATA"))
+        metadata = value_of(_text(row, "METADATA"))
+    except RepeatedKey as error:
+        raise ValueError(f"METADATA: {error}") from None
     except ValueError:
         raise ValueError("METADATA is not JSON") from None
     if not isinstance(metadata, dict) or "upvotes" not in metadata:

@@ -29,6 +29,7 @@ from pipelines.progress import say
 from pipelines.recipe.paths import shipped_path
 from pipelines.sources import json_layout
 from pipelines.sources.documents import DOCUMENTS, SPREADSHEET, rows_of_spreadsheet, text_of_document
+from pipelines.sources.json_text import RepeatedKey, value_of
 
 SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", SPREADSHEET)
 """Of files that hold rows."""
@@ -351,8 +352,8 @@ def _json_lines(stream: IO[bytes], first: int) -> Iterator[Numbered]:
             continue
         try:
             text = line.removeprefix(codecs.BOM_UTF8).decode()
-            row = json_layout.STRICT.decode(text)
-        except json_layout.RepeatedKey as error:
+            row = value_of(text)
+        except RepeatedKey as error:
             yield number, None, f"{error}: {line[:200].decode('utf-8', 'replace').rstrip()}"
             continue
         except RecursionError:
@@ -440,7 +441,7 @@ def _stored_elements(block: bytes, first: int) -> Iterator[Numbered]:
 def json_array(path: str, stream: IO[bytes]) -> Iterator[Numbered]:
     """The rows of a JSON file that has not one a line; DataError where it ends too early."""
     for number, row in enumerate(json_layout.values_of(path, stream)):
-        if isinstance(row, json_layout.RepeatedKey):
+        if isinstance(row, RepeatedKey):
             yield number, None, str(row)
         else:
             yield (number, row, "") if isinstance(row, dict) else (number, None, f"not a JSON object: {row!r:.200}")

@@ -18,7 +18,7 @@ import xxhash
 from pipelines.artifacts.rows import is_text, with_same_messages
 from pipelines.errors import DataError, InputError
 from pipelines.sources.files import csv_reader, header_of
-from pipelines.sources.json_layout import STRICT
+from pipelines.sources.json_text import value_of
 
 Line = dict[str, Any]
 
@@ -76,7 +76,7 @@ def _records(where: str, text: str) -> Iterator[tuple[int, Line]]:
 def parsed(text: str) -> Any:
     """The value of a JSON text, or the ValueError that says why it has none."""
     try:
-        return STRICT.decode(text)
+        return value_of(text)
     except ValueError as error:
         return error
 

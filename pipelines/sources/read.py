@@ -294,7 +294,9 @@ class _Reading:
             except RecursionError:
                 self.broken.append(broken_row(self._adapter, place, "is nested too deep", row))
                 continue
-            yield replaced(with_system(read, system), replace)
+            if system or replace:
+                read = replaced(with_system(read, system), replace)
+            yield read
 
     def read_row(self, row: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
         """One row as canonical, at its `row_id` and `pos`; ValueError, saying why, where it cannot be read."""

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from pipelines.artifacts.rows import Turn
+from pipelines.sources.json_text import RepeatedKey, value_of
 
 ROLES = {
     "system": "system",
@@ -174,7 +175,9 @@ def json_of(given: Any, what: str) -> Any:
     if not isinstance(given, str):
         return given
     try:
-        return json.loads(given)
+        return value_of(given)
+    except RepeatedKey as error:
+        raise ValueError(f"{what}: {error}") from None
     except ValueError:
         raise ValueError(f"{what} are not JSON: {_shown(given)}") from None
 

@@ -45,9 +45,8 @@ async def ask_all(port: int, requests: list[bytes], connections: int) -> Load:
     return load
 
 
-async def ask_for(port: int, one: bytes, connections: int, seconds: float) -> Load:
-    """Send the same request again and again for so many seconds."""
-    load = Load()
+async def ask_for(port: int, one: bytes, connections: int, seconds: float, load: Load) -> None:
+    """Send the same request again and again for so many seconds more."""
     until = time.perf_counter() + seconds
 
     async def again() -> None:
@@ -58,9 +57,8 @@ async def ask_for(port: int, one: bytes, connections: int, seconds: float) -> Lo
 
     began = time.perf_counter()
     await asyncio.gather(*(again() for _ in range(connections)))
-    load.seconds = time.perf_counter() - began
+    load.seconds += time.perf_counter() - began
     load.bodies = load.bodies[:1]
-    return load
 
 
 async def ask_until(stop: asyncio.Event, port: int, requests: Iterator[bytes], load: Load) -> None:

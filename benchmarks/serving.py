@@ -54,6 +54,9 @@ SETTLE_SECONDS = 2.0
 SLICE_SECONDS, SLICES = 2.0, 10
 """How long a server runs before it is the other's turn, and how often in a round."""
 
+GATEWAY_SLICE_SECONDS = 0.5
+"""The same in part `gateway`, whose servers need no time to settle."""
+
 SINGLE_TURNS = 3
 """How often each server is asked by one client at a time."""
 
@@ -103,7 +106,8 @@ def _ratio(ours: dict[str, Any], peer: dict[str, Any]) -> float:
 
 
 def gateway_alone(rounds: int, seconds: float) -> dict[str, Any]:
-    """Requests per second of the bare application, the minimal proxy and the gateway, in turn."""
+    """Requests per second of the bare application, the minimal proxy and the gateway, in short turns: what else happens
+    on the machine then slows all alike."""
     body = json.dumps({"model": "base", "prompt": "hi", "max_tokens": 16}).encode()
     one = request("/v1/completions", body, KEY)
     with ExitStack() as stack:
@@ -113,10 +117,13 @@ def gateway_alone(rounds: int, seconds: float) -> dict[str, Any]:
             ports[name] = stack.enter_context(role(name, f"http://127.0.0.1:{engine}"))
         loads: dict[str, list[Load]] = {name: [] for name in ports}
         for port in ports.values():
-            asyncio.run(ask_for(port, one, CONNECTIONS, 0.5))
+            asyncio.run(ask_for(port, one, CONNECTIONS, GATEWAY_SLICE_SECONDS, Load()))
         for _ in range(rounds):
-            for name, port in ports.items():
-                loads[name].append(asyncio.run(ask_for(port, one, CONNECTIONS, seconds)))
+            for found in loads.values():
+                found.append(Load())
+            for _ in range(round(seconds / GATEWAY_SLICE_SECONDS)):
+                for name, port in ports.items():
+                    asyncio.run(ask_for(port, one, CONNECTIONS, GATEWAY_SLICE_SECONDS, loads[name][-1]))
     expected = loads["bare"][0].bodies
     return {
         name: _figures(

@@ -23,6 +23,7 @@ from rich.text import Text
 from pipelines.artifacts.files import Destination, created, require_writable
 from pipelines.artifacts.workspace import Workspace, open_workspace
 from pipelines.clean.analyze import filters_of
+from pipelines.clean.custom_source import declared_operators
 from pipelines.clean.manual_edits import export_rows, require_exportable
 from pipelines.clean.stage import plan_of
 from pipelines.clean.thresholds import what_if
@@ -134,7 +135,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceO
         if reading := _described(source):
             out.print(f"  {name}: {reading}", markup=False, soft_wrap=True)
     if loaded.clean:
-        for line in plan_of(loaded.clean).describe():
+        for line in plan_of(loaded.clean, declared_operators).describe():
             out.print(f"  clean: {line}", markup=False, soft_wrap=True)
         sets = pipeline.evaluation_sets_of(loaded)
         if loaded.clean.decontaminate and sets.places:

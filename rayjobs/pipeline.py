@@ -18,7 +18,7 @@ from pipelines.artifacts.stage import Inputs, Manifest, Output, Report, Stage, r
 from pipelines.artifacts.workspace import Place, Workspace, fingerprint
 from pipelines.clean.analyze import AnalyzeCleanInputs, AnalyzeCleanStage, AnalyzeInputs, AnalyzeStage
 from pipelines.clean.decontaminate import EvaluationSets
-from pipelines.clean.stage import CleanInputs, CleanStage, check_clean
+from pipelines.clean.stage import CleanInputs, CleanStage, check_clean, plan_of
 from pipelines.errors import DataError, InputError, Problem, RecipeError, nearest
 from pipelines.evaluate.compare import CompareStage
 from pipelines.evaluate.endpoint import ModelInputs, shared_endpoints
@@ -233,6 +233,8 @@ def require_ready(recipe: Recipe, stages: Sequence[AnyStage], workspace: Workspa
     """RecipeError with everything that would stop one of the stages."""
     if problems := problems_of(stages, workspace):
         raise RecipeError(recipe.name, problems)
+    if recipe.clean and any(stage.name == "clean" for stage in stages):
+        plan_of(recipe.clean)  # runs a person's own operators, which were only read so far
 
 
 def publish_adapter(recipe: Recipe, place: Place, report: TrainReport) -> str | None:

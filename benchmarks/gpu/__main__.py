@@ -19,8 +19,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,11 +33,14 @@ from rich.table import Table
 from benchmarks.gpu import engines, kernels, machine, profile, training
 from benchmarks.gpu.setting import Figures, MissingPackageError, Setting
 from pipelines.report.page import environment
+from rayjobs.cluster import Cluster
 
 NO_DEVICE = 3
 PART_SECONDS = 180.0
 RESULT = "result: "
 """What a part's last line begins with."""
+LANES = 2
+"""Parts of a dry run that go on at a time: speed says nothing there, and one leaves cores idle."""
 _WRITING = threading.Lock()
 
 
@@ -89,12 +93,22 @@ def main() -> int:
     setting.folder.mkdir(parents=True, exist_ok=True)
     results = _read(setting)
     wanted = options.only or [name for name in PARTS if name not in results]
-    # on a CPU speed says nothing, and two parts at a time fill the cores that one leaves idle
-    with ThreadPoolExecutor(2 if setting.dry else 1) as pool:
+    with _ray_of_all() if setting.dry else nullcontext(), ThreadPoolExecutor(LANES if setting.dry else 1) as pool:
         list(pool.map(partial(_do, setting, results), wanted))
     _print(results)
     print(json.dumps({"name": "gpu", "dry": setting.dry, "parts": results, "environment": environment().model_dump()}))
     return 1 if any(result["state"] == "failed" for result in results.values()) else 0
+
+
+@contextmanager
+def _ray_of_all() -> Iterator[None]:
+    """One Ray for the parts of a dry run; on a card each starts its own, since a part that is stopped may harm it."""
+    with Cluster() as cluster:
+        cluster.connect()
+        import ray  # slow to import, and not needed where there is no device
+
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        yield
 
 
 def _read(setting: Setting) -> dict[str, Any]:

@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from pipelines.artifacts.lease import leased
 from pipelines.errors import DanluError, DataError, InputError, StageError
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -70,11 +71,12 @@ class Workspace:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other runs out while this is open; StageError names the run that is in. On object storage: nothing."""
-        if not self.is_local:
-            yield
-            return
+        """Keep other runs out while this is open; StageError names the run that is in."""
         path = self.path(".running")
+        if not self.is_local:
+            with leased(self, path):
+                yield
+            return
         with _told(path, "written"):
             self.make_folder(self.root)
             # Others may be able to write here: no link of theirs is followed, and a pipe does not block.

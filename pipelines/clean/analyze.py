@@ -25,7 +25,7 @@ from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables
 from pipelines.artifacts.stage import Inputs, Output, Record, Stage
 from pipelines.artifacts.workspace import Place, Workspace, to_json
 from pipelines.clean.assets import checksum
-from pipelines.clean.custom import source_of
+from pipelines.clean.custom_source import source_of
 from pipelines.clean.fused import measure
 from pipelines.clean.passes import row_batches
 from pipelines.clean.plan import Step

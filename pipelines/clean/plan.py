@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -11,12 +11,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipelines.clean.assets import assets_of, locate_asset
 from pipelines.clean.custom import load_operators
+from pipelines.clean.custom_source import declared_operators
 from pipelines.clean.operators import OPERATORS, Operator
 from pipelines.clean.operators.data_juicer_names import DATA_JUICER_NAMES
 from pipelines.clean.operators.registry import Assets, Dialect, Interval
 from pipelines.errors import DataError, Problem, RecipeError, nearest
 
 Process = Sequence[str | Mapping[str, Mapping[str, Any] | None]]
+
+OwnOperators = Callable[[Sequence[str]], tuple[dict[str, Operator], list[Problem]]]
+"""Finds the operators of a person's files: `declared_operators` reads them, `load_operators` runs them."""
 
 FILLED_IN = ("dialect", "assets", "interval")
 """Arguments that the plan provides; a recipe cannot set them."""
@@ -139,14 +143,18 @@ def _names(steps: Sequence[Step]) -> str:
 
 
 def check_process(
-    process: Process, dialect: Dialect, assets: Assets | None = None, custom: Sequence[str] = ()
+    process: Process,
+    dialect: Dialect,
+    assets: Assets | None = None,
+    custom: Sequence[str] = (),
+    own_operators: OwnOperators = declared_operators,
 ) -> list[Problem]:
     """Everything that is wrong with a `process` list, by key path: `clean.process[3].text_length_filter.min_len`.
 
     Finds unknown operators and parameters, wrong types, values out of range, missing packages and model files, and
-    files in `custom` that cannot be used.
+    files in `custom` that cannot be used. These are read and not run, unless `own_operators` says so.
     """
-    own, problems = load_operators(custom)
+    own, problems = own_operators(custom)
     known = {**OPERATORS, **own}
     items = [(index, item) for index, item in enumerate(process) if not problems or _is_known(item, known)]
     return problems + [p for index, item in items for p in _check_item(index, item, dialect, assets or {}, known)]
@@ -159,16 +167,22 @@ def _is_known(item: Any, known: Mapping[str, Operator]) -> bool:
 
 
 def build_plan(
-    process: Process, dialect: Dialect, text_key: str, assets: Assets | None = None, custom: Sequence[str] = ()
+    process: Process,
+    dialect: Dialect,
+    text_key: str,
+    assets: Assets | None = None,
+    custom: Sequence[str] = (),
+    own_operators: OwnOperators = load_operators,
 ) -> Plan:
     """The plan of a `process` list; RecipeError with every problem where there is one.
 
-    `custom` names files with a person's own operators.
+    `custom` names files with a person's own operators, which are run; with those that are only declared the plan can be
+    described, and not carried out.
     """
-    problems = check_process(process, dialect, assets, custom)
+    problems = check_process(process, dialect, assets, custom, own_operators)
     if problems:
         raise RecipeError("clean", problems)
-    known = {**OPERATORS, **load_operators(custom)[0]}
+    known = {**OPERATORS, **own_operators(custom)[0]}
     steps = [_step(index, item, dialect, text_key, assets or {}, known) for index, item in enumerate(process)]
     return Plan(tuple(_phases(steps)), text_key, dialect)
 

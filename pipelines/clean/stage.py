@@ -27,7 +27,8 @@ from pipelines.artifacts.shards import Commit, Shard, Work, read_tables, run_sha
 from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place, to_json
 from pipelines.clean.assets import checksum
-from pipelines.clean.custom import source_of
+from pipelines.clean.custom import load_operators
+from pipelines.clean.custom_source import source_of
 from pipelines.clean.dataset_ops import decide
 from pipelines.clean.decontaminate import NO_SETS, EvaluationSets, compared, decontaminated
 from pipelines.clean.fused import SAMPLES
@@ -42,7 +43,7 @@ from pipelines.clean.passes import (
     rows_work,
     sort_work,
 )
-from pipelines.clean.plan import Phase, Plan, build_plan, check_process
+from pipelines.clean.plan import OwnOperators, Phase, Plan, build_plan, check_process
 from pipelines.errors import InputError, Problem
 from pipelines.recipe.clean import Clean
 from pipelines.similarity.on_ray import find_near
@@ -147,9 +148,10 @@ def clean(
     return _report(place, plan, passes, evaluation_sets)
 
 
-def plan_of(section: Clean) -> Plan:
-    """The checked plan of a recipe's section."""
-    return build_plan(section.process, section.dialect, section.text_keys, section.assets, section.custom_operators)
+def plan_of(section: Clean, own_operators: OwnOperators = load_operators) -> Plan:
+    """The checked plan of a recipe's section; own operators are run for it, unless `own_operators` differs."""
+    process, own = section.process, section.custom_operators
+    return build_plan(process, section.dialect, section.text_keys, section.assets, own, own_operators)
 
 
 def _reorders(plan: Plan, phase: Phase) -> bool:

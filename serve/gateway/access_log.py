@@ -4,8 +4,10 @@ Neither keys nor texts stand in it: `caller` is the beginning of the SHA-256 of 
 """
 
 import json
+import logging
 import time
 from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from serve.asgi import Message, Receive, Scope, Send
 
 DETAILS = "danlu.access"
 """Key of the ASGI scope under which the gateway leaves what it knows of a request."""
+
+FILE_BYTES, FILES = 64 << 20, 8
+"""Where a file reaches this size another is begun; so many older ones are kept, as `access.jsonl.1` and on."""
 
 
 def note(scope: Scope, **details: Any) -> None:
@@ -27,7 +32,9 @@ class AccessLog:
     def __init__(self, app: Any, file: Path) -> None:
         self._app = app
         file.parent.mkdir(parents=True, exist_ok=True)
-        self._lines = file.open("a", encoding="utf-8", buffering=1)
+        # a logger of its own: a disk that is full must not break answers, and logging only says so
+        self._log = logging.Logger("danlu.access")
+        self._log.addHandler(RotatingFileHandler(file, maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
@@ -58,4 +65,4 @@ class AccessLog:
                 "seconds": round(time.monotonic() - began, 4),
                 **details,
             }
-            self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._log.info("%s", json.dumps(line, ensure_ascii=False))

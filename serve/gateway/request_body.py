@@ -103,8 +103,8 @@ def _answers(request: dict[str, Any], most: int) -> int:
 def _refuse_long_prompts(request: dict[str, Any], most: int | None) -> None:
     if most is None:
         return
-    sizes = {key: length(request.get(key)) for key in PROMPTS}
-    sizes |= {key: length(request.get(key), names=True) for key in PROMPT_PARTS}
+    sizes = {key: length(request[key]) for key in PROMPTS if key in request}
+    sizes |= {key: length(request[key], names=True) for key in PROMPT_PARTS if key in request}
     if sum(sizes.values()) > most:
         longest = max(sizes, key=sizes.__getitem__)
         parts = ", ".join(key for key, size in sizes.items() if size)

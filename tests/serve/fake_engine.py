@@ -86,9 +86,11 @@ class Engine:
         base = {"id": "1", "object": kind, "created": 1, "model": request["model"]}
         more = {"usage": USAGE} if options.get("include_usage") and options.get("continuous_usage_stats") else {}
         texts = ["x" * (1 << 16)] * (16 * int(argument)) if order == "flood" else ["o", "k"]
-        for text in texts:
-            piece = {"delta": {"content": text}} if is_chat else {"text": text}
-            event = frame({**base, "choices": [{"index": 0, **piece, "finish_reason": None}], **more})
+        for number, text in enumerate(texts):
+            delta = {"content": text} if number else {"role": "assistant", "content": text}
+            piece = {"delta": delta} if is_chat else {"text": text}
+            ends = "stop" if number == len(texts) - 1 else None
+            event = frame({**base, "choices": [{"index": 0, **piece, "finish_reason": ends}], **more})
             for part in [event[n : n + 1] for n in range(len(event))] if order == "split" else [event]:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
                 if order == "split":

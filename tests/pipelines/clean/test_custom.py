@@ -1,14 +1,21 @@
 """Operators of one's own, in a file that the recipe names."""
 
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from pipelines.artifacts.workspace import Workspace
+from pipelines.clean.custom import load_operators
+from pipelines.clean.custom_source import source_of
 from pipelines.clean.operators import OPERATORS
-from pipelines.clean.stage import CleanStage
+from pipelines.clean.stage import CleanStage, plan_of
 from pipelines.errors import RecipeError
 from rayjobs import pipeline
+from rayjobs.cli import app
 from rayjobs.cluster import Cluster
 from tests.outputs import rows_of
 
@@ -105,7 +112,8 @@ def test_they_are_checked_like_the_built_in_ones(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("import nothing_of_that_name", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        ("def (", "SyntaxError: invalid syntax"),
+        ("import nothing_of_that_name", "registers no operator"),
         ("x = 1", "registers no operator"),
         (
             OWN.replace("question_marks_filter", "text_length_filter"),
@@ -122,3 +130,71 @@ def test_files_that_cannot_be_used_are_named(folder: Path, source: str, said: st
 def test_a_file_that_is_not_there_is_named(folder: Path) -> None:
     (folder / "my_ops.py").unlink()
     assert "FileNotFoundError" in problems_of(folder)["clean.custom_operators[0]"]
+
+
+def test_a_check_reads_the_file_and_does_not_run_it(folder: Path) -> None:
+    (folder / "my_ops.py").write_text(f"open({str(folder / 'was-run')!r}, 'w')\n{OWN}", encoding="utf-8")
+    checked = CliRunner().invoke(app, ["check", str(folder / "own.yaml"), "--workspace", str(folder / "run")])
+    assert checked.exit_code == 0
+    assert "strip_greeting_mapper → text_length_filter → question_marks_filter" in checked.output
+    assert not (folder / "was-run").exists()
+    recipe = pipeline.load(str(folder / "own.yaml"))
+    assert recipe.clean and plan_of(recipe.clean).steps[0].parameters == {"greetings": ["谢邀", "泻药"]}
+    assert (folder / "was-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("first_line", "said"),
+    [
+        ("import nothing_of_that_name", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_file_that_raises_stops_a_run_before_its_first_stage(folder: Path, first_line: str, said: str) -> None:
+    (folder / "my_ops.py").write_text(f"{first_line}\n{OWN}", encoding="utf-8")
+    recipe = pipeline.load(str(folder / "own.yaml"))
+    with pytest.raises(RecipeError) as caught:
+        pipeline.run(recipe, Workspace(str(folder / "run")), Cluster())
+    assert [p.key for p in caught.value.problems] == ["clean.custom_operators[0]"] and said in str(caught.value)
+    assert not (folder / "run" / "ingest").exists()
+
+
+def test_types_that_only_running_tells_are_not_guessed(folder: Path) -> None:
+    text = OWN.replace("max_count: int = 1", "max_count: type(1) = min(1, 2), more: Literal['a', 'b'] | None = None")
+    (folder / "my_ops.py").write_text(f"from typing import Literal\n{text}", encoding="utf-8")
+    recipe = (folder / "own.yaml").read_text(encoding="utf-8")
+    (folder / "own.yaml").write_text(recipe.replace("max_count: 2", "max_count: many, more: c"), encoding="utf-8")
+    assert list(problems_of(folder)) == ["clean.process[2].question_marks_filter.more"]
+
+
+PACKAGE = {
+    "words/__init__.py": "from .greetings import GREETINGS\n",
+    "words/greetings.py": "from . import more\nGREETINGS = ['谢邀', *more.MORE]\n",
+    "words/more.py": "import plain\nMORE = plain.MORE\n",
+    "plain.py": "MORE = ['泻药']\n",
+    "unused.py": "1 / 0\n",
+}
+
+
+def test_packages_beside_the_file_reach_a_worker_that_does_not_have_them(folder: Path, tmp_path: Path) -> None:
+    for name, text in PACKAGE.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    lazily = OWN.replace("    import numpy as np\n", "    import numpy as np\n    import words\n")
+    own = lazily.replace('GREETINGS = ("谢邀", "泻药")', "from words import GREETINGS")
+    (folder / "my_ops.py").write_text(own, encoding="utf-8")
+    assert [name for name, _ in source_of(str(folder / "my_ops.py")).helpers] == sorted(PACKAGE.keys() - {"unused.py"})
+    operators, problems = load_operators([str(folder / "my_ops.py")])
+    assert problems == []
+    sent = tmp_path / "sent.pickle"
+    sent.write_bytes(pickle.dumps(operators["strip_greeting_mapper"].function))
+    (folder / "my_ops.py").rename(folder / "gone.py")
+    (folder / "words").rename(folder / "gone")
+    (folder / "plain.py").unlink()
+    program = (
+        "import pickle, sys; import pyarrow as pa; from pipelines.clean.column import Column; "
+        "function = pickle.load(open(sys.argv[1], 'rb')); "
+        "print(function(Column(pa.array(['泻药，好'])), greetings=['泻药']).to_pylist())"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(sent)], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.returncode) == ("['好']", 0), done.stderr

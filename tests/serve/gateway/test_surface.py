@@ -8,7 +8,9 @@ import openai
 import pytest
 import requests
 
+from serve.asgi import send_json
 from serve.discovery import EngineRecord
+from serve.gateway import access_log
 from serve.gateway.access_log import AccessLog
 from serve.gateway.metrics import TokenUsage, usage_in
 from tests.serve.fake_engine import Serving, Start, error_of
@@ -123,3 +125,23 @@ def test_a_bugs_line_has_the_status_that_the_client_got(serving: Serving, tmp_pa
         assert post(url, "/v1/completions", prompt="hi").status_code == 500
     (line,) = (tmp_path / "access.jsonl").read_text().splitlines()
     assert json.loads(line)["status"] == 500
+
+
+async def well(scope: Any, receive: Any, send: Any) -> None:
+    await send_json(send, 200, {})
+
+
+def test_the_log_does_not_grow_for_ever(serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access_log, "FILE_BYTES", 1000)
+    with serving(AccessLog(well, tmp_path / "access.jsonl")) as url:
+        for number in range(100):
+            requests.get(f"{url}/{number}", timeout=20)
+    files = [tmp_path / "access.jsonl", *(tmp_path / f"access.jsonl.{n}" for n in range(1, access_log.FILES + 1))]
+    assert sorted(tmp_path.iterdir()) == sorted(files) and all(file.stat().st_size <= 1000 for file in files)
+    paths = [json.loads(line)["path"] for file in reversed(files) for line in file.read_text().splitlines()]
+    assert paths == [f"/{number}" for number in range(100 - len(paths), 100)]
+
+
+def test_a_log_that_cannot_be_written_breaks_no_answer(serving: Serving) -> None:
+    with serving(AccessLog(well, Path("/dev/full"))) as url:
+        assert [requests.get(url, timeout=20).status_code for _ in range(3)] == [200, 200, 200]

@@ -188,20 +188,27 @@ def test_packages_that_an_operator_s_file_imports_travel(
         "rules/words/__init__.py",
         "rules/words/bad.py",
         "rules/notes.txt",
+        "plain/more.py",
         "no/other.py",
     ):
         (folder / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "mine" / name).write_text("", encoding="utf-8")
     (folder / "mine" / "rules" / "words" / "bad.py").write_text("SECONDS = 0\n", encoding="utf-8")
-    own = OWN.replace("import beside", "from rules.words import bad as beside")
+    own = OWN.replace("import beside", "from rules.words import bad as beside\nimport plain.more")
     (folder / "mine" / "own.py").write_text(own, encoding="utf-8")
     (folder / "travels.yaml").write_text(RECIPE.replace("[{text", "[own_filter, {text"), encoding="utf-8")
     job = tmp_path_factory.mktemp("job")
     pack(pipeline.load("travels.yaml"), Path("travels.yaml"), job)
-    packages = ["mine/own.py", "mine/rules/__init__.py", "mine/rules/words/__init__.py", "mine/rules/words/bad.py"]
+    packages = [
+        "mine/own.py",
+        "mine/plain/more.py",
+        "mine/rules/__init__.py",
+        "mine/rules/words/__init__.py",
+        "mine/rules/words/bad.py",
+    ]
     assert names_in(job) == ["data/rows.jsonl", *packages, "travels.yaml"]
     monkeypatch.chdir(job)
-    assert pipeline.load("travels.yaml").clean  # whose operators are imported to be checked
+    assert pipeline.load("travels.yaml").clean
 
 
 @pytest.mark.parametrize("inside", ["", "lists/"])

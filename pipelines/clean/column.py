@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.clean.kernels.characters import BLANK, CLASSES, class_table
+from pipelines.clean.kernels.han_pairs import pair_counts
 from pipelines.similarity.utf8 import Bytes, Indices, Mask, decode, utf8
 
 __all__ = ["Column", "Indices", "Mask", "decode", "utf8"]
@@ -65,6 +66,11 @@ class Column:
     def _counts(self) -> npt.NDArray[np.int64]:
         return np.asarray(_count(*self.utf8, class_table()))
 
+    @cached_property
+    def pairs(self) -> npt.NDArray[np.int64]:
+        """Pairs of Han characters, as `pair_counts` counts them."""
+        return pair_counts(*self.utf8)
+
     def count(self, character_class: int) -> Indices:
         """Code points per row of one class of `pipelines.clean.kernels.characters`; one scan counts all classes."""
         return np.asarray(self._counts[1 + CLASSES.index(character_class)])
@@ -95,6 +101,8 @@ class Column:
             kept.__dict__["lengths"] = self.lengths[keep]
         if "_counts" in self.__dict__:
             kept.__dict__["_counts"] = self._counts[:, keep]
+        if "pairs" in self.__dict__:
+            kept.__dict__["pairs"] = self.pairs[keep]
         return kept
 
     def contains(self, pattern: str, *, ignore_case: bool = False) -> Mask:

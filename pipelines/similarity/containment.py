@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipelines.similarity.simhash import without_characters
 from pipelines.similarity.sketch import ignored_characters
-from pipelines.similarity.utf8 import Bytes, Indices, decode, utf8
+from pipelines.similarity.utf8 import Bytes, Indices, folded, utf8
 
 Hashes = npt.NDArray[np.uint64]
 RUN = 10
@@ -71,13 +71,8 @@ def _runs(data: Any, offsets: Any, size: int) -> Any:  # pragma: no cover - comp
     ends = np.zeros(len(offsets), dtype=np.int64)
     total = 0
     for row in range(len(offsets) - 1):
-        points = np.empty(offsets[row + 1] - offsets[row], dtype=np.int64)
-        count, i = 0, offsets[row]
-        while i < offsets[row + 1]:
-            point, i = decode(data, i)
-            points[count] = point + 32 if 65 <= point <= 90 else point
-            count += 1
-        for begin in range(count - size + 1):
+        points = folded(data, offsets[row], offsets[row + 1])
+        for begin in range(len(points) - size + 1):
             value = np.uint64(0xCBF29CE484222325)
             for at in range(begin, begin + size):
                 value = (value ^ np.uint64(points[at])) * np.uint64(0x9E3779B97F4A7C15)

@@ -4,18 +4,21 @@ Source: Li, König, b-Bit Minwise Hashing (2010). Shingles are runs of letters a
 """
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
 import numba as nb
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import regex
 
 from pipelines.similarity.minhash import first_that_stays
-from pipelines.similarity.utf8 import Bytes, Indices, Mask, decode
+from pipelines.similarity.utf8 import Bytes, Indices, Mask, folded
 
 Sketches = npt.NDArray[np.uint8]
 """Shape (texts, permutations + 2); the last two bytes are the number of letters, the higher one first."""
@@ -62,16 +65,11 @@ def _sketches(data: Any, offsets: Any, window: int, factors: Any, adds: Any) -> 
     found = np.zeros((len(offsets) - 1, permutations + 2), dtype=np.uint8)
     least = np.empty(permutations, dtype=np.uint32)
     for row in range(len(found)):
-        points = np.empty(offsets[row + 1] - offsets[row], dtype=np.int64)
-        count, i = 0, offsets[row]
-        while i < offsets[row + 1]:
-            point, i = decode(data, i)
-            points[count] = point + 32 if 65 <= point <= 90 else point
-            count += 1
+        points = folded(data, offsets[row], offsets[row + 1])
         least[:] = np.uint32(0xFFFFFFFF)
-        for begin in range(max(1, count - window + 1)):
+        for begin in range(max(1, len(points) - window + 1)):
             value = np.uint64(0xCBF29CE484222325)
-            for at in range(begin, min(begin + window, count)):
+            for at in range(begin, min(begin + window, len(points))):
                 value = (value ^ np.uint64(points[at])) * np.uint64(0x9E3779B97F4A7C15)
                 value ^= value >> np.uint64(29)
             hashed = np.uint32(value >> np.uint64(32))
@@ -81,7 +79,7 @@ def _sketches(data: Any, offsets: Any, window: int, factors: Any, adds: Any) -> 
                 least[p] = min(least[p], mixed)
         for p in range(permutations):
             found[row, p] = np.uint8((least[p] * np.uint32(0x9E3779B1)) >> np.uint32(24))
-        letters = min(count, 65535)
+        letters = min(len(points), 65535)
         found[row, permutations], found[row, permutations + 1] = letters >> 8, letters & 255
     return found
 
@@ -98,53 +96,74 @@ def first_of_similar(keys: Sketches, threshold: float) -> Indices:
     A text repeats an earlier one that stays and is at least `threshold` like it; what repeats the same text need not be
     alike, but no text goes for one that itself goes.
     """
-    unique, firsts, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    order = np.argsort(firsts, kind="stable")
-    kept = np.ascontiguousarray(unique[order])
-    pairs = np.concatenate([np.zeros((0, 2), dtype=np.int64), *_pairs(kept, threshold)])
-    pairs = np.unique(pairs, axis=0)
-    pairs = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
-    number_of = np.empty(len(order), dtype=np.int64)
-    number_of[order] = np.arange(len(order))
-    chosen = first_that_stays(len(kept), pairs)
-    return np.asarray(firsts[order][chosen[number_of[inverse.ravel()]]])
+    stored = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(keys.shape[1]), len(keys), [None, pa.py_buffer(np.ascontiguousarray(keys))]
+    )
+    numbers = stored.dictionary_encode().indices.to_numpy()  # in the order in which they come
+    firsts = np.unique(numbers, return_index=True)[1]
+    kept = np.ascontiguousarray(keys[firsts])
+    found = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *_pairs(kept, threshold)]))
+    chosen = first_that_stays(len(kept), np.stack([found & 0xFFFFFFFF, found >> 32], axis=1))
+    return np.asarray(firsts[chosen[numbers]])
 
 
 def _pairs(keys: Sketches, threshold: float) -> Iterator[Indices]:
-    """Pairs (earlier, later) that are alike, band by band."""
-    permutations = keys.shape[1] - 2
-    for at in range(0, permutations - BAND + 1, BAND):
-        weights = np.uint64(256) ** np.arange(BAND, dtype=np.uint64)
-        bands = (keys[:, at : at + BAND].astype(np.uint64) * weights).sum(axis=1)
-        order = np.argsort(bands, kind="stable")
-        yield _alike(keys, order, bands[order], threshold)
+    """Pairs that are alike, band by band, as `later << 32 | earlier`."""
+    bands = range(0, keys.shape[1] - 2 - BAND + 1, BAND)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # compiled code, which holds no lock
+        yield from pool.map(lambda band: _alike(keys, band, threshold), bands)
+
+
+LONG_RUN = 200
+"""Of the texts that agree in a band, each is compared with so many first ones."""
 
 
 @nb.njit(cache=True, nogil=True)
-def _alike(keys: Any, order: Any, bands: Any, threshold: float) -> Any:  # pragma: no cover - compiled
-    """The pairs within runs of equal bands; in a long run each text is compared with the first 200 only."""
+def _alike(keys: Any, band: int, threshold: float) -> Any:  # pragma: no cover - compiled
+    """The pairs that agree in a band and are alike."""
+    slots = 1
+    while slots <= 2 * len(keys):
+        slots *= 2
+    # a hash table of the first text of each chain, what follows a text in its chain, and the last text of a chain
+    heads, following, tails = np.full(slots, -1), np.full(len(keys), -1), np.empty(len(keys), np.int64)
     permutations = keys.shape[1] - 2
-    found = [(np.int64(0), np.int64(0)) for _ in range(0)]
-    begin = 0
-    for end in range(1, len(order) + 1):
-        if end < len(order) and bands[end] == bands[begin]:
+    found = [np.int64(0) for _ in range(0)]
+    for later in range(len(keys)):
+        value = np.uint64(0)
+        for p in range(band, band + BAND):
+            value = value << np.uint64(8) | np.uint64(keys[later, p])
+        slot = np.int64((value * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(24)) & (len(heads) - 1)
+        while heads[slot] >= 0:
+            agrees = True
+            for p in range(band, band + BAND):
+                agrees &= keys[heads[slot], p] == keys[later, p]
+            if agrees:
+                break
+            slot = (slot + 1) & (len(heads) - 1)
+        first = heads[slot]
+        if first < 0:
+            heads[slot] = tails[later] = later
             continue
-        for j in range(begin + 1, end):
-            later = order[j]
-            for i in range(begin, min(j, begin + 200)):
-                earlier = order[i]
-                equal = 0
-                for p in range(permutations):
-                    equal += keys[earlier, p] == keys[later, p]
-                alike = (equal / permutations - 1 / 256) / (1 - 1 / 256)
-                fewer = min(
-                    np.int64(keys[earlier, permutations]) * 256 + keys[earlier, permutations + 1],
-                    np.int64(keys[later, permutations]) * 256 + keys[later, permutations + 1],
-                )
-                if alike >= (max(threshold, SAME) if fewer < FEW_LETTERS else threshold):
-                    found.append((np.int64(earlier), np.int64(later)))
-        begin = end
-    pairs = np.empty((len(found), 2), dtype=np.int64)
-    for k in range(len(found)):
-        pairs[k, 0], pairs[k, 1] = found[k]
-    return pairs
+        earlier, compared = first, 0
+        while earlier >= 0 and compared < LONG_RUN:
+            if _is_alike(keys, earlier, later, permutations, threshold):
+                found.append(np.int64(later) << 32 | np.int64(earlier))
+            earlier = following[earlier]
+            compared += 1
+        following[tails[first]] = tails[first] = later
+    return np.array(found, dtype=np.int64)
+
+
+@nb.njit(cache=True, nogil=True)
+def _is_alike(
+    keys: Any, earlier: int, later: int, permutations: int, threshold: float
+) -> Any:  # pragma: no cover - compiled
+    equal = 0
+    for p in range(permutations):
+        equal += keys[earlier, p] == keys[later, p]
+    alike = (equal / permutations - 1 / 256) / (1 - 1 / 256)
+    fewer = min(
+        np.int64(keys[earlier, permutations]) * 256 + keys[earlier, permutations + 1],
+        np.int64(keys[later, permutations]) * 256 + keys[later, permutations + 1],
+    )
+    return alike >= (max(threshold, SAME) if fewer < FEW_LETTERS else threshold)

@@ -32,3 +32,15 @@ def decode(data: Any, i: int) -> Any:  # pragma: no cover - compiled
         return (b & 0x0F) << 12 | (np.int64(data[i + 1]) & 0x3F) << 6 | (np.int64(data[i + 2]) & 0x3F), i + 3
     high = (b & 0x07) << 18 | (np.int64(data[i + 1]) & 0x3F) << 12
     return high | (np.int64(data[i + 2]) & 0x3F) << 6 | (np.int64(data[i + 3]) & 0x3F), i + 4
+
+
+@nb.njit(cache=True, nogil=True)
+def folded(data: Any, begin: int, end: int) -> Any:  # pragma: no cover - compiled
+    """The code points between two bytes, ASCII in lower case."""
+    points = np.empty(end - begin, dtype=np.int64)
+    count, i = 0, begin
+    while i < end:
+        point, i = decode(data, i)
+        points[count] = point + 32 if 65 <= point <= 90 else point
+        count += 1
+    return points[:count]

@@ -32,33 +32,48 @@ def _table() -> npt.NDArray[np.uint8]:
 
 
 @nb.njit(cache=True, nogil=True)
+def _place(table: Any, code: Any, mask: int) -> Any:  # pragma: no cover - compiled
+    """Where `code` stands in an open hash table, or the empty slot (-1) where it would."""
+    slot = np.int64((np.uint64(code) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & mask
+    while table[slot] >= 0 and table[slot] != code:
+        slot = (slot + 1) & mask
+    return slot
+
+
+@nb.njit(cache=True, nogil=True)
 def _pair_counts(data: Any, offsets: Any, table: Any) -> Any:  # pragma: no cover - compiled
     counts = np.zeros((len(offsets) - 1, 6), dtype=np.int64)
+    longest = np.max(offsets[1:] - offsets[:-1]) if len(counts) else 0
+    slots = 1
+    while slots <= longest:  # a Han character takes three bytes, so that a third is filled at most
+        slots *= 2
+    seen, often = np.empty(slots, dtype=np.int64), np.empty(slots, dtype=np.int64)
     for row in range(len(offsets) - 1):
-        codes = np.empty(offsets[row + 1] - offsets[row], dtype=np.int64)
-        size, before, previous, i = 0, np.int64(0), np.int64(-1), offsets[row]
+        mask = 1
+        while mask <= offsets[row + 1] - offsets[row]:
+            mask *= 2
+        seen[:mask] = -1
+        mask -= 1
+        before, previous, i = np.int64(0), np.int64(-1), offsets[row]
         while i < offsets[row + 1]:
             point, i = decode(data, i)
             kind = table[point]
             counts[row, 1] += kind >> 1 & 1
             if kind & 1 and not (kind & 4 and point == previous):
                 if counts[row, 0]:
-                    codes[size] = before << 21 | point
-                    size += 1
+                    counts[row, 2] += 1
+                    code = before << 21 | point
+                    slot = _place(seen, code, mask)
+                    if seen[slot] < 0:
+                        seen[slot], often[slot] = code, 0
+                        counts[row, 3] += 1
+                    often[slot] += 1
+                    if before != point:
+                        counts[row, 4] = max(counts[row, 4], often[slot])
                 before = point
                 counts[row, 0] += 1
                 counts[row, 5] += kind >> 3 & 1
             previous = point
-        counts[row, 2] = size
-        codes = np.sort(codes[:size])
-        run = 0
-        for at in range(size):
-            run += 1
-            if at + 1 == size or codes[at + 1] != codes[at]:
-                counts[row, 3] += 1
-                if codes[at] >> 21 != codes[at] & 0x1FFFFF:
-                    counts[row, 4] = max(counts[row, 4], run)
-                run = 0
     return counts
 
 
@@ -69,8 +84,17 @@ def pair_counts(data: Bytes, offsets: Indices) -> npt.NDArray[np.int64]:
 
 
 def pair_codes(pairs: set[str]) -> npt.NDArray[np.int64]:
-    """Pairs of characters as `stray_shares` looks them up."""
-    return np.sort(np.array([ord(pair[0]) << 21 | ord(pair[1]) for pair in pairs], dtype=np.int64))
+    """Pairs of characters as `stray_shares` looks them up: an open hash table."""
+    codes = np.array([ord(pair[0]) << 21 | ord(pair[1]) for pair in pairs], dtype=np.int64)
+    table = np.full(1 << (4 * len(codes) + 1).bit_length(), -1, dtype=np.int64)
+    _fill(table, codes)
+    return table
+
+
+@nb.njit(cache=True, nogil=True)
+def _fill(table: Any, codes: Any) -> None:  # pragma: no cover - compiled
+    for code in codes:
+        table[_place(table, code, len(table) - 1)] = code
 
 
 @nb.njit(cache=True, nogil=True)
@@ -85,10 +109,7 @@ def _stray_shares(data: Any, offsets: Any, table: Any, words: Any) -> Any:  # pr
                 continue
             han += 1
             code = before << 21 | point
-            makes_word = False
-            if before >= 0:
-                at = np.searchsorted(words, code)
-                makes_word = at < len(words) and words[at] == code
+            makes_word = bool(before >= 0 and words[_place(words, code, len(words) - 1)] == code)
             if makes_word and not is_joined:
                 stray -= 1  # the one before, which was counted
             is_joined = makes_word

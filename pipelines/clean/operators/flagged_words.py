@@ -105,26 +105,33 @@ def _hits(text: str, words: tuple[str, ...], is_weighted: bool) -> tuple[list[tu
     does not count, plain ones count once each, and nothing counts until the weights make up one word.
     """
     text = _SPACED_OUT.sub(lambda match: match.group().replace(" ", ""), text)
+    spans = [(m.start(), m.end(), m.group().lower()) for m in _pattern(words).finditer(text)]
+    oaths = OATHS.findall(text) if is_weighted and any(word in MILD for word in words) else []
+    quoted = [m.span() for m in QUOTED.finditer(text)] if is_weighted and len(text) > 30 else []
+    spans = [(start, end, word) for start, end, word in spans if not any(a <= start and end <= b for a, b in quoted)]
+    if is_weighted and sum(_weights(spans, oaths, text).values()) < 1:
+        return [], 0  # not even if all of them stand as words, which takes longer to find out
     tokens = list(_segmenter().cut(text, HMM=False))
     total = sum(any(character.isalnum() for character in token) for token in tokens)
-    spans = [(m.start(), m.end(), m.group().lower()) for m in _pattern(words).finditer(text)]
     meeting = {start for start, _, _ in spans} & {end for _, end, _ in spans}  # inside 卖淫嫖娼, a word of its own
     edges = _boundaries(tokens) | meeting
-    found = [(word, start, end) for start, end, word in spans if start in edges and end in edges]
+    found = [(start, end, word) for start, end, word in spans if start in edges and end in edges]
     if not is_weighted:
-        return [(word, 1.0) for word, _, _ in found], total
-    quoted = [m.span() for m in QUOTED.finditer(text)] if len(text) > 30 else []
+        return [(word, 1.0) for _, _, word in found], total
+    hits = [(word, weight) for word, weight in _weights(found, oaths, text).items() if weight]
+    return (hits if sum(weight for _, weight in hits) >= 1 else []), total
+
+
+def _weights(spans: Sequence[tuple[int, int, str]], oaths: Sequence[str], text: str) -> dict[str, float]:
+    """What the words that stand in a text count for together."""
     is_serious = SERIOUS.search(text) is not None
     weights: dict[str, float] = {}
-    for word, start, end in found:
-        if any(a <= start and end <= b for a, b in quoted):
-            continue
+    for _, _, word in spans:
         weight = weight_of(word, is_serious)
         weights[word] = max(weights.get(word, 0.0), weight) if weight < 1 else weights.get(word, 0.0) + weight
-    if any(word in MILD for word in words) and (oaths := OATHS.findall(text)):
+    if oaths:
         weights[oaths[0]] = float(len(oaths))
-    hits = [(word, weight) for word, weight in weights.items() if weight]
-    return (hits if sum(weight for _, weight in hits) >= 1 else []), total
+    return weights
 
 
 def _share_in_unsegmented(

@@ -1,12 +1,14 @@
 """Texts that nobody can read, by what can be seen without a language model."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import regex
 
 from pipelines.clean.column import Column, Indices, Mask
-from pipelines.clean.kernels.han_pairs import DIFFERENT, HAN, HOME_ROW, LETTERS, MOST, PAIRS, pair_counts
+from pipelines.clean.kernels.han_pairs import DIFFERENT, HAN, HOME_ROW, LETTERS, MOST, PAIRS
 from pipelines.clean.operators.registry import Ratio, Verdict, operator
 
 _ENCODED = regex.compile(
@@ -25,7 +27,7 @@ a text with more else in it is a table, a sum or code."""
 
 def variety(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Different pairs of Han characters over the pairs of a text, or over as many as are enough in a long one, which
-    may have more; from `pair_counts`. 1 for short texts and for code."""
+    may have more; from `Column.pairs`. 1 for short texts and for code."""
     pairs = np.maximum(counts[:, PAIRS], 1)
     shares = counts[:, DIFFERENT] / np.minimum(pairs, NEW_PAIRS)
     tells = (counts[:, HAN] >= LONG_ENOUGH) & (counts[:, HAN] >= MOSTLY_HAN * counts[:, LETTERS])
@@ -58,7 +60,6 @@ _NO_SYLLABLES = regex.compile("(?i)^[^aeiouy]+$|[^aeiouy]{5}")
 _LATIN_WORD = regex.compile("[A-Za-z]{5,}")
 _MARKS_IN_A_ROW = regex.compile(r"[,.;。，；]{2}|[,.;] ?[,.;]")
 _PARTED = regex.compile(r"\p{P}|\s")
-_SENTENCE = regex.compile("[。！？]")
 
 
 def _is_frame(text: str) -> bool:
@@ -79,6 +80,12 @@ def _is_mashed(text: str) -> bool:
     if not unreadable or not _MARKS_IN_A_ROW.search(text):
         return False
     return sum(map(len, unreadable)) * 4 >= sum(character.isalpha() for character in text)
+
+
+def _is_cipher(text: str) -> bool:
+    """A long run of letters that no word has, and little else."""
+    unreadable = sum(len(word) for word in _LATIN_WORD.findall(text) if _NO_SYLLABLES.search(word))
+    return unreadable >= LONG_ENOUGH and unreadable * 4 >= 3 * sum(character.isalnum() for character in text)
 
 
 def _is_taken_apart(text: str) -> bool:
@@ -115,37 +122,23 @@ def _is_strung(text: str) -> bool:
     return any(sum(word in part for part in parts) >= 0.7 * len(parts) for word in words)
 
 
-def _may_be_seen(column: Column) -> Mask:
-    """The texts that `_seen` could say something of: of bytes, parts of characters, emoji, letters or no sentence."""
-    has_signs = column.matches(
-        r"%[0-9A-Fa-f]{2}|\\[ux]|[0-9a-fA-F]{2} [0-9a-fA-F]{2} |[A-Za-z0-9+/]{40}|&#|锟斤拷|烫烫烫|屯屯屯|�|锘縗"
-        rf"|[¡-ÿ]{{6}}|[\x{{1F000}}-\x{{1FAFF}}]|[{''.join(sorted(_COMPONENTS))}]"
-    )
-    return (
-        has_signs
-        | ~column.matches("[。！？]")
-        | (column.matches("[A-Za-z]{5}") & column.matches(_MARKS_IN_A_ROW.pattern))
-    )
+_BYTES = (
+    r"(?:%[0-9A-Fa-f]{2}){3}|(?:\\u[0-9A-Fa-f]{4}){2}|(?:\\x[0-9A-Fa-f]{2}){3}|(?:[0-9a-fA-F]{2} ){7}|"
+    r"[A-Za-z0-9+/]{40}|(?:&#x?[0-9A-Fa-f]+;){3}|(?:锟斤拷|烫烫烫|屯屯屯|�){2}|锘縗|[¡-ÿ]{6}"
+)
+"""All that `_ENCODED` and `_MISDECODED` find, and a little more."""
 
 
-def _seen(text: str, max_encoded: float) -> str | None:
-    """What a look at one text tells."""
-    if _ENCODED.search(text) or _MISDECODED.search(text):
-        visible = max(1, len(regex.sub(r"\s", "", text)))
-        encoded = sum(len(regex.sub(r"\s", "", match)) for match in _ENCODED.findall(text))
-        if encoded > max_encoded * visible:
-            return f"{encoded / visible:.0%} of the text is encoded bytes"
-        broken = sum(map(len, _MISDECODED.findall(text)))
-        if broken > max_encoded * visible or broken > 10:
-            return "decoded with the wrong table"
-    if _is_taken_apart(text):
-        return "characters taken apart, as by a scanner"
-    if _is_mashed(text):
-        return "keys hit at random"
-    if _is_told_by_emoji(text):
-        return "words without a content"
-    if _SENTENCE.search(text):
-        return None
+def _is_encoded(text: str, max_encoded: float) -> str | None:
+    visible = max(1, len(regex.sub(r"\s", "", text)))
+    encoded = sum(len(regex.sub(r"\s", "", match)) for match in _ENCODED.findall(text))
+    if encoded > max_encoded * visible:
+        return f"{encoded / visible:.0%} of the text is encoded bytes"
+    broken = sum(map(len, _MISDECODED.findall(text)))
+    return "decoded with the wrong table" if broken > max_encoded * visible or broken > 10 else None
+
+
+def _without_sentence(text: str) -> str | None:
     if _is_frame(text):
         return "the frame of a page without its text"
     if _is_of_function_words(text):
@@ -153,7 +146,39 @@ def _seen(text: str, max_encoded: float) -> str | None:
     return "words strung together without a sentence" if _is_strung(text) else None
 
 
-@operator("filter", version=2)
+def _seen(column: Column, max_encoded: float) -> dict[int, str]:
+    """What a look at a text tells, by row; only texts are looked at in which there may be something to see."""
+    parts = f"[{''.join(sorted(_COMPONENTS))}]"
+    looks: list[tuple[Mask, Callable[[str], str | None]]] = [
+        (column.matches(_BYTES), lambda text: _is_encoded(text, max_encoded)),
+        (
+            column.matches(f"(?s){parts}.*{parts}.*{parts}"),
+            lambda text: "characters taken apart, as by a scanner" if _is_taken_apart(text) else None,
+        ),
+        (
+            column.matches("[A-Za-z]{5}") & column.matches(_MARKS_IN_A_ROW.pattern),
+            lambda text: "keys hit at random" if _is_mashed(text) else None,
+        ),
+        (
+            column.matches("[A-Za-z]{5}") & ~column.matches(r"\p{Han}"),
+            lambda text: "keys hit at random" if _is_cipher(text) else None,
+        ),
+        (
+            column.matches(r"[\x{2300}-\x{2BFF}\x{1F000}-\x{1FAFF}]"),
+            lambda text: "words without a content" if _is_told_by_emoji(text) else None,
+        ),
+        (~column.matches("[。！？]"), _without_sentence),
+    ]
+    found: dict[int, str] = {}
+    for may_tell, look in looks:
+        rows = np.flatnonzero(may_tell)
+        for row, text in zip(rows.tolist(), column.array.take(pa.array(rows)).to_pylist(), strict=True):
+            if row not in found and (reason := look(text)):
+                found[row] = reason
+    return found
+
+
+@operator("filter", version=3)
 def garbled_text_filter(column: Column, *, max_encoded: Ratio = 0.5, min_variety: Ratio = 0.45) -> Verdict:
     """Drop texts of encoded bytes or broken characters, of one phrase over and over, of strung search words, of the
     frame of a page, of keys hit at random, and of words without a content.
@@ -161,17 +186,14 @@ def garbled_text_filter(column: Column, *, max_encoded: Ratio = 0.5, min_variety
     `max_encoded` is the share of encoded or broken characters from which a text goes, `min_variety` the share of its
     pairs of characters that differ, below which it goes.
     """
-    counts = pair_counts(*column.utf8)
+    counts = column.pairs
     different = variety(counts)
     found: dict[int, str] = {}
     found |= dict.fromkeys(np.flatnonzero(_is_one_word(counts)).tolist(), "words without a content")
     found |= dict.fromkeys(np.flatnonzero(_is_home_row(counts)).tolist(), "keys hit at random")
     for row in np.flatnonzero(different < min_variety).tolist():
         found[row] = f"repeats itself: {different[row]:.2f} of its pairs of characters differ"
-    rows = np.flatnonzero(_may_be_seen(column))
-    for row, text in zip(rows.tolist(), column.array.take(pa.array(rows)).to_pylist(), strict=True):
-        if reason := _seen(text, max_encoded):
-            found[row] = reason
+    found |= _seen(column, max_encoded)
     keep = np.ones(len(column), dtype=np.bool_)
     keep[list(found)] = False
 

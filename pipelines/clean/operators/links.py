@@ -54,6 +54,7 @@ _STEPS = [
         rf"[①-⑳])?[ \t]*{MARK}[ \t]*[。.；;，,]?[ \t]*(?:\n|\Z)",
         "",
     ),
+    (rf"(?m)^[ \t]*{MARK}[ \t]*[，,、；;][ \t]*", ""),
     (rf"[ \t]*[:：]?[ \t]*{MARK}(?=[\p{{P}}\s]|\Z)", MARK),
     (rf"(?:(?<=[\p{{Han}}\p{{P}}])[ \t]*|[ \t]+|^){MARK}[ \t]+(?=[\p{{Han}}，。！？；：、,.!?;:)）])", ""),
     (rf"[ \t]+{MARK}", ""),
@@ -78,7 +79,7 @@ def _may_hold_link(column: Column) -> Mask:
     return column.matches(r"(?i):[/a-z0-9%]|www\pN{0,3}\.|\.[a-z]{2,10}/")
 
 
-@operator("mapper", version=2)
+@operator("mapper", version=3)
 def clean_links_mapper(
     column: Column, *, pattern: Regex | None = None, repl: str = "", dialect: Dialect = "zh"
 ) -> pa.Array:

@@ -1,8 +1,9 @@
 """Perplexity by a KenLM model over sentencepiece pieces, as in CCNet."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import regex
 
-from pipelines.clean.column import Column, utf8
-from pipelines.clean.kernels.han_pairs import HAN, pair_codes, pair_counts, stray_shares
+from pipelines.clean.column import Column, Indices, Mask, utf8
+from pipelines.clean.kernels.han_pairs import HAN, pair_codes, stray_shares
+from pipelines.clean.kernels.kenlm_model import HashedModel, load_hashed_model
 from pipelines.clean.operators.garbled import variety
 from pipelines.clean.operators.language import TRADITIONAL, variant_of
 from pipelines.clean.operators.registry import CLOSED, Assets, Dialect, Interval, Parameters, Verdict, operator, within
-from pipelines.clean.operators.words import pieces, sentencepiece_of
+from pipelines.clean.operators.words import piece_numbers, pieces, sentencepiece_of, unknown_piece, vocabulary
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,7 +41,85 @@ def _perplexity(line_of_pieces: str, model: Any) -> float:
     """10 to the power of the mean negative log10 probability per piece and line end; 0 for an empty text."""
     lines = line_of_pieces.splitlines()
     length = sum(len(line.split()) + 1 for line in lines)
-    return round(10.0 ** (-sum(model.score(line) for line in lines) / length), 1) if length else 0.0
+    return _mean(sum(model.score(line) for line in lines), length) if length else 0.0
+
+
+def _mean(total: float, length: int) -> float:
+    return float(round(10.0 ** (-total / length), 1))
+
+
+@cache
+def _words_of(pieces_model: str, model: HashedModel) -> Indices:
+    """What the model calls each piece; -1 for pieces that stand for others, or are more than a word to it."""
+    known = vocabulary(pieces_model)
+    words = model.numbers(known)
+    words[[number for number, piece in enumerate(known) if piece.split() != [piece] or "\0" in piece]] = -1
+    words[unknown_piece(pieces_model)] = -1
+    return words
+
+
+@cache
+def _are_single(pieces_model: str) -> Mask:
+    """Which pieces are one Han character."""
+    return _single(vocabulary(pieces_model))
+
+
+def _single(split: Sequence[str]) -> Mask:
+    return np.array([_SINGLE.fullmatch(piece) is not None for piece in split], dtype=np.bool_)
+
+
+def _count(mask: Mask, offsets: Indices) -> Indices:
+    """How many are marked between one offset and the next."""
+    return np.diff(np.append(0, np.cumsum(mask))[offsets])
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What a language model says of texts."""
+
+    perplexities: Floats
+    lengths: Indices
+    """In pieces."""
+    astray: Indices
+    """Pieces of one Han character that the model has not seen after the piece before."""
+
+
+def _scored(texts: list[str], pieces_model: str, path: str) -> _Scored:
+    model = load_hashed_model(path)
+    if model is None:
+        return _scored_by_kenlm(pieces(texts, pieces_model), _model(path))
+    numbers, offsets = piece_numbers(texts, pieces_model)
+    words, lengths = _words_of(pieces_model, model)[numbers], np.diff(offsets)
+    totals, sizes = model.scores(np.maximum(words, 0), offsets)
+    astray = _count(_are_single(pieces_model)[numbers] & (sizes == 1), offsets)
+    pairs = zip(totals.tolist(), lengths.tolist(), strict=True)
+    scores = np.array([_mean(total, length + 1) if length else 0.0 for total, length in pairs], dtype=np.float64)
+    rows = np.unique(np.searchsorted(offsets, np.flatnonzero(words < 0), side="right") - 1)
+    by_name = _scored_by_name(pieces([texts[row] for row in rows.tolist()], pieces_model), model, path)
+    scores[rows], astray[rows] = by_name.perplexities, by_name.astray
+    return _Scored(scores, lengths, astray)
+
+
+def _scored_by_name(split: list[list[str]], model: HashedModel, path: str) -> _Scored:
+    """Texts with pieces that are in no vocabulary."""
+    lengths = np.array([len(row) for row in split], dtype=np.int64)
+    offsets, flat = np.append(0, np.cumsum(lengths)), list(chain.from_iterable(split))
+    totals, sizes = model.scores(model.numbers(flat), offsets)
+    scores = np.array([_mean(total, len(row) + 1) for total, row in zip(totals.tolist(), split, strict=True)])
+    for row, found in enumerate(split):
+        line = " ".join(found)
+        if len(line.split()) != len(found) or "\0" in line:  # KenLM splits words at the one and ends them at the other
+            scores[row] = _perplexity(line, _model(path))
+    return _Scored(scores, lengths, _count(_single(flat) & (sizes == 1), offsets))
+
+
+def _scored_by_kenlm(split: list[list[str]], model: Any) -> _Scored:
+    lines = [" ".join(row) for row in split]
+    scores = np.array([_perplexity(line, model) for line in lines], dtype=np.float64)
+    found = [[size == 1 for _, size, _ in model.full_scores(line, eos=False)] for line in lines]
+    astray = [sum(map(bool.__and__, _single(row).tolist(), alone)) for row, alone in zip(split, found, strict=True)]
+    lengths = np.array([len(row) for row in split], dtype=np.int64)
+    return _Scored(scores, lengths, np.array(astray, dtype=np.int64))
 
 
 @cache
@@ -52,17 +132,19 @@ def _to_simplified() -> Any:
 _EMOJI = regex.compile(r"[\p{Emoji_Presentation}\ufe0f\u200d]+")
 _CLAUSE = regex.compile(r"[\s\p{P}]+")
 _HAN = regex.compile(r"\p{Han}+")
+_SINGLE = regex.compile(r"▁?\p{Han}")
 _CLASSICAL = regex.compile("[之乎者也矣焉哉兮曰吾尔汝于亦皆遂乃]|而不|其[一所]")
 _MODERN = regex.compile("[的了是在这那个们我你她它么吗吧呢着过很就都还要会说被把让给没]")
 _DIALECT = regex.compile(
-    "俺|恁|啥子|莫得|侬|伊拉|阿拉|阿乌|伐[会要是啦]|里向|物事|辰光|白相|格种|[勿伐]要|勿[是会好]|[佢唔畀哋嘅冇嗰啲嚟咗喺睇搵啱]"
+    "俺|恁|啥子|莫得|侬|伊拉|阿拉(?!伯|斯加|善|丁|法特|木)|阿乌|伐[会要是啦]|里向|物事|辰光|白相|格种|[勿伐]要|勿[是会好]|[佢唔畀哋嘅冇嗰啲嚟咗喺睇搵啱]"
 )
 UNUSUAL, MIXED, SHORT, DIALECTAL, TERSE = 5.0, 2.0, 3.0, 20.0, 10
 SHORT_PIECES = 14
-ALONE, USUALLY_ALONE, REPEATED = 1.2, 0.1, 1.5
-"""Decimal orders by which a text of nothing but stray characters lies above one without, and their share in plain
-prose; the power of `variety` that it is divided by. Fitted to sentences of Zhihu and Alpaca, as they are and with
-characters replaced, lost and put out of order."""
+ALONE, USUALLY_ALONE, USUALLY_UNSEEN, REPEATED = 1.8, 0.12, 0.23, 2.0
+"""Decimal orders by which a text of nothing but stray characters lies above one without; their share in plain prose;
+the share of characters that the model has not seen after what stands before, below which what is improbable is only
+colloquial; the power of `variety` that perplexity is divided by. Fitted to short answers of Zhihu, titles and sentences
+of Alpaca, as they are and with characters replaced, lost and put out of order."""
 FAR = 3.0
 """What lies so far below the limit would need more than half of its characters astray to reach it."""
 
@@ -112,28 +194,27 @@ def allowance(text: str, pieces_of_text: int) -> tuple[float, bool]:
     return factor * MIXED if (others - han) * 5 > len(text) else factor, is_word_by_word
 
 
-def _in_kind(scores: Floats, given: Column, simplified: list[str], lengths: Sequence[int], limit: float) -> Floats:
-    """Perplexities of Chinese texts as they compare with those of prose; what lies far below the limit stays as it is.
-
-    `lengths` are in pieces.
-    """
-    scores = scores.copy()
+def _in_kind(scored: _Scored, given: Column, simplified: list[str], limit: float) -> Floats:
+    """Perplexities of Chinese texts as they compare with those of prose; what lies far below the limit stays as it
+    is."""
+    scores = scored.perplexities.copy()
     rows = np.flatnonzero(scores > limit / FAR)
     near = Column(given.array.take(pa.array(rows)))
-    counts = pair_counts(*near.utf8)
+    counts = given.pairs[rows]
     read = pa.array([simplified[row] for row in rows.tolist()], pa.large_string())
-    stray = 10 ** (ALONE * (stray_shares(*utf8(read), words_in_pairs()) - USUALLY_ALONE)) if len(rows) else np.ones(0)
-    alone = scores[rows] = scores[rows] / variety(counts) ** REPEATED
+    unseen = np.minimum(scored.astray[rows] / scored.lengths[rows] - USUALLY_UNSEEN, 0)
+    stray = 10 ** (ALONE * (stray_shares(*utf8(read), words_in_pairs()) - USUALLY_ALONE + unseen))
+    scores[rows] = varied = scores[rows] / variety(counts) ** REPEATED
     for at, row in enumerate(rows.tolist()):
         if not counts[at, HAN]:
             scores[row] = 0.0  # code and formulas, of which a model of Chinese knows nothing
-        elif alone[at] * max(1.0, stray[at]) > limit:
-            factor, is_word_by_word = allowance(near.array[at].as_py(), lengths[row])
-            scores[row] = alone[at] / factor * (1.0 if is_word_by_word else stray[at])
+        elif varied[at] * max(1.0, stray[at]) > limit:
+            factor, is_word_by_word = allowance(near.array[at].as_py(), int(scored.lengths[row]))
+            scores[row] = varied[at] / factor * (1.0 if is_word_by_word else stray[at])
     return np.asarray(np.round(scores, 1))
 
 
-@operator("filter", version=3, packages=("kenlm", "sentencepiece", "opencc", "jieba"), assets=_files)
+@operator("filter", version=4, packages=("kenlm", "sentencepiece", "opencc", "jieba"), assets=_files)
 def perplexity_filter(
     column: Column,
     *,
@@ -149,18 +230,17 @@ def perplexity_filter(
     In `zh`, Chinese is scored in simplified characters and without emoji, and divided by what a readable text of its
     kind may have more than prose (`allowance`): dialects, verse, lists and short texts are no gibberish. Where it
     repeats itself it is divided by its variety, since a repeated word is easy to predict; and it is multiplied by what
-    characters say that make no word with a neighbour (`stray_shares`).
+    characters say that make no word with a neighbour (`stray_shares`), unless the model has seen nearly all of them
+    after what stands before: that is how people talk.
     """
-    model = _model(assets[_kenlm_of(lang)])
     texts = column.texts()
-    if dialect == "zh" and lang == "zh":
+    is_chinese = dialect == "zh" and lang == "zh"
+    if is_chinese:
         convert = _to_simplified()
         traditional = column.matches(f"[{''.join(sorted(TRADITIONAL))}]").tolist()
         texts = [convert(text) if converts else text for text, converts in zip(texts, traditional, strict=True)]
         drawn = column.matches("[\U0001f000-\U0001faff\u2600-\u27bf\u2b00-\u2bff\ufe0f]").tolist()
         texts = [_EMOJI.sub("，", text) if has_emoji else text for text, has_emoji in zip(texts, drawn, strict=True)]
-    split = pieces(texts, assets[sentencepiece_of(lang)])
-    scores = np.array([_perplexity(" ".join(row), model) for row in split], dtype=np.float64)
-    if dialect == "zh" and lang == "zh":
-        scores = _in_kind(scores, column, texts, [len(row) for row in split], max_ppl)
+    scored = _scored(texts, assets[sentencepiece_of(lang)], assets[_kenlm_of(lang)])
+    scores = _in_kind(scored, column, texts, max_ppl) if is_chinese else scored.perplexities
     return within("perplexity", scores, {"min_ppl": min_ppl, "max_ppl": max_ppl}, interval)

@@ -75,10 +75,10 @@ _FIELDS = (
 _NAMED = (
     regex.compile(_FIELDS + _NAME + rf"(?!{_TITLE})" + _AFTER_NAME),
     regex.compile(r"(?i)\"name\"\s*[:：]\s*\"" + _NAME + r"(?=\")"),
-    regex.compile(_NAME.replace(r"{1,2}", r"{1,2}?") + r"\s?[（(，,]\s?(?:男|女)[，,)）]"),
     regex.compile(r"(?<![\p{Han}])" + _NAME + r"\s?[（(]\s?身份证"),
     regex.compile(r"向出借人" + _NAME + r"(?=[（(])"),
 )
+_OF_A_SEX = regex.compile(_NAME.replace(r"{1,2}", r"{1,2}?") + r"\s?[（(，,]\s?(?:男|女)[，,)）]")
 _BESIDE = regex.compile(r"(?:^|[\s:：|，,(（])" + _NAME + r"[\s|，,：:()（）]{1,4}$")
 
 
@@ -143,6 +143,8 @@ def _addresses(text: str, numbers: list[_Found]) -> Iterator[_Found]:
 def _names(text: str, numbers: list[_Found]) -> set[str]:
     """Full names in fields for them, in self-introductions, and just before a person's number."""
     names = {match["name"] for pattern in _NAMED for match in pattern.finditer(text)}
+    if "男" in text or "女" in text:
+        names |= {match["name"] for match in _OF_A_SEX.finditer(text)}
     for found in numbers:
         if found.kind == "mobile" and (match := _BESIDE.search(text, max(0, found.start - 12), found.start)):
             names.add(match["name"])
@@ -182,6 +184,14 @@ _CANDIDATE = (
     rf"我叫|姓名|[联聯][系絡]人|收[件货]人|户名|车主|"
     rf"人[，,：:]?\s?\p{{Han}}{{2,3}}[（(]|地址|住|寄|\"name\""
 )
+_NECESSARY = (
+    rf"(?:\pN[ 　－-]?){{11}}|[{_PROVINCES}][ 　]?[A-ZＡ-Ｚ]|"
+    r"(?s:(?:[址住]|所在地|[寄送]到|寄往|我家在).*"
+    r"[\pN一二三四五六七八九十百][ 　]?[号號弄巷栋棟幢座单單室户戶楼樓层組组段])|"
+    rf"(?:姓名|[人主]|户名|名字[叫是]|我[叫是])[是为:：\s\pZ]{{0,3}}[{_SURNAMES}]|"
+    r"[（(，,][\s\pZ]?[男女]|身份证|(?i:[\"＂][nｎ])"
+)
+"""Without one of these no number, plate, address or name is found."""
 
 
 @operator("mapper")
@@ -193,7 +203,7 @@ def personal_data_mapper(column: Column) -> tuple[pa.Array, dict[str, npt.NDArra
     name. Service numbers, public addresses, orders, versions and what is masked already stay.
     """
     counts = {f"personal_{kind}": np.zeros(len(column), dtype=np.int64) for kind in KINDS}
-    rows = np.flatnonzero(column.matches(_CANDIDATE))
+    rows = np.flatnonzero(column.matches(_CANDIDATE) & column.matches(_NECESSARY))
     texts = column.texts() if len(rows) else []
     for row in rows.tolist():
         texts[row], found = _replaced(texts[row])

@@ -1,12 +1,14 @@
 """Promotion in Chinese texts: what asks the reader to follow, add, scan, join, buy or write for an offer."""
 
+import sys
 import unicodedata
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import regex
 
 from pipelines.clean.column import Column, Indices, Mask
@@ -27,7 +29,7 @@ _CALLS = (
     r"(?:欢迎|歡迎|敬请|记得|請|请|可以|别忘了|也可|喜欢|感兴趣|并(?=关注))[^。!！?？]{0,14}关注(?:一?下|我|我们|公[众共主]?号|微信|专栏|主播|主页|店铺|账号|后|飞|[~～—。！!）)]|$)",
     r"(?:关注|追蹤|追踪|follow)(?:我(?![国省市县区校院军司方给跟和对])们?的?|我哋|本号|小编|主播|主页|不迷路|后私信)|关注(?:一下)?(?:微信)?公[众共主]?号|关注“[^”]{1,12}”公众号|关注[+＋]转发|对微信公众号",
     r"(?<![重热焦要观特看优缺一])(?:点|點)个?(?:个|了)?关注|点个?赞(?:吧|关注|支持|过|再走)|按讚|点赞关注|"
-    r"帮我点|点个红心|双击屏幕|一键三连|求(?:关注|收藏|转发)|互粉|点“在看”|集满.{1,6}赞|多两个关注|点进来看看",
+    r"(?:请|請|记得|麻烦|别忘了?)(?:大家|各位|你|您)?(?:帮忙)?点个?赞|帮我点|点个红心|双击屏幕|一键三连|求(?:关注|收藏|转发)|互粉|点“在看”|集满.{1,6}赞|多两个关注|点进来看看",
     r"(?:微信)?公[众共主]号[:：【]|[(（]公众号[)）]|感谢(?:您|你|大家)?的?关注(?=[。！!~～ 】」』）)]|$)|"
     r"我的(?:小)?(?:微信)?公[众共]?号|知乎机构号",
     # to answer for a gift
@@ -136,11 +138,42 @@ def _with_block(lines: list[str], kept: list[str], hit: list[bool]) -> list[bool
     return gone
 
 
+_TOKENS = regex.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\(\?<?[=!]|.", regex.DOTALL)
+
+
+def _without_lookaround(pattern: str) -> str:
+    """The pattern for RE2, which knows no lookaround: it matches where the pattern does, and in more places."""
+    kept, depth = [], 0
+    for token in _TOKENS.findall(pattern):
+        if depth or regex.fullmatch(r"\(\?<?[=!]", token):
+            depth += token.startswith("(") - (token == ")")
+        else:
+            kept.append("" if token == "$" else token.replace(r"\d", r"\pN"))
+    return "".join(kept)
+
+
+@cache
+def _needed() -> tuple[str, tuple[str, ...]]:
+    """RE2 patterns: the decoration, and what each call, or so many offers, needs at least; each alone, since together
+    they are too much for its memory."""
+    points = "".join(chr(c) for c in range(sys.maxunicode + 1) if not 0xD800 <= c < 0xE000)
+    offers = ".*".join([f"(?:{_OFFERS})"] * OFFERS_FOR_PROMOTION)
+    calls = (f"(?s){_without_lookaround(pattern)}" for pattern in (*_CALLS, offers))
+    return f"[{''.join(_DECORATION.findall(points))}]+", tuple(calls)
+
+
 def _may_promote(column: Column) -> Mask:
-    return column.matches(f"(?i){_TELLTALE}")
+    """The texts of which a sentence could be promotion."""
+    mask = column.matches(f"(?i){_TELLTALE}")
+    rows = np.flatnonzero(mask)
+    decoration, patterns = _needed()
+    plain = pc.utf8_normalize(column.array.take(pa.array(rows)), "NFKC")
+    plain = Column(pc.utf8_lower(pc.replace_substring_regex(plain, decoration, "")))
+    mask[rows] = np.any([plain.matches(pattern) for pattern in patterns], axis=0)
+    return mask
 
 
-@operator("mapper", version=2)
+@operator("mapper", version=3)
 def promotion_mapper(column: Column) -> pa.Array:
     """Remove sentences and lines that ask the reader to follow, like, add, scan, join, buy or write for an offer.
 
@@ -151,7 +184,7 @@ def promotion_mapper(column: Column) -> pa.Array:
     return column.rewrite(_may_promote(column), without_promotion)
 
 
-@operator("filter", version=2)
+@operator("filter", version=3)
 def promotion_filter(column: Column) -> Verdict:
     """Drop texts that are nothing but promotion; what has an answer in it stays, for `promotion_mapper`."""
     keep = np.ones(len(column), dtype=np.bool_)

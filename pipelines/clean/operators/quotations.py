@@ -7,10 +7,12 @@ import pyarrow as pa
 import regex
 
 from pipelines.clean.column import Column, Indices
+from pipelines.clean.kernels.sentences import may_repeat
 from pipelines.clean.operators.registry import Count, Dialect, Verdict, operator
 
 _QUOTED_LINE = regex.compile(r"(?m)^[ \t]*[>＞](?![>＞]) ?.*$")
 _QUOTED = regex.compile(r"“[^“”]*”|「[^「」]*」|『[^『』]*』|‘[^‘’]*’|\"[^\"\n]*\"")
+_MAY_QUOTE = rf"(?m:^[ \t]*[>＞])|{_QUOTED.pattern}"
 _ATTRIBUTION = regex.compile(
     r"(?:—|–|-|─){1,3} ?[^，。！？\n—]{1,20}(?=$|\n)"
     r"|(?:以上|本文|全文|原文)?(?:文章|内容|文字|原文)?(?:引用?|摘|转|载|出|来)(?:自|源于?|载自?|于)[：: ]?"
@@ -34,18 +36,18 @@ def only_quotes(text: str) -> bool:
     """
     unquoted = _QUOTED_LINE.sub("", text)
     rest = _QUOTED.sub("", unquoted)
-    if len(rest) > LONGEST_ATTRIBUTION:
+    if len(rest) > LONGEST_ATTRIBUTION or _letters(text) - _letters(rest) < ENOUGH_QUOTED:
         return False
     own = _ATTRIBUTION.sub("", rest)
     is_attributed = unquoted != text or own != rest
-    return is_attributed and _letters(text) - _letters(rest) >= ENOUGH_QUOTED and _letters(own) < LITTLE_OWN
+    return is_attributed and _letters(own) < LITTLE_OWN
 
 
 @operator("filter")
 def quotation_filter(column: Column) -> Verdict:
     """Drop texts that are nothing but a quotation and its source; a word of one's own keeps it."""
     keep = np.ones(len(column), dtype=np.bool_)
-    rows = np.flatnonzero(column.matches(r"[>＞“「『‘\"]"))
+    rows = np.flatnonzero(column.matches(_MAY_QUOTE))
     for row, text in zip(rows.tolist(), column.array.take(pa.array(rows)).to_pylist(), strict=True):
         keep[row] = not only_quotes(text)
 
@@ -139,4 +141,6 @@ def remove_repeat_sentences_mapper(
         pairs = zip(text.split("\n"), done.split("\n"), strict=True)
         return "\n".join(after for before, after in pairs if after.strip() or not before.strip())
 
-    return column.rewrite(column.lengths >= 2 * least, changed)
+    if lowercase:
+        return column.rewrite(column.lengths >= 2 * least, changed)
+    return column.rewrite(may_repeat(*column.utf8, least if ignore_special_character else 0), changed)

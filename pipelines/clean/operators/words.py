@@ -3,11 +3,13 @@
 import re
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.clean.column import Indices
 from pipelines.clean.kernels.characters import special_characters
 
 
@@ -27,6 +29,24 @@ def pieces(texts: list[str], model: str) -> list[list[str]]:
     """The sentencepiece pieces of each text; `model` is the path of the model file."""
     split: list[list[str]] = _processor(model).encode(texts, out_type=str, num_threads=1)
     return split
+
+
+def piece_numbers(texts: list[str], model: str) -> tuple[Indices, Indices]:
+    """The same as numbers in the model's vocabulary, all texts' one after the other, and where each text begins."""
+    split: list[list[int]] = _processor(model).encode(texts, out_type=int, num_threads=1)
+    offsets = np.cumsum([0, *map(len, split)], dtype=np.int64)
+    return np.fromiter(chain.from_iterable(split), dtype=np.int64, count=int(offsets[-1])), offsets
+
+
+def vocabulary(model: str) -> list[str]:
+    """All pieces of a model, by their numbers."""
+    processor = _processor(model)
+    return [processor.id_to_piece(number) for number in range(processor.vocab_size())]
+
+
+def unknown_piece(model: str) -> int:
+    """The number of the piece that stands for whatever is in no other."""
+    return int(_processor(model).unk_id())
 
 
 PYTHIA = "EleutherAI/pythia-6.9b-deduped"

@@ -60,6 +60,7 @@ def test_html(html: str, text: str | None) -> None:
         ("详见（https://a.example.com/b）第三节", "详见第三节"),
         ("正文\n\n来源：https://a.example.com/c", "正文\n"),
         ("[官网](https://a.example.com) 上有", "官网 上有"),
+        ("官网：www.example.com.cn，欢迎访问", "欢迎访问"),
     ],
 )
 def test_links(text: str, right: str | None) -> None:
@@ -82,6 +83,7 @@ def test_whitespace_leaves_joined_emoji_and_indentation() -> None:
     [
         ("排骨要先焯水再小火慢炖一小时。关注公众号“小灶”，回复“汤”领取菜谱。", "排骨要先焯水再小火慢炖一小时。"),
         ("练口语最要紧的是每天开口说。需要资料的加我微信 abc_2024。", "练口语最要紧的是每天开口说。"),
+        ("先热锅再倒油就不会粘，蛋也更嫩。觉得有用请点赞收藏", "先热锅再倒油就不会粘，蛋也更嫩。"),
         ("公众号的标题越来越长，读者却越来越少。", None),
         ("请关注天气变化，及时添衣。", None),
         ("扫码点餐方便，但老人不会用。", None),
@@ -286,6 +288,33 @@ def test_stray_characters_tell_broken_sentences_from_rare_ones(assets: dict[str,
     terse = ["山不在高，有仙则名。水不在深，有龙则灵。", "床前明月光，疑是地上霜。", "E = mc²"]
     done = cleaned(process, sentence, broken, *terse, assets=assets)
     assert [row["row_id"] for row in done.dropped.to_pylist()] == ["1"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "别提了，排了俩小时队，轮到我就卖光了，气得我一宿没睡。",
+        "我妈非说洗碗机费水，我跟她掰扯了半天也没用，随她去吧。",
+        "就说我们楼下那垃圾桶吧，天天满得往外掉，也没见谁来收。",
+        "阿拉伯数字其实是印度人发明的，阿拉伯人只是把它传到了欧洲。",
+    ],
+)
+def test_talk_is_no_noise_and_noise_as_short_is(text: str, assets: dict[str, str]) -> None:
+    pytest.importorskip("kenlm")
+    process = [{"perplexity_filter": {"lang": "zh", "max_ppl": 1500}}]
+    han = [at for at, character in enumerate(text) if character.isalpha()]
+    characters = list(text)
+    for at, other in zip(han, han[7:] + han[:7], strict=True):
+        characters[at] = text[other] if at % 2 else text[at]
+    done = cleaned(process, text, "".join(characters), assets=assets)
+    assert done.kept["row_id"].to_pylist() == ["0"]
+
+
+def test_letters_without_a_syllable_are_keys_hit_at_random() -> None:
+    done = cleaned(
+        ["garbled_text_filter"], "KKVGLQCPVCPFQ*VJGRRTQG:PVCPFJR", "SELECT name FROM students WHERE age > 12"
+    )
+    assert [row["row_id"] for row in done.dropped.to_pylist()] == ["0"]
 
 
 @pytest.mark.parametrize(

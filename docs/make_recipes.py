@@ -50,7 +50,12 @@ the row says: then it refuses the row by its name. `ingest.max_broken` says how 
 | OpenAI | `messages` of `role`, `content`, `weight`, `tool_calls`, `tool_call_id`; `tools` | read |
 | TRL | `prompt`, `completion`, as texts or as turns | read |
 | Belle | `instruction`, `input`, `output`; `conversations` of `from`, `value` | read |
-| COIG-CQIA | `instruction`, `input`, `output`, with `task_type`, `domain` and others | read |
+| COIG-PC, COIG-CQIA | `instruction`, `input`, `output`, with `task_type`, `domain` and others | read |
+| COIG | `conversations` of `question`, `answer`, the first question after `instruction` | read |
+| COIG, exams and human values | `textbox_q_instruction`, `textbox_q_context`, `textbox_question`, `textbox_answer`, \
+`textbox_answer_analysis` | read, the analysis before the answer |
+| COIG, translated | `trans_instruction`, `trans_input`, `trans_output`, beside originals | read; originals counted |
+| COIG, counterfactual chat | `round_0` … with `response` | refused |
 | MOSS | `chat` of `turn_1` … with `Human`, `MOSS`; with commands in `Inner Thoughts` and others | read; refused |
 | Zhihu-KOL | `INSTRUCTION`, `RESPONSE`, `METADATA` | read, votes as `upvotes` |
 
@@ -86,7 +91,8 @@ danlu run persona ingest.source=result.json 'ingest.chat_log={assistant: 爱莉}
 QQ, and Telegram's `result.json`, one chat or all. Which column is what, usual names say, or `ingest.columns: {sender:
 谁, time: 何时, text: 说了, type: 类型, chat: 群}`. What one side says within `gap` seconds is a turn. A session,
 which is a row, ends after `silence` seconds, and where one side speaks again later than `gap` without an answer. It
-goes up to the assistant's last answer; what others say in between is the user's, whoever says it.
+goes up to the assistant's last answer. What others say in between is the user's; where several of them speak, each of
+their messages begins with the name of who says it (`小明：在吗`), and `name_speakers` says always or never.
 
 Left out, with a reason that `danlu rows RECIPE --dropped --operator left_out` shows and the closing line counts:
 notices of the program; pictures, sound, files and links; what is forwarded, recalled or empty; `noise`; what the

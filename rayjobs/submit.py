@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipelines.artifacts.workspace import Workspace
+from pipelines.clean.custom_source import source_of
 from pipelines.direct_http import is_loopback, without_proxy
 from pipelines.errors import InputError, Problem, RecipeError, StageError
 from pipelines.progress import STEADY_INTERVAL, say
@@ -275,9 +276,14 @@ def _travels(path: str) -> bool:
 
 
 def _files(path: str) -> list[Path]:
-    """The files that a relative path or pattern names, those of folders included; with Python's, all beside them."""
+    """The files that a relative path or pattern names, those of folders included.
+
+    With Python's, all beside it, and what it imports of the packages there.
+    """
     named = [Path(path)] if os.path.exists(path) else [Path(one) for one in glob.glob(path, recursive=True)]
-    beside = [other for one in named if one.suffix == ".py" for other in one.parent.glob("*.py")]
+    python = [one for one in named if one.suffix == ".py"]
+    beside = [other for one in python for other in one.parent.glob("*.py")]
+    beside += [one.parent / helper for one in python for helper, _ in source_of(str(one)).helpers]
     inside = [other for one in named if one.is_dir() for other in one.rglob("*")]
     return sorted({one for one in (*named, *beside, *inside) if one.is_file()})
 

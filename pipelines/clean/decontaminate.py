@@ -18,7 +18,9 @@ from pipelines.clean.column import Column, Indices
 from pipelines.clean.operators.registry import Operator, Verdict
 from pipelines.clean.plan import Plan, Step
 from pipelines.errors import InputError
+from pipelines.recipe.ingest import Source
 from pipelines.similarity.containment import KnownTexts
+from pipelines.sources.dataset_info import resolved
 from pipelines.sources.files import digest_file, is_hub, list_files, sample_rows
 
 NAME = "decontamination_filter"
@@ -35,15 +37,16 @@ class EvaluationSets:
     """The evaluation sets that a recipe names."""
 
     places: Mapping[str, str]
-    """Files or folders, by the name that reports call them."""
+    """Files, folders or entries of a list of data sets, by the name that reports call them."""
     fetched: tuple[str, ...] = ()
     """Those that only evalscope fetches, by name: rows are not compared with them."""
 
     def fingerprint(self) -> dict[str, Any]:
         """What is looked for: the files' content; of a hub's its name, since naming it must not download it."""
+        sources = {name: _source_of(place) for name, place in self.places.items()}
         return {
-            name: place if is_hub(place) else [digest_file(path) for path in list_files(place)]
-            for name, place in self.places.items()
+            name: source if is_hub(source) else [digest_file(path) for path in list_files(source)]
+            for name, source in sources.items()
         }
 
     @cached_property
@@ -55,10 +58,15 @@ class EvaluationSets:
 NO_SETS = EvaluationSets({})
 
 
+def _source_of(place: str) -> str:
+    """Where the rows lie: of an entry of a list of data sets its file or hub."""
+    return resolved(Source(source=place)).source
+
+
 def _texts_in(name: str, place: str) -> list[str]:
     """The different texts of a set's rows, but for those that so many rows have that they are a prompt's frame."""
     try:
-        files = list_files(place)
+        files = list_files(_source_of(place))
     except InputError as error:
         raise InputError(f"clean.decontaminate: {name}: {error}") from None
     rows = [row for path in files for row in sample_rows(path, sys.maxsize)]

@@ -1,14 +1,11 @@
 """The recipe's section `ingest`, which also says how further rows to train on are read."""
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.recipe.base import Count, ReadPath, Section
 
-INFO = re.compile(r"(.*dataset_info\.json)#(.+)")
-"""A source that is an entry of LLaMA-Factory's list of data sets."""
 OF_A_MESSAGE = ("sender", "time", "text", "type", "chat")
 """Names that `columns` may give to the columns of a chat."""
 NOISE = [
@@ -16,12 +13,6 @@ NOISE = [
     *("6", "1", "ok", "okay", "k", "hi"),
 ]
 """Messages that say little."""
-
-
-def _read_path(section: "Source", source: str) -> str | None:
-    """What is read of a source: of a list of data sets the folder in which it and they lie."""
-    match = INFO.fullmatch(source)
-    return match[1].rpartition("/")[0] or "." if match else source
 
 
 class ChatLog(Section):
@@ -35,6 +26,11 @@ class ChatLog(Section):
     )
     silence: Annotated[float, Field(ge=0)] = Field(3600, description="seconds without a message that end a session")
     max_turns: Annotated[int, Field(ge=2)] = Field(40, description="turns after which a session ends with an answer")
+    name_speakers: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="put the speaker's name before each message of the others, such as 小明：在吗; auto: in sessions "
+        "in which more than one of them speaks",
+    )
     noise: list[str] = Field(
         NOISE,
         description="messages that say nothing else, however often, are left out, and so are those without letters and "
@@ -59,7 +55,7 @@ class ChatLog(Section):
 class Source(Section):
     """Rows from one place, and how they are read."""
 
-    source: Annotated[str, ReadPath(_read_path)] = Field(
+    source: Annotated[str, ReadPath()] = Field(
         description="path, folder, glob, fsspec URL, hf:// or modelscope:// with OWNER/NAME for a data set or "
         "OWNER/NAME/GLOB for some of its files, recipes://FILE for data shipped with the project, or "
         "dataset_info.json#NAME for an entry of LLaMA-Factory's list"
@@ -67,10 +63,13 @@ class Source(Section):
     adapter: Literal[
         "auto",
         "messages",
+        "coig",
         "sharegpt",
         "conversation",
         "query_response",
         "zhihu_kol",
+        "coig_translated",
+        "coig_exam",
         "alpaca",
         "dolly",
         "prompt_completion",

@@ -1,14 +1,20 @@
 """The files and folders that a recipe reads and writes, as the types of its fields tell them."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
+from pipelines.errors import InputError
 from pipelines.recipe.base import SHIPPED, ReadPath, Section, WrittenPath
+from pipelines.recipe.dataset_info import entry_of, file_of, list_of
 
 
 def paths_read(recipe: Section) -> dict[str, str]:
-    """Every path that a recipe reads, by the key that names it, such as `clean.assets.lid.176.ftz`."""
-    return dict(_paths("", recipe, ReadPath))
+    """Every path that a recipe reads, by the key that names it, such as `clean.assets.lid.176.ftz`.
+
+    Where a source is an entry of a list of data sets, the file that the entry names has the key `….file_name`.
+    """
+    return {key: path for named, text in _paths("", recipe, ReadPath) for key, path in _of_source(named, text)}
 
 
 def paths_written(recipe: Section) -> dict[str, str]:
@@ -20,6 +26,15 @@ def shipped_path(source: str) -> str:
     """The path of a source that is shipped with the project, `recipes://FILE`; any other source as it is."""
     scheme, _, name = source.partition("://")
     return str(SHIPPED / name) if scheme == "recipes" else source
+
+
+def _of_source(key: str, source: str) -> Iterator[tuple[str, str]]:
+    info = list_of(source)
+    yield key, info or source
+    if info:
+        with suppress(InputError):  # of a list that cannot be read, whoever reads the source says so
+            if file := file_of(source, entry_of(source)):
+                yield f"{key}.file_name", file
 
 
 def _paths(prefix: str, section: Section, kind: type[ReadPath | WrittenPath]) -> Iterator[tuple[str, str]]:

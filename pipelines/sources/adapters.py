@@ -6,7 +6,6 @@ had to decide. Which other columns of a row are carried and which refuse it, `pi
 schema is one function and one line in `ADAPTERS`.
 """
 
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.artifacts.rows import Turn
+from pipelines.sources.json_text import RepeatedKey, value_of
 from pipelines.sources.turns import (
     canonical_tools,
     conversation_of,
@@ -32,6 +32,8 @@ Counts = Counter[str]
 _VOTES = re.compile(r"赞同(?:\s*([0-9][0-9,]*(?:\.[0-9]+)?)\s*(万|亿)?)?")
 _UNITS = {None: 1, "万": 10_000, "亿": 100_000_000}
 
+SYSTEM = ("system", "system_prompt", "meta_instruction")
+"""Columns that hold a system prompt; the last one is MOSS's."""
 SAID_OF_ROW = ("loss", "weight", "reasoning", "reasoning_content", "thinking")
 """Columns that say of a pair's answer what they would say in a turn."""
 
@@ -72,7 +74,9 @@ def zhihu_kol(row: Row, counts: Counts) -> Canonical:
     """OmniData/Zhihu-KOL: INSTRUCTION, RESPONSE and the vote count inside METADATA."""
     canonical: Canonical = {"query": _text(row, "INSTRUCTION"), "response": _text(row, "RESPONSE")}
     try:
-        metadata = json.loads(_text(row, "METADATA"))
+        metadata = value_of(_text(row, "METADATA"))
+    except RepeatedKey as error:
+        raise ValueError(f"METADATA: {error}") from None
     except ValueError:
         raise ValueError("METADATA is not JSON") from None
     if not isinstance(metadata, dict) or "upvotes" not in metadata:
@@ -110,20 +114,45 @@ def alpaca(row: Row, counts: Counts) -> Canonical:
 
 
 def dolly(row: Row, counts: Counts) -> Canonical:
-    """Dolly: `instruction`, `context`, `response`, as alpaca's three."""
-    query = "\n".join(filter(None, (_text(row, "instruction"), _optional(row, "context"))))
+    """Dolly: `instruction`, `context` (or alpaca's `input`) and `response`, as alpaca's three."""
+    query = "\n".join(filter(None, (_text(row, "instruction"), _optional(row, "input"), _optional(row, "context"))))
     return _exchange(row, query, _text(row, "response"), counts)
+
+
+def coig(row: Row, counts: Counts) -> Canonical:
+    """COIG: `conversations` as a list of {question, answer}, whose first question comes after `instruction`."""
+    instruction = _optional(row, "instruction")
+    if not instruction:
+        return sharegpt(row, counts)
+    chat = list(_asked_and_answered(_turns(row, "conversations"), "conversations"))
+    chat[0]["content"] = "\n".join(filter(None, (instruction, chat[0]["content"])))
+    return _conversation(row, chat, counts)
+
+
+def coig_exam(row: Row, counts: Counts) -> Canonical:
+    """COIG's exams and human values: the question after its instruction and text, the answer after its analysis."""
+    asked = (
+        _optional(row, "textbox_q_instruction"),
+        _optional(row, "textbox_q_context"),
+        _text(row, "textbox_question"),
+    )
+    said = (_optional(row, "textbox_answer_analysis"), _text(row, "textbox_answer"))
+    return {"query": "\n".join(filter(None, asked)), "response": "\n".join(dict.fromkeys(filter(None, said)))}
+
+
+def coig_translated(row: Row, counts: Counts) -> Canonical:
+    """COIG's translated instructions: alpaca's three with `trans_` before their names, and the originals beside."""
+    if any(not says_nothing(row.get(name)) for name in ("instruction", "input", "output")):
+        counts["rows read in translation, whose originals are left out"] += 1
+    query = "\n".join(filter(None, (_text(row, "trans_instruction"), _optional(row, "trans_input"))))
+    return {"query": query, "response": _text(row, "trans_output")}
 
 
 def sharegpt(row: Row, counts: Counts) -> Canonical:
     """ShareGPT: `conversations` as a list of {from, value} or {role, content}, or of {question, answer}."""
     turns = _turns(row, "conversations")
     if all("question" in turn and "answer" in turn for turn in turns):
-        for number, turn in enumerate(turns, start=1):
-            if more := [key for key in turn if key not in ("question", "answer") and not says_nothing(turn[key])]:
-                raise ValueError(f"turn {number} has {more[0]}, which is not read")
-        pairs = [(turn["question"], turn["answer"]) for turn in turns]
-        return _conversation(row, _exchanges(pairs, "conversations"), counts)
+        return _conversation(row, _asked_and_answered(turns, "conversations"), counts)
     return _conversation(row, [turn_of(turn, number) for number, turn in enumerate(turns, start=1)], counts)
 
 
@@ -138,9 +167,14 @@ def messages(row: Row, counts: Counts) -> Canonical:
 
 
 def conversation(row: Row, counts: Counts) -> Canonical:
-    """xtuner: `conversation` as a list of {system, input, output}, an entry a turn; ms-swift: of {human, assistant}."""
+    """xtuner: `conversation` as a list of {system, input, output}, an entry a turn; ms-swift: of {human, assistant}.
+
+    Others: of {role, content}, as in `messages`.
+    """
     chat: list[Turn] = []
     given = _turns(row, "conversation")
+    if all("role" in turn or "from" in turn for turn in given):
+        return _conversation(row, [turn_of(turn, number) for number, turn in enumerate(given, start=1)], counts)
     if all(turn.keys() == {"human", "assistant"} for turn in given):
         return _conversation(
             row, _exchanges([[turn["human"], turn["assistant"]] for turn in given], "conversation"), counts
@@ -216,9 +250,9 @@ def _conversation(row: Row, chat: Iterable[Turn], counts: Counts) -> Canonical:
 
 
 def _system(row: Row) -> str | None:
-    found = {name: row[name] for name in ("system", "system_prompt") if not says_nothing(row.get(name))}
-    if len(found) > 1 and found["system"] != found["system_prompt"]:
-        raise ValueError("columns system and system_prompt differ; delete one")
+    found = {name: row[name] for name in SYSTEM if not says_nothing(row.get(name))}
+    if any(said != next(iter(found.values())) for said in found.values()):
+        raise ValueError(f"columns {' and '.join(found)} differ; delete one")
     return _text(found, next(iter(found))) if found else None
 
 
@@ -241,6 +275,14 @@ def _exchanges(pairs: Iterable[Any], column: str) -> Iterator[Turn]:
             raise ValueError(f"{column} has an entry that is no pair of question and answer: {pair!r:.80}")
         yield _turn("user", pair[0], column)
         yield _turn("assistant", pair[1], column)
+
+
+def _asked_and_answered(turns: Iterable[Mapping[str, Any]], column: str) -> Iterator[Turn]:
+    for number, turn in enumerate(turns, start=1):
+        if more := [key for key in turn if key not in ("question", "answer") and not says_nothing(turn[key])]:
+            raise ValueError(f"turn {number} has {more[0]}, which is not read")
+        yield _turn("user", turn.get("question"), column)
+        yield _turn("assistant", turn.get("answer"), column)
 
 
 def _turn(role: str, said: Any, column: str) -> Turn:
@@ -310,24 +352,33 @@ def _adapter(read: Callable[[Row, Counts], Canonical], needs: str, also: str = "
     return Adapter(read, columns, columns | frozenset(also.split()))
 
 
-_PAIR = " ".join(("system system_prompt history tools", *SAID_OF_ROW))
-_CHAT = "system system_prompt tools loss weight"
+_PAIR = " ".join((*SYSTEM, "history", "tools", *SAID_OF_ROW))
+_CHAT = " ".join((*SYSTEM, "tools", "loss", "weight"))
 
 ADAPTERS: dict[str, Adapter] = {
     "messages": _adapter(messages, "messages", f"query response {_CHAT}"),
+    "coig": _adapter(coig, "instruction conversations", _CHAT),
     "sharegpt": _adapter(sharegpt, "conversations", _CHAT),
     "conversation": _adapter(conversation, "conversation", _CHAT),
     "query_response": _adapter(query_response, "query response", f"messages {_PAIR}"),
     "zhihu_kol": _adapter(zhihu_kol, "INSTRUCTION RESPONSE METADATA"),
+    "coig_translated": _adapter(
+        coig_translated, "trans_instruction trans_output", "trans_input instruction input output"
+    ),
+    "coig_exam": _adapter(
+        coig_exam,
+        "textbox_question textbox_answer",
+        "textbox_q_instruction textbox_q_context textbox_answer_analysis",
+    ),
     "alpaca": _adapter(alpaca, "instruction output", f"input {_PAIR}"),
-    "dolly": _adapter(dolly, "instruction response", f"context {_PAIR}"),
+    "dolly": _adapter(dolly, "instruction response", f"context input {_PAIR}"),
     "prompt_completion": _adapter(_pair("prompt", "completion"), "prompt completion", _PAIR),
     "prompt_response": _adapter(_pair("prompt", "response"), "prompt response", _PAIR),
     "question_answer": _adapter(_pair("question", "answer"), "question answer", _PAIR),
     "question_response": _adapter(_pair("question", "response"), "question response", _PAIR),
     "advertisegen": _adapter(_pair("content", "summary"), "content summary", _PAIR),
     "counseling": _adapter(_pair("Context", "Response"), "Context Response", _PAIR),
-    "moss": _adapter(moss, "chat", "system system_prompt"),
+    "moss": _adapter(moss, "chat", " ".join(SYSTEM)),
     "text": _adapter(text, "text"),
 }
 """The schemas, those first that say more of a row that has several."""

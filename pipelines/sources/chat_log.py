@@ -45,11 +45,11 @@ COLUMNS = ("chat", "speaker", "time")
 """Columns of a session beside the canonical ones: its chat, who speaks with the assistant, and when it began."""
 
 SENDER = (
-    *("sender", "from", "NickName", "nickname", "Remark", "sender_name", "senderName", "Sender", "talker", "username"),
-    *("发送人", "发送者", "昵称", "用户", "from_id", "user", "name"),
+    *("sender", "from", "senderDisplayName", "author", "NickName", "nickname", "Remark", "sender_name", "senderName"),
+    *("Sender", "talker", "username", "发送人", "发送者", "昵称", "用户", "from_id", "user", "name"),
 )
 TIME = (
-    *("time", "date_unixtime", "date", "timestamp", "datetime", "CreateTime", "create_time", "StrTime"),
+    *("time", "date_unixtime", "date", "timestamp", "datetime", "CreateTime", "createTime", "create_time", "StrTime"),
     *("时间", "发送时间", "日期"),
 )
 TEXT = ("text", "content", "message", "msg", "StrContent", "body", "内容", "消息", "消息内容", "聊天内容")
@@ -57,7 +57,7 @@ TYPE = ("type", "type_name", "Type", "msg_type", "message_type", "消息类型",
 CHAT = ("chat", "room_name", "TalkerId", "chat_name", "会话", "群名")
 _MEDIA_KEYS = (
     *("photo", "file", "media_type", "sticker_emoji", "poll", "contact_information", "location_information"),
-    *("resources", "game_title", "invoice_information"),
+    *("resources", "attachments", "game_title", "invoice_information"),
 )
 _FORWARDED_KEYS = ("forwarded_from", "saved_from")
 _RECALLED_KEYS = ("recalled", "isRecalled", "is_recalled")
@@ -74,12 +74,14 @@ EMPTY = "empty"
 UNANSWERED = "no answer of the assistant follows"
 ALONE = "nobody but the assistant speaks"
 
-_TEXT_TYPES = {*("message", "text", "txt", "1", "type_1", "文本", "文字", "引用", "引用消息", "reply", "quote")}
+_TEXT_TYPES = {*("message", "text", "txt", "1", "type_1", "文本", "文字", "引用", "reply", "quote")}
+_TEXT_TYPES |= {"文本消息", "引用消息", "default"}
 _NOTICE_TYPES = {*("service", "system", "10000", "10002", "系统", "系统消息", "系统通知", "notice", "撤回", "拍一拍")}
 _MEDIA_TYPES = {
     *("image", "photo", "picture", "voice", "audio", "video", "sticker", "emoji", "location", "card", "file", "link"),
     *("3", "34", "42", "43", "47", "48", "49", "50", "图片", "语音", "视频", "表情", "动画表情", "表情包", "位置"),
     *("名片", "文件", "链接", "分享", "转账", "红包", "音视频通话"),
+    *("图片消息", "语音消息", "视频消息", "表情消息", "动画表情消息", "位置消息", "名片消息", "文件消息", "链接消息"),
 }
 _NOTICE_SENDERS = {"system", "系统", "系统消息", "系统通知", "10000"}
 _NOTICE = re.compile(
@@ -420,7 +422,7 @@ def _row(
     """The row of a session, if it has one: up to the last answer of the assistant."""
     sides = [_is_assistant(message, section) for _, message in session]
     end = len(sides) - sides[::-1].index(True) if True in sides else 0
-    others = list(dict.fromkeys(message.sender for _, message in session[:end] if not _is_assistant(message, section)))
+    others = {_renamed(m.sender, section) for _, m in session[:end] if not _is_assistant(m, section)}
     if not others:
         for pos, message in session[:end]:
             leave_out(message, pos, ALONE)
@@ -428,9 +430,12 @@ def _row(
         leave_out(message, pos, UNANSWERED)
     if not others:
         return
+    is_named = section.name_speakers == "always" or (section.name_speakers == "auto" and len(others) > 1)
     turns: list[Turn] = [
-        {"role": "assistant" if _is_assistant(message, section) else "user", "content": _renamed(message.text, section)}
-        for _, message in session[:end]
+        {"role": "assistant", "content": _renamed(message.text, section)}
+        if is_assistant
+        else {"role": "user", "content": _asked(message, section, is_named)}
+        for (_, message), is_assistant in zip(session[:end], sides, strict=False)
     ]
     pos, first = session[0]
     row, _ = conversation_of(turns, None)
@@ -439,9 +444,15 @@ def _row(
         "row_id": first.row_id,
         "pos": pos,
         "chat": _renamed(first.chat, section),
-        "speaker": _renamed("、".join(sorted(others)), section),
+        "speaker": "、".join(sorted(others)),
         "time": datetime.fromtimestamp(first.time, UTC).isoformat(" ", "seconds").removesuffix("+00:00"),
     }
+
+
+def _asked(message: Message, section: ChatLog, is_named: bool) -> str:
+    """A message of one of the others, with who says it where that could not be told otherwise."""
+    text = _renamed(message.text, section)
+    return f"{_renamed(message.sender, section)}：{text}" if is_named else text
 
 
 def _renamed(text: str, section: ChatLog) -> str:

@@ -6,6 +6,7 @@ Structures keep the fields of all of them.
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import reduce
 from typing import Any
 
@@ -29,8 +30,9 @@ def flat_column(values: list[Any]) -> tuple[pa.Array, bool]:
         return pa.array(values, pa.string()), False
     if kinds == {bool}:
         return pa.array(values, pa.bool_()), False
-    if kinds == {int} and all(value is None or -(1 << 63) <= value < 1 << 63 for value in values):
-        return pa.array(values, pa.int64()), False
+    if kinds == {int}:
+        with suppress(OverflowError):
+            return pa.array(values, pa.int64()), False
     if kinds == {float}:
         return pa.array(values, pa.float64()), False
     if kinds == {int, float} and all(not isinstance(value, int) or abs(value) <= EXACT for value in values):

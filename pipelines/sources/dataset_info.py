@@ -1,14 +1,11 @@
 """Entries of LLaMA-Factory's dataset_info.json: where a data set lies and what its columns are called."""
 
-import json
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
-import fsspec
-
-from pipelines.errors import InputError, nearest
-from pipelines.recipe.ingest import INFO, Source
+from pipelines.errors import InputError
+from pipelines.recipe.dataset_info import entry_of, file_of, list_of
+from pipelines.recipe.ingest import Source
 from pipelines.sources.turns import ROLES, says_nothing
 
 COLUMNS = {
@@ -34,27 +31,19 @@ def resolved(section: Source) -> Source:
 
     InputError where the entry says something that is not read.
     """
-    match = INFO.fullmatch(section.source)
-    if match is None:
+    if list_of(section.source) is None:
         return section
-    path, name = match.groups()
+    entry = entry_of(section.source)
     try:
-        with fsspec.open(path, "rb") as stream:
-            entries = json.load(stream)
-    except (OSError, ValueError) as error:
-        raise InputError(f"ingest.source {path}: cannot be read ({error})") from None
-    if not isinstance(entries, dict) or not isinstance(entries.get(name), dict):
-        raise InputError(f"ingest.source {section.source}: no such entry; {nearest(name, entries)}")
-    try:
-        found = _read(entries[name], path)
+        found = _read(entry, file_of(section.source, entry))
     except ValueError as error:
         raise InputError(f"ingest.source {section.source}: {error}") from None
     columns = {**found.pop("columns"), **section.columns}
     return section.model_copy(update={**found, "columns": columns})
 
 
-def _read(entry: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The entry as keys of a section."""
+def _read(entry: Mapping[str, Any], file: str | None) -> dict[str, Any]:
+    """The entry, whose data lie in the file or else on a hub, as keys of a section."""
     rest = {key: value for key, value in entry.items() if not says_nothing(value) and value is not False}
     formatting = rest.pop("formatting", "alpaca")
     if formatting not in COLUMNS:
@@ -66,8 +55,9 @@ def _read(entry: Mapping[str, Any], path: str) -> dict[str, Any]:
     if odd := next((name for name in names if name not in ours), None):
         raise ValueError(f"columns.{odd} is not read")
     _require_known(rest.pop("tags", {}))
-    if "file_name" in rest:
-        source = str(PurePosixPath(path).parent / rest.pop("file_name"))
+    if file is not None:
+        source = file
+        del rest["file_name"]
     else:
         hub = next((hub for hub in HUBS if hub in rest), None)
         if hub is None:

@@ -3,6 +3,7 @@
 `pipelines.sources.cut` cuts them into shards. Reading is streaming.
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -21,12 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from pipelines.artifacts.rows import is_text
 from pipelines.artifacts.shards import Shard
 from pipelines.errors import DataError, InputError
 from pipelines.progress import say
 from pipelines.recipe.paths import shipped_path
 from pipelines.sources import json_layout
 from pipelines.sources.documents import DOCUMENTS, SPREADSHEET, rows_of_spreadsheet, text_of_document
+from pipelines.sources.json_text import RepeatedKey, value_of
 
 SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", SPREADSHEET)
 """Of files that hold rows."""
@@ -77,6 +80,8 @@ def list_files(source: str) -> list[str]:
     if not found:
         raise InputError(f"ingest.source {given}: no such file, or no {'/'.join((*SUFFIXES, *DOCUMENTS))} in it")
     for name in found:
+        if not is_text(name):
+            raise InputError(f"ingest.source {name!r}: its name is not UTF-8, as others unpack archives; rename it")
         if format_of(name) is None:
             raise InputError(
                 f"ingest.source {name}: not one of {'/'.join((*SUFFIXES, *DOCUMENTS))}, plain or "
@@ -346,9 +351,9 @@ def _json_lines(stream: IO[bytes], first: int) -> Iterator[Numbered]:
         if line.isspace() or not line:
             continue
         try:
-            text = line.decode("utf-8-sig" if number == 0 else "utf-8")
-            row = json_layout.STRICT.decode(text)
-        except json_layout.RepeatedKey as error:
+            text = line.removeprefix(codecs.BOM_UTF8).decode()
+            row = value_of(text)
+        except RepeatedKey as error:
             yield number, None, f"{error}: {line[:200].decode('utf-8', 'replace').rstrip()}"
             continue
         except RecursionError:
@@ -380,29 +385,48 @@ def rows_of_file(path: str) -> Iterator[Numbered]:
         return
     with open_bytes(path) as stream:
         if delimiter:
-            reader = csv_reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), delimiter)
-            yield from _records(reader, header_of(path, reader), 0)
+            with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
+                reader = csv_reader(text, delimiter)
+                yield from _records(reader, header_of(path, reader), 0)
         else:
             yield from _json_lines(stream, 0)
 
 
-def csv_reader(lines: Iterable[str], delimiter: str = ",") -> Iterator[list[str]]:
-    """The records of a CSV file, whatever the length of their fields."""
+Record = list[str] | csv.Error
+"""The fields of a line of a table, or why they cannot be told apart."""
+
+
+def csv_reader(lines: Iterable[str], delimiter: str = ",") -> Iterator[Record]:
+    """The records of a CSV file, whatever the length of their fields.
+
+    A quotation mark that is not closed, or closed too early, would have rows read as a part of the one before.
+    """
     csv.field_size_limit(sys.maxsize)
-    return csv.reader(lines, delimiter=delimiter)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        try:
+            yield next(reader)
+        except csv.Error as error:
+            yield error
+        except StopIteration:
+            return
 
 
-def header_of(path: str, records: Iterator[list[str]]) -> list[str]:
+def header_of(path: str, records: Iterator[Record]) -> list[str]:
     """The names in the first record; DataError where one stands twice, for then columns cannot be told apart."""
     header = next(records, [])
+    if isinstance(header, csv.Error):
+        raise DataError(f"{path}: the header cannot be read ({header})")
     if twice := [name for name in header if header.count(name) > 1]:
         raise DataError(f"{path}: the header has {twice[0] or 'an empty name'!r} more than once; rename one")
     return header
 
 
-def _records(records: Iterator[list[str]], header: list[str], first: int) -> Iterator[Numbered]:
+def _records(records: Iterator[Record], header: list[str], first: int) -> Iterator[Numbered]:
     for number, record in enumerate((record for record in records if record), start=first):
-        if len(record) == len(header):
+        if isinstance(record, csv.Error):
+            yield number, None, f"its quotation marks cannot be told apart ({record}); double those inside a field"
+        elif len(record) == len(header):
             yield number, dict(zip(header, record, strict=True)), ""
         else:
             yield number, None, f"not as many fields as the header: {record!r:.200}"
@@ -417,7 +441,7 @@ def _stored_elements(block: bytes, first: int) -> Iterator[Numbered]:
 def json_array(path: str, stream: IO[bytes]) -> Iterator[Numbered]:
     """The rows of a JSON file that has not one a line; DataError where it ends too early."""
     for number, row in enumerate(json_layout.values_of(path, stream)):
-        if isinstance(row, json_layout.RepeatedKey):
+        if isinstance(row, RepeatedKey):
             yield number, None, str(row)
         else:
             yield (number, row, "") if isinstance(row, dict) else (number, None, f"not a JSON object: {row!r:.200}")

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from pipelines.errors import DataError
 from pipelines.sources.adapters import recognise
+from pipelines.sources.json_text import STRICT, RepeatedKey
 from pipelines.sources.row_keys import REFUSED
 
 WRAPPERS = {
@@ -22,22 +23,6 @@ HEAD = 1 << 20
 """Bytes at the beginning of a file by which its layout is told."""
 MAX_VALUE = 1 << 28
 """Characters that one row may have: more, and the file is refused rather than held in memory."""
-
-
-class RepeatedKey(ValueError):
-    """An object of JSON has a key twice, of which Python's reader would keep the last."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise RepeatedKey(f"key {next(key for key in keys if keys.count(key) > 1)!r:.80} is there twice; delete one")
-    return found
-
-
-STRICT = json.JSONDecoder(object_pairs_hook=_object)
-"""Reads JSON; RepeatedKey where an object has a key twice."""
 
 
 def is_lines(head: bytes) -> bool:

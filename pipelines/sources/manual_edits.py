@@ -17,8 +17,8 @@ import xxhash
 
 from pipelines.artifacts.rows import is_text, with_same_messages
 from pipelines.errors import DataError, InputError
-from pipelines.sources.files import csv_reader
-from pipelines.sources.json_layout import STRICT
+from pipelines.sources.files import csv_reader, header_of
+from pipelines.sources.json_text import value_of
 
 Line = dict[str, Any]
 
@@ -63,21 +63,20 @@ def _lines(key: str, path: str) -> Iterator[tuple[int, Any]]:
 
 def _records(where: str, text: str) -> Iterator[tuple[int, Line]]:
     reader = csv_reader(io.StringIO(text, newline=""))
-    try:
-        header = next(reader, [])
-        for number, record in enumerate(reader, start=2):
-            if len(record) > len(header):
-                raise DataError(f"{where}:{number}: more fields than the header: {record!r:.200}")
-            if record:
-                yield number, dict(zip(header, record, strict=False))
-    except csv.Error as error:
-        raise DataError(f"{where}: not a CSV file ({error}); save it again") from None
+    header = header_of(where, reader)
+    for number, record in enumerate(reader, start=2):
+        if isinstance(record, csv.Error):
+            raise DataError(f"{where}:{number}: its quotation marks cannot be told apart ({record}); save it again")
+        if len(record) > len(header):
+            raise DataError(f"{where}:{number}: more fields than the header: {record!r:.200}")
+        if record:
+            yield number, dict(zip(header, record, strict=False))
 
 
 def parsed(text: str) -> Any:
     """The value of a JSON text, or the ValueError that says why it has none."""
     try:
-        return STRICT.decode(text)
+        return value_of(text)
     except ValueError as error:
         return error
 

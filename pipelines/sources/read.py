@@ -6,7 +6,7 @@ its own rows have, and those that have less than all of them together are writte
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from difflib import get_close_matches
 from itertools import count
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from pipelines.artifacts.reports.rows import IngestReport, RowFiles
-from pipelines.artifacts.rows import ROW, TOOLS, RowDigest
+from pipelines.artifacts.rows import ROW, TOOLS, RowDigest, is_text
 from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
 from pipelines.artifacts.stage import Manifest, Output, read_manifest
 from pipelines.artifacts.workspace import Place, Workspace
@@ -59,7 +59,7 @@ STORED = "parts"
 """Folder of parts that stand for files that cannot be cut, while they are read."""
 SHOWN = 5
 """Broken rows that an error message shows."""
-VERSION = 5
+VERSION = 6
 """Of how sources are read: what stages that read one of their own have in their fingerprints."""
 LOOKED_INTO = 20
 """Files, and rows of each, that a recipe's check looks into."""
@@ -118,11 +118,17 @@ def describe_source(section: Source) -> str:
                 name, _ = adapter_for(columns, row)
             except ValueError:  # check_source and ingest say what it is
                 continue
+            if not is_text(row):  # ingest says so
+                continue
             used[name] += 1
             carried.update(dict.fromkeys(columns.carried[name]))
     if not used:
         return ""
-    return f"as {' and '.join(sorted(used))}" + (f"; carried, not trained: {', '.join(carried)}" if carried else "")
+    return f"as {' and '.join(sorted(used))}" + (f"; carried, not trained: {_named(carried)}" if carried else "")
+
+
+def _named(columns: Iterable[str]) -> str:
+    return ", ".join(name or "(without a name)" for name in columns)
 
 
 def read_source(section: Source, place: Place) -> IngestReport:
@@ -288,7 +294,9 @@ class _Reading:
             except RecursionError:
                 self.broken.append(broken_row(self._adapter, place, "is nested too deep", row))
                 continue
-            yield replaced(with_system(read, system), replace)
+            if system or replace:
+                read = replaced(with_system(read, system), replace)
+            yield read
 
     def read_row(self, row: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
         """One row as canonical, at its `row_id` and `pos`; ValueError, saying why, where it cannot be read."""
@@ -445,7 +453,7 @@ def _report(
     summary = [f"{digest.rows} rows from {len(files)} file{'s' * (len(files) > 1)} as {read_as}, {broken} broken"]
     summary += [f"{number} {what}" for what, number in sorted(counts.items())]
     if section.adapter != "columns" and carried:
-        summary.append(f"carried, not trained: {', '.join(carried)}")
+        summary.append(f"carried, not trained: {_named(carried)}")
     if unread := sorted({name for commit in commits for name in commit["result"].get("unread", ())}):
         summary.append(f"not read: {', '.join(unread)}")
     if types:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines.artifacts.rows import ROW, TOOLS
 from pipelines.errors import InputError
-from pipelines.sources.adapters import ADAPTERS, SAID_OF_ROW, Adapter
+from pipelines.sources.adapters import ADAPTERS, SAID_OF_ROW, SYSTEM, Adapter
 from pipelines.sources.turns import says_nothing
 
 _PREFERENCE = (
@@ -25,7 +25,7 @@ REFUSED = {
     **dict.fromkeys(("positive_messages", "negative_messages", "preference"), _PREFERENCE),
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios", "objects"), _MEDIA),
     **dict.fromkeys(("history", "functions", "instruction", "chat_template_kwargs", *SAID_OF_ROW), _MEANING),
-    **dict.fromkeys(("system_prompt", "messages", "conversations", "conversation"), _MEANING),
+    **dict.fromkeys(("input", "context", *SYSTEM, "messages", "conversations", "conversation"), _MEANING),
     **dict.fromkeys((*ROW.names, TOOLS.name), _MEANING),
     "pos": "column pos has the name that the order of the rows has here; rename it",
 }

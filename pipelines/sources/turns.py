@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from pipelines.artifacts.rows import Turn
+from pipelines.sources.json_text import RepeatedKey, value_of
 
 ROLES = {
     "system": "system",
@@ -29,6 +30,8 @@ ROLES = {
 }
 """What a source calls a speaker; a `call` is an assistant's turn whose text is JSON."""
 
+MARKS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+"""Marks of loss in a file of texts."""
 _ROLE = ("role", "from")
 _CONTENT = ("content", "value", "text")
 _LOSS = ("loss", "weight", "train", "training")
@@ -100,6 +103,8 @@ def loss_of(given: Mapping[Any, Any], what: str) -> bool | None:
         value = given.get(key)
         if says_nothing(value):
             continue
+        if isinstance(value, str):  # a CSV file has nothing else
+            value = MARKS.get(value.strip().lower(), value)
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise ValueError(f"{what} has {key} {_shown(value)}; true or 1 (trained) and false or 0 (context) are read")
         found.add(bool(value))
@@ -170,7 +175,9 @@ def json_of(given: Any, what: str) -> Any:
     if not isinstance(given, str):
         return given
     try:
-        return json.loads(given)
+        return value_of(given)
+    except RepeatedKey as error:
+        raise ValueError(f"{what}: {error}") from None
     except ValueError:
         raise ValueError(f"{what} are not JSON: {_shown(given)}") from None
 

@@ -253,6 +253,24 @@ def test_one_rule_says_what_is_held_out(section: dict[str, Any]) -> None:
         Split.model_validate(section)
 
 
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        pa.array([None] * 300, pa.string()),
+        pa.array([""] * 300),
+        pa.array([None] * 300, pa.int64()),
+        [float("nan")] * 300,
+    ],
+    ids=["null", "empty", "no number", "NaN"],
+)
+@pytest.mark.parametrize("rule", [{"test_ratio": 0.3}, {"first": 60}])
+def test_rows_without_a_group_are_groups_of_their_own(tmp_path: Path, nothing: Any, rule: dict[str, Any]) -> None:
+    report, sides = run(cleaned(tmp_path, rows(300, groups=300).append_column("g", [nothing]), 2), group="g", **rule)
+    assert sides["train"].num_rows + sides["test"].num_rows == 300 and report.rows.test == sides["test"].num_rows
+    assert 60 <= sides["test"].num_rows <= 120
+
+
 def test_a_source_of_its_own_has_no_groups() -> None:
     with pytest.raises(ValidationError, match="test_source says which rows are held out; remove group"):
         Split.model_validate({"test_source": "a", "group": "query"})

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import RecipeError
 from pipelines.recipe.load import load_recipe
-from rayjobs import submit
+from pipelines.sources.read import first_rows
+from rayjobs import pipeline, submit
 from rayjobs.submit import Job, exit_code, pack
 from tests.rayjobs.conftest import BIN
 
@@ -40,6 +42,13 @@ def own_filter(column: Column):
 def danlu(head: dict[str, str], folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(BIN / "danlu"), *arguments], cwd=folder, env=head, capture_output=True, text=True, timeout=300
+    )
+
+
+def names_in(folder: Path) -> list[str]:
+    """The files in a folder and below it, by their paths from there."""
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix != ".pyc" and path.is_file()
     )
 
 
@@ -167,8 +176,66 @@ def test_patterns_folders_and_helpers_travel(
     (folder / "travels.yaml").write_text(RECIPE.replace("data/rows.jsonl", '"data/**/*.jsonl"'), encoding="utf-8")
     job = tmp_path_factory.mktemp("job")
     pack(load_recipe("travels.yaml", ["clean.process=[text_length_filter]"]), Path("travels.yaml"), job)
-    there = sorted(str(path.relative_to(job)) for path in job.rglob("*") if path.is_file())
-    assert there == ["data/more/rows.jsonl", "data/rows.jsonl", "mine/beside.py", "mine/own.py", "travels.yaml"]
+    assert names_in(job) == ["data/more/rows.jsonl", "data/rows.jsonl", "mine/beside.py", "mine/own.py", "travels.yaml"]
+
+
+def test_packages_that_an_operator_s_file_imports_travel(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    for name in (
+        "rules/__init__.py",
+        "rules/words/__init__.py",
+        "rules/words/bad.py",
+        "rules/notes.txt",
+        "plain/more.py",
+        "no/other.py",
+    ):
+        (folder / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "mine" / name).write_text("", encoding="utf-8")
+    (folder / "mine" / "rules" / "words" / "bad.py").write_text("SECONDS = 0\n", encoding="utf-8")
+    own = OWN.replace("import beside", "from rules.words import bad as beside\nimport plain.more")
+    (folder / "mine" / "own.py").write_text(own, encoding="utf-8")
+    (folder / "travels.yaml").write_text(RECIPE.replace("[{text", "[own_filter, {text"), encoding="utf-8")
+    job = tmp_path_factory.mktemp("job")
+    pack(pipeline.load("travels.yaml"), Path("travels.yaml"), job)
+    packages = [
+        "mine/own.py",
+        "mine/plain/more.py",
+        "mine/rules/__init__.py",
+        "mine/rules/words/__init__.py",
+        "mine/rules/words/bad.py",
+    ]
+    assert names_in(job) == ["data/rows.jsonl", *packages, "travels.yaml"]
+    monkeypatch.chdir(job)
+    assert pipeline.load("travels.yaml").clean
+
+
+@pytest.mark.parametrize("inside", ["", "lists/"])
+def test_an_entry_of_a_list_of_data_sets_travels_with_its_file(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, inside: str
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / inside).mkdir(exist_ok=True)
+    row = {"问": "一", "答": "二"}
+    for name in ("mine.jsonl", "more.jsonl", "other.jsonl"):
+        (folder / inside / name).write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+    columns = {"prompt": "问", "response": "答"}
+    entries = {name: {"file_name": f"{name}.jsonl", "columns": columns} for name in ("mine", "more", "other", "gone")}
+    (folder / inside / "dataset_info.json").write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+    source = f"ingest.source={inside}dataset_info.json#"
+    changed = [f"{source}mine", "clean=null", f"split={{test_source: {inside}dataset_info.json#more}}"]
+    job = tmp_path_factory.mktemp("job")
+    pack(load_recipe("travels.yaml", changed), Path("travels.yaml"), job)
+    there = sorted([f"{inside}dataset_info.json", f"{inside}mine.jsonl", f"{inside}more.jsonl", "travels.yaml"])
+    assert names_in(job) == there
+    monkeypatch.chdir(job)
+    recipe = load_recipe("travels.yaml", changed)
+    assert recipe.ingest and [row["response"] for row in first_rows(recipe.ingest, 5)] == ["二"]
+    assert pipeline.problems_of(pipeline.stages_of(recipe), Workspace(str(folder / "w"))) == []
+    monkeypatch.chdir(folder)
+    with pytest.raises(RecipeError, match=rf"ingest\.source\.file_name: {inside}gone\.jsonl: no such file"):
+        pack(load_recipe("travels.yaml", [f"{source}gone"]), Path("travels.yaml"), tmp_path_factory.mktemp("job"))
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,13 @@ def test_the_sets_content_decides_the_output(evaluation: Path) -> None:
     assert stage.fingerprint_inputs() != before
 
 
+def test_a_set_may_be_an_entry_of_a_list_of_data_sets(evaluation: Path) -> None:
+    info = {"own": {"file_name": "set.jsonl"}}
+    (evaluation / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    sets = EvaluationSets({"s": f"{evaluation}/dataset_info.json#own"})
+    assert QUESTION in sets.texts["s"] and len(sets.fingerprint()["s"]) == 1
+
+
 def test_a_set_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"clean\.decontaminate: s: .*no such file"):
         _ = EvaluationSets({"s": str(tmp_path / "none")}).texts

@@ -114,6 +114,8 @@ def test_missing_columns_and_values() -> None:
     assert dropped.dropped["reason"].to_pylist() == ["no response"]
     votes["specified_numeric_field_filter"]["if_missing"] = "keep"
     assert run(table, votes).kept.num_rows == 3
+    some = rows(["甲", "乙", "丙"], votes=[None, 50, 0])
+    assert run(some, votes).kept["row_id"].to_pylist() == ["r0", "r1"]  # without a value it stays
 
 
 def test_nested_fields_and_other_text_columns() -> None:

@@ -177,6 +177,31 @@ def test_exports_of_wechat_and_qq_are_read(tmp_path: Path) -> None:
     assert [*reasons_of(dropped).values()] == [chat_log.RECALLED, chat_log.MEDIA, chat_log.NOTICE]
 
 
+def test_further_exports_are_read_by_their_names(tmp_path: Path) -> None:
+    def message(n: int, name: str, kind: str, text: str) -> dict[str, Any]:
+        time = {"createTime": 1_700_000_000 + n, "formattedTime": "2024-01-31 12:00:00", "isSend": 0}
+        return {"localId": n, **time, "type": kind, "content": text, "senderUsername": "w", "senderDisplayName": name}
+
+    talk = [message(1, "小明", "文本消息", "吃了吗"), message(2, "小明", "图片消息", "[图片]")]
+    talk.append(message(3, "爱莉", "引用消息", "吃了"))
+    (tmp_path / "w.json").write_text(json.dumps({"session": {"wxid": "a"}, "messages": talk}), encoding="utf-8")
+    posts = [
+        {
+            "type": "Default",
+            "timestamp": f"2024-01-31T12:00:0{n}.12+00:00",
+            "content": text,
+            "author": {"nickname": who},
+        }
+        for n, (who, text) in enumerate([("小明", "吃了吗"), ("小明", "看"), ("爱莉", "吃了")])
+    ]
+    posts[1]["attachments"] = [{"url": "a.png"}]
+    (tmp_path / "d.json").write_text(json.dumps({"channel": {"id": "1"}, "messages": posts}), encoding="utf-8")
+    for name in ("w.json", "d.json"):
+        _, table, dropped = run(tmp_path, tmp_path / name, chat_log=ALICE)
+        assert chats_of(table) == [[("user", "吃了吗"), ("assistant", "吃了")]]
+        assert reasons_of(dropped) == {f"{name}:2": chat_log.MEDIA}
+
+
 def test_gap_silence_and_length_end_a_session(tmp_path: Path) -> None:
     rows = [
         *(said("小明", 0, "一"), said("爱莉", 50, "二"), said("小明", 100, "三"), said("爱莉", 101, "四")),
@@ -289,7 +314,38 @@ def test_columns_of_other_names_are_named_and_speakers_are_told_apart(tmp_path: 
     chat = {**ALICE, "max_turns": 2}
     _, table, _ = run(tmp_path, source, columns=columns, chat_log=chat, system="你是爱莉", replace={"答": "回答"})
     assert table["speaker"].to_pylist() == ["小明、小红", "小红"] and table["chat"].to_pylist() == ["a", "a"]
+    assert table["query"].to_pylist() == ["小明：问\n小红：也问", "再问"]
     assert table["system"].to_pylist() == ["你是爱莉"] * 2 and table["response"].to_pylist() == ["回答", "再回答"]
+
+
+GROUP = [
+    *(said("小明", 0, "在吗"), said("小明", 1, "问个事"), said("小红", 2, "小明，我也问"), said("爱莉", 3, "小红先说")),
+    *(said("小红", 4, "几点"), said("爱莉", 5, "十点"), said("小刚", 200, "散了？"), said("爱莉", 201, "散了")),
+]
+
+
+@pytest.mark.parametrize(
+    ("chat", "asked", "speakers"),
+    [
+        ({}, ["小明：在吗\n小明：问个事\n小红：小明，我也问", "小红：几点", "散了？"], ["小明、小红", "小刚"]),
+        ({"name_speakers": "never"}, ["在吗\n问个事\n小明，我也问", "几点", "散了？"], ["小明、小红", "小刚"]),
+        (
+            {"name_speakers": "always", "names": {"小明": "甲", "小红": "乙"}},
+            ["甲：在吗\n甲：问个事\n乙：甲，我也问", "乙：几点", "小刚：散了？"],
+            ["乙、甲", "小刚"],
+        ),
+        ({"names": {"小明": "你", "小红": "你"}}, ["在吗\n问个事\n你，我也问", "几点", "散了？"], ["你", "小刚"]),
+    ],
+    ids=["auto", "never", "always", "one name"],
+)
+def test_where_several_others_speak_each_message_says_whose_it_is(
+    tmp_path: Path, chat: dict[str, Any], asked: list[str], speakers: list[str]
+) -> None:
+    _, table, _ = run(tmp_path, write_lines(tmp_path / "a.jsonl", GROUP), chat_log={**ALICE, **chat})
+    turns = [turn for talk in chats_of(table) for turn in talk]
+    assert [text for role, text in turns if role == "user"] == asked
+    assert [text for role, text in turns if role == "assistant"][1:] == ["十点", "散了"]
+    assert table["speaker"].to_pylist() == speakers
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.errors import InputError
+from pipelines.recipe.dataset_info import file_of
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.paths import paths_read
 from pipelines.sources.dataset_info import resolved
@@ -27,7 +28,8 @@ def test_an_entry_names_file_and_columns(tmp_path: Path) -> None:
     (row,) = first_rows(section, 5)
     assert [turn["content"] for turn in row["messages"]] == ["零", "半", "一\n二", "三"]
     assert describe_source(section) == "as alpaca; carried, not trained: 别"
-    assert paths_read(section) == {"source": str(tmp_path)}
+    files = {"source": f"{tmp_path}/dataset_info.json", "source.file_name": f"{tmp_path}/a.jsonl"}
+    assert paths_read(section) == files
     before = source_fingerprint(section)
     (tmp_path / "a.jsonl").write_text('{"问": "改", "答": "了"}\n', encoding="utf-8")
     assert source_fingerprint(section) != before
@@ -78,8 +80,26 @@ def test_what_an_entry_says_and_is_not_read_is_refused(tmp_path: Path, entry: An
         check_source(source_of(tmp_path, entry))
 
 
+@pytest.mark.parametrize(
+    ("folder", "file_name", "path"),
+    [
+        ("", "a.jsonl", "a.jsonl"),
+        ("data/", "more/a.jsonl", "data/more/a.jsonl"),
+        ("memory://lists/", "a.jsonl", "memory://lists/a.jsonl"),
+        ("data/", "/elsewhere/a.jsonl", "/elsewhere/a.jsonl"),
+    ],
+)
+def test_a_file_lies_beside_its_list(folder: str, file_name: str, path: str) -> None:
+    assert file_of(f"{folder}dataset_info.json#mine", {"file_name": file_name}) == path
+
+
 def test_lists_that_are_none_are_named(tmp_path: Path) -> None:
+    missing = Ingest(source=f"{tmp_path}/dataset_info.json#mine")
     with pytest.raises(InputError, match=r"dataset_info\.json: cannot be read"):
-        check_source(Ingest(source=f"{tmp_path}/dataset_info.json#mine"))
+        check_source(missing)
+    assert paths_read(missing) == {"source": f"{tmp_path}/dataset_info.json"}
+    (tmp_path / "dataset_info.json").write_text("[1, 2]", encoding="utf-8")
+    with pytest.raises(InputError, match=r"dataset_info\.json: not a JSON object whose keys name data sets"):
+        check_source(missing)
     with pytest.raises(InputError, match=r"no such entry; .*mini"):
         check_source(source_of(tmp_path, {"file_name": "x"}, name="mini"))

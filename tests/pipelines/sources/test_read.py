@@ -123,6 +123,38 @@ def test_csv_carries_text(tmp_path: Path) -> None:
     assert table["note"].to_pylist() == ["x", "y"]
 
 
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ('q1,"never closed\nq2,r2\n', ["q0"]),
+        ('q1,"r1" more\nq2,r2\n', ["q0", "q2"]),
+        ('q1,"closed in the next row\nq2,"r2"\nq3,r3\n', ["q0", "q3"]),
+        ('q1,"he said "yes""\nq2,r2\n', ["q0", "q2"]),
+        ('"q1\n', ["q0"]),
+    ],
+)
+@pytest.mark.parametrize("size", [1 << 24, 10])
+@pytest.mark.parametrize("adapter", ["auto", "columns"])
+def test_quotation_marks_do_not_make_one_row_of_several(
+    tmp_path: Path, text: str, read: list[str], size: int, adapter: str
+) -> None:
+    source = tmp_path / "b.csv"
+    source.write_text(f"query,response\nq0,r0\n{text}", encoding="utf-8")
+    report, table, dropped = run(tmp_path, source, max_broken=1, shard_bytes=size, adapter=adapter)
+    assert table["query"].to_pylist() == read and report.broken == 1
+    assert dropped["row_id"].to_pylist() == ["b.csv:2"]
+    assert dropped["reason"][0].as_py().startswith("its quotation marks cannot be told apart")
+
+
+def test_quotation_marks_inside_plain_fields_are_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('query,response\n他说"好",""\n"他说""好""",答"\n', encoding="utf-8")
+    table = run(tmp_path, tmp_path / "a.csv")[1]
+    assert table.select(["query", "response"]).to_pylist() == [
+        {"query": '他说"好"', "response": ""},
+        {"query": '他说"好"', "response": '答"'},
+    ]
+
+
 def test_rows_do_not_depend_on_the_shards(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "a.jsonl", rows_of(700))
     digests = {

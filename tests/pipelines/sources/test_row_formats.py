@@ -18,6 +18,10 @@ def turns_of(
     return [{keys[0]: names[number % 2], keys[1]: text} for number, text in enumerate(turns)]
 
 
+def asked(question: str, answer: str) -> list[Row]:
+    return [{"question": question, "answer": answer}]
+
+
 SHARED: Any = {"names": ("human", "gpt"), "keys": ("from", "value")}
 READ: dict[str, tuple[Row, list[str]]] = {
     "LLaMA-Factory, alpaca": (
@@ -57,6 +61,14 @@ READ: dict[str, tuple[Row, list[str]]] = {
         },
         ["零", "半", "一", "二"],
     ),
+    "COIG, conversations": (
+        {"instruction": "零", "conversations": [*asked("一", "二"), *asked("三", "四")], "filename": "a.jsonl"},
+        ["零\n一", "二", "三", "四"],
+    ),
+    "COIG, no instruction": (
+        {"instruction": "", "conversations": [*asked("一", "二"), *asked("三", "四")]},
+        ["一", "二", "三", "四"],
+    ),
     "xtuner": (
         {
             "conversation": [
@@ -86,10 +98,58 @@ READ: dict[str, tuple[Row, list[str]]] = {
     "MOSS": (
         {
             "conversation_id": "1",
+            "meta_instruction": "S",
             "chat": {f"turn_{n}": {"Human": a, "MOSS": b} for n, (a, b) in enumerate(["一二", "三四"])},
         },
-        ["一", "二", "三", "四"],
+        ["S", "一", "二", "三", "四"],
     ),
+}
+PAIRS: dict[str, tuple[Row, str, str]] = {
+    "COIG-PC": (
+        {
+            **{
+                "instruction": "一",
+                "input": "二",
+                "output": "三",
+                "split": "train",
+                "task_name_in_eng": "a",
+                "other": "",
+            },
+            **{"task_type": {"major": ["问答"], "minor": ["百科"]}, "domain": ["百科"]},
+        },
+        "一\n二",
+        "三",
+    ),
+    "COIG, exam": (
+        {
+            **{
+                "textbox_q_instruction": "选一项",
+                "textbox_q_context": "文",
+                "textbox_question": "问",
+                "subject": "生物",
+            },
+            **{"textbox_answer": "A", "textbox_answer_analysis": "因为甲"},
+        },
+        "选一项\n文\n问",
+        "因为甲\nA",
+    ),
+    "COIG, human values": (
+        {
+            **{"textbox_q_instruction": "答", "textbox_question": "问"},
+            **{"textbox_answer": "甲", "textbox_answer_analysis": "甲"},
+        },
+        "答\n问",
+        "甲",
+    ),
+    "COIG, translated": (
+        {
+            **{"instruction": "say", "input": "cat", "output": "a cat"},
+            **{"trans_instruction": "说", "trans_input": "猫", "trans_output": "一只猫"},
+        },
+        "说\n猫",
+        "一只猫",
+    ),
+    "COIG, leetcode": ({"instruction": "一", "input": "", "output": "二"}, "一", "二"),
 }
 REFUSED: dict[str, tuple[Row, str]] = {
     "LLaMA-Factory, preferences": ({"conversations": turns_of("一", **SHARED), "chosen": {"from": "gpt"}}, "chosen"),
@@ -102,6 +162,9 @@ REFUSED: dict[str, tuple[Row, str]] = {
         {"messages": [*turns_of("一"), {"role": "assistant", "content": "二", "train_detail": [{"train": True}]}]},
         "train_detail",
     ),
+    "COIG, turns of other names": ({"instruction": "零", "conversations": turns_of("一", "二", **SHARED)}, "from"),
+    "COIG, counterfactual chat": ({"round_0": {"prompt": "一", "response": '{"Q": "问", "A": "答"}'}}, "round_0"),
+    "COIG-P": ({"conversations": turns_of("一", **SHARED), "chosen": {"from": "gpt"}, "rejected": {}}, "chosen"),
     "MOSS": (
         {"chat": {"turn_1": {"Human": "一", "Commands": "<|Commands|>: Search(x)<eoc>", "MOSS": "二"}}},
         "Commands",
@@ -114,6 +177,19 @@ def test_read_with_every_turn(name: str) -> None:
     row, texts = READ[name]
     _, adapter = adapter_for(classify(row, "auto"), row)
     assert [turn["content"] for turn in adapter.read(json.loads(json.dumps(row)), Counter())["messages"]] == texts
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_read_as_one_question_and_its_answer(name: str) -> None:
+    row, query, response = PAIRS[name]
+    read = adapter_for(classify(row, "auto"), row)[1].read(row, Counter())
+    assert (read["query"], read["response"], read.get("messages")) == (query, response, None)
+
+
+def test_originals_beside_translations_are_counted() -> None:
+    row, counts = PAIRS["COIG, translated"][0], Counter[str]()
+    adapter_for(classify(row, "auto"), row)[1].read(row, counts)
+    assert counts == {"rows read in translation, whose originals are left out": 1}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -76,6 +76,9 @@ def test_messages_are_read_where_a_pair_stands_beside_them() -> None:
         ({"train": False}, False),
         ({"training": True}, True),
         ({"loss": True, "weight": 1}, True),
+        ({"loss": "FALSE"}, False),
+        ({"weight": "0.0"}, False),
+        ({"train": "1"}, True),
     ],
 )
 def test_marks_of_loss_are_kept(mark: Row, loss: bool) -> None:
@@ -203,6 +206,8 @@ def test_keys_that_say_nothing_refuse_nothing(nothing: Any) -> None:
         ("audios", ["a.wav"], "only text is trained"),
         ("history", [["a", "b"]], "does not read it"),
         ("functions", [{"name": "f"}], "does not read it"),
+        ("context", "一段文字", "does not read it"),
+        ("input", "补充", "does not read it"),
         ("pos", 3, "order of the rows"),
     ],
 )
@@ -229,6 +234,8 @@ def test_preferences_are_refused_by_name(row: Row) -> None:
         ({"system_prompt": "S", "question": "问", "response": "答"}, "问", "答"),
         ({"instruction": "", "input": "问", "output": "答"}, "问", "答"),
         ({"instruction": "问", "context": "文", "response": "答"}, "问\n文", "答"),
+        ({"instruction": "问", "input": "文", "response": "答"}, "问\n文", "答"),
+        ({"conversation": [USER, SAID]}, "问", "答"),
         ({"conversations": [USER, SAID]}, "问", "答"),
         ({"conversations": [{"question": "问", "answer": "答"}]}, "问", "答"),
         ({"conversation": [{"human": "问", "assistant": "答"}]}, "问", "答"),
@@ -241,6 +248,20 @@ def test_further_schemas(row: Row, query: str | None, response: str) -> None:
     _, found, _ = read(row)
     assert (found["query"], found["response"]) == (query, response)
     assert found.get("system") == row.get("system_prompt")
+
+
+@pytest.mark.parametrize("names", [("question", "answer"), ("query", "response"), ("prompt", "completion")])
+def test_what_a_question_is_asked_about_is_not_passed_over(names: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match="column context: it changes what the row says"):
+        read({"context": "一段文字", names[0]: "问", names[1]: "答"})
+    assert read({"context": "", names[0]: "问", names[1]: "答"})[1]["query"] == "问"
+
+
+def test_moss_s_instruction_is_the_system_prompt() -> None:
+    chat_of_moss = {"turn_1": {"Human": "<|Human|>: 问<eoh>", "MOSS": "<|MOSS|>: 答<eom>"}}
+    assert read({"meta_instruction": "你是 MOSS。", "chat": chat_of_moss})[1]["system"] == "你是 MOSS。"
+    with pytest.raises(ValueError, match="columns system and meta_instruction differ"):
+        read({"meta_instruction": "你是 MOSS。", "system": "S", "chat": chat_of_moss})
 
 
 def test_every_adapter_says_what_it_needs() -> None:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,28 @@ def test_names_of_files_are_taken_literally_and_hidden_folders_left_out(
     assert run(tmp_path, tmp_path / "s" / "a[1].jsonl")[0].rows == 1
     assert run(tmp_path, tmp_path / "s")[0].rows == 3
     assert "2 hidden files are left out, such as " in capsys.readouterr().err
+
+
+def test_a_file_whose_name_is_no_text_is_named(tmp_path: Path) -> None:
+    name = Path(os.fsdecode(bytes(tmp_path) + b"/\xce\xca.jsonl"))
+    write_lines(name, [PAIR])
+    with pytest.raises(InputError, match=r"\\udcce\\udcca\.jsonl': its name is not UTF-8"):
+        run(tmp_path, tmp_path)
+
+
+def test_files_put_one_after_another_keep_their_marks_of_utf_8(tmp_path: Path) -> None:
+    line = json.dumps(PAIR).encode("utf-8-sig") + b"\n"
+    (tmp_path / "a.jsonl").write_bytes(line * 3)
+    assert run(tmp_path, tmp_path / "a.jsonl")[0].rows == 3
+
+
+def test_a_column_without_a_name_is_named_so(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",query,response\n0,问,答\n", encoding="utf-8")
+    section = Ingest(source=str(tmp_path / "a.csv"))
+    assert describe_source(section) == "as query_response; carried, not trained: (without a name)"
+    half = tmp_path / "b.jsonl"
+    half.write_text('{"query": "a", "response": "b", "z\\ud83d": 1}\n' + json.dumps(PAIR), encoding="utf-8")
+    assert describe_source(Ingest(source=str(half))) == "as query_response"
 
 
 def test_the_header_of_a_table_names_each_column_once(tmp_path: Path) -> None:

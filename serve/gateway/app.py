@@ -6,8 +6,8 @@ requests in flight, and copies bytes. Prompts, sampling and answers are vLLM's o
 
 import asyncio
 import logging
-import random
 import re
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -463,7 +463,7 @@ def require_method(scope: Scope, method: str) -> None:
 def request_id_of(scope: Scope) -> bytes:
     """The name a client gave its request, or one of our own, under which gateway and engine speak of it."""
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    return given if REQUEST_ID.fullmatch(given) else b"%024x" % random.getrandbits(96)  # a name, no secret
+    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(12).encode()
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:

@@ -23,46 +23,7 @@ BODY_SECONDS = 60.0
 WRITE_SECONDS = 30.0
 """How long a client may leave unread what it was sent; then its connection is closed, and its engine stops."""
 
-JOINED_BYTES = 64 << 10
-"""What is held back at most until the event loop's next turn."""
-
 REASONS = {408: "Request Timeout", 431: "Request Header Fields Too Large"}
-
-
-class JoinedWrites:
-    """A transport that sends what is written within one turn of the event loop together.
-
-    uvicorn writes an answer's head and its body, or a stream's many small events, one by one; each would be a system
-    call and a packet of its own, which cost more than to build them.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._loop = transport, loop
-        self._held: list[bytes] = []
-        self._size = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        """Send at the end of this turn."""
-        if not self._held:
-            self._loop.call_soon(self._flush)
-        self._held.append(data)
-        self._size += len(data)
-        if self._size > JOINED_BYTES:
-            self._flush()
-
-    def close(self) -> None:
-        """Close when all is sent."""
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._held:
-            held, self._held, self._size = self._held, [], 0
-            if not self._transport.is_closing():  # its client may have left meanwhile
-                self._transport.write(b"".join(held))
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -79,7 +40,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there; it must ask soon."""
-        super().connection_made(JoinedWrites(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(transport)
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:

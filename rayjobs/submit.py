@@ -278,12 +278,11 @@ def _travels(path: str) -> bool:
 def _files(path: str) -> list[Path]:
     """The files that a relative path or pattern names, those of folders included.
 
-    With Python's, all beside it, and what it imports of the packages there.
+    With Python's, the modules and packages beside it that it imports.
     """
     named = [Path(path)] if os.path.exists(path) else [Path(one) for one in glob.glob(path, recursive=True)]
     python = [one for one in named if one.suffix == ".py"]
-    beside = [other for one in python for other in one.parent.glob("*.py")]
-    beside += [one.parent / helper for one in python for helper, _ in source_of(str(one)).helpers]
+    beside = [one.parent / helper for one in python for helper, _ in source_of(str(one)).helpers]
     inside = [other for one in named if one.is_dir() for other in one.rglob("*")]
     return sorted({one for one in (*named, *beside, *inside) if one.is_file()})
 

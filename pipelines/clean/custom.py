@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
-from pipelines.clean.custom_source import Source, source_of, wrong_with
+from pipelines.clean.custom_source import Source, operators_of
 from pipelines.clean.operators import OPERATORS, Operator
 from pipelines.errors import Problem
 
@@ -44,20 +44,9 @@ def _restored(source: Source, operator: str, field: str) -> FromFile:
 
 def load_operators(paths: Sequence[str]) -> tuple[dict[str, Operator], list[Problem]]:
     """Run the files: the operators that they register and that can be used, by name, and what is wrong with others."""
-    found: dict[str, Operator] = {}
-    problems: list[Problem] = []
-    for index, path in enumerate(paths):
-        here = f"clean.custom_operators[{index}]"
-        try:
-            source = source_of(path)
-            own = _registered(source)
-            wrong = wrong_with(path, own, found)
-        except Exception as error:  # whatever a person's own file raises
-            problems.append(Problem(here, f"{path} cannot be used ({type(error).__name__}: {error})"))
-            continue
-        problems += [Problem(here, f"{path}{text}") for text in wrong]
-        found |= {} if wrong else {name: _travelling(source, made) for name, made in own.items()}
-    return found, problems
+    return operators_of(
+        paths, lambda source: {name: _travelling(source, made) for name, made in _registered(source).items()}
+    )
 
 
 class _Helpers(MetaPathFinder, ExecutionLoader):
@@ -85,7 +74,9 @@ class _Helpers(MetaPathFinder, ExecutionLoader):
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         """Where the module is, if it is one of them."""
         if fullname not in self._modules:
-            return None
+            # a folder without __init__.py is a package too, where a module in it is imported
+            inside = any(name.startswith(f"{fullname}.") for name in self._modules)
+            return ModuleSpec(fullname, None, is_package=True) if inside else None
         file, _ = self._modules[fullname]
         folders = [str(file.parent)] if file.name == "__init__.py" else None
         return spec_from_file_location(fullname, file, loader=self, submodule_search_locations=folders)

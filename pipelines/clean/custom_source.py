@@ -6,7 +6,7 @@ A recipe may come from somebody else: `danlu check` looks at it before anything 
 import ast
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -83,23 +83,29 @@ def declared_operators(paths: Sequence[str]) -> tuple[dict[str, Operator], list[
     Operators are functions at the top of a file with `@operator(…)`. Those returned have the parameters of the
     declared ones, for recipes to be checked against, and cannot be called.
     """
+    return operators_of(paths, lambda source: {made.name: made for made in _declared(source)})
+
+
+def operators_of(
+    paths: Sequence[str], read: Callable[[Source], dict[str, Operator]]
+) -> tuple[dict[str, Operator], list[Problem]]:
+    """The operators that `read` finds in the files, by name, and what is wrong with files that cannot be used."""
     found: dict[str, Operator] = {}
     problems: list[Problem] = []
     for index, path in enumerate(paths):
         here = f"clean.custom_operators[{index}]"
         try:
-            source = source_of(path)
-            own = {made.name: made for made in _declared(source)}
-        except (OSError, SyntaxError, ValueError) as error:
+            own = read(source_of(path))
+            wrong = _wrong_with(path, own, found)
+        except Exception as error:  # whatever a person's own file raises
             problems.append(Problem(here, f"{path} cannot be used ({type(error).__name__}: {error})"))
             continue
-        wrong = wrong_with(path, own, found)
         problems += [Problem(here, f"{path}{text}") for text in wrong]
         found |= {} if wrong else own
     return found, problems
 
 
-def wrong_with(path: str, own: Mapping[str, Operator], others: Mapping[str, Operator]) -> list[str]:
+def _wrong_with(path: str, own: Mapping[str, Operator], others: Mapping[str, Operator]) -> list[str]:
     """Why the operators of a file cannot be used beside ours and those of other files; to be read after its name."""
     if not own:
         return [" registers no operator; see docs/operators.md"]

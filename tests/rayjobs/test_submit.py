@@ -169,8 +169,8 @@ def test_patterns_folders_and_helpers_travel(
 ) -> None:
     monkeypatch.chdir(folder)
     (folder / "mine").mkdir()
-    for name in ("own.py", "beside.py", "notes.txt"):
-        (folder / "mine" / name).write_text("", encoding="utf-8")
+    for name, text in {"own.py": "import beside", "beside.py": "", "not_imported.py": "", "notes.txt": ""}.items():
+        (folder / "mine" / name).write_text(text, encoding="utf-8")
     (folder / "data" / "more").mkdir()
     (folder / "data" / "more" / "rows.jsonl").write_text("{}", encoding="utf-8")
     (folder / "travels.yaml").write_text(RECIPE.replace("data/rows.jsonl", '"data/**/*.jsonl"'), encoding="utf-8")

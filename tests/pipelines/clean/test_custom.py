@@ -171,7 +171,8 @@ PACKAGE = {
     "words/__init__.py": "from .greetings import GREETINGS\n",
     "words/greetings.py": "from . import more\nGREETINGS = ['谢邀', *more.MORE]\n",
     "words/more.py": "import plain\nMORE = plain.MORE\n",
-    "plain.py": "MORE = ['泻药']\n",
+    "plain.py": "from bare.folder import WORD\nMORE = [WORD]\n",
+    "bare/folder.py": "WORD = '泻药'\n",
     "unused.py": "1 / 0\n",
 }
 
@@ -190,6 +191,7 @@ def test_packages_beside_the_file_reach_a_worker_that_does_not_have_them(folder:
     sent.write_bytes(pickle.dumps(operators["strip_greeting_mapper"].function))
     (folder / "my_ops.py").rename(folder / "gone.py")
     (folder / "words").rename(folder / "gone")
+    (folder / "bare").rename(folder / "gone2")
     (folder / "plain.py").unlink()
     program = (
         "import pickle, sys; import pyarrow as pa; from pipelines.clean.column import Column; "

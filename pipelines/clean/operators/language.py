@@ -42,7 +42,9 @@ ENOUGH_HIRAGANA = 0.12
 """Share of hiragana, which only Japanese grammar needs, among hiragana and Han from which a text is Japanese."""
 
 _CANTONESE = regex.compile("[哋嘅咗喺嚟冇㗎佢嗰啲嘢瞓攞冚噉嗌]|唔(?!知)|点样|點樣|边度|邊度|系度|系咪|係咪|得闲|得閒")
-_WU = regex.compile("侬|阿拉(?!伯|斯加|善|丁|法特|木)|倷|弗|侪|伲|格桩|今朝|屋里向|哪能|闲话|辰光|物事|晓得伐|伊[讲拉]")
+WU_WE = "阿拉(?!伯|斯加|善|丁|法特|木)"
+"""We, in Wu; in names such as 阿拉伯 it is none."""
+_WU = regex.compile(f"侬|{WU_WE}|倷|弗|侪|伲|格桩|今朝|屋里向|哪能|闲话|辰光|物事|晓得伐|伊[讲拉]")
 TRADITIONAL = frozenset(
     "們個這來時說對會為國過後還沒麼裡裏學經現發點問無實將與種開關見從長話電車東門買賣讀書寫聽樂愛體頭覺讓請謝錢員該機動業產務報場區單價應當質邊處難樣"
     "總選擇給課題義進達連運達遠適選選遊週隊階際隨雖雙雜離難雲靜須順預頻題願類顧風飛飯館馬驗驚魚鳥麗龍"

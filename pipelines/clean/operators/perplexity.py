@@ -15,7 +15,7 @@ from pipelines.clean.column import Column, Indices, Mask, utf8
 from pipelines.clean.kernels.han_pairs import HAN, pair_codes, stray_shares
 from pipelines.clean.kernels.kenlm_model import HashedModel, load_hashed_model
 from pipelines.clean.operators.garbled import variety
-from pipelines.clean.operators.language import TRADITIONAL, variant_of
+from pipelines.clean.operators.language import TRADITIONAL, WU_WE, variant_of
 from pipelines.clean.operators.registry import CLOSED, Assets, Dialect, Interval, Parameters, Verdict, operator, within
 from pipelines.clean.operators.words import piece_numbers, pieces, sentencepiece_of, unknown_piece, vocabulary
 
@@ -136,7 +136,7 @@ _SINGLE = regex.compile(r"▁?\p{Han}")
 _CLASSICAL = regex.compile("[之乎者也矣焉哉兮曰吾尔汝于亦皆遂乃]|而不|其[一所]")
 _MODERN = regex.compile("[的了是在这那个们我你她它么吗吧呢着过很就都还要会说被把让给没]")
 _DIALECT = regex.compile(
-    "俺|恁|啥子|莫得|侬|伊拉|阿拉(?!伯|斯加|善|丁|法特|木)|阿乌|伐[会要是啦]|里向|物事|辰光|白相|格种|[勿伐]要|勿[是会好]|[佢唔畀哋嘅冇嗰啲嚟咗喺睇搵啱]"
+    f"俺|恁|啥子|莫得|侬|伊拉|{WU_WE}|阿乌|伐[会要是啦]|里向|物事|辰光|白相|格种|[勿伐]要|勿[是会好]|[佢唔畀哋嘅冇嗰啲嚟咗喺睇搵啱]"
 )
 UNUSUAL, MIXED, SHORT, DIALECTAL, TERSE = 5.0, 2.0, 3.0, 20.0, 10
 SHORT_PIECES = 14

@@ -19,6 +19,7 @@ from pipelines.artifacts.reports.train import TrainReport
 from pipelines.recipe.train import Train
 from pipelines.train.flops import flops_of
 from pipelines.train.memory import estimate, shapes_of
+from rayjobs.cli import app
 
 RANK = 16
 STEPS, FEW_STEPS = 12, 4
@@ -122,9 +123,8 @@ def _train(setting: Setting, name: str, section: dict[str, Any], workspace: Path
         "train": section,
     }
     recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
-    program = "from rayjobs.cli import main; main()"
-    command = [sys.executable, "-P", "-c", program, "train", str(recipe), "--workspace", str(workspace)]
-    beside.call(command)
+    # in this process, which has loaded what it needs
+    app(["train", str(recipe), "--workspace", str(workspace)], standalone_mode=False)
     return beside.report_of(workspace)
 
 

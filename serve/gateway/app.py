@@ -5,13 +5,14 @@ requests in flight, and copies bytes. Prompts, sampling and answers are vLLM's o
 """
 
 import asyncio
+import itertools
 import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import aiohttp
 from multidict import CIMultiDict
@@ -24,6 +25,7 @@ from serve.asgi import Headers, Receive, RequestError, Scope, Send, send_body, s
 from serve.auth import ApiKeys
 from serve.discovery import EngineRecord
 from serve.gateway.access_log import note
+from serve.gateway.departures import Departures
 from serve.gateway.limits import Admission, Rates
 from serve.gateway.metrics import Metrics, Timing, TokenUsage
 from serve.gateway.openapi import DESCRIPTION
@@ -52,7 +54,6 @@ HOLD_SECONDS = 300.0
 
 HEALTH_TIMEOUT = aiohttp.ClientTimeout(total=5)
 HOLD_POLL_SECONDS = 0.25
-WATCH_AFTER_SECONDS = 0.05
 SCAN_SECONDS = 0.1
 """How often the registries are read for names that are not known: they may have been published a moment ago."""
 
@@ -85,9 +86,11 @@ DROPPED_HEADERS = (
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 """Names of requests that are taken over from a client's `X-Request-Id`: an engine writes them to its log."""
 
-logger = logging.getLogger("ray.serve")
+OURS = secrets.token_hex(8).encode()
+"""What all names begin with that this process gives to requests; a number follows."""
+_numbers = itertools.count()
 
-Result = TypeVar("Result")
+logger = logging.getLogger("ray.serve")
 
 
 @dataclass(eq=False)
@@ -163,6 +166,7 @@ class Gateway:
         self._scanned = -SCAN_SECONDS
         self.looked: dict[str, float] = {}
         self._rates = Rates(self.limits)
+        self._departures = Departures()
         self._engine_headers = CIMultiDict(
             {"content-type": "application/json", "authorization": f"Bearer {engine_key}"}
         )
@@ -287,7 +291,7 @@ class Gateway:
             model = request.model.name
             note(scope, caller=caller[:12], model=model, request_id=request_id.decode())
             self._rates.admit(caller)
-            usage = await unless_disconnected(receive, self._answer(request, caller, send))
+            usage = await self._departures.unless_gone(receive, self._answer(request, caller, send))
             if usage is not None:
                 note(scope, prompt_tokens=usage.prompt, completion_tokens=usage.completion)
         except RequestError as error:
@@ -463,36 +467,4 @@ def require_method(scope: Scope, method: str) -> None:
 def request_id_of(scope: Scope) -> bytes:
     """The name a client gave its request, or one of our own, under which gateway and engine speak of it."""
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(12).encode()
-
-
-async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """Do the work, and drop it (None) when the client closes its connection: the engine then stops generating.
-
-    It is watched from `WATCH_AFTER_SECONDS` on: a task for each short answer costs more than it saves.
-    """
-    worker = asyncio.current_task()
-    assert worker is not None
-    watchers: list[asyncio.Task[None]] = []
-    gone = False
-
-    async def watch() -> None:
-        nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        worker.cancel()
-
-    loop = asyncio.get_running_loop()
-    later = loop.call_later(WATCH_AFTER_SECONDS, lambda: watchers.append(loop.create_task(watch())))
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not gone:
-            raise
-        worker.uncancel()
-        return None
-    finally:
-        later.cancel()
-        for watcher in watchers:
-            watcher.cancel()
+    return given if REQUEST_ID.fullmatch(given) else b"%s%08x" % (OURS, next(_numbers))

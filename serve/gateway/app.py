@@ -26,7 +26,7 @@ from serve.auth import ApiKeys
 from serve.discovery import EngineRecord
 from serve.gateway.access_log import note
 from serve.gateway.departures import Departures
-from serve.gateway.limits import Admission, Rates
+from serve.gateway.limits import Limiter, OwnLimits
 from serve.gateway.metrics import Metrics, Timing, TokenUsage
 from serve.gateway.openapi import DESCRIPTION
 from serve.gateway.request_body import (
@@ -152,10 +152,10 @@ class Gateway:
         limits: Limits | None = None,
         look_again: Callable[[], Awaitable[None]] | None = None,
         open_metrics: bool = False,
+        limiter: Limiter | None = None,
     ) -> None:
         self.models = models
         self.limits = limits or Limits()
-        self.admission = Admission(self.limits)
         self.metrics = Metrics()
         self.session: aiohttp.ClientSession | None = None
         self._keys = ApiKeys(keys)
@@ -165,7 +165,7 @@ class Gateway:
         self._scanning = asyncio.Lock()
         self._scanned = -SCAN_SECONDS
         self.looked: dict[str, float] = {}
-        self._rates = Rates(self.limits)
+        self.limiter = limiter or OwnLimits(self.limits)
         self._departures = Departures()
         self._engine_headers = CIMultiDict(
             {"content-type": "application/json", "authorization": f"Bearer {engine_key}"}
@@ -290,7 +290,6 @@ class Gateway:
             request = await self._check(path, body, request_id)
             model = request.model.name
             note(scope, caller=caller[:12], model=model, request_id=request_id.decode())
-            self._rates.admit(caller)
             usage = await self._departures.unless_gone(receive, self._answer(request, caller, send))
             if usage is not None:
                 note(scope, prompt_tokens=usage.prompt, completion_tokens=usage.completion)
@@ -341,37 +340,36 @@ class Gateway:
                 raise RequestError(503, message, "registry_unavailable", retry_after=2) from None
 
     async def _answer(self, request: Completion, caller: str, send: Send) -> TokenUsage | None:
-        await self._enter(request.model.name, caller)
-        status = None
+        model = request.model.name
+        place = await self._enter(model, caller)
+        status = usage = None
         try:
             status = await self._forward(request, send)
+            if status is not None:
+                self.metrics.answered(model, status)
+                usage = self.metrics.finished(model, request.streamed, request.timing)
+            return usage
         except asyncio.CancelledError:
-            self.metrics.answered(request.model.name, CLIENT_CLOSED)
+            self.metrics.answered(model, CLIENT_CLOSED)
             raise
         finally:
-            self.metrics.in_flight[request.model.name] -= 1
-            self.admission.leave(caller)
+            self.metrics.in_flight[model] -= 1
             if status is None and (request.started or request.timing.sent):  # broken off, after an engine began
-                broken = request.unfinished_usage()
-                self._rates.spend(caller, broken.prompt + broken.completion)
-        if status is None:
-            return None
-        self.metrics.answered(request.model.name, status)
-        usage = self.metrics.finished(request.model.name, request.streamed, request.timing)
-        self._rates.spend(caller, usage.prompt + usage.completion)
-        return usage
+                usage = request.unfinished_usage()
+            self.limiter.leave(place, usage.prompt + usage.completion if usage else 0)
 
-    async def _enter(self, model: str, caller: str) -> None:
+    async def _enter(self, model: str, caller: str) -> Any:
         """Wait for a place in flight."""
         self.metrics.queued[model] += 1
         try:
-            await self.admission.enter(caller)
+            place = await self.limiter.enter(caller)
         except asyncio.CancelledError:
             self.metrics.answered(model, CLIENT_CLOSED)
             raise
         finally:
             self.metrics.queued[model] -= 1
         self.metrics.in_flight[model] += 1
+        return place
 
     async def _forward(self, request: Completion, send: Send) -> int | None:
         """Copy the answer of an engine, the next one where one dies before it; None where one dies in the middle."""

@@ -46,6 +46,7 @@ def test_every_part_runs_on_a_cpu_in_under_four_minutes(tmp_path: Path) -> None:
     print(f"all parts: {seconds:.0f} s")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_next_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     started = command(tmp_path, "--dry", "--only", "machine", "lora-zero0")
     process = subprocess.Popen(started, cwd=PROJECT, start_new_session=True, stderr=subprocess.PIPE, text=True)

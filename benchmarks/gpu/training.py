@@ -115,13 +115,7 @@ def _alone(setting: Setting) -> Iterator[None]:
 
 def _train(setting: Setting, name: str, section: dict[str, Any], workspace: Path) -> TrainReport:
     recipe = setting.folder / f"{name}.yaml"
-    content = {
-        "name": name,
-        "seed": SEED,
-        "ingest": {"source": str(setting.rows())},
-        "split": {"test_ratio": 0.02},
-        "train": section,
-    }
+    content = {"name": name, "seed": SEED, "train": {"data": [str(setting.rows())], **section}}
     recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
     # in this process, which has loaded what it needs
     app(["train", str(recipe), "--workspace", str(workspace)], standalone_mode=False)

@@ -58,13 +58,15 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(params=["s3", "oss"])
-def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def bucket(request: pytest.FixtureRequest) -> str:
     """The URL of an empty bucket; this process and its children find the server through their environment."""
-    if request.param == "oss":
-        request.getfixturevalue("store")
-        yield "oss://danlu"
-    else:
-        yield from _s3(monkeypatch)
+    return str(request.getfixturevalue(f"{request.param}_bucket"))
+
+
+@pytest.fixture
+def oss_bucket(store: Store) -> str:
+    """The URL of an empty bucket at a stand-in for OSS."""
+    return "oss://danlu"
 
 
 @pytest.fixture
@@ -82,7 +84,9 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
         yield server.store
 
 
-def _s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture
+def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty bucket at a server that speaks S3's protocol."""
     import fsspec
     from moto.server import ThreadedMotoServer
 

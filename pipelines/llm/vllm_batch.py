@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pipelines.errors import HardwareError, StageError
 from pipelines.models.served import ServedModel
+from pipelines.placement import lacking_for_good
 from pipelines.recipe.serve import Serve
 from serve.engine.command import (
     CPU_KV_CACHE_BYTES,
@@ -155,17 +156,17 @@ def _block(serve: Serve) -> int:
 
 
 def require_room(serve: Serve) -> None:
-    """HardwareError where the cluster could never place the engines; Ray Data would wait for ever."""
-    import ray
+    """Wait where the cluster must grow for the engines; HardwareError where it never could place them.
 
-    have = ray.cluster_resources()
-    for resource, each in (("CPU", serve.num_cpus), ("GPU", serve.num_gpus)):
-        needed = each * serve.num_replicas
-        if needed > have.get(resource, 0.0):
-            raise HardwareError(
-                f"the engines need {needed:g} {resource}, the cluster has {have.get(resource, 0.0):g}; "
-                f"lower serve.num_{resource.lower()}s or serve.num_replicas"
-            )
+    Ray Data would wait for ever.
+    """
+    size = serve.engine.tensor_parallel_size
+    bundles = [{"CPU": serve.num_cpus / size, "GPU": serve.num_gpus / size}] * (size * serve.num_replicas)
+    what = f"the engines need {serve.num_replicas} × {serve.num_cpus:g} CPU and {serve.num_gpus:g} GPU"
+    if lacking := lacking_for_good(bundles, what):
+        raise HardwareError(
+            f"{what}; the cluster lacks {lacking}; lower serve.num_cpus, serve.num_gpus or serve.num_replicas"
+        )
 
 
 def _preprocess(

@@ -16,7 +16,7 @@ from pipelines.llm.ledger import LedgerRecord, LedgerWriter
 from pipelines.llm.requests import Outcome, OutcomeKind, Positions, checked, record_of
 from pipelines.llm.vllm_batch import Completion, Prompt, complete, require_room
 from pipelines.models.resolve import resolve
-from pipelines.models.served import ServedModel
+from pipelines.models.served import MODELS, ServedModel
 from pipelines.progress import progress
 from pipelines.recipe.load import load_recipe, shipped_recipes
 from pipelines.recipe.serve import Serve
@@ -32,7 +32,7 @@ def generate(serve: Serve, workspace: Workspace, grid: Grid, choose: Callable[[L
     """
     named, serve = model_of(grid.section.model, serve)
     require_room(serve)  # before gigabytes of a model are fetched
-    model = ServedModel("model", str(resolve(named, workspace.local("models"))))
+    model = ServedModel("model", str(resolve(named, workspace.local(MODELS))))
     writer = LedgerWriter(workspace)
     try:
         chosen = choose(look_up(workspace, grid))

@@ -23,6 +23,7 @@ from pipelines.errors import InputError, Problem, RecipeError
 from pipelines.metrics.bootstrap import FEW_ROWS, bootstrap
 from pipelines.models.convert import family_of
 from pipelines.models.resolve import check_folder, max_positions, model_digest, resolve
+from pipelines.models.served import MODELS
 from pipelines.models.skeleton import check_weights, rewriting_of
 from pipelines.models.tokenizer import open_tokenizer, with_chat_template
 from pipelines.models.weight_files import weight_shapes
@@ -141,7 +142,7 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
         """
         section = self.section
         check_resources(section)
-        cache = place.workspace.local("models")
+        cache = place.workspace.local(MODELS)
         model = resolve(section.model, cache)
         template = template_of(section, open_tokenizer(model)) if section.merge_system else section.chat_template
         if template is not None:

@@ -58,6 +58,8 @@ class Engine(Section):
                 raise ValueError(f"{name} has a key of its own: serve.engine.{name}")
             if name in SET_BY_DANLU or name.startswith("ssl_"):
                 raise ValueError(f"{name} is set by danlu: the gateway and its keys would not hold with another")
+            if name == "default_chat_template_kwargs":
+                raise ValueError(f"{name} is the recipe's chat_template_kwargs, at its top, which training needs too")
             if value is None:
                 raise ValueError(f"{name} is null; leave it out for vLLM's own choice")
         return extra

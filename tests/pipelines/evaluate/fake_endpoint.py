@@ -90,7 +90,7 @@ def make_recipe(url: str, **sections: Any) -> Recipe:
         "compare": {"endpoint": url, "queries": 2, "generation": {"max_tokens": 32}},
     }
     for name, section in sections.items():
-        tree[name] = {**tree[name], **section} if isinstance(section, dict) else section
+        tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section
     return Recipe.model_validate(tree)
 
 

@@ -20,6 +20,14 @@ def test_base_carries_the_adapter_and_the_merged_model_stands_alone(tmp_path: Pa
     assert (merged.name, merged.path, merged.adapters) == ("tiny-merged", f"{tmp_path}/merge/{'0' * 16}/model", {})
 
 
+def test_what_chat_templates_are_given_goes_with_every_model(tmp_path: Path) -> None:
+    given = {"enable_thinking": False}
+    inputs, models = make_inputs(tmp_path, ROWS), lineup(make_recipe("unused", chat_template_kwargs=given))
+    assert [model.chat_template_kwargs for model in served_models(models, inputs.train, inputs.merge)] == [given] * 2
+    assert models.fingerprint() == {"chat_template_kwargs": given}
+    assert lineup(make_recipe("unused")).fingerprint() == {}
+
+
 @pytest.mark.parametrize("merged", [True, False])
 def test_a_model_trained_as_a_whole_has_an_engine_of_its_own(tmp_path: Path, merged: bool) -> None:
     inputs = make_inputs(tmp_path, ROWS, train_report(adapter=None, trained="trained"))

@@ -57,6 +57,7 @@ def build_gateway(args: dict[str, Any]) -> ray_serve.Application:
         section.open,
         section.open_metrics,
         f"{args['log_dir']}/access.jsonl" if section.access_log else None,
+        section.gateway_per_node,
     )
     return gateway_application(plan, HEAD)
 
@@ -67,7 +68,10 @@ def configuration(name: str, models: Sequence[ServedModel], section: ServeSectio
     described = [asdict(model) for model in models]
     of_engines = section.model_dump(include={"num_replicas", "autoscaling", "num_cpus", "num_gpus", "engine"})
     of_gateway = section.model_dump(
-        include={"host", "port", "open", "open_metrics", "access_log", "limits", "allow_origins"}
+        include={
+            *("host", "port", "open", "open_metrics", "access_log", "limits", "allow_origins"),
+            "gateway_per_node",
+        }
     )
     engines = [
         _application(

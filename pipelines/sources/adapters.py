@@ -334,13 +334,13 @@ def _turns(row: Row, column: str) -> list[Mapping[str, Any]]:
 
 
 def _text(row: Row, column: str) -> str:
-    if row.get(column) is None:
-        there = f"; the row has {', '.join(map(str, row))}" if column not in row else ""
-        raise ValueError(f"column {column} is missing{there}")
-    if not isinstance(row[column], str):
-        raise ValueError(f"column {column} holds {type(row[column]).__name__}, not text")
-    found: str = row[column]
-    return found
+    found = row.get(column)
+    if isinstance(found, str):
+        return found
+    if found is not None:
+        raise ValueError(f"column {column} holds {type(found).__name__}, not text")
+    there = f"; the row has {', '.join(map(str, row))}" if column not in row else ""
+    raise ValueError(f"column {column} is missing{there}")
 
 
 def _optional(row: Row, column: str) -> str | None:

@@ -366,7 +366,7 @@ def chat_reader(section: Source, chat: ChatLog) -> Work:
 
         messages = (Message(*json.loads(line)) for line in block_of(shard).splitlines())
         for batch in batches(sessions(messages, shard["pos"], chat, leave_out), BATCH_ROWS):
-            rows.add([replaced(with_system(row, system), replace) for row in batch], COLUMNS)
+            rows.add([replaced(with_system(row, system), replace) for row in batch], (*ROW.names, *COLUMNS))
         written = rows.write(attempt)
         return {
             **written,

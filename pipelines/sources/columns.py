@@ -51,9 +51,12 @@ class Rows:
     broken: list[dict[str, Any]] = field(default_factory=list)
     """Schema `DROPPED`."""
     widened: set[str] = field(default_factory=set)
+    _given: set[str] = field(default_factory=set)
 
     def add(self, rows: list[dict[str, Any]], names: Iterable[str]) -> None:
-        """Add rows, with the columns `names` beside the fixed ones; what no column can hold becomes broken."""
+        """Add rows that have no other columns than `names`, their names and places; what no column can hold becomes
+        broken."""
+        self._given = {*names, "row_id", "pos"}
         given = [name for name in names if name not in self.fixed.names]
         own = [name for name in given if is_text(name)]
         if len(own) > MAX_COLUMNS:
@@ -70,7 +73,10 @@ class Rows:
             self.tables.append(self._table(fitting, own))
 
     def _table(self, rows: list[dict[str, Any]], names: list[str]) -> pa.Table:
-        columns = [pa.array([row.get(name) for row in rows], kind) for name, kind in self._kinds()]
+        columns = [
+            pa.array([row.get(name) for row in rows], kind) if name in self._given else pa.nulls(len(rows), kind)
+            for name, kind in self._kinds()
+        ]
         for name in names:
             column, is_widened = self.to_column([row.get(name) for row in rows])
             columns.append(column)

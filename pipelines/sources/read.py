@@ -260,16 +260,13 @@ def _reader(section: Source) -> Work:
     return work
 
 
-_ROW_NAMES = frozenset(ROW.names)
-
-
 class _Reading:
     """Reading the rows of one shard through adapters, and what is noticed meanwhile."""
 
     def __init__(self, shard: Shard, adapter: str, columns: dict[str, str | None], named_by: str | None) -> None:
         self.broken: list[dict[str, Any]] = []
         self.names: dict[str, None] = {}
-        """Columns that rows have beside the canonical ones, so far."""
+        """Columns that rows have, so far."""
         self.adapters: Counter[str] = Counter()
         self.counts: Counts = Counter()
         self.own_keys = False
@@ -295,6 +292,7 @@ class _Reading:
                 self.broken.append(broken_row(self._adapter, place, "is nested too deep", row))
                 continue
             if system or replace:
+                self.names["system"] = None
                 read = replaced(with_system(read, system), replace)
             yield read
 
@@ -311,8 +309,7 @@ class _Reading:
         given = (name, *read)
         if given not in columns.given:
             columns.given.add(given)
-            own = [*columns.carried[name], *(column for column in read if column not in _ROW_NAMES)]
-            self.names.update(dict.fromkeys(own))
+            self.names.update(dict.fromkeys((*columns.carried[name], *read)))
         for column in columns.carried[name]:
             read.setdefault(column, row[column])
         self.adapters[name] += 1

@@ -304,7 +304,9 @@ def template(
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     tokenizer = open_tokenizer(model)
-    tokenizer.chat_template = template_of(loaded.train, tokenizer) or tokenizer.chat_template
+    tokenizer.chat_template = (
+        template_of(loaded.train, loaded.chat_template_kwargs, tokenizer) or tokenizer.chat_template
+    )
     shown = row_at(loaded.train, loaded.ingest, split, row - 1)
     name = f"row {shown.row_id}" if shown.row_id else "an example, because no row can be read yet"
     out.print(f"{name}, {model.name}", markup=False, soft_wrap=True)
@@ -602,7 +604,7 @@ def _try_cells(name: str, overrides: list[str] | None, workspace: str | None, ad
     with Cluster(address) as cluster:
         place = open_workspace(workspace, recipe.name, on_cluster=cluster.is_shared)
         cluster.connect()
-        for line in try_cells(section, recipe.serve, recipe.seed, place, count):
+        for line in try_cells(section, recipe.serve, recipe.seed, place, count, recipe.chat_template_kwargs):
             out.print(line, markup=False)
 
 

@@ -85,7 +85,8 @@ def write_config(
         if section.host not in LOCAL and not section.open:
             say(f"  the cluster's nodes need {KEYS} or {KEYS_FILE} in their environment; without it nothing is served")
     if kuberay_file is not None:
-        reachable = section.model_copy(update={"host": "0.0.0.0"})  # a pod's own address is no one else's
+        # A pod's own address is no one else's, and KubeRay leads requests to every pod.
+        reachable = section.model_copy(update={"host": "0.0.0.0", "gateway_per_node": True})
         config = configuration(recipe.name, models, reachable, str(workspace.local("logs", "serve")))
         memory = engine_memory_gib(max(map(weight_bytes, (Path(model.path) for model in models))))
         service = ray_service(recipe.name, _yaml(config), len(models), section, workspace.root, memory)

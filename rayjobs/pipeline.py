@@ -78,7 +78,9 @@ def walk(recipe: Recipe, do: Do) -> None:
     if recipe.ingest:
         rows = ingested = do(IngestStage(recipe.ingest), Inputs())
     if recipe.synthesize:
-        rows = synthesized = do(SynthesizeStage(recipe.synthesize, recipe.serve, recipe.seed), Inputs())
+        rows = synthesized = do(
+            SynthesizeStage(recipe.synthesize, recipe.serve, recipe.seed, recipe.chat_template_kwargs), Inputs()
+        )
     if recipe.refine and rows:
         rows = do(RefineStage(recipe.refine, demands_of(recipe.refine, recipe.synthesize)), RefineInputs(rows))
     if ingested and synthesized and rows:
@@ -94,7 +96,9 @@ def walk(recipe: Recipe, do: Do) -> None:
     if recipe.split and rows:
         sides = do(SplitStage(recipe.split, recipe.ingest, text_key_of(recipe), recipe.seed), SplitInputs(rows))
     if recipe.train and sides:
-        trained = do(TrainStage(recipe.train, recipe.ingest, recipe.seed), TrainInputs(sides))
+        trained = do(
+            TrainStage(recipe.train, recipe.ingest, recipe.seed, recipe.chat_template_kwargs), TrainInputs(sides)
+        )
     if recipe.merge and recipe.train and trained:
         merged = do(MergeStage(recipe.merge, recipe.train.method), MergeInputs(trained))
     if recipe.evaluate and recipe.train and models and sides and trained:

@@ -76,6 +76,7 @@ def endpoint(
         section.open,
         section.open_metrics,
         str(logs / "access.jsonl") if section.access_log else None,
+        section.gateway_per_node,
     )
     targets = applications(plan, section, logs)
     started = False
@@ -129,7 +130,8 @@ def deploy(targets: dict[str, ray_serve.Application], app: str, logs: Path) -> N
 
 
 def applications(plan: GatewayPlan, section: ServeSection, logs: Path) -> dict[str, ray_serve.Application]:
-    """An application per engine, so that each can be deployed anew by itself, and last the gateway, on this node."""
+    """An application per engine, so that each can be deployed anew by itself, and last the gateway, on this node or on
+    every one."""
     engines = {
         f"{plan.app}-{model.name}": engine_application(
             EnginePlan(plan.app, model, section.engine, section.num_gpus, engine_host(), plan.engine_key, str(logs)),
@@ -160,23 +162,31 @@ def engine_application(plan: EnginePlan, section: ServeSection) -> ray_serve.App
 
 
 def gateway_application(plan: GatewayPlan, node: str) -> ray_serve.Application:
-    """The Ray Serve application of the gateway, placed by a resource that one node alone has."""
+    """The Ray Serve application of the gateway: on the node that alone has a resource, or one on each node."""
+    placed: dict[str, Any]
+    if plan.is_one_of_many:
+        placed = {"num_replicas": alive_nodes(), "max_replicas_per_node": 1, "ray_actor_options": {"num_cpus": 0}}
+    else:
+        placed = {"ray_actor_options": {"num_cpus": 0, "resources": {node: 0.001}}}
     gateway = ray_serve.deployment(
         name="gateway",
-        ray_actor_options={"num_cpus": 0, "resources": {node: 0.001}},
         health_check_period_s=HEALTH_CHECK_SECONDS,
         graceful_shutdown_wait_loop_s=SHUTDOWN_POLL_SECONDS,
         graceful_shutdown_timeout_s=DRAIN_SECONDS + 10,
         max_constructor_retry_count=1,
+        **placed,
     )(GatewayReplica)
     return gateway.bind(plan)
 
 
+def alive_nodes() -> int:
+    """Nodes of the cluster now."""
+    return sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+
+
 def engine_host() -> str:
     """The address engines listen on: this machine alone where the cluster is one machine, else (empty) each node's."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    alone = sum(node["Alive"] for node in nodes) == 1 and not can_grow()
-    return "127.0.0.1" if alone else ""
+    return "127.0.0.1" if alive_nodes() == 1 and not can_grow() else ""
 
 
 def require_resources(models: list[ServedModel], section: ServeSection) -> None:

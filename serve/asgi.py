@@ -29,6 +29,7 @@ class RequestError(Exception):
         self, status: int, message: str, code: str, param: str | None = None, retry_after: float | None = None
     ) -> None:
         super().__init__(message)
+        self._arguments = (status, message, code, param, retry_after)
         self.status = status
         kind = ERROR_TYPES.get(status, "invalid_request_error")
         error = {"message": message, "type": kind, "param": param, "code": code}
@@ -38,6 +39,10 @@ class RequestError(Exception):
             self.headers.append((b"retry-after", str(math.ceil(retry_after)).encode()))
         if status == 401:
             self.headers.append((b"www-authenticate", b"Bearer"))
+
+    def __reduce__(self) -> tuple[type["RequestError"], tuple[Any, ...]]:
+        """For pickle, which would give the message alone."""
+        return type(self), self._arguments
 
 
 async def send_json(send: Send, status: int, content: dict[str, Any]) -> None:

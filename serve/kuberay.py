@@ -31,9 +31,6 @@ IMAGE = "danlu:latest"
 MEMORY_GIB = 16
 """Memory of a KubeRay pod, unless the model's size says otherwise: its weights must fit."""
 
-RAYLET_HEALTH, AGENT_PORT = "/api/local_raylet_healthz", 52365
-"""Where the agent of a node tells whether its raylet is well."""
-
 
 def build_engine(args: dict[str, Any]) -> ray_serve.Application:
     """The application of one engine, from the configuration's arguments."""
@@ -61,6 +58,7 @@ def build_gateway(args: dict[str, Any]) -> ray_serve.Application:
         section.open,
         section.open_metrics,
         f"{args['log_dir']}/access.jsonl" if section.access_log else None,
+        section.gateway_per_node,
     )
     return gateway_application(plan, HEAD)
 
@@ -71,7 +69,10 @@ def configuration(name: str, models: Sequence[ServedModel], section: ServeSectio
     described = [asdict(model) for model in models]
     of_engines = section.model_dump(include={"num_replicas", "autoscaling", "num_cpus", "num_gpus", "engine"})
     of_gateway = section.model_dump(
-        include={"host", "port", "open", "open_metrics", "access_log", "limits", "allow_origins"}
+        include={
+            *("host", "port", "open", "open_metrics", "access_log", "limits", "allow_origins"),
+            "gateway_per_node",
+        }
     )
     engines = [
         _application(
@@ -101,7 +102,7 @@ def ray_service(
     workspace: str,
     memory_gib: int = MEMORY_GIB,
 ) -> dict[str, Any]:
-    """KubeRay's RayService: a head with the gateway, and a worker for each engine replica.
+    """KubeRay's RayService: a head, and a worker for each engine replica; each is to have a gateway.
 
     `workspace` is the folder of that name on the volume claim `danlu`; API keys come from the secret `danlu`, key
     `api-keys`, without which no pod starts, unless `serve.open` says that anyone may ask.
@@ -113,14 +114,8 @@ def ray_service(
     keys = {"secretKeyRef": {"name": "danlu", "key": "api-keys", "optional": section.open}}
     variables = [{"name": KEYS, "valueFrom": keys}]
     head = pod("ray-head", {"cpu": 2, "memory": "4Gi"}, workspace, variables, section.port)
-    engine = pod("ray-worker", resources(cpus, gpus, memory_gib), workspace, variables)
-    # KubeRay's own probe of these asks Serve's proxy too, which is switched off: they would never be ready.
-    engine["spec"]["containers"][0]["readinessProbe"] = {
-        "httpGet": {"path": RAYLET_HEALTH, "port": AGENT_PORT},
-        "periodSeconds": 5,
-        "timeoutSeconds": 5,
-        "failureThreshold": 10,
-    }
+    # With a gateway on every node: KubeRay's service leads to all pods that are ready, and by this port it asks them.
+    engine = pod("ray-worker", resources(cpus, gpus, memory_gib), workspace, variables, section.port)
     group = {
         "groupName": "engines",
         "replicas": engines * replicas,

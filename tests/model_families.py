@@ -6,6 +6,7 @@ are.
 
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import sentencepiece
 import torch
 from safetensors.torch import save_file
 from torch.nn.functional import embedding, rms_norm, scaled_dot_product_attention, silu
+
+from pipelines.train.loss_mask import Encoded
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -30,6 +33,19 @@ LLAMA3 = (
     "{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
+
+THINKER = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool['function']['name'] }}{% endfor %}<|im_end|>\n"
+    "{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ 'user' if m['role'] == 'tool' else m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and loop.last %}<think>\n{{ m['reasoning_content'] }}\n</think>\n\n{% endif %}"
+    "{{ m['content'] }}"
+    "{% for call in m['tool_calls'] or [] %}<tool_call>\n{{ call['function'] | tojson }}\n</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+"""A chat format like Qwen3's, of which the last answer alone has a thought."""
 
 TEXTS = [
     "你是谁？我是一位老师，祝姐姐生日快乐！祝你一二三。",
@@ -128,6 +144,49 @@ def write_qwen2(folder: Path) -> Path:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the smallest model, for the tests of those packages whose conftest.py imports this."""
     return write_qwen2(tmp_path_factory.mktemp("model"))
+
+
+def write_thinker(folder: Path) -> Path:
+    """A Qwen3 with a template that writes a thought, perhaps an empty one, into the last answer; returns the folder."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = byte_level_tokenizer(special, "<|im_end|>", THINKER)
+    tokenizer.add_tokens(["<think>", "</think>", "<tool_call>", "</tool_call>"])
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=320,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=1024,
+        initializer_range=0.1,  # at 0.02 no hidden state could make one token likely
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def fit(model: Any, samples: list[Encoded], epochs: int, rate: float) -> None:
+    """Train all weights on the labels of samples, four a step."""
+    torch.set_num_threads(1)  # the matrices are too small to share
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    draw = random.Random(0)
+    for _ in range(epochs):
+        order = draw.sample(samples, len(samples))
+        for start in range(0, len(order), 4):
+            batch = order[start : start + 4]
+            longest = max(len(sample.tokens) for sample in batch)
+            ids = torch.tensor([sample.tokens + [0] * (longest - len(sample.tokens)) for sample in batch])
+            labels = torch.tensor([sample.labels + [-100] * (longest - len(sample.labels)) for sample in batch])
+            model(input_ids=ids, labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 def write_llama(folder: Path) -> None:

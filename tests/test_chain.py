@@ -93,6 +93,7 @@ def test_a_second_run_does_nothing_and_says_so(finished: Path) -> None:
     assert status.stdout.count("complete") == 7
 
 
+@pytest.mark.slow
 def test_a_sweeps_recommendation_becomes_the_merged_models_own(finished: Path) -> None:
     with chat_server_running() as server:
         server.answer = lambda model, query: (

@@ -131,7 +131,7 @@ def test_clean_goes_on_from_the_last_shard(short_tmp: Path) -> None:
     assert "up to date" in finish(killed, "clean", *CLEAN)
 
 
-@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+@pytest.mark.parametrize("name", [pytest.param("raylet", marks=pytest.mark.slow), "gcs_server"])
 def test_where_ray_s_own_process_is_killed_the_command_ends_soon_and_says_so(short_tmp: Path, name: str) -> None:
     process = start(short_tmp, "clean", *CLEAN)
     deadline = time.monotonic() + 300
@@ -146,6 +146,7 @@ def test_where_ray_s_own_process_is_killed_the_command_ends_soon_and_says_so(sho
     finish(short_tmp, "clean", *CLEAN)
 
 
+@pytest.mark.slow
 def test_train_goes_on_from_the_last_checkpoint(short_tmp: Path) -> None:
     recipe = short_tmp / "crash.yaml"
     recipe.write_text(TRAIN.replace("MODEL", str(write_qwen2(short_tmp / "model"))), encoding="utf-8")

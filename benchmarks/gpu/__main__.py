@@ -14,15 +14,12 @@ Exits 3 where there is no CUDA device and --dry was not asked for, 1 where a par
 import argparse
 import json
 import os
-import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,47 +27,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.gpu import engines, kernels, machine, profile, training
-from benchmarks.gpu.setting import Figures, MissingPackageError, Setting
+from benchmarks.gpu.machine import has_cuda
+from benchmarks.gpu.parts import PART_SECONDS, PARTS, run_part
+from benchmarks.gpu.setting import Setting
 from pipelines.report.page import environment
 from rayjobs.cluster import Cluster
 
 NO_DEVICE = 3
-PART_SECONDS = 180.0
-RESULT = "result: "
-"""What a part's last line begins with."""
 LANES = 2
 """Parts of a dry run that go on at a time: speed says nothing there, and one leaves cores idle."""
 _WRITING = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Part:
-    """What is measured: in words, and by which function."""
-
-    title: str
-    run: Callable[[Setting], Figures]
-
-
-PARTS = {
-    "machine": Part("what is there", machine.describe),
-    "tests": Part("pytest -m gpu", machine.gpu_tests),
-    "kernels": Part("packed attention and fused loss against float32", kernels.against_references),
-    "lora-zero0": Part("LoRA r 16 of 7B, packed 4096, ZeRO-0", training.lora_zero0),
-    "lora-zero2": Part("the same, ZeRO-2", training.lora_zero2),
-    "bare-loop": Part("a bare loop of the same model: the ceiling", training.bare_loop),
-    "trainer": Part("transformers' Trainer with liger", training.trainer),
-    "trl": Part("TRL with liger", training.trl),
-    "profile": Part("where the time of one step goes", profile.one_step),
-    "full": Part("full fine-tuning of 3B", training.full),
-    "qlora": Part("QLoRA (NF4) of 7B", training.qlora),
-    "float16": Part("LoRA of 3B in float16", training.float16),
-    "offload": Part("full fine-tuning of 3B, optimizer on the CPU", training.offload),
-    "mixed-batch": Part("base and adapter in one batch equal each alone", engines.mixed_batch),
-    "endpoint": Part("the endpoint beside raw vLLM, 1.5B", engines.endpoint_beside_vllm),
-    "batch": Part("base, then merged model, on one card without HTTP", engines.one_after_the_other),
-}
-"""In the order in which they run: what others need first."""
 
 
 def main() -> int:
@@ -80,16 +46,14 @@ def main() -> int:
     parser.add_argument("--dry", action="store_true", help="on a CPU with a tiny model: checks the parts themselves")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=[], help="these parts, also if they are done")
     parser.add_argument("--peer-python", default=None, help="Python with torch, transformers, peft, trl and liger")
-    parser.add_argument("--part", choices=list(PARTS), default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("RAY_worker_niceness", "0")  # as those that run beside ours
+    paths = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
+    os.environ.update(PYTHONPATH=os.pathsep.join(paths), PYTHONSAFEPATH="1")  # what parts start finds this package
     setting = Setting(options.folder.resolve(), options.dry, options.peer_python)
-    if not options.dry and not machine.has_cuda():
+    if not options.dry and not has_cuda():
         print("PyTorch sees no CUDA device here; --dry checks the parts on a CPU", file=sys.stderr)
         return NO_DEVICE
-    if options.part:
-        print(RESULT + json.dumps(PARTS[options.part].run(setting)), flush=True)
-        return 0
     setting.folder.mkdir(parents=True, exist_ok=True)
     results = _read(setting)
     wanted = options.only or [name for name in PARTS if name not in results]
@@ -135,47 +99,17 @@ def _do(setting: Setting, results: dict[str, Any], name: str) -> None:
     """Run one part in a process of its own, and keep what it found, or why it found nothing."""
     _keep(setting, results, name, {"state": "running"})
     print(f"{name}: {PARTS[name].title} …", file=sys.stderr, flush=True)
-    command = [sys.executable, "-P", "-m", "benchmarks.gpu", "--part", name, "--folder", str(setting.folder)]
-    command += ["--dry"] if setting.dry else []
-    command += ["--peer-python", setting.peer_python] if setting.peer_python else []
     began = time.monotonic()
-    output, code = _run(command)
+    ended = run_part(setting, name)
     seconds = round(time.monotonic() - began, 1)
-    found = [line.removeprefix(RESULT) for line in output.splitlines() if line.startswith(RESULT)]
-    if found:
-        figures = json.loads(found[-1])
-        state = "skipped" if "missing" in figures else "done"
-        _keep(setting, results, name, {"state": state, "seconds": seconds, "figures": figures})
+    if ended.figures is not None:
+        state = "skipped" if "missing" in ended.figures else "done"
+        _keep(setting, results, name, {"state": state, "seconds": seconds, "figures": ended.figures})
     else:
-        why = f"stopped after {PART_SECONDS:.0f} s" if code is None else f"exit code {code}"
-        failed = {"state": "failed", "seconds": seconds, "figures": {"why": why}, "output": output[-4000:]}
+        why = f"stopped after {PART_SECONDS:.0f} s" if ended.code is None else f"exit code {ended.code}"
+        failed = {"state": "failed", "seconds": seconds, "figures": {"why": why}, "output": ended.output[-4000:]}
         _keep(setting, results, name, failed)
     print(f"{name}: {results[name]['state']} in {seconds} s", file=sys.stderr, flush=True)
-
-
-def _run(command: list[str]) -> tuple[str, int | None]:
-    """What a command said, and its exit code; None where it was stopped, with all that it had started."""
-    root = Path(__file__).parents[2]
-    paths = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONPATH": paths},
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=PART_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            output, _ = process.communicate(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
-        return output, None
-    return output, process.returncode
 
 
 def _print(results: dict[str, Any]) -> None:
@@ -197,7 +131,4 @@ def _shown(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except MissingPackageError as missing:
-        print(RESULT + json.dumps({"missing": str(missing)}), flush=True)
+    sys.exit(main())

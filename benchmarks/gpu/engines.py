@@ -1,4 +1,5 @@
-"""What needs vLLM: rows of base and adapter in one batch, the endpoint beside vLLM's own server, engines in turn."""
+"""What needs vLLM: engines in turn without HTTP, rows of base and adapter in one batch, the endpoint beside vLLM's own
+server."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,11 +31,13 @@ def _serve(setting: Setting, rows_at_once: int = 32) -> Serve:
     return Serve(engine=engine, num_gpus=1)
 
 
-def mixed_batch(setting: Setting) -> Figures:
+def batch(setting: Setting) -> Figures:
     """RuntimeError where rows of a mixed batch are not answered as they are one at a time.
 
-    In bfloat16 a batch of another size may take another token, since a model of random weights finds many nearly as
-    good; so on a card it is counted how many answers are equal, and nine of ten must begin like their own model's.
+    The two engines take the whole card one after the other, as `evaluate.engine: vllm` has them do for the base and the
+    merged model: the second finds no room if the first leaves anything behind. In bfloat16 a batch of another size may
+    take another token, since a model of random weights finds many nearly as good; so on a card it is counted how many
+    answers are equal, and nine of ten must begin like their own model's.
     """
     need("vllm", "peft")
     model = setting.model("1.5b")
@@ -50,7 +53,7 @@ def mixed_batch(setting: Setting) -> Figures:
     changed = sum(mixed[number, None] != mixed[number, "adapter"] for number in range(QUESTIONS))
     if not changed:
         raise RuntimeError("the adapter changes no answer, so that nothing was shown")
-    return {"rows": len(questions), "equal": equal, "changed by the adapter": changed}
+    return {"engines": 2, "rows": len(questions), "equal": equal, "changed by the adapter": changed}
 
 
 def _random_adapter(setting: Setting, model: Path) -> Path:
@@ -111,19 +114,3 @@ def endpoint_beside_vllm(setting: Setting) -> Figures:
         "added ms to first": round(ours["to_first_ms"] - theirs["to_first_ms"], 2),
         "equal": ours["equal"] and theirs["equal"],
     }
-
-
-def one_after_the_other(setting: Setting) -> Figures:
-    """Two models that each take the whole card, one engine after the other, as `evaluate.engine: vllm` runs them."""
-    need("vllm")
-    questions: list[tuple[int, str | None]] = [(number, None) for number in range(QUESTIONS)]
-    with ExitStack() as stack:
-        stack.enter_context(Cluster()).connect()
-        first, second = (
-            _answers(_serve(setting), ServedModel(name, str(setting.model("1.5b"))), questions)
-            for name in ("base", "merged")
-        )
-    equal = sum(first[question] == second[question] for question in questions)
-    if setting.dry and equal < len(questions):
-        raise RuntimeError("the same weights under two names do not answer alike")
-    return {"engines": 2, "answers": len(first) + len(second), "equal": equal}

@@ -19,6 +19,7 @@ from pipelines.artifacts.reports.train import TrainReport
 from pipelines.recipe.train import Train
 from pipelines.train.flops import flops_of
 from pipelines.train.memory import estimate, shapes_of
+from rayjobs.cli import app
 
 RANK = 16
 STEPS, FEW_STEPS = 12, 4
@@ -114,17 +115,10 @@ def _alone(setting: Setting) -> Iterator[None]:
 
 def _train(setting: Setting, name: str, section: dict[str, Any], workspace: Path) -> TrainReport:
     recipe = setting.folder / f"{name}.yaml"
-    content = {
-        "name": name,
-        "seed": SEED,
-        "ingest": {"source": str(setting.rows())},
-        "split": {"test_ratio": 0.02},
-        "train": section,
-    }
+    content = {"name": name, "seed": SEED, "train": {"data": [str(setting.rows())], **section}}
     recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
-    program = "from rayjobs.cli import main; main()"
-    command = [sys.executable, "-P", "-c", program, "train", str(recipe), "--workspace", str(workspace)]
-    beside.call(command)
+    # in this process, which has loaded what it needs
+    app(["train", str(recipe), "--workspace", str(workspace)], standalone_mode=False)
     return beside.report_of(workspace)
 
 

@@ -29,6 +29,8 @@ class EvaluationAnswer:
     query: str
     answer: str
     finish_reason: str
+    reasoning: str = ""
+    """What it thought before, apart from the answer."""
 
 
 def kept_answers(file: Path) -> dict[str, EvaluationAnswer]:

@@ -3,13 +3,14 @@
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from pipelines.direct_http import is_loopback
 from pipelines.errors import StageError
 from pipelines.evaluate.answers import EvaluationAnswer, EvaluationRequest, kept_answers, unanswered
+from pipelines.llm.reasoning import split_reasoning
 from pipelines.progress import progress
 
 
@@ -21,6 +22,8 @@ class RequestOptions:
     api_key: str
     concurrency: int
     timeout: float
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """What the models' chat template is given; sent, since an endpoint that is named may have another default."""
 
 
 def ask_endpoint(
@@ -61,7 +64,7 @@ async def _ask_all(
 
         async def one(request: EvaluationRequest) -> None:
             async with gate:
-                answer = await _ask(client, request)
+                answer = await _ask(client, request, options)
             sink.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
             sink.flush()
             advance(1)
@@ -70,12 +73,17 @@ async def _ask_all(
             await asyncio.gather(*map(one, pending))
 
 
-async def _ask(client: Any, request: EvaluationRequest) -> EvaluationAnswer:
+async def _ask(client: Any, request: EvaluationRequest, options: RequestOptions) -> EvaluationAnswer:
     given = request.generation.model_dump(exclude_none=True)
-    beyond_openai = {name: given.pop(name) for name in ("top_k", "repetition_penalty") if name in given}
+    beyond_openai: dict[str, Any] = {name: given.pop(name) for name in ("top_k", "repetition_penalty") if name in given}
+    if options.chat_template_kwargs:
+        beyond_openai["chat_template_kwargs"] = options.chat_template_kwargs
     completion = await client.chat.completions.create(
         model=request.model, messages=request.messages, extra_body=beyond_openai or None, **given
     )
     choice = completion.choices[0]
     query = request.messages[-1]["content"]
-    return EvaluationAnswer(request.key, request.model, query, choice.message.content or "", choice.finish_reason)
+    told = getattr(choice.message, "reasoning", None) or getattr(choice.message, "reasoning_content", None)
+    written, answer = split_reasoning(choice.message.content or "")
+    reasoning = told or written
+    return EvaluationAnswer(request.key, request.model, query, answer, choice.finish_reason, reasoning)

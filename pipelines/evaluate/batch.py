@@ -17,6 +17,7 @@ from pipelines.evaluate.answers import EvaluationAnswer, EvaluationRequest, kept
 from pipelines.evaluate.evalscope.datasets import Dataset
 from pipelines.evaluate.evalscope.job import ScoringJob
 from pipelines.evaluate.evalscope.parent import list_prompts
+from pipelines.llm.reasoning import split_reasoning
 from pipelines.llm.vllm_batch import Completion, Prompt, complete
 from pipelines.models.served import BASE, ServedModel
 from pipelines.progress import progress
@@ -94,5 +95,6 @@ def prompt_of(row: dict[str, Any]) -> Prompt:
 
 def _line(request: EvaluationRequest, completion: Completion) -> str:
     reason = "length" if completion.is_cut else "stop"
-    answer = EvaluationAnswer(request.key, request.model, request.messages[-1]["content"], completion.text, reason)
+    thought, said = split_reasoning(completion.text)
+    answer = EvaluationAnswer(request.key, request.model, request.messages[-1]["content"], said, reason, thought)
     return json.dumps(asdict(answer), ensure_ascii=False) + "\n"

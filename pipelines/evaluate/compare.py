@@ -5,7 +5,7 @@ import html
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -84,6 +84,7 @@ class CompareStage(Stage[ModelInputs, CompareReport]):
             "system": self.system,
             "engine": self.serve.engine.model_dump(include={"dtype", "max_model_len"}),
             "models": self.models.names(),
+            **self.models.fingerprint(),
         }
 
     def preflight(self) -> list[Problem]:
@@ -112,7 +113,7 @@ class CompareStage(Stage[ModelInputs, CompareReport]):
         summary += [f"{name} gave {count} empty answers" for name, count in empty.items() if count]
         if swept:
             summary.append(f"the sweep recommends {recommendation(swept.recommended)}")
-        said = json.dumps([row.model_dump() for row in rows], ensure_ascii=False)
+        said = json.dumps([row.model_dump(exclude_defaults=True) for row in rows], ensure_ascii=False)
         return CompareReport(
             summary="; ".join(summary),
             digest=hashlib.sha256(said.encode()).hexdigest(),
@@ -159,7 +160,8 @@ class CompareStage(Stage[ModelInputs, CompareReport]):
             models = served_models(self.models, inputs.train, inputs.merge)
             return answer_in_batch(self.serve, models, requests, file)
         with models_endpoint(self.models, self.serve, inputs, section.endpoint) as url:
-            options = RequestOptions(url, api_key(), section.concurrency, section.timeout)
+            given = self.models.chat_template_kwargs
+            options = RequestOptions(url, api_key(), section.concurrency, section.timeout, given)
             return ask_endpoint(options, requests, file, "answers")
 
 
@@ -182,18 +184,28 @@ def _key(model: str, question: Question) -> str:
 
 def _row(question: Question, models: list[str], answers: Answers) -> ComparedRow:
     said = {model: answers[_key(model, question)].answer for model in models}
-    return ComparedRow(row_id=question.row_id, query=question.query, reference=question.reference, answers=said)
+    thought = {model: text for model in models if (text := answers[_key(model, question)].reasoning)}
+    return ComparedRow(
+        row_id=question.row_id,
+        query=question.query,
+        reference=question.reference,
+        answers=said,
+        reasoning=thought,
+    )
 
 
 def _markdown(rows: list[ComparedRow], models: list[str]) -> str:
-    """The rows as one Markdown table: query, reference, then a column per model."""
+    """The rows as a Markdown table: query, reference, then a column per model; what models thought in another."""
     header = ["query", "reference", *models]
     lines = [_line(header), _line(["---"] * len(header))]
     lines += [_line([row.query, row.reference, *row.answers.values()]) for row in rows]
+    thoughts = [(row.query, model, text) for row in rows for model, text in row.reasoning.items()]
+    if thoughts:
+        lines += ["\n", _line(["query", "model", "what it thought before"]), _line(["---"] * 3), *map(_line, thoughts)]
     return "".join(lines)
 
 
-def _line(cells: list[str]) -> str:
+def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(map(_cell, cells)) + " |\n"
 
 

@@ -77,6 +77,7 @@ class EvaluateStage(Stage[ModelInputs, EvaluateReport]):
             "system": self.system,
             "engine": self.serve.engine.model_dump(include={"dtype", "max_model_len"}),
             "models": self.models.names(),
+            **self.models.fingerprint(),
             "seed": self.seed,
         }
 
@@ -88,7 +89,8 @@ class EvaluateStage(Stage[ModelInputs, EvaluateReport]):
         section = self.section
         datasets = prepare(section, inputs.split, self.system, place)
         pairs = list(itertools.product(datasets, self.models.names()))
-        jobs = {(dataset.label, model): _job(place, section, dataset, model) for dataset, model in pairs}
+        given = self.models.chat_template_kwargs
+        jobs = {(dataset.label, model): _job(place, section, dataset, model, given) for dataset, model in pairs}
         listed = list(jobs.values())
         if all(d.questions and jobs[d.label, model].answered() == len(d.questions) for d, model in pairs):
             score(place, listed, datasets)
@@ -107,7 +109,12 @@ def _sizes(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("*.jsonl"))}
 
 
-def _job(place: Place, section: Evaluate, dataset: Dataset, model: str) -> ScoringJob:
+def _job(
+    place: Place, section: Evaluate, dataset: Dataset, model: str, chat_template_kwargs: dict[str, Any]
+) -> ScoringJob:
+    generation = section.generation.model_dump(exclude_none=True)
+    if chat_template_kwargs:
+        generation["extra_body"] = {"chat_template_kwargs": chat_template_kwargs}
     return ScoringJob(
         model=model,
         url="http://127.0.0.1/v1",
@@ -115,7 +122,7 @@ def _job(place: Place, section: Evaluate, dataset: Dataset, model: str) -> Scori
         benchmark=dataset.benchmark,
         arguments=dataset.arguments,
         limit=None if dataset.questions else section.limit,
-        generation=section.generation.model_dump(exclude_none=True),
+        generation=generation,
         eval_batch_size=section.eval_batch_size,
         timeout=section.timeout,
         prompts=str(place.local("questions", dataset.label, "prompts.jsonl")),

@@ -8,6 +8,7 @@ heads of the weight files are read.
 import json
 import os
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,11 +85,18 @@ def _config_problems(config: dict[str, Any], max_lora_rank: int) -> list[str]:
     start = config.get("init_lora_weights", True)
     if start is not None and start not in PLAIN_STARTS:
         problems.append(f"init_lora_weights is {start!r}: its base model was changed before training; convert it")
-    known = {*READ, *WITHOUT_EFFECT, "use_dora", "bias", "init_lora_weights"}
-    for key, value in config.items():
-        if key not in known and value not in (None, False, "none") and value != {} and value != []:
-            problems.append(f"{key} is {json.dumps(value)[:60]}: vLLM passes over it; merge the adapter")
+    problems += [f"{setting}: vLLM passes over it; merge the adapter" for setting in beyond_pairs(config)]
     return problems
+
+
+def beyond_pairs(config: Mapping[str, Any]) -> list[str]:
+    """Settings, with their values, by which an adapter is more than a pair of matrices of rank `r` for each layer."""
+    known = {*READ, *WITHOUT_EFFECT, "use_dora", "bias", "init_lora_weights"}
+    return [
+        f"{key} is {json.dumps(value)[:60]}"
+        for key, value in config.items()
+        if key not in known and value not in (None, False, "none") and value != {} and value != []
+    ]
 
 
 def _tensor_problems(tensors: dict[str, Tensor], rank: int, base: dict[str, Tensor]) -> list[str]:

@@ -1,7 +1,8 @@
 """The models that come of a recipe: which there are, what they are called, and how they are served."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipelines.artifacts.reports.train import MergeReport, TrainReport
 from pipelines.artifacts.stage import Output
@@ -23,10 +24,16 @@ class Lineup:
     """Whether the adapter merged into its base is asked too, beside the adapter."""
     checkpoints: bool
     """Whether the kept checkpoints are asked too."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """What the chat template of each of them is given."""
 
     def names(self) -> list[str]:
         """The names of the models that are compared: base, what was trained, and its adapter merged, if it is."""
         return [BASE, self.name, *([self.merged_name] if self.merged else [])]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What answers follow from beside the models and their names."""
+        return {"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}
 
     @property
     def merged_name(self) -> str:
@@ -40,7 +47,8 @@ def lineup_of(recipe: Recipe) -> Lineup | None:
         return None
     serves_adapter = recipe.train.method != "full" and not_servable(recipe.train) is None
     checkpoints = recipe.compare is not None and recipe.compare.checkpoints is not None
-    return Lineup(recipe.name, serves_adapter, serves_adapter and recipe.merge is not None, checkpoints)
+    merged = serves_adapter and recipe.merge is not None
+    return Lineup(recipe.name, serves_adapter, merged, checkpoints, dict(recipe.chat_template_kwargs))
 
 
 def served_models(lineup: Lineup, train: Output[TrainReport], merge: Output[MergeReport] | None) -> list[ServedModel]:
@@ -49,14 +57,19 @@ def served_models(lineup: Lineup, train: Output[TrainReport], merge: Output[Merg
     Where all weights were trained there is no adapter, and there are those that vLLM cannot load: the model that was
     trained, or merged, has the second engine.
     """
-    report, base = train.report, str(base_model(train))
+    report, base, given = train.report, str(base_model(train)), lineup.chat_template_kwargs
     if report.adapter is None or not lineup.serves_adapter:
-        return [ServedModel(BASE, base), ServedModel(lineup.name, str(trained_whole(train, merge)))]
+        own = str(trained_whole(train, merge))
+        return [
+            ServedModel(BASE, base, chat_template_kwargs=given),
+            ServedModel(lineup.name, own, chat_template_kwargs=given),
+        ]
     adapters = {lineup.name: str(train.folder.local(report.adapter))}
     adapters |= dict(checkpoint_adapters(lineup, train).values())
-    models = [ServedModel(BASE, base, adapters)]
+    models = [ServedModel(BASE, base, adapters, chat_template_kwargs=given)]
     if merge is not None:
-        models.append(ServedModel(lineup.merged_name, str(merge.folder.local(merge.report.model))))
+        folder = str(merge.folder.local(merge.report.model))
+        models.append(ServedModel(lineup.merged_name, folder, chat_template_kwargs=given))
     return models
 
 

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import Problem, RecipeError
 
@@ -31,6 +32,8 @@ class ServedModel:
     path: str
     adapters: dict[str, str] = field(default_factory=dict)
     registry: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """What its chat template is given where a request says nothing else."""
 
     @property
     def has_adapters(self) -> bool:

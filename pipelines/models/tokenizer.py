@@ -1,13 +1,18 @@
 """A model's tokenizer with its control tokens, and a chat template of one's own for a model."""
 
 import hashlib
+import json
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import Problem, RecipeError
+from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.models.cache import made_once
+
+GIVEN = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
+"""Variables of chat templates that whoever renders gives, beside the special tokens."""
 
 TEMPLATE = "chat_template.jinja"
 """The file that transformers takes before what tokenizer_config.json says."""
@@ -50,6 +55,12 @@ def template_source(tokenizer: Any) -> str:
     return "\n".join(template.values()) if isinstance(template, dict) else template or ""
 
 
+def default_template(tokenizer: Any) -> str:
+    """The tokenizer's chat template for chats without anything special; empty where it has none."""
+    template = tokenizer.chat_template
+    return template.get("default", "") if isinstance(template, dict) else template or ""
+
+
 def with_chat_template(folder: Path, template: str, cache: Path) -> Path:
     """A folder in `cache` that is the same model with another chat template: links to its files, and the template."""
     digest = hashlib.sha256(f"{folder.resolve()}\0{template}".encode()).hexdigest()
@@ -62,6 +73,50 @@ def with_chat_template(folder: Path, template: str, cache: Path) -> Path:
         (scratch / TEMPLATE).write_text(template, encoding="utf-8")
 
     return made_once(target, f"linking {folder.name} with the recipe's chat template", write)
+
+
+def with_template_arguments(template: str, arguments: Mapping[str, Any]) -> str:
+    """A chat template that takes these values for variables of its own that nobody gives it.
+
+    So every program that renders with the template has them, and a request can still say otherwise. RecipeError for a
+    name that the template does not read.
+    """
+    read = _variables_of(template)
+    unknown = [
+        Problem(
+            f"chat_template_kwargs.{name}", f"the model's chat template reads no such variable; {_hint(name, read)}"
+        )
+        for name in arguments
+        if name not in read
+    ]
+    if unknown:
+        raise RecipeError("the recipe", unknown)
+    # a line for each: transformers and vLLM take the line break after a block away
+    defaults = [
+        f"{{%- if {name} is not defined %}}{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}{{% endif %}}\n"
+        for name, value in arguments.items()
+    ]
+    return "".join(defaults) + template
+
+
+def _variables_of(template: str) -> frozenset[str]:
+    """What a template reads from outside that nobody else gives it; RecipeError where it cannot be parsed."""
+    from jinja2 import TemplateError
+    from transformers.utils import chat_template_utils
+
+    library: Any = chat_template_utils
+    try:
+        found: frozenset[str] = library._get_template_variables(template)
+        own = library._compile_jinja_template(template).environment.globals
+    except TemplateError as error:
+        raise RecipeError(
+            "the recipe", [Problem("train.model", f"its chat template cannot be read: {error}")]
+        ) from None
+    return frozenset(name for name in found - own.keys() if name not in GIVEN and not name.endswith("_token"))
+
+
+def _hint(name: str, read: frozenset[str]) -> str:
+    return nearest(name, read) if read else "it reads none, so leave the key out"
 
 
 def with_merged_system(template: str) -> str:

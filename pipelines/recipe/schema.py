@@ -8,7 +8,16 @@ not run. The recipe knows nothing of the stages: what only a stage can judge, su
 import re
 from typing import Annotated
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from pipelines.recipe.base import Section, Seed
@@ -27,11 +36,19 @@ RECIPE_NAME = re.compile(r"(?!base\Z)(?!.*\.\.)(?!.*\.\Z)[A-Za-z0-9][A-Za-z0-9._
 NAME_RULE = "use at most 100 ASCII letters, digits, '.', '_' and '-', without '..', and not base"
 
 
+TemplateArgument = StrictBool | StrictInt | StrictFloat | StrictStr | list[StrictStr]
+
+
 class Recipe(Section):
     """One experiment, from rows to scores."""
 
     name: str
     seed: Seed = Field(42, description="every random choice follows from it")
+    chat_template_kwargs: dict[str, TemplateArgument] = Field(
+        {},
+        description="what the chat template of the recipe's own model is given, such as {enable_thinking: false}: to "
+        "train, serve, evaluate and compare it, and where engine vllm synthesizes",
+    )
     synthesize: Synthesize | None = None
     ingest: Annotated[Ingest | None, Field(validate_default=True)] = None
     refine: Refine | None = None
@@ -61,6 +78,28 @@ class Recipe(Section):
         if ingest is None and info.data["synthesize"] is None:
             raise PydanticCustomError("missing", "neither ingest nor synthesize")
         return ingest
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _can_be_given(cls, given: dict[str, TemplateArgument]) -> dict[str, TemplateArgument]:
+        for name, value in given.items():
+            if not name.isidentifier():
+                raise ValueError(f"{name!r} is no name of a variable; templates have names such as enable_thinking")
+            if isinstance(value, str) and value.lower() in ("true", "false", "yes", "no"):
+                raise ValueError(
+                    f"{name} is the text {value!r}, which templates take for true; write it without quotes"
+                )
+        return given
+
+    @model_validator(mode="after")
+    def _has_a_model_of_its_own(self) -> "Recipe":
+        is_local = self.synthesize is not None and self.synthesize.engine == "vllm"
+        if self.chat_template_kwargs and self.train is None and not is_local:
+            raise ValueError(
+                "chat_template_kwargs is for the recipe's own model, and it has none: add a section train; requests to "
+                "an API have synthesize.endpoints[].chat_template_kwargs"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stages_have_what_they_read(self) -> "Recipe":

@@ -58,6 +58,8 @@ class Engine(Section):
                 raise ValueError(f"{name} has a key of its own: serve.engine.{name}")
             if name in SET_BY_DANLU or name.startswith("ssl_"):
                 raise ValueError(f"{name} is set by danlu: the gateway and its keys would not hold with another")
+            if name == "default_chat_template_kwargs":
+                raise ValueError(f"{name} is the recipe's chat_template_kwargs, at its top, which training needs too")
             if value is None:
                 raise ValueError(f"{name} is null; leave it out for vLLM's own choice")
         return extra
@@ -106,6 +108,9 @@ class Serve(Section):
     host: str = Field("127.0.0.1", description="address the gateway listens on")
     port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="port the gateway listens on")
     open: bool = Field(False, description="answer anyone who reaches host; false: beyond this machine keys are needed")
+    gateway_per_node: bool = Field(
+        False, description="a gateway on every node that is there at the start, with limits that hold for all together"
+    )
     num_replicas: Count = Field(1, description="replicas of each engine")
     autoscaling: Autoscaling | None = Field(None, description="instead of num_replicas")
     num_cpus: Positive = Field(0.25, description="CPUs reserved per engine replica; fractions fit small machines")

@@ -1,5 +1,6 @@
 """The recipe's sections `train` and `merge`."""
 
+import json
 import re
 from collections.abc import Set
 from importlib.util import find_spec
@@ -17,6 +18,9 @@ from pipelines.recipe.serve import MAX_LORA_RANK
 SIDES = ("train", "test")
 """What `train.data` calls the two sides of the split."""
 
+
+ADDED = {"thinking": "as_is", "loss_on": "all", "objective": "sft", "adapter": None}
+"""Keys that came later, with what holds without them: fingerprints name them where they say something else."""
 
 OLD_SAMPLE_STEPS = "evaluation_steps"
 """What `train.sample_steps` was called, which is read as an alias, and which fingerprints still say."""
@@ -54,6 +58,42 @@ class TemplateFile(str):
         return made
 
 
+ADAPTER_CONFIG = "adapter_config.json"
+
+OWN_OF_ADAPTER = ("r", "lora_alpha", "use_rslora", "use_dora")
+"""What of `lora` an adapter's matrices were made with, by the same names in PEFT's configuration."""
+
+
+def with_adapters_own(lora: dict[str, Any], folder: str) -> dict[str, Any]:
+    """The section `lora` as an adapter has it; ValueError where there is none, or where the section says otherwise.
+
+    Dropout may be another. Whether `target_modules` are the adapter's is seen when the model is there.
+    """
+    path = Path(folder).expanduser() / ADAPTER_CONFIG
+    if "://" in folder or not path.is_file():
+        raise ValueError(f"adapter: there is no {ADAPTER_CONFIG} in {folder}; give the folder of a LoRA adapter")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"adapter: {path} is no JSON ({error})") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise ValueError(f"adapter: {path} describes no LoRA; others cannot be gone on from")
+    own = {name: config[name] for name in OWN_OF_ADAPTER if config.get(name) is not None}
+    own["target_experts"] = any(not name.endswith(".weight") for name in config.get("target_parameters") or [])
+    for name, value in own.items():
+        if lora.get(name, value) != value:
+            raise ValueError(f"lora.{name} is {lora[name]}, and the adapter's {value}; remove it, or the adapter")
+    rest = {"target_modules": config.get("target_modules"), "lora_dropout": config.get("lora_dropout")}
+    return {**{name: value for name, value in rest.items() if value is not None}, **lora, **own}
+
+
+OF_CHATS = (
+    *("system", "chat_template", "merge_system", "thinking", "loss_on", "max_input_length", "max_output_length"),
+    "predict_with_generate",
+)
+"""Keys that say nothing of plain text."""
+
+
 def _file_of_template(section: "Train", template: str) -> str | None:
     return template.path if isinstance(template, TemplateFile) else None
 
@@ -84,6 +124,22 @@ class Train(Section):
     )
     merge_system: bool = Field(
         False, description="put the system prompt before the first question: for chat templates without a system role"
+    )
+    thinking: Literal["as_is", "mask_empty", "keep", "strip"] = Field(
+        "as_is",
+        description="as_is: as the chat template renders it; mask_empty: no loss on the empty thought that it writes "
+        "into an answer without reasoning; keep: an answer with loss must have reasoning; strip: reasoning is removed",
+    )
+    loss_on: Literal["all", "last_turn"] = Field(
+        "all", description="which of the assistant's turns have loss; a row's own marks can only take it away"
+    )
+    objective: Literal["sft", "pretrain"] = Field(
+        "sft",
+        description="sft: answers of chats, and rows that are plain text as they are; pretrain: plain text alone, for "
+        "books: no chat template is needed, and overlong is split where nothing else is said",
+    )
+    adapter: Annotated[str | None, ReadPath()] = Field(
+        None, description="folder of an adapter to go on from, whose rank, scale and layers then hold for lora"
     )
     method: Literal["lora", "qlora", "full"] = Field(
         "lora", description="what is trained: an adapter, an adapter on weights in 4 bits (NF4), or all weights"
@@ -185,6 +241,25 @@ class Train(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _books_are_split(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("objective") == "pretrain":
+            return {"overlong": "split", **given}
+        return given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _goes_on_from(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("adapter"), str):
+            return given
+        if given.get("method") == "full":
+            raise ValueError(
+                "adapter goes with method lora or qlora; to train all weights, merge it and train the result"
+            )
+        lora = given.get("lora", {})
+        return {**given, "lora": with_adapters_own(lora, given["adapter"])} if isinstance(lora, dict) else given
+
+    @model_validator(mode="before")
+    @classmethod
     def _pair_of_workers(cls, given: Any) -> Any:
         if isinstance(given, dict) and isinstance(given.get("num_workers"), list) and len(given["num_workers"]) == 2:
             least, most = given["num_workers"]
@@ -199,6 +274,17 @@ class Train(Section):
                 raise ValueError(f"sources.{name}: a name has none of / . # and is not train or test")
             if name not in names:
                 raise ValueError(f"sources.{name} is not in data; add {name} or {name}#ROWS to it")
+        return self
+
+    @model_validator(mode="after")
+    def _plain_text_is_no_chat(self) -> "Train":
+        if self.objective == "pretrain":
+            default = type(self).model_fields
+            given = [name for name in OF_CHATS if getattr(self, name) != default[name].default]
+            if given:
+                raise ValueError(
+                    f"objective: pretrain trains plain text, and {given[0]} is of chats; remove one of them"
+                )
         return self
 
     @model_validator(mode="after")
@@ -265,7 +351,7 @@ def fingerprint_of(section: Train, exclude: Set[str] = frozenset()) -> dict[str,
     dumped[OLD_SAMPLE_STEPS] = dumped.pop("sample_steps")
     if "lora" in dumped and not dumped["lora"]["target_experts"]:
         del dumped["lora"]["target_experts"]
-    return dumped
+    return {name: value for name, value in dumped.items() if name not in ADDED or value != ADDED[name]}
 
 
 def parse_data(item: str) -> tuple[str, int | None]:

@@ -4,7 +4,7 @@ What comes out is appended to the ledger before it counts. A run that is killed 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +17,12 @@ from pipelines.llm.requests import Outcome, OutcomeKind, Positions, checked, rec
 from pipelines.llm.vllm_batch import Completion, Prompt, complete, require_room
 from pipelines.models.resolve import resolve
 from pipelines.models.served import MODELS, ServedModel
+from pipelines.models.tokenizer import (
+    default_template,
+    open_tokenizer,
+    with_chat_template,
+    with_template_arguments,
+)
 from pipelines.progress import progress
 from pipelines.recipe.load import load_recipe, shipped_recipes
 from pipelines.recipe.serve import Serve
@@ -24,15 +30,27 @@ from pipelines.synthesize.grid import Grid
 from pipelines.synthesize.shapes import schema_of
 
 
-def generate(serve: Serve, workspace: Workspace, grid: Grid, choose: Callable[[LedgerState], Positions]) -> Positions:
+def generate(
+    serve: Serve,
+    workspace: Workspace,
+    grid: Grid,
+    choose: Callable[[LedgerState], Positions],
+    chat_template_kwargs: Mapping[str, Any],
+) -> Positions:
     """Answer the pending positions that `choose` takes; returns them when each has its record.
 
-    The engines are those that `serve` describes, or a shipped recipe's where the model is one's. InputError where the
-    model cannot be had, HardwareError where the cluster has no room for them.
+    The engines are those that `serve` describes, or a shipped recipe's where the model is one's, and so is what its
+    chat template is given. RecipeError where that reads no such variables, InputError where the model cannot be had,
+    HardwareError where the cluster has no room for them.
     """
-    named, serve = model_of(grid.section.model, serve)
+    named, serve, arguments = model_of(grid.section.model, serve, chat_template_kwargs)
     require_room(serve)  # before gigabytes of a model are fetched
-    model = ServedModel("model", str(resolve(named, workspace.local(MODELS))))
+    cache = workspace.local(MODELS)
+    folder = resolve(named, cache)
+    if arguments:
+        template = with_template_arguments(default_template(open_tokenizer(folder)), arguments)
+        folder = with_chat_template(folder, template, cache)
+    model = ServedModel("model", str(folder))
     writer = LedgerWriter(workspace)
     try:
         chosen = choose(look_up(workspace, grid))
@@ -46,14 +64,17 @@ def generate(serve: Serve, workspace: Workspace, grid: Grid, choose: Callable[[L
     return chosen
 
 
-def model_of(name: str, serve: Serve) -> tuple[str, Serve]:
-    """The model of that name and how it is served; a shipped recipe's name means its model, served as it says."""
+def model_of(name: str, serve: Serve, chat_template_kwargs: Mapping[str, Any]) -> tuple[str, Serve, Mapping[str, Any]]:
+    """The model of that name, how it is served, and what its chat template is given.
+
+    A shipped recipe's name means its model, served as it says.
+    """
     if name not in shipped_recipes():
-        return name, serve
+        return name, serve, chat_template_kwargs
     recipe = load_recipe(name)
     if recipe.train is None:
         raise InputError(f"synthesize.model: the recipe {name} trains no model; name a folder or hf://")
-    return recipe.train.model, recipe.serve
+    return recipe.train.model, recipe.serve, recipe.chat_template_kwargs
 
 
 def _prompt_maker(grid: Grid) -> Callable[[dict[str, Any]], Prompt]:

@@ -4,8 +4,8 @@ The conversations are written by Ray Data tasks, shard by shard, from the ledger
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -46,6 +46,8 @@ class SynthesizeStage(Stage[Inputs, SynthesizeReport]):
     section: Synthesize
     serve: Serve
     seed: int
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template of a model in the cluster is given."""
 
     name: ClassVar[str] = "synthesize"
     version: ClassVar[int] = 3
@@ -74,7 +76,7 @@ class SynthesizeStage(Stage[Inputs, SynthesizeReport]):
         """
         grid = grid_of(self.section, self.seed)
         if not has_every_record(place.workspace, grid):
-            answer_pending(self.serve, place.workspace, grid, lambda state: state.pending)
+            answer_pending(self.serve, place.workspace, grid, lambda state: state.pending, self.chat_template_kwargs)
         shards = [{"index": number, "start": start} for number, start in enumerate(range(0, grid.size, CHUNK))]
         work = _writer(place.workspace, grid)
         commits = run_shards(place, "rows", lambda: shards, work, concurrency=None, title="conversations")
@@ -90,11 +92,15 @@ def grid_of(section: Synthesize, seed: int) -> Grid:
 
 
 def answer_pending(
-    serve: Serve, workspace: Workspace, grid: Grid, choose: Callable[[LedgerState], Positions]
+    serve: Serve,
+    workspace: Workspace,
+    grid: Grid,
+    choose: Callable[[LedgerState], Positions],
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Positions:
     """Have the pending positions that `choose` takes answered, by endpoints or in the cluster; returns them."""
     if grid.section.engine == "vllm":
-        return generate(serve, workspace, grid, choose)
+        return generate(serve, workspace, grid, choose, chat_template_kwargs or {})
     return dispatch(workspace, grid, choose)
 
 

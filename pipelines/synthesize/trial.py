@@ -1,6 +1,8 @@
 """A trial: send the requests of a few cells, and say what the whole grid will take in tokens, money and time."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +32,14 @@ class Measured:
     shown: list[tuple[str, str]]
 
 
-def try_cells(section: Synthesize, serve: Serve, seed: int, workspace: Workspace, count: int) -> list[str]:
+def try_cells(
+    section: Synthesize,
+    serve: Serve,
+    seed: int,
+    workspace: Workspace,
+    count: int,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Ask up to `count` cells, evenly over the grid, and project the rest; the answers are in the ledger and count.
 
     Returns lines for people. InputError where nothing is left to ask.
@@ -41,10 +50,10 @@ def try_cells(section: Synthesize, serve: Serve, seed: int, workspace: Workspace
     pending = before.pending
     if not len(pending):
         raise InputError("synthesize: every cell has its answer; there is nothing to try")
-    chosen = answer_pending(serve, workspace, grid, lambda state: _spread(state.pending, count))
+    chosen = answer_pending(serve, workspace, grid, lambda state: _spread(state.pending, count), chat_template_kwargs)
     measured = _measure(workspace, grid, chosen)
     if section.engine == "vllm":
-        _, serve = model_of(section.model, serve)
+        _, serve, _ = model_of(section.model, serve, {})
     return _projection(section, serve, measured, before.tokens, len(pending) - len(chosen))
 
 

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from rich.table import Table
@@ -40,7 +41,8 @@ def audit(tokenizer: Any, section: Train, row: TrainingRow) -> Iterator[Text | T
         yield _coloured(tokenizer, control, sample)
         return
     require_texts(row.chat)
-    parts = list(_parts(tokenizer, control, row.chat, row.tools))
+    encoder = partial(encode, tokenizer, control, tools=row.tools, mask_empty=section.thinking == "mask_empty")
+    parts = list(_parts(encoder, row.chat))
     for number, (turns, places, sample) in enumerate(parts, 1):
         yield Text(f"sample {number} of {len(parts)}: {_counts(section, sample)}", style="bold")
         table = Table(box=None, pad_edge=False, padding=(0, 2))
@@ -75,12 +77,12 @@ def sent_for(tokenizer: Any, turns: Sequence[Turn], place: int, tools: str | Non
 
 
 def _parts(
-    tokenizer: Any, control: "re.Pattern[str]", chat: Sequence[Turn], tools: str | None
+    encoder: Callable[[Sequence[Turn]], Encoded], chat: Sequence[Turn]
 ) -> Iterator[tuple[Sequence[Turn], list[int], Encoded]]:
     """The samples of a chat, with the places of the turns that are trained in each."""
-    sample = encode(tokenizer, control, chat, tools)
+    sample = encoder(chat)
     if sample.apart:
-        yield from _parts(tokenizer, control, turns_for(chat, sample.apart), tools)
+        yield from _parts(encoder, turns_for(chat, sample.apart))
     yield chat, [n for n, turn in enumerate(chat) if has_loss(turn) and n not in sample.apart], sample
 
 

@@ -18,7 +18,7 @@ from pipelines.models.skeleton import SAID, text_config
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.models.weight_files import broken_model
 from pipelines.recipe.train import Train
-from pipelines.train.loss_mask import IGNORE_INDEX, encode, with_system
+from pipelines.train.loss_mask import IGNORE_INDEX, encode, encode_text, with_system
 
 GENERATION = "generation_config.json"
 PROBE = [{"role": "user", "content": "1 + 1 ="}, {"role": "assistant", "content": "2"}]
@@ -36,7 +36,9 @@ class End:
 
 
 def end_of(section: Train, model: Path) -> End | None:
-    """The first of the control tokens that end a trained answer; None where the template renders no chat."""
+    """The first of the control tokens that end a trained answer; None where no chat is trained or rendered."""
+    if section.objective == "pretrain":
+        return None
     tokenizer, control = _tokenizer(model)
     try:
         encoded = encode(tokenizer, control, with_system(PROBE, section.system))
@@ -59,7 +61,10 @@ def lacking_embedding(section: Train, model: Path) -> Problem | None:
     rows = embedding_rows(model)
     tokenizer, control = _tokenizer(model)
     try:
-        tokens = encode(tokenizer, control, with_system(PROBE, section.system)).tokens
+        if section.objective == "pretrain":
+            tokens = encode_text(tokenizer, control, PROBE[0]["content"]).tokens
+        else:
+            tokens = encode(tokenizer, control, with_system(PROBE, section.system)).tokens
     except DataError:  # tokenizing the rows says it better, and names the row
         return None
     if rows is None or max(tokens, default=0) < rows:

@@ -69,12 +69,20 @@ def turns_for(messages: Sequence[Turn], places: Sequence[int]) -> list[Turn]:
     ]
 
 
-def encode(tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[Turn], tools: str | None = None) -> Encoded:
+def encode(
+    tokenizer: Any,
+    control: "re.Pattern[str]",
+    messages: Sequence[Turn],
+    tools: str | None = None,
+    mask_empty: bool = False,
+) -> Encoded:
     """One chat as the model's template renders it, up to the last turn that has loss.
 
     Loss is on the assistant's turns but those whose `loss` is false. A control token that stands in a text stays text.
-    `tools` is JSON, as a row has it. DataError where the mask cannot be proven: where a template leaves a text out or
-    changes it, or renders the turns before an answer differently once it is there.
+    `tools` is JSON, as a row has it. `mask_empty`: what the template writes before the text of an answer without
+    reasoning has no loss, be it an empty thought or the name of another channel than that of thoughts. DataError where
+    the mask cannot be proven: where a template leaves a text out or changes it, or renders the turns before an answer
+    differently once it is there.
     """
     _require_template(tokenizer)
     messages = [_thought_apart(turn, control) for turn in messages]
@@ -84,12 +92,12 @@ def encode(tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[Turn],
     if trained[0] == 0:
         raise DataError("turn 1 is an answer that nobody asked for; remove the turn, or give it loss: false")
     *earlier, last = trained
-    whole = _encode_turn(tokenizer, control, messages[: last + 1], tools)
+    whole = _encode_turn(tokenizer, control, messages[: last + 1], tools, mask_empty)
     labels = [IGNORE_INDEX] * len(whole.tokens)
     labels[whole.begin : whole.end] = whole.tokens[whole.begin : whole.end]
     apart = []
     for place in earlier:
-        alone = _encode_turn(tokenizer, control, messages[: place + 1], tools)
+        alone = _encode_turn(tokenizer, control, messages[: place + 1], tools, mask_empty)
         if _stands_in(tokenizer, control, alone, whole):
             labels[alone.begin : alone.end] = whole.tokens[alone.begin : alone.end]
         else:
@@ -174,7 +182,7 @@ def _stands_in(tokenizer: Any, control: "re.Pattern[str]", alone: AnsweredTurn, 
 
 
 def _encode_turn(
-    tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[Turn], tools: str | None
+    tokenizer: Any, control: "re.Pattern[str]", messages: Sequence[Turn], tools: str | None, mask_empty: bool
 ) -> AnsweredTurn:
     """A chat up to its last turn, an answer, with loss on it; DataError where the mask cannot be proven."""
     chat = _MarkedChat.of(tokenizer, control, messages, tools)
@@ -203,6 +211,8 @@ def _encode_turn(
         tokens = prompt_tokens + rest
         spans = [(0, 0)] * count + [(begin + start, begin + stop) for start, stop in places]
     tagged = chat.tagged(text, begin, spoken)
+    if mask_empty and not messages[-1].get("reasoning"):
+        tagged = max(tagged, _after_empty_thought(text, begin, spoken))
     first = next((number for number in range(count, len(tokens)) if spans[number][1] > tagged), count)
     last = next((number for number in range(first, len(tokens)) if spans[number][0] >= end), len(tokens))
     _prove(tokenizer, tokens[first:last], text[max(begin, spans[first][0]) : end].replace(chat.gap, ""))
@@ -245,7 +255,12 @@ class _MarkedChat:
             bare = [{name: value for name, value in turn.items() if name != "tool_calls"} for turn in self.turns]
             less["tool calls"] = replace(self, turns=bare)
         for what, without in less.items():
-            if without._render(without.turns) == self._render(self.turns):
+            rendered = self._render(self.turns)
+            try:
+                is_the_same = without._render(without.turns) == rendered
+            except DataError:  # gpt-oss's renders no answer of a tool that was not called
+                continue
+            if is_the_same:
                 raise DataError(_not_written(what))
 
     def prompt(self) -> str:
@@ -272,6 +287,11 @@ class _MarkedChat:
             if not head and text.startswith(prompt):
                 return self._with_spots(turns, text, removed)
         place = len(self.turns)
+        if last.get("reasoning") and re.search(r"</think>\s*$", prompt):
+            raise DataError(
+                f"train.thinking: turn {place} has reasoning, and what a server sends for it has closed the thought "
+                "already (enable_thinking: false); train without it (train.thinking: strip), or let the model think"
+            )
         raise DataError(
             f"train.model: its chat template renders the turns before turn {place} differently once it is there, so "
             "what a server sends for it cannot be told from the answer; give train.chat_template"
@@ -442,8 +462,9 @@ def _end_of_turn(tokenizer: Any, control: "re.Pattern[str]", turn: Turn, text: s
     found = [m for m in control.finditer(text, spoken) if m[0] == tokenizer.eos_token or not m[0].startswith("</")]
     if not found:
         return None
-    if turn.get("tool_calls"):
-        return found[-1].end()
+    if turn.get("tool_calls"):  # which have control tokens of their own; GLM's models end the turn with none
+        last = found[-1].end()
+        return None if text[last:].strip() else last
     end = found[0].end()
     for match in found[1:]:
         if match.start() == end:
@@ -468,6 +489,17 @@ def _tokenize(tokenizer: Any, text: str, gap: str, continued: bool = False) -> t
                 spans.append((begin + max(0, start - len(anchor)), begin + stop - len(anchor)))
         begin += len(piece) + len(gap)
     return tokens, spans
+
+
+def _after_empty_thought(text: str, begin: int, spoken: Sequence[tuple[int, int]]) -> int:
+    """Where an answer that begins at `begin` goes on after the thought that it does not have.
+
+    Where it says nothing, and calls tools instead, that is after the end of the thought.
+    """
+    if spoken:
+        return min(start for start, _ in spoken)
+    found = re.compile(r"\s*(?:<think>)?\s*</think>\s*").match(text, begin)
+    return found.end() if found else begin
 
 
 def _prefixes(tokenizer: Any) -> bool:

@@ -179,10 +179,10 @@ def _prompts(base: Path) -> list[Any]:
     import torch
 
     tokenizer, _ = load_tokenizer(base)
-    texts = [
-        tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
-        for text in PROMPTS
-    ]
+    texts = list(PROMPTS)
+    if tokenizer.chat_template is not None:
+        chats = ([{"role": "user", "content": text}] for text in PROMPTS)
+        texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
     return [torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]]) for text in texts]
 
 

@@ -45,9 +45,12 @@ def load_model(run: Run, arguments: Any) -> Any:
 
 
 def _with_adapter(model: Any, section: Train) -> Any:
-    from peft import get_peft_model
+    from peft import PeftModel, get_peft_model
 
-    return get_peft_model(model, adapter_config(section, model))
+    config = adapter_config(section, model)
+    if section.adapter is not None:
+        return PeftModel.from_pretrained(model, section.adapter, is_trainable=True, config=config)
+    return get_peft_model(model, config)
 
 
 def _keep_trainable(model: Any) -> None:

@@ -39,8 +39,10 @@ def _answer(run: Run, model: Any, text: str) -> str:
     import torch
 
     tokenizer, _ = load_tokenizer(run.model)
-    messages = with_system([{"role": "user", "content": text}], run.section.system)
-    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    prompt = text
+    if run.section.objective == "sft":  # plain text is gone on with as it stands
+        messages = with_system([{"role": "user", "content": text}], run.section.system)
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     encoded = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
     with torch.no_grad():
         output = model.generate(

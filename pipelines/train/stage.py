@@ -10,7 +10,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +31,7 @@ from pipelines.progress import say
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, fingerprint_of, further_source, missing_package, parse_data
 from pipelines.sources.read import VERSION, check_source, source_fingerprint
+from pipelines.train.adapter_start import adapter_problems
 from pipelines.train.attention_check import attention_problems
 from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_of
 from pipelines.train.checkpoint_upload import copies_key, discard
@@ -40,7 +41,7 @@ from pipelines.train.journal import BY_ROW, Entry, best_step, read_journal, show
 from pipelines.train.loop import chosen_checkpoint, train_loop
 from pipelines.train.loss_mask import IGNORE_INDEX
 from pipelines.train.memory import chosen_stage, shapes_of
-from pipelines.train.proof import template_of, unproven
+from pipelines.train.proof import template_of, unknown_thinking, unproven
 from pipelines.train.run import Run, WorkerFacts
 from pipelines.train.samples import Samples, total_rows
 from pipelines.train.tokenize import Tokenized, source_of, tokenize
@@ -77,6 +78,8 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
     ingest: Ingest | None
     """How the recipe reads its own rows; further files to train on may have as many broken ones."""
     seed: int
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """What the recipe gives the model's chat template."""
 
     name: ClassVar[str] = "train"
     version: ClassVar[int] = 2
@@ -91,11 +94,13 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
         further = [further_source(self.section, self.ingest, parse_data(item)[0]) for item in self.section.data]
         return {
             # in the place of `sources` stands what lies there, and how it is read
-            "section": fingerprint_of(self.section, NOT_IN_FINGERPRINT | {"sources"}),
+            "section": fingerprint_of(self.section, NOT_IN_FINGERPRINT | {"sources", "adapter"}),
             "seed": self.seed,
             "model": model_digest(self.section.model),
             "files": [source_fingerprint(source) for source in further if source],
             **({"reading": VERSION} if any(further) else {}),
+            **({"adapter": digest_weights(Path(adapter).expanduser())} if (adapter := self.section.adapter) else {}),
+            **({"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}),
         }
 
     def preflight(self) -> list[Problem]:
@@ -120,7 +125,7 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
                 if family_of(folder) is None:  # else its modules get other names, and its tokenizer is converted
                     problems += misfits(section, folder) or attention_problems(section, folder)
                     if not problems:
-                        problems += unproven(section, self.ingest, folder)
+                        problems += unproven(section, self.ingest, self.chat_template_kwargs, folder)
         if section.checkpoint_copies:
             try:
                 _ = Workspace(section.checkpoint_copies).fs
@@ -141,10 +146,19 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
         HardwareError where the cluster lacks what the workers need.
         """
         section = self.section
+        if section.adapter is not None:  # workers are started in other folders
+            adapter = Path(section.adapter).expanduser().absolute()
+            section = section.model_copy(update={"adapter": str(adapter)})
         check_resources(section)
         cache = place.workspace.local(MODELS)
         model = resolve(section.model, cache)
-        template = template_of(section, open_tokenizer(model)) if section.merge_system else section.chat_template
+        template = section.chat_template
+        if section.merge_system or self.chat_template_kwargs or section.thinking != "as_is":
+            tokenizer = open_tokenizer(model)
+            template = template_of(section, self.chat_template_kwargs, tokenizer)
+            tokenizer.chat_template = template or tokenizer.chat_template
+            if problem := unknown_thinking(section, tokenizer):
+                raise RecipeError("the recipe", [problem])
         if template is not None:
             model = with_chat_template(model, template, cache)
         model = with_end(section, model, cache)
@@ -170,12 +184,8 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
             name,
             model,
             [source_of(section, self.ingest, place, split, item) for item in data],
-            max_length=section.max_length,
-            overlong=section.overlong,
-            max_input_length=section.max_input_length,
-            max_output_length=section.max_output_length,
-            system=section.system,
-            seed=self.seed,
+            section,
+            self.seed,
         )
 
 
@@ -239,6 +249,8 @@ def misfits(section: Train, model: Path) -> list[Problem]:
         # here, because torch and peft stand behind it
         from pipelines.train.targets import check_targets
 
+        if wrong := adapter_problems(section, model):
+            return [*problems, *wrong]
         problems += check_targets(section, skeleton.model, weight_shapes(model))[1]
     return problems
 

@@ -10,6 +10,7 @@ import copy
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,10 +40,15 @@ class Trained:
 
 
 def adapter_config(section: Train, model: Any) -> Any:
-    """The recipe's LoRA as peft's configuration for a model."""
+    """The recipe's LoRA as peft's configuration for a model: that of the adapter it goes on from, if there is one."""
     from peft import LoraConfig
 
     lora = section.lora
+    if section.adapter is not None:
+        config = LoraConfig.from_pretrained(str(Path(section.adapter).expanduser()))
+        config.lora_dropout = lora.lora_dropout
+        config.inference_mode = False
+        return config
     options = lora.model_dump(exclude={"target_experts"})
     if experts := experts_of(model):
         names = _matching(lora.target_modules, _linear(model))
@@ -102,7 +108,7 @@ def check_targets(section: Train, model: Any, on_disk: Iterable[str]) -> tuple[T
 
     `on_disk`: the names of the weights in the files.
     """
-    problems = _wrong_targets(section, model, list(on_disk))
+    problems = _wrong_targets(section, model, list(on_disk)) if section.adapter is None else []
     if problems:
         return None, problems
     from peft import get_peft_model
@@ -116,7 +122,7 @@ def check_targets(section: Train, model: Any, on_disk: Iterable[str]) -> tuple[T
     names = [name.removeprefix("base_model.model.").removesuffix(".base_layer") for name in modules]
     trains = sum(value.numel() for value in adapted.parameters() if value.requires_grad)
     whole = sum(value.numel() for value in model.parameters())
-    problems = _ends_of_tied(model, names)
+    problems = [*_ends_of_tied(model, names), *_other_layers(section, model, names)]
     return Trained(trains, whole, sorted(set(names))), problems
 
 
@@ -157,6 +163,20 @@ def _wrong_targets(section: Train, model: Any, on_disk: list[str]) -> list[Probl
             what = "no module of the model matches" if isinstance(targets, str) else "the model has no module"
             problems.append(_problem(f"{what} {target!r}; {_near(target, known)}"))
     return problems
+
+
+def _other_layers(section: Train, model: Any, modules: Iterable[str]) -> list[Problem]:
+    """Where the section names layers beside an adapter to go on from, which has others."""
+    if section.adapter is None:
+        return []
+    own = adapter_config(section, model).target_modules or []
+    asked = section.lora.target_modules
+    if asked == own or (not isinstance(asked, str) and not isinstance(own, str) and set(asked) == set(own)):
+        return []
+    if set(_matching(asked, _linear(model))) == set(modules):
+        return []
+    kinds = ", ".join(sorted({name.rpartition(".")[2] for name in modules}))
+    return [_problem(f"{asked!r}, and the adapter has other layers ({kinds}); leave the key out")]
 
 
 def _as_given(targets: str | list[str], target: str) -> str | list[str]:

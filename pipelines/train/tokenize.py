@@ -26,8 +26,9 @@ from pipelines.models.tokenizer import load_tokenizer
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, further_source, parse_data
 from pipelines.sources.read import read_once
+from pipelines.train.chats import chat_of, require_plain_text
 from pipelines.train.ends import embedding_rows, without_embedding
-from pipelines.train.loss_mask import Encoded, encode, encode_text, require_texts, with_system
+from pipelines.train.loss_mask import Encoded, encode, encode_text, require_texts
 from pipelines.train.truncation import Fitted, TokenLimits, encode_within, loss_tokens, text_within
 
 SHARD_ROWS = 4096
@@ -75,22 +76,18 @@ def tokenize(
     name: str,
     model: Path,
     sources: Sequence[TrainingSource],
-    *,
-    max_length: int,
-    overlong: str = "truncate",
-    max_input_length: int | None = None,
-    max_output_length: int | None = None,
-    system: str | None = None,
+    section: Train,
     seed: int,
 ) -> Tokenized:
     """Tokenize the sources into shards under `name`, those that are not there yet.
 
-    A row without a question is plain text. Rows above a limit are counted as truncated; truncation.py says what
-    happens to them. Rows that give no sample with an answer are left out, and counted. DataError where none does.
+    A row without a question is plain text; what is trained of the others, the section says. Rows above a limit are
+    counted as truncated; truncation.py says what happens to them. Rows that give no sample with an answer are left
+    out, and counted. DataError where none does.
     """
-    limits = TokenLimits(max_length, overlong, max_input_length, max_output_length)
+    limits = TokenLimits(section.max_length, section.overlong, section.max_input_length, section.max_output_length)
     drawn = [_draw(place.workspace, source, seed, number) for number, source in enumerate(sources)]
-    work = _tokenizer(place.workspace, model, limits, system)
+    work = _tokenizer(place.workspace, model, limits, section)
     commits = run_shards(
         place, name, lambda: _plan(place.workspace, sources, drawn), work, concurrency=None, title=name
     )
@@ -156,7 +153,7 @@ def _drawn_of_groups(
 
 
 def _tokenizer(
-    workspace: Workspace, model: Path, limits: TokenLimits, system: str | None
+    workspace: Workspace, model: Path, limits: TokenLimits, section: Train
 ) -> Callable[[Shard, Attempt], dict[str, Any]]:
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
         tokenizer, control = load_tokenizer(model)
@@ -164,12 +161,14 @@ def _tokenizer(
         fitted: list[Fitted] = []
         for row in _rows(workspace, shard):
             try:
-                if is_plain_text(row):
+                if is_plain_text(row) or section.objective == "pretrain":
+                    require_plain_text(section, row)
                     fitted.append(text_within(limits, encode_text(tokenizer, control, row["response"])))
                 else:
-                    messages = with_system(turns_said(row), system)
+                    messages = chat_of(section, turns_said(row))
                     require_texts(messages)
-                    encoder = partial(encode, tokenizer, control, tools=row.get("tools"))
+                    mask_empty = section.thinking == "mask_empty"
+                    encoder = partial(encode, tokenizer, control, tools=row.get("tools"), mask_empty=mask_empty)
                     fitted.append(encode_within(limits, encoder, tokenizer, messages))
                 highest = max((token for sample in fitted[-1].samples for token in sample.tokens), default=0)
                 if rows is not None and highest >= rows:

@@ -73,6 +73,8 @@ def vllm_arguments(plan: EnginePlan) -> list[str]:
         arguments += ["--enable-auto-tool-choice", "--tool-call-parser", engine.tool_call_parser]
     if engine.reasoning_parser is not None:
         arguments += ["--reasoning-parser", engine.reasoning_parser]
+    if plan.model.chat_template_kwargs:  # its template has them, and parsers of reasoning go by them
+        arguments += ["--default-chat-template-kwargs", json.dumps(plan.model.chat_template_kwargs)]
     arguments += extra_arguments(engine.extra)
     return arguments + (lora_arguments(plan) if plan.model.has_adapters else [])
 

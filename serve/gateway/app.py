@@ -5,13 +5,14 @@ requests in flight, and copies bytes. Prompts, sampling and answers are vLLM's o
 """
 
 import asyncio
+import itertools
 import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import aiohttp
 from multidict import CIMultiDict
@@ -24,7 +25,8 @@ from serve.asgi import Headers, Receive, RequestError, Scope, Send, send_body, s
 from serve.auth import ApiKeys
 from serve.discovery import EngineRecord
 from serve.gateway.access_log import note
-from serve.gateway.limits import Admission, Rates
+from serve.gateway.departures import Departures
+from serve.gateway.limits import Limiter, OwnLimits
 from serve.gateway.metrics import Metrics, Timing, TokenUsage
 from serve.gateway.openapi import DESCRIPTION
 from serve.gateway.request_body import (
@@ -52,7 +54,6 @@ HOLD_SECONDS = 300.0
 
 HEALTH_TIMEOUT = aiohttp.ClientTimeout(total=5)
 HOLD_POLL_SECONDS = 0.25
-WATCH_AFTER_SECONDS = 0.05
 SCAN_SECONDS = 0.1
 """How often the registries are read for names that are not known: they may have been published a moment ago."""
 
@@ -85,9 +86,11 @@ DROPPED_HEADERS = (
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 """Names of requests that are taken over from a client's `X-Request-Id`: an engine writes them to its log."""
 
-logger = logging.getLogger("ray.serve")
+OURS = secrets.token_hex(8).encode()
+"""What all names begin with that this process gives to requests; a number follows."""
+_numbers = itertools.count()
 
-Result = TypeVar("Result")
+logger = logging.getLogger("ray.serve")
 
 
 @dataclass(eq=False)
@@ -149,10 +152,10 @@ class Gateway:
         limits: Limits | None = None,
         look_again: Callable[[], Awaitable[None]] | None = None,
         open_metrics: bool = False,
+        limiter: Limiter | None = None,
     ) -> None:
         self.models = models
         self.limits = limits or Limits()
-        self.admission = Admission(self.limits)
         self.metrics = Metrics()
         self.session: aiohttp.ClientSession | None = None
         self._keys = ApiKeys(keys)
@@ -162,7 +165,8 @@ class Gateway:
         self._scanning = asyncio.Lock()
         self._scanned = -SCAN_SECONDS
         self.looked: dict[str, float] = {}
-        self._rates = Rates(self.limits)
+        self.limiter = limiter or OwnLimits(self.limits)
+        self._departures = Departures()
         self._engine_headers = CIMultiDict(
             {"content-type": "application/json", "authorization": f"Bearer {engine_key}"}
         )
@@ -286,8 +290,7 @@ class Gateway:
             request = await self._check(path, body, request_id)
             model = request.model.name
             note(scope, caller=caller[:12], model=model, request_id=request_id.decode())
-            self._rates.admit(caller)
-            usage = await unless_disconnected(receive, self._answer(request, caller, send))
+            usage = await self._departures.unless_gone(receive, self._answer(request, caller, send))
             if usage is not None:
                 note(scope, prompt_tokens=usage.prompt, completion_tokens=usage.completion)
         except RequestError as error:
@@ -337,37 +340,36 @@ class Gateway:
                 raise RequestError(503, message, "registry_unavailable", retry_after=2) from None
 
     async def _answer(self, request: Completion, caller: str, send: Send) -> TokenUsage | None:
-        await self._enter(request.model.name, caller)
-        status = None
+        model = request.model.name
+        place = await self._enter(model, caller)
+        status = usage = None
         try:
             status = await self._forward(request, send)
+            if status is not None:
+                self.metrics.answered(model, status)
+                usage = self.metrics.finished(model, request.streamed, request.timing)
+            return usage
         except asyncio.CancelledError:
-            self.metrics.answered(request.model.name, CLIENT_CLOSED)
+            self.metrics.answered(model, CLIENT_CLOSED)
             raise
         finally:
-            self.metrics.in_flight[request.model.name] -= 1
-            self.admission.leave(caller)
+            self.metrics.in_flight[model] -= 1
             if status is None and (request.started or request.timing.sent):  # broken off, after an engine began
-                broken = request.unfinished_usage()
-                self._rates.spend(caller, broken.prompt + broken.completion)
-        if status is None:
-            return None
-        self.metrics.answered(request.model.name, status)
-        usage = self.metrics.finished(request.model.name, request.streamed, request.timing)
-        self._rates.spend(caller, usage.prompt + usage.completion)
-        return usage
+                usage = request.unfinished_usage()
+            self.limiter.leave(place, usage.prompt + usage.completion if usage else 0)
 
-    async def _enter(self, model: str, caller: str) -> None:
+    async def _enter(self, model: str, caller: str) -> Any:
         """Wait for a place in flight."""
         self.metrics.queued[model] += 1
         try:
-            await self.admission.enter(caller)
+            place = await self.limiter.enter(caller)
         except asyncio.CancelledError:
             self.metrics.answered(model, CLIENT_CLOSED)
             raise
         finally:
             self.metrics.queued[model] -= 1
         self.metrics.in_flight[model] += 1
+        return place
 
     async def _forward(self, request: Completion, send: Send) -> int | None:
         """Copy the answer of an engine, the next one where one dies before it; None where one dies in the middle."""
@@ -463,36 +465,4 @@ def require_method(scope: Scope, method: str) -> None:
 def request_id_of(scope: Scope) -> bytes:
     """The name a client gave its request, or one of our own, under which gateway and engine speak of it."""
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(12).encode()
-
-
-async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """Do the work, and drop it (None) when the client closes its connection: the engine then stops generating.
-
-    It is watched from `WATCH_AFTER_SECONDS` on: a task for each short answer costs more than it saves.
-    """
-    worker = asyncio.current_task()
-    assert worker is not None
-    watchers: list[asyncio.Task[None]] = []
-    gone = False
-
-    async def watch() -> None:
-        nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        worker.cancel()
-
-    loop = asyncio.get_running_loop()
-    later = loop.call_later(WATCH_AFTER_SECONDS, lambda: watchers.append(loop.create_task(watch())))
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not gone:
-            raise
-        worker.uncancel()
-        return None
-    finally:
-        later.cancel()
-        for watcher in watchers:
-            watcher.cancel()
+    return given if REQUEST_ID.fullmatch(given) else b"%s%08x" % (OURS, next(_numbers))

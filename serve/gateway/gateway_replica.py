@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import ray
 import uvicorn
 import uvloop
 
@@ -25,6 +26,7 @@ from serve.gateway.access_log import AccessLog
 from serve.gateway.app import ADAPTERS, ENGINES, Gateway
 from serve.gateway.origins import LocalOnly, with_origins
 from serve.gateway.protocol import LimitedProtocol
+from serve.gateway.shared_limits import SharedLimits
 
 logger = logging.getLogger("ray.serve")
 
@@ -61,6 +63,8 @@ class GatewayPlan:
     open: bool = False
     open_metrics: bool = False
     access_log: str | None = None
+    is_one_of_many: bool = False
+    """Whether there is a gateway on every node, all of which keep the limits together."""
 
 
 class GatewayReplica:
@@ -71,7 +75,10 @@ class GatewayReplica:
 
     def __init__(self, plan: GatewayPlan) -> None:
         self._plan = plan
-        self._gateway = Gateway(plan.models, plan.engine_key, plan.keys, plan.limits, self._look, plan.open_metrics)
+        self._shared = SharedLimits(plan.app, plan.limits) if plan.is_one_of_many else None
+        self._gateway = Gateway(
+            plan.models, plan.engine_key, plan.keys, plan.limits, self._look, plan.open_metrics, self._shared
+        )
         self._liveness = discovery.Liveness()
         self._looking = asyncio.Lock()
         self._looked, self._has_looked = time.monotonic(), False
@@ -112,6 +119,8 @@ class GatewayReplica:
         self._gateway.stopping = True
         self._server.should_exit = True
         self._thread.join()
+        if self._shared is not None:
+            self._shared.close()
 
     async def _serve(self) -> None:
         async with engine_session() as session:
@@ -120,6 +129,8 @@ class GatewayReplica:
                 asyncio.create_task(follow("the list of engines", self._look)),
                 asyncio.create_task(follow("the registry of adapters", self._read_registries)),
             ]
+            if self._shared is not None:
+                followers.append(asyncio.create_task(follow("the keeper of limits", self._shared.beat)))
             await self._server.serve()
             for follower in followers:
                 follower.cancel()
@@ -166,4 +177,9 @@ def application(gateway: Gateway, plan: GatewayPlan) -> Any:
     if not plan.keys and not plan.open and plan.host in LOCAL:
         app = LocalOnly(app, plan.allow_origins)
     app = with_origins(app, plan.allow_origins)
-    return AccessLog(app, Path(plan.access_log)) if plan.access_log else app
+    if plan.access_log is None:
+        return app
+    log = Path(plan.access_log)
+    if plan.is_one_of_many:  # in a folder that all nodes share, perhaps
+        log = log.with_stem(f"{log.stem}-{ray.util.get_node_ip_address()}")
+    return AccessLog(app, log)

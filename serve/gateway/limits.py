@@ -1,12 +1,43 @@
-"""How much callers may ask: rates per key, requests in flight and waiting."""
+"""How much callers may ask of one gateway: rates per key, requests in flight and waiting."""
 
 import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from pipelines.recipe.serve import Limits
 from serve.asgi import RequestError
+
+
+class Limiter(Protocol):
+    """Lets requests begin, and counts what they cost: in this process, or for several gateways together."""
+
+    async def enter(self, caller: str) -> Any:
+        """Count one request, and wait for a place in flight; returns the place. RequestError 429 where there is no
+        allowance, or too many wait."""
+
+    def leave(self, place: Any, tokens: int) -> None:
+        """Give a place back, and count what its answer cost."""
+
+
+class OwnLimits:
+    """The limits of a gateway that stands alone; a place is its caller."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.admission = Admission(limits)
+        self._rates = Rates(limits)
+
+    async def enter(self, caller: str) -> str:
+        """See `Limiter`."""
+        self._rates.admit(caller)
+        await self.admission.enter(caller)
+        return caller
+
+    def leave(self, place: str, tokens: int) -> None:
+        """See `Limiter`."""
+        self.admission.leave(place)
+        self._rates.spend(place, tokens)
 
 
 @dataclass

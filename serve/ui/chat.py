@@ -18,7 +18,7 @@ from pipelines.errors import InputError, StageError, nearest
 from pipelines.kill_with_parent import child_environment
 from serve.auth import LOCAL
 from serve.ui.chat_words import words
-from serve.ui.conversation import Messages, explanation, fitted
+from serve.ui.conversation import Messages, explanation, fitted, told_apart
 
 PASSWORD = "DANLU_UI_PASSWORD"
 """Environment variable: what visitors of the page must type first."""
@@ -29,6 +29,7 @@ HELP = """\
 /model NAME            talk to another model; without a name, list them
 /system TEXT           set the system prompt and begin anew; without a text, none
 /temperature NUMBER    0 answers the same every time
+/thought               what the model thought before its last answer
 /save FILE             add the conversation to a JSONL file, which a recipe's ingest reads
 \\ at a line's end      goes on in the next line
 """
@@ -60,21 +61,35 @@ class Conversation:
     sampling: dict[str, Any] = field(default_factory=dict)
     messages: Messages = field(default_factory=list)
     left_out: int = 0
+    thought: str = ""
+    """What the model thought before its last answer."""
 
     def answer(self, text: str) -> Iterator[str]:
         """Ask, and yield the answer piece by piece; history grows by both when the answer is complete.
 
-        What was said is forgotten from its beginning where the model's context has no room for it.
+        What the model thinks before is folded into a line, whether the endpoint tells it apart or it stands between
+        tags, and is no part of the history: models are trained and asked without it. What was said is forgotten from
+        its beginning where the model's context has no room for it.
         """
         asked: Messages = [*self.messages, {"role": "user", "content": text}]
         system: Messages = [{"role": "system", "content": self.system}] if self.system else []
-        said, self.left_out = "", 0
+        said, self.thought, self.left_out = "", "", 0
         stream, sent = self._stream(system + asked)
+        is_thinking = False
         with stream:
-            for part in stream:
-                if part.choices and (piece := part.choices[0].delta.content):
+            for is_thought, piece in told_apart(part.choices[0].delta for part in stream if part.choices):
+                if is_thought and not is_thinking:
+                    yield ENGLISH["thinking"]
+                elif is_thinking and not is_thought:
+                    yield ENGLISH["folded"].format(len(self.thought.strip()))
+                is_thinking = is_thought
+                if is_thought:
+                    self.thought += piece
+                else:
                     said += piece
                     yield piece
+        if is_thinking:
+            yield ENGLISH["folded"].format(len(self.thought.strip()))
         self.messages = [*sent[len(system) :], {"role": "assistant", "content": said}]
 
     def _stream(self, messages: Messages) -> tuple[Any, Messages]:
@@ -190,6 +205,8 @@ def command(talk: Conversation, text: str) -> str:
         return "(a new conversation)"
     if name == "/save":
         return save(talk, argument)
+    if name == "/thought":
+        return talk.thought.strip() or "it did not think before its last answer"
     if name == "/model":
         return change_model(talk, argument)
     if name == "/system":

@@ -54,6 +54,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "none_served": ("服务中没有模型", "The endpoint serves no model"),
     "left_out": ("（上下文已满，略去了最早的 {} 轮）", "(the context is full; the oldest {} turn(s) were left out)"),
     "reasoning": ("思考过程", "Reasoning"),
+    "thinking": ("（思考中……", "(thinking … "),
+    "folded": ("{} 字）\n", "{} characters; /thought shows them)\n"),
     "password": ("密码", "Password"),
     "log_in": ("登录", "Log in"),
     "wrong_password": ("密码不对", "The password is wrong"),

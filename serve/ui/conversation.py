@@ -10,7 +10,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -186,6 +186,41 @@ def _take(answer: ChatReply, part: ChatCompletionChunk, began: float) -> None:
         answer.text += piece
     if part.usage is not None:
         answer.prompt_tokens, answer.completion_tokens = part.usage.prompt_tokens, part.usage.completion_tokens
+
+
+def told_apart(deltas: Iterable[Any]) -> Iterator[tuple[bool, str]]:
+    """The pieces of an answer as they come, each with whether it is thought.
+
+    Thoughts are what the endpoint tells apart, else what stands between tags at the beginning.
+    """
+    begin, end = THINK
+    held, is_begun, is_tagged, has_thought = "", False, False, False
+    for delta in deltas:
+        if thought := getattr(delta, "reasoning", None) or getattr(delta, "reasoning_content", None):
+            has_thought = True
+            yield True, thought
+        held += delta.content or ""
+        if not is_begun:
+            head = held.lstrip()
+            if not head or (begin.startswith(head) and head != begin):
+                continue  # perhaps the tag's first half
+            is_begun, is_tagged = True, head.startswith(begin)
+            has_thought |= is_tagged
+            held = head.removeprefix(begin) if is_tagged else held
+        if is_tagged:
+            thought, found, rest = held.partition(end)
+            kept = "" if found else next((end[:n] for n in range(len(end) - 1, 0, -1) if held.endswith(end[:n])), "")
+            if thought := thought.removesuffix(kept):
+                yield True, thought
+            is_tagged, held = not found, rest or kept
+        if has_thought and not is_tagged:
+            held = held.lstrip()
+            has_thought = not held
+        if held and not is_tagged:
+            yield False, held
+            held = ""
+    if held:
+        yield is_tagged, held
 
 
 def fitted(refusal: str, messages: Messages, max_tokens: int | None) -> tuple[Messages, int | None] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu.parts import Ended
 from benchmarks.gpu.setting import MissingPackageError, Setting, need
 
 PROJECT = Path(__file__).parents[2]
@@ -40,11 +41,12 @@ def test_every_part_runs_on_a_cpu_in_under_four_minutes(tmp_path: Path) -> None:
     assert {name: part["state"] for name, part in found.items()} == dict.fromkeys(gpu.PARTS, "done"), found
     assert result.returncode == 0
     assert found["lora-zero0"]["figures"]["loss"][0] > found["lora-zero0"]["figures"]["loss"][1]
-    assert found["mixed-batch"]["figures"]["equal"] == found["mixed-batch"]["figures"]["rows"]
+    assert found["batch"]["figures"]["equal"] == found["batch"]["figures"]["rows"]
     assert (tmp_path / "profile.txt").read_text(encoding="utf-8").count("aten::") >= 10
     print(f"all parts: {seconds:.0f} s")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_next_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     started = command(tmp_path, "--dry", "--only", "machine", "lora-zero0")
     process = subprocess.Popen(started, cwd=PROJECT, start_new_session=True, stderr=subprocess.PIPE, text=True)
@@ -68,14 +70,14 @@ def test_a_part_without_its_package_is_skipped_by_name(tmp_path: Path) -> None:
 
 
 def test_a_part_that_fails_is_kept_with_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_run", lambda given: ("Traceback\nRuntimeError: losses that do not fall\n", 1))
+    monkeypatch.setattr(gpu, "run_part", lambda *_: Ended(None, "RuntimeError: losses that do not fall\n", 1))
     results: dict[str, dict[str, object]] = {}
     gpu._do(Setting(tmp_path, dry=True), results, "full")
     assert results["full"]["state"] == "failed" and "losses that do not fall" in str(results["full"]["output"])
-    monkeypatch.setattr(gpu, "_run", lambda given: ('result: {"missing": "bitsandbytes"}\n', 0))
+    monkeypatch.setattr(gpu, "run_part", lambda *_: Ended({"missing": "bitsandbytes"}, "", 0))
     gpu._do(Setting(tmp_path, dry=True), results, "qlora")
     assert results["qlora"]["state"] == "skipped"
-    monkeypatch.setattr(gpu, "_run", lambda given: ("", None))
+    monkeypatch.setattr(gpu, "run_part", lambda *_: Ended(None, "", None))
     gpu._do(Setting(tmp_path, dry=True), results, "offload")
     assert "stopped after 180 s" in str(results["offload"]["figures"])
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == results

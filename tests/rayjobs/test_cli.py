@@ -162,6 +162,7 @@ def test_bad_rows_stop_with_their_lines(tmp_path: Path) -> None:
     assert unknown.returncode == 2
 
 
+@pytest.mark.slow
 def test_a_url_as_workspace(tmp_path: Path) -> None:
     # fsspec's local:// stands for a store of objects: no renames, no links, put-if-absent by the store itself
     url = f"local://{tmp_path}/w"

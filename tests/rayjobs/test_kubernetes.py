@@ -15,7 +15,8 @@ pytest.importorskip("ray.serve")
 
 from pipelines.recipe.serve import Serve
 from rayjobs.cli import app
-from serve.kuberay import AGENT_PORT, RAYLET_HEALTH, kubernetes_name, ray_service
+from serve.gateway.app import HEALTH
+from serve.kuberay import kubernetes_name, ray_service
 
 SCHEMAS = json.loads((Path(__file__).parents[1] / "data" / "kuberay" / "schemas.json").read_text(encoding="utf-8"))
 
@@ -147,10 +148,14 @@ def test_the_service_is_valid_and_its_workers_become_ready(folder: Path) -> None
     valid(service)
     (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     (container,) = group["template"]["spec"]["containers"]
-    assert container["readinessProbe"]["httpGet"] == {"path": RAYLET_HEALTH, "port": AGENT_PORT}
+    # KubeRay's own probe of a worker asks /-/healthz there, where the gateway of its node answers.
+    assert (
+        container["ports"] == [{"name": "serve", "containerPort": section.port}] and "readinessProbe" not in container
+    )
     assert container["resources"]["limits"] == {"cpu": 1, "memory": "40Gi", "nvidia.com/gpu": 2}
     (head,) = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
     assert {"name": "serve", "containerPort": section.port} in head["ports"]  # KubeRay asks /-/healthz there
+    assert "/-/healthz" in HEALTH
     wrong = json.loads(json.dumps(service))
     wrong["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["minReplica"] = 1
     with pytest.raises(jsonschema.ValidationError, match="minReplica"):

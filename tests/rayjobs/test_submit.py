@@ -93,6 +93,7 @@ def test_what_is_wrong_on_the_cluster_ends_with_the_job_s_exit_code(head: dict[s
     assert relative.returncode == 2 and "absolute folder that every node sees" in relative.stderr
 
 
+@pytest.mark.slow
 def test_a_stopped_job_says_how_to_go_on_and_is_not_started_twice(head: dict[str, str], folder: Path) -> None:
     (folder / "mine").mkdir()
     (folder / "mine" / "own.py").write_text(OWN, encoding="utf-8")
@@ -118,6 +119,7 @@ def test_a_stopped_job_says_how_to_go_on_and_is_not_started_twice(head: dict[str
     assert stopped.returncode == 0 and ": stopped; what is finished is kept" in stopped.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_running(head: dict[str, str], folder: Path) -> None:
     process = subprocess.Popen(
         [str(BIN / "danlu"), "submit", "travels.yaml", "--workspace", str(folder / "w")],

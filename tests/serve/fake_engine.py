@@ -114,7 +114,12 @@ async def begin_stream(send: Any) -> None:
 
 async def send_piece(send: Any, model: str, content: str) -> None:
     """A piece of a chat's streamed answer."""
-    await _send_chunk(send, model, choices=[{"index": 0, "delta": {"content": content}, "finish_reason": None}])
+    await send_delta(send, model, {"content": content})
+
+
+async def send_delta(send: Any, model: str, delta: dict[str, str]) -> None:
+    """A piece of a chat's streamed answer, or of what was thought before it."""
+    await _send_chunk(send, model, choices=[{"index": 0, "delta": delta, "finish_reason": None}])
 
 
 async def send_usage(send: Any, model: str, prompt: int, completion: int) -> None:

@@ -86,6 +86,8 @@ class ComparedRow(Record):
     query: str
     reference: str
     answers: dict[str, str]
+    reasoning: dict[str, str] = Field(default_factory=dict)
+    """What those models thought before that did."""
 
 
 class ProbeScores(Record):

@@ -90,7 +90,7 @@ def make_recipe(url: str, **sections: Any) -> Recipe:
         "compare": {"endpoint": url, "queries": 2, "generation": {"max_tokens": 32}},
     }
     for name, section in sections.items():
-        tree[name] = {**tree[name], **section} if isinstance(section, dict) else section
+        tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section
     return Recipe.model_validate(tree)
 
 
@@ -139,9 +139,13 @@ def make_inputs(
     table = pa.Table.from_pylist([{"pos": i, **row} for i, row in enumerate(rows)], schema=schema)
     with workspace.parquet_writer(places[0].path("test.parquet"), schema) as writer:
         writer.write_table(table)
+    report = train or train_report()
+    if report.model == "base":
+        (root / "base").mkdir(parents=True, exist_ok=True)
+        report = report.model_copy(update={"model": str(root / "base")})
     return ModelInputs(
         finished_split(places[0], [], ["test.parquet"]),
-        finished(places[1], train or train_report()),
+        finished(places[1], report),
         finished(places[2], merge or merge_report()),
     )
 

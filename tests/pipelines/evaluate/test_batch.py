@@ -101,6 +101,7 @@ def test_scores_are_those_of_the_same_answers_over_http(
     assert {row["finish_reason"] for row in cut if "第8" in row["query"]} == {"length"}
 
 
+@pytest.mark.slow
 def test_what_was_answered_before_the_engine_died_is_not_asked_again(engines: Engines, tmp_path: Path) -> None:
     inputs = make_inputs(tmp_path, ROWS)
     engines.blocks_to_live = 4  # base and its adapter are one engine's 40 rows

@@ -49,12 +49,16 @@ def test_table_has_probes_first_then_test_questions(chat_server: ChatServer, tmp
 def test_every_model_is_asked_at_the_same_settings(chat_server: ChatServer, tmp_path: Path) -> None:
     generation = {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.1, "max_tokens": 8, "seed": 3}
     recipe = make_recipe(
-        chat_server.url, compare={"generation": generation, "queries": 0}, train={"system": "你是真人。"}
+        chat_server.url,
+        compare={"generation": generation, "queries": 0},
+        train={"system": "你是真人。"},
+        chat_template_kwargs={"enable_thinking": False},
     )
     compare(recipe, make_inputs(tmp_path, ROWS))
     for request in chat_server.requests:
         assert {name: request[name] for name in generation} == generation
         assert request["messages"][0] == {"role": "system", "content": "你是真人。"}
+        assert request["chat_template_kwargs"] == {"enable_thinking": False}
     assert sorted(request["model"] for request in chat_server.requests) == ["base", "tiny", "tiny-merged"]
 
 
@@ -70,6 +74,16 @@ def test_answers_that_are_there_are_not_asked_again(chat_server: ChatServer, tmp
     chat_server.requests.clear()
     compare(recipe, inputs)
     assert not chat_server.requests
+
+
+def test_what_a_model_thinks_is_kept_apart_from_its_answer(chat_server: ChatServer, tmp_path: Path) -> None:
+    chat_server.answer = lambda model, query: f"<think>\n想{query}\n</think>\n\n答" if model == "tiny" else "答"
+    inputs = make_inputs(tmp_path, ROWS)
+    report = compare(make_recipe(chat_server.url), inputs)
+    assert {answer for row in report.rows for answer in row.answers.values()} == {"答"}
+    assert [row.reasoning for row in report.rows] == [{"tiny": f"想{row.query}"} for row in report.rows]
+    table = place_beside(inputs, "compare").local("compare.md").read_text(encoding="utf-8")
+    assert "| query | model | what it thought before |" in table and "| tiny | 想你是谁？ |" in table
 
 
 def test_an_answer_with_a_line_separator_is_kept_whole(chat_server: ChatServer, tmp_path: Path) -> None:

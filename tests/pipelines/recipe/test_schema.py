@@ -191,3 +191,27 @@ def test_an_adapter_that_vllm_cannot_load_is_asked_only_merged(lora: str, reason
     assert load_recipe("tiny", [f"train.lora.{lora}", "merge={}"]).merge
     assert load_recipe("tiny", [f"train.lora.{lora}", "merge=null", "evaluate=null", "compare=null"]).train
     assert load_recipe("tiny", [f"train.lora.{lora}", "merge=null", "train.method=full"]).train
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("{enable_thinking: 'false'}", "enable_thinking is the text 'false', which templates take for true"),
+        ("{'enable-thinking': false}", "'enable-thinking' is no name of a variable"),
+        ("{enable_thinking: null}", ""),
+        ("{enable_thinking: {a: 1}}", ""),
+        ("[enable_thinking]", ""),
+    ],
+)
+def test_what_no_chat_template_takes_is_refused(tmp_path: Path, given: str, told: str) -> None:
+    problems = problems_of(tmp_path, f"{GOOD}chat_template_kwargs: {given}\n")
+    assert all(key.startswith("chat_template_kwargs") for key in problems)
+    assert any(told in message for message in problems.values())
+
+
+def test_what_a_chat_template_is_given_needs_a_model_of_the_recipe(tmp_path: Path) -> None:
+    bare = "name: mine\ningest: {source: rows.jsonl}\nchat_template_kwargs: {enable_thinking: false}\n"
+    (message,) = problems_of(tmp_path, bare).values()
+    assert "it has none: add a section train" in message
+    (tmp_path / "good.yaml").write_text(f"{GOOD}chat_template_kwargs: {{effort: low, think: false, n: 2}}\n")
+    assert load_recipe(str(tmp_path / "good.yaml")).chat_template_kwargs == {"effort": "low", "think": False, "n": 2}

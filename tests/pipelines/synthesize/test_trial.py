@@ -37,6 +37,7 @@ def test_a_trial_projects_and_its_answers_count(tmp_path: Path, start_server: Ca
         try_cells(what.synthesize, what.serve, what.seed, workspace, 10)
 
 
+@pytest.mark.slow
 def test_the_options_of_the_command(tmp_path: Path, start_server: Callable[..., Server]) -> None:
     broken, sound = start_server(**{"500": 1.0}), start_server()
     what = recipe(sound.url, cells=5, max_attempts=1)

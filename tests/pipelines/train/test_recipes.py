@@ -91,11 +91,8 @@ def test_real_rows_stay_within_the_published_limits(
     place = Place(workspace, "train", "t")
     section = recipe.train
     source = source_of(section, recipe.ingest, place, split, "train")
-    data = tokenize(
-        place, "tokens", chatglm3 / "native", [source], seed=1,
-        max_length=section.max_length, max_input_length=section.max_input_length,
-        max_output_length=section.max_output_length,
-    )  # fmt: skip
+    section = section.model_copy(update={"system": None})
+    data = tokenize(place, "tokens", chatglm3 / "native", [source], section, seed=1)
     samples = Samples(data)
     encoded = [
         Encoded(tokens.tolist(), labels.tolist()) for tokens, labels in (samples[i] for i in range(len(samples)))

@@ -10,6 +10,7 @@ from pipelines.artifacts.reports.rows import SplitReport
 from pipelines.artifacts.stage import Output
 from pipelines.errors import DataError, RecipeError
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.train import Train
 from pipelines.train import tokenize as module
 from pipelines.train.samples import Samples
 from pipelines.train.tokenize import Tokenized, TrainingSource, tokenize
@@ -29,7 +30,8 @@ def run(
     overlong: str = "truncate",
 ) -> Tokenized:
     sources = [TrainingSource(split.paths(split.report.outputs.train), take)]
-    return tokenize(place_for(split), name, model, sources, max_length=max_length, overlong=overlong, seed=1)
+    section = Train.model_validate({"model": str(model), "max_length": max_length, "overlong": overlong})
+    return tokenize(place_for(split), name, model, sources, section, seed=1)
 
 
 def source_of(recipe: Recipe, split: Split, item: str) -> TrainingSource:
@@ -131,7 +133,7 @@ def test_a_file_is_ingested_once_and_mixed_in(
     items = ["train", f"{file}#7"]
     recipe = recipe_of(data=items)
     sources = [source_of(recipe, split, item) for item in items]
-    data = tokenize(place_for(split), "t", tiny_model, sources, max_length=256, seed=1)
+    data = tokenize(place_for(split), "t", tiny_model, sources, Train(model="x", max_length=256), seed=1)
     assert len(numbers(data)) == 6 + 7 and data.counts["rows"] == 6 + 5
     times = [Path(path).stat().st_mtime_ns for path in sources[1].files]
     assert source_of(recipe, split, items[1]) == sources[1]
@@ -152,7 +154,7 @@ def test_a_source_of_its_own_settings_is_mixed_in(
     sources = [source_of(recipe, split, item) for item in ("train", "who#2")]
     (row,) = pq.read_table(sources[1].files[0]).to_pylist()
     assert (row["query"], row["response"], sources[1].take) == ("你是谁？", "我是爱莉。", 2)
-    data = tokenize(place_for(split), "t", tiny_model, sources, max_length=256, seed=1)
+    data = tokenize(place_for(split), "t", tiny_model, sources, Train(model="x", max_length=256), seed=1)
     assert len(numbers(data)) == 6 + 2
     other = recipe_of(data=["train", "who#2"], sources={"who": {**settings, "replace": {"{{NAME}}": "小炉"}}})
     assert train_stage(other).fingerprint_inputs() != train_stage(recipe).fingerprint_inputs()

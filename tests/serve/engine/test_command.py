@@ -34,6 +34,13 @@ def test_adapters_on_a_cpu_never_start_without_the_corrected_operators(adapter: 
     assert "--enable-lora" not in vllm_arguments(plan(ServedModel("base", "/m")))
 
 
+def test_what_the_chat_template_is_given_is_the_engines_default() -> None:
+    given = {"enable_thinking": False, "effort": "低"}
+    arguments = vllm_arguments(plan(ServedModel("base", "/m", chat_template_kwargs=given)))
+    assert json.loads(value(arguments, "--default-chat-template-kwargs")) == given
+    assert "--default-chat-template-kwargs" not in vllm_arguments(plan(ServedModel("base", "/m")))
+
+
 def test_a_cpu_computes_in_float32_unless_asked_otherwise() -> None:
     model = ServedModel("base", "/m")
     assert value(vllm_arguments(plan(model)), "--dtype") == "float32"

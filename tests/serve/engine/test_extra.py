@@ -47,6 +47,7 @@ def test_parsers_are_keys_and_turn_tool_calls_on() -> None:
         ({"block-size": 5}, "'block-size' is no name of an argument"),
         ({"seed=1 --host": 5}, "is no name of an argument"),
         ({"seed": None}, "seed is null"),
+        ({"default_chat_template_kwargs": {}}, "is the recipe's chat_template_kwargs, at its top"),
     ],
 )
 def test_what_would_undo_the_gateway_is_refused_with_the_recipe(extra: dict[str, Any], message: str) -> None:

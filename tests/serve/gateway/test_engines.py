@@ -34,10 +34,10 @@ def test_a_client_that_leaves_stops_the_engine(start: Start) -> None:
     with pytest.raises(requests.Timeout):
         requests.post(f"{running.url}/v1/completions", json={"model": "base", "prompt": "wait 20"}, timeout=0.5)
     until = time.monotonic() + 5
-    while (running.engine.disconnects == 0 or running.gateway.admission.in_flight) and time.monotonic() < until:
+    while (running.engine.disconnects == 0 or running.gateway.limiter.admission.in_flight) and time.monotonic() < until:
         time.sleep(0.02)
     assert running.engine.disconnects == 1
-    assert running.gateway.admission.in_flight == 0
+    assert running.gateway.limiter.admission.in_flight == 0
 
 
 def test_an_answer_that_its_client_leaves_is_counted(start: Start) -> None:

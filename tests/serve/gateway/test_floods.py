@@ -170,10 +170,10 @@ def test_a_free_place_goes_to_who_has_the_fewest(start: Start) -> None:
         assert sum(asked.done() for asked in waiting) < 6  # behind some of the eight, not behind all
         assert {one.result().status_code for one in waiting} == {200}
     until = time.monotonic() + 10
-    while running.gateway.admission.in_flight and time.monotonic() < until:  # a place is free after its answer
+    while running.gateway.limiter.admission.in_flight and time.monotonic() < until:  # a place is free after its answer
         time.sleep(0.01)
-    assert (running.gateway.admission.in_flight, running.gateway.admission.queued) == (0, 0)
-    assert running.gateway.admission._of_caller == running.gateway.admission._waiting == {}
+    assert (running.gateway.limiter.admission.in_flight, running.gateway.limiter.admission.queued) == (0, 0)
+    assert running.gateway.limiter.admission._of_caller == running.gateway.limiter.admission._waiting == {}
 
 
 @pytest.mark.parametrize("streamed", [True, False])

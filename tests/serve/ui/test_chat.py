@@ -9,7 +9,7 @@ import pytest
 from pipelines.errors import InputError, StageError
 from serve.asgi import send_json
 from serve.ui.chat import ChatStart, chat, open_page, page_command
-from tests.serve.fake_engine import Serving, begin_stream, body_of, end_stream, list_models, send_piece
+from tests.serve.fake_engine import Serving, begin_stream, body_of, end_stream, list_models, send_delta, send_piece
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -100,6 +100,38 @@ def test_a_conversation_is_saved_as_rows_that_a_recipe_reads(serving: Serving, t
     (row,) = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
     assert row["messages"][1]["content"] == "你好"
+
+
+THOUGHT_BESIDE: list[dict[str, str]] = [{"reasoning": "hm, "}, {"reasoning_content": "so"}, {"content": "gre"}]
+THOUGHT_WITHIN: list[dict[str, str]] = [
+    {"content": part} for part in (" <th", "ink>\nhm, ", "so\n</", "think>\n\n", "gre")
+]
+
+
+@pytest.mark.parametrize("deltas", [THOUGHT_BESIDE, THOUGHT_WITHIN])
+def test_what_a_model_thinks_is_folded_and_is_no_part_of_what_is_asked_next(
+    serving: Serving, deltas: list[dict[str, str]]
+) -> None:
+    asked: list[list[str]] = []
+
+    async def thinking(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/v1/models":
+            await list_models(send, "base")
+            return
+        asked.append([message["content"] for message in json.loads(await body_of(receive))["messages"]])
+        await begin_stream(send)
+        for delta in [*deltas, {"content": "en"}]:
+            await send_delta(send, "base", delta)
+        await end_stream(send)
+
+    shown = typed(serving, "/thought", "a", "/thought", "b", app=thinking)
+    assert shown == [
+        "it did not think before its last answer",
+        "(thinking … 6 characters; /thought shows them)\ngreen",
+        "hm, so",
+        "(thinking … 6 characters; /thought shows them)\ngreen",
+    ]
+    assert asked == [["a"], ["a", "green", "b"]]
 
 
 async def cramped(scope: Any, receive: Any, send: Any) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2 as httpx
@@ -36,6 +37,7 @@ from serve.ui.conversation import (
     persona_history,
     prompts_in,
     table_of,
+    told_apart,
     without_reasoning,
 )
 from tests.serve.fake_engine import Serving, begin_stream, body_of, end_stream, send_piece, send_usage
@@ -115,6 +117,30 @@ def test_each_column_sees_its_own_answers_and_no_refused_turns() -> None:
     assert history(turns, 0, " ") == [user("a"), assistant("ax"), user("c"), assistant("cx"), user("d")]
     second = [user("a"), assistant("ay"), user("b"), assistant("by"), user("c"), assistant("cx"), user("d")]
     assert history(turns, 1, "s") == [{"role": "system", "content": "s"}, *second]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "thought", "said"),
+    [
+        (["<think>", "a", "</think>", "b"], "a", "b"),
+        (["<think>a</think>b</think>c"], "a", "b</think>c"),
+        (["<think>", "</think>", "\n", "\n b"], "", "b"),
+        (["<think>a < b </th", "ough> c"], "a < b </though> c", ""),
+        (["<think>a</thin"], "a</thin", ""),
+        (["<thi"], "", "<thi"),
+        (["<thing>a"], "", "<thing>a"),
+        (["b <think>a</think>"], "", "b <think>a</think>"),
+        ([" ", "\n", "b"], "", " \nb"),
+        ([], "", ""),
+    ],
+)
+def test_thoughts_between_tags_are_told_from_the_answer_piece_by_piece(
+    pieces: list[str], thought: str, said: str
+) -> None:
+    for deltas in (pieces, list("".join(pieces))):
+        found = list(told_apart(SimpleNamespace(content=piece) for piece in deltas))
+        assert "".join(piece for is_thought, piece in found if is_thought) == thought
+        assert "".join(piece for is_thought, piece in found if not is_thought) == said
 
 
 def test_a_persona_hears_the_others_by_name_and_itself_as_the_assistant() -> None:

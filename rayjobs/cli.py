@@ -360,6 +360,14 @@ def submit(
     follow: Annotated[bool, typer.Option("--follow", help="Show its log to its end. (the default)")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end without showing its log.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+    kuberay_file: Annotated[
+        Path | None, typer.Option("--write-kuberay", help="Write a KubeRay RayJob instead of submitting.")
+    ] = None,
+    node_selector: Annotated[
+        list[str] | None,
+        typer.Option("--node-selector", help="LABEL=VALUE of the nodes for GPU pods, with --write-kuberay."),
+    ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Run a recipe as a job on a Ray cluster, show its log, and end with its exit code."""
     if follow + wait + detach > 1:
@@ -369,6 +377,14 @@ def submit(
     chosen = pipeline.stages_of(loaded, stage)
     if wrong := [problem for problem in pipeline.problems_of(chosen, place) if problem.on_every_machine]:
         raise RecipeError(loaded.name, wrong)
+    if kuberay_file:
+        from rayjobs.kubernetes import write_ray_job  # Ray Serve stands behind it
+
+        file = _destination("--write-kuberay", kuberay_file, overwrite, recipe, loaded)
+        write_ray_job(loaded, recipe_file(recipe), overrides or [], stage, place, file, node_selector or [])
+        return
+    if node_selector:
+        raise InputError("--node-selector: for --write-kuberay alone")
     cluster = Jobs(address)
     name = start(cluster, loaded, recipe_file(recipe), overrides or [], stage, place)
     say(f"{name}: submitted to {cluster.address}; danlu logs --follow {name} shows it, danlu stop {name} ends it")

@@ -1,5 +1,6 @@
 """Serve a recipe's models until told to stop; the work is in serve/app.py."""
 
+import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -80,19 +81,33 @@ def write_config(
         say(f"  serve.host is {section.host}: beyond the node that it runs on nobody reaches the gateway")
     say(f"  its paths are this machine's ({workspace.root}); the nodes have to see them too")
     if serve_file is not None:
-        _write_yaml(serve_file, workspace, "serve deploy", config)
+        write_yaml(serve_file, workspace, "serve deploy", config)
         if section.host not in LOCAL and not section.open:
             say(f"  the cluster's nodes need {KEYS} or {KEYS_FILE} in their environment; without it nothing is served")
     if kuberay_file is not None:
-        reachable = section.model_copy(update={"host": "0.0.0.0"})  # a pod's own address is no one else's
+        # A pod's own address is no one else's, and KubeRay leads requests to every pod.
+        reachable = section.model_copy(update={"host": "0.0.0.0", "gateway_per_node": True})
         config = configuration(recipe.name, models, reachable, str(workspace.local("logs", "serve")))
-        service = ray_service(recipe.name, _yaml(config), len(models), section, workspace.root)
-        _write_yaml(kuberay_file, workspace, "kubectl apply -f", service)
+        memory = engine_memory_gib(max(map(weight_bytes, (Path(model.path) for model in models))))
+        service = ray_service(recipe.name, _yaml(config), len(models), section, workspace.root, memory)
+        write_yaml(kuberay_file, workspace, "kubectl apply -f", service)
 
 
-def _write_yaml(file: Destination, workspace: Workspace, command: str, content: dict[str, Any]) -> None:
+def engine_memory_gib(weights: int) -> int:
+    """Main memory of an engine's pod: its weights pass through it, beside vLLM itself."""
+    return 6 + math.ceil(1.25 * weights / (1 << 30))
+
+
+def weight_bytes(model: Path) -> int:
+    """The size of a model's weight files."""
+    return sum(path.stat().st_size for path in model.glob("*") if path.suffix in (".safetensors", ".bin", ".gguf"))
+
+
+def write_yaml(file: Destination, workspace: Workspace | None, command: str, *documents: dict[str, Any]) -> None:
+    """Write a file that says in its first line with which command it is used."""
+    content = "---\n".join(map(_yaml, documents))
     with created(file, workspace) as stream:
-        stream.write(f"# {command} {Path(file.path).name}\n{_yaml(content)}".encode())
+        stream.write(f"# {command} {Path(file.path).name}\n{content}".encode())
     say(f"{file.path}: written")
 
 

@@ -227,10 +227,15 @@ def start(jobs: Jobs, recipe: Recipe, file: Path, overrides: list[str], stage: s
             )
     with tempfile.TemporaryDirectory(prefix="danlu-job-") as folder:
         pack(recipe, file, Path(folder))
-        command = ["python", "-P", "-m", "rayjobs", "run", file.name, *overrides, "--workspace", workspace.root]
-        command += ["--to", stage] if stage else []
+        command = command_of(file, overrides, stage, workspace)
         metadata = {NAME: recipe.name, STAGE: stage or "", WORKSPACE: workspace.root, "danlu_version": version("danlu")}
         return jobs.submit(Path(folder), command, metadata)
+
+
+def command_of(file: Path, overrides: list[str], stage: str | None, workspace: Workspace) -> list[str]:
+    """What a job runs, in the folder that `pack` filled."""
+    command = ["python", "-P", "-m", "rayjobs", "run", file.name, *overrides, "--workspace", workspace.root]
+    return command + (["--to", stage] if stage else [])
 
 
 def pack(recipe: Recipe, file: Path, folder: Path) -> None:

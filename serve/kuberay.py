@@ -6,6 +6,7 @@ that others reach is not built without keys, unless `serve.open` says so.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -28,7 +29,7 @@ IMAGE = "danlu:latest"
 """The container image of KubeRay's pods: this project installed, with Ray's own version."""
 
 MEMORY_GIB = 16
-"""Memory of a KubeRay pod; a model's weights must fit."""
+"""Memory of a KubeRay pod, unless the model's size says otherwise: its weights must fit."""
 
 
 def build_engine(args: dict[str, Any]) -> ray_serve.Application:
@@ -93,56 +94,96 @@ def _application(name: str, import_path: str, args: dict[str, Any]) -> dict[str,
     return {"name": name, "route_prefix": None, "import_path": import_path, "args": args}
 
 
-def ray_service(name: str, config_yaml: str, engines: int, section: ServeSection, workspace: str) -> dict[str, Any]:
-    """KubeRay's RayService: a head with the gateway, and a worker for each engine replica.
+def ray_service(
+    name: str,
+    config_yaml: str,
+    engines: int,
+    section: ServeSection,
+    workspace: str,
+    memory_gib: int = MEMORY_GIB,
+) -> dict[str, Any]:
+    """KubeRay's RayService: a head, and a worker for each engine replica; each is to have a gateway.
 
-    `workspace` is mounted from the volume claim `danlu`; API keys come from the secret `danlu`, key `api-keys`,
-    without which no pod starts, unless `serve.open` says that anyone may ask.
+    `workspace` is the folder of that name on the volume claim `danlu`; API keys come from the secret `danlu`, key
+    `api-keys`, without which no pod starts, unless `serve.open` says that anyone may ask.
     """
     replicas = section.autoscaling.min_replicas if section.autoscaling else section.num_replicas
     most = section.autoscaling.max_replicas if section.autoscaling else section.num_replicas
     cpus = math.ceil(section.num_cpus)
     gpus = math.ceil(section.num_gpus)
-    ports = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": section.port}
-    head = _pod("ray-head", {"cpu": 2, "memory": "4Gi"}, workspace, ports, section.open)
-    worker = {"cpu": cpus, "memory": f"{MEMORY_GIB}Gi"} | ({"nvidia.com/gpu": gpus} if gpus else {})
+    keys = {"secretKeyRef": {"name": "danlu", "key": "api-keys", "optional": section.open}}
+    variables = [{"name": KEYS, "valueFrom": keys}]
+    head = pod("ray-head", {"cpu": 2, "memory": "4Gi"}, workspace, variables, section.port)
+    # With a gateway on every node: KubeRay's service leads to all pods that are ready, and by this port it asks them.
+    engine = pod("ray-worker", resources(cpus, gpus, memory_gib), workspace, variables, section.port)
     group = {
         "groupName": "engines",
         "replicas": engines * replicas,
         "minReplicas": engines * replicas,
         "maxReplicas": engines * most,
         "rayStartParams": {},
-        "template": _pod(
-            "ray-worker", worker, workspace, {"serve": section.port} if section.gateway_per_node else {}, section.open
-        ),
-    }
-    cluster = {
-        "rayVersion": ray_version,
-        "authOptions": {"mode": "token"},  # KubeRay 1.5.1 and later make the token, and every pod gets it
-        "enableInTreeAutoscaling": section.autoscaling is not None,
-        "headGroupSpec": {"rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"}, "template": head},
-        "workerGroupSpecs": [group],
+        "template": engine,
     }
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
-        "metadata": {"name": f"danlu-{name.lower().replace('_', '-').replace('.', '-')}"},
-        "spec": {"serveConfigV2": config_yaml, "rayClusterConfig": cluster},
+        "metadata": {"name": kubernetes_name(name)},
+        "spec": {
+            "serveConfigV2": config_yaml,
+            "rayClusterConfig": ray_cluster(head, [group], grows=section.autoscaling is not None),
+        },
     }
 
 
-def _pod(
-    container: str, resources: dict[str, Any], workspace: str, ports: dict[str, int], is_open: bool
+def kubernetes_name(recipe: str) -> str:
+    """A recipe's name as Kubernetes takes it: lower case, and short enough for what KubeRay appends."""
+    return "danlu-" + (re.sub(r"[^a-z0-9-]", "-", recipe.lower())[:40].strip("-") or "recipe")
+
+
+def ray_cluster(head: dict[str, Any], groups: list[dict[str, Any]], *, grows: bool) -> dict[str, Any]:
+    """KubeRay's cluster: a head without work of Ray's, and groups of workers that come and go where it grows."""
+    return {
+        "rayVersion": ray_version,
+        "authOptions": {"mode": "token"},  # KubeRay 1.5.1 and later make the token, and every pod gets it
+        "enableInTreeAutoscaling": grows,
+        **({"autoscalerOptions": {"version": "v2"}} if grows else {}),
+        "headGroupSpec": {"rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"}, "template": head},
+        "workerGroupSpecs": groups,
+    }
+
+
+def resources(cpus: int, gpus: int, memory_gib: int) -> dict[str, Any]:
+    """What a pod asks of its node."""
+    return {"cpu": cpus, "memory": f"{memory_gib}Gi"} | ({"nvidia.com/gpu": gpus} if gpus else {})
+
+
+def pod(
+    container: str,
+    resources: dict[str, Any],
+    workspace: str,
+    variables: list[dict[str, Any]],
+    port: int | None = None,
 ) -> dict[str, Any]:
-    keys = {"secretKeyRef": {"name": "danlu", "key": "api-keys", "optional": is_open}}
+    """A pod of the cluster. A workspace that is no URL is the folder of its name on the volume claim `danlu`.
+
+    What the secret `danlu-storage` holds, such as AWS_ACCESS_KEY_ID, is in its environment where there is one.
+    """
     spec: dict[str, Any] = {
         "name": container,
         "image": IMAGE,
-        "env": [{"name": KEYS, "valueFrom": keys}],
+        "env": variables,
+        "envFrom": [{"secretRef": {"name": "danlu-storage", "optional": True}}],
         "resources": {"limits": resources, "requests": resources},
-        "volumeMounts": [{"name": "workspace", "mountPath": workspace}],
+        "volumeMounts": [],
     }
+    ports = {"gcs-server": 6379, "dashboard": 8265, "client": 10001} if container == "ray-head" else {}
+    ports |= {"serve": port} if port is not None else {}
     if ports:
         spec["ports"] = [{"name": name, "containerPort": number} for name, number in ports.items()]
-    claim = {"name": "workspace", "persistentVolumeClaim": {"claimName": "danlu"}}
-    return {"spec": {"containers": [spec], "volumes": [claim]}}
+    volumes: list[dict[str, Any]] = []
+    if "://" not in workspace:
+        volumes.append({"name": "workspace", "persistentVolumeClaim": {"claimName": "danlu"}})
+        spec["volumeMounts"].append(
+            {"name": "workspace", "mountPath": workspace, "subPath": workspace.rstrip("/").rpartition("/")[2]}
+        )
+    return {"spec": {"containers": [spec], "volumes": volumes}}

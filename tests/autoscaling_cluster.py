@@ -52,6 +52,8 @@ def autoscaling_cluster(node_types: Mapping[str, Mapping[str, Any]], idle_minute
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "DANLU_TEST_HEAD": folder,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_raylet_start_wait_time_s": "300",
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -77,12 +78,29 @@ def test_cluster_yaml_is_valid_for_ray() -> None:
     jsonschema.validate(config, schema)
     assert {"cpu_worker", "gpu_worker"} <= set(config["available_node_types"])
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    for kind in config["available_node_types"].values():
+        assert "ubuntu" in kind["node_config"]["ImageId"] and "22.04" in kind["node_config"]["ImageId"]
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
         assert all("RAY_AUTH_MODE=token" in command for command in commands if "ray start" in command)
     makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"make -C danlu ([\w-]+)", yaml.safe_dump(config))
     assert set(targets) == {"install", "install-gpu"}
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def test_the_dockerfile_installs_as_the_makefile_does_and_copies_what_is_there() -> None:
+    lines = (PROJECT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    stages = {line.split()[-1]: line.split()[1] for line in lines if line.startswith("FROM ")}
+    assert list(stages) == ["base", "cpu", "cuda"] and stages["cpu"] == stages["cuda"] == "base"
+    made = [line.split()[-1] for line in lines if line.startswith("RUN make")]
+    assert made == ["install", "install-gpu"]
+    ignored = (PROJECT / ".dockerignore").read_text(encoding="utf-8").split()
+    for line in lines:
+        if line.startswith("COPY "):
+            *sources, _ = (word for word in line.split()[1:] if not word.startswith("--"))
+            assert all((PROJECT / source).exists() and source not in ignored for source in sources), line
+    if linter := shutil.which("hadolint"):
+        subprocess.run([linter, str(PROJECT / "Dockerfile")], check=True)
 
 
 def test_the_changelog_has_the_version_and_what_is_not_released() -> None:

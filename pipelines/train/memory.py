@@ -233,7 +233,7 @@ def _activation_bytes(section: Train, shapes: Shapes, width: int) -> int:
 
 def describe(section: Train) -> str:
     """What `danlu check` says: the estimate against the memory of this machine, and what to lower."""
-    shapes = _shapes_here(section)
+    shapes = shapes_here(section)
     if shapes is None:
         return f"memory: estimated once {section.model} has been fetched, or converted to safetensors, by danlu train"
     found = free_memory(section.num_workers, uses_gpu(section))
@@ -249,7 +249,7 @@ def describe(section: Train) -> str:
     return f"memory: ZeRO-{stage} needs {need}; free: {gib(found)} GiB a worker: {fits}"
 
 
-def _shapes_here(section: Train) -> Shapes | None:
+def shapes_here(section: Train) -> Shapes | None:
     """The shapes of a model that lies in a folder and is trained as it is."""
     folder = Path(section.model).expanduser()
     is_here = (folder / "config.json").is_file() and family_of(folder) is None
@@ -258,7 +258,7 @@ def _shapes_here(section: Train) -> Shapes | None:
 
 def describe_merge(section: Train) -> str:
     """What merging takes against the memory of this machine, as merge.py does it; empty where that is not known."""
-    shapes = _shapes_here(section)
+    shapes = shapes_here(section)
     found = free_memory(1, gpu=False)
     if shapes is None or found is None:
         return ""

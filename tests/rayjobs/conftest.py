@@ -1,12 +1,14 @@
 """A Ray cluster that jobs are submitted to."""
 
 import os
+import random
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -20,10 +22,10 @@ ADDRESS = "DANLU_TEST_ADDRESS"
 def free_ports(count: int) -> list[int]:
     """Ports above the range that Ray gives to workers."""
     ports: list[int] = []
-    for port in range(20_100, 32_000):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) and len(ports) < count:
-                ports.append(port)
+    for port in random.sample(range(20_100, 32_000), 1000):  # other test runs look for some at the same time
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            ports.append(port)
         if len(ports) == count:
             break
     return ports

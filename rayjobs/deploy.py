@@ -87,7 +87,8 @@ def write_config(
     if kuberay_file is not None:
         # A pod's own address is no one else's, and KubeRay leads requests to every pod.
         reachable = section.model_copy(update={"host": "0.0.0.0", "gateway_per_node": True})
-        config = configuration(recipe.name, models, reachable, str(workspace.local("logs", "serve")))
+        logs = str(workspace.local("logs", "serve"))
+        config = configuration(recipe.name, models, reachable, logs, comes_up=True)
         memory = engine_memory_gib(max(map(weight_bytes, (Path(model.path) for model in models))))
         service = ray_service(recipe.name, _yaml(config), len(models), section, workspace.root, memory)
         write_yaml(kuberay_file, workspace, "kubectl apply -f", service)

@@ -161,11 +161,15 @@ def engine_application(plan: EnginePlan, section: ServeSection) -> ray_serve.App
     return engine.bind(plan)
 
 
-def gateway_application(plan: GatewayPlan, node: str) -> ray_serve.Application:
-    """The Ray Serve application of the gateway: on the node that alone has a resource, or one on each node."""
+def gateway_application(plan: GatewayPlan, node: str, nodes: int | None = None) -> ray_serve.Application:
+    """The Ray Serve application of the gateway: on the node that alone has a resource, or one on each of `nodes` nodes.
+
+    Those that are not there yet get theirs when they come; None: as many as are there now.
+    """
     placed: dict[str, Any]
     if plan.is_one_of_many:
-        placed = {"num_replicas": alive_nodes(), "max_replicas_per_node": 1, "ray_actor_options": {"num_cpus": 0}}
+        number = nodes or alive_nodes()
+        placed = {"num_replicas": number, "max_replicas_per_node": 1, "ray_actor_options": {"num_cpus": 0}}
     else:
         placed = {"ray_actor_options": {"num_cpus": 0, "resources": {node: 0.001}}}
     gateway = ray_serve.deployment(

@@ -60,11 +60,17 @@ def build_gateway(args: dict[str, Any]) -> ray_serve.Application:
         f"{args['log_dir']}/access.jsonl" if section.access_log else None,
         section.gateway_per_node,
     )
-    return gateway_application(plan, HEAD)
+    return gateway_application(plan, HEAD, args.get("nodes"))
 
 
-def configuration(name: str, models: Sequence[ServedModel], section: ServeSection, log_dir: str) -> dict[str, Any]:
-    """What `serve deploy` takes. All paths must be seen by every node."""
+def configuration(
+    name: str, models: Sequence[ServedModel], section: ServeSection, log_dir: str, *, comes_up: bool = False
+) -> dict[str, Any]:
+    """What `serve deploy` takes. All paths must be seen by every node.
+
+    `comes_up`: for a cluster that starts with it, so that nodes for the engines may come after the gateways are asked
+    for.
+    """
     app = f"danlu-{name}"
     described = [asdict(model) for model in models]
     of_engines = section.model_dump(include={"num_replicas", "autoscaling", "num_cpus", "num_gpus", "engine"})
@@ -82,12 +88,16 @@ def configuration(name: str, models: Sequence[ServedModel], section: ServeSectio
         )
         for model in described
     ]
-    gateway = _application(
-        app,
-        "serve.kuberay:build_gateway",
-        {"app": app, "models": described, "log_dir": log_dir, "serve": of_gateway},
-    )
+    arguments: dict[str, Any] = {"app": app, "models": described, "log_dir": log_dir, "serve": of_gateway}
+    if comes_up and section.gateway_per_node:
+        arguments["nodes"] = 1 + len(models) * _fewest(section)
+    gateway = _application(app, "serve.kuberay:build_gateway", arguments)
     return {"proxy_location": "Disabled", "applications": [*engines, gateway]}
+
+
+def _fewest(section: ServeSection) -> int:
+    """Replicas of an engine that there always are."""
+    return section.autoscaling.min_replicas if section.autoscaling else section.num_replicas
 
 
 def _application(name: str, import_path: str, args: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +117,7 @@ def ray_service(
     `workspace` is the folder of that name on the volume claim `danlu`; API keys come from the secret `danlu`, key
     `api-keys`, without which no pod starts, unless `serve.open` says that anyone may ask.
     """
-    replicas = section.autoscaling.min_replicas if section.autoscaling else section.num_replicas
+    replicas = _fewest(section)
     most = section.autoscaling.max_replicas if section.autoscaling else section.num_replicas
     cpus = math.ceil(section.num_cpus)
     gpus = math.ceil(section.num_gpus)

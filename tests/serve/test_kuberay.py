@@ -161,6 +161,9 @@ def test_a_gateway_on_every_node_is_asked_for_in_both_files() -> None:
     section = SECTION.model_copy(update={"gateway_per_node": True})
     (gateway,) = configuration("tiny", MODELS, section, "/shared/logs")["applications"][-1:]
     assert gateway["args"]["serve"]["gateway_per_node"] is True
+    assert "nodes" not in gateway["args"]  # those that are there when it is built
+    (gateway,) = configuration("tiny", MODELS, section, "/shared/logs", comes_up=True)["applications"][-1:]
+    assert gateway["args"]["nodes"] == 1 + 2 * 1  # the head, and one replica of two engines at first
     service = ray_service("tiny", "{}", 2, section, "/shared")
     (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     (container,) = group["template"]["spec"]["containers"]

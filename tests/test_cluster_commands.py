@@ -3,8 +3,8 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 import yaml
@@ -35,15 +35,14 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_the_command_and_its_options_are_there(command: str) -> None:
     program, *words = shlex.split(command)
-    group: click.Command = ray_cli if program == "ray" else typer.main.get_command(app)
-    context = click.Context(group, info_name=program)
-    while isinstance(group, click.Group):
+    # typer carries a click of its own, so that the classes of the two are not the same
+    chosen: Any = ray_cli if program == "ray" else typer.main.get_command(app)
+    context = chosen.context_class(chosen, info_name=program)
+    while hasattr(chosen, "get_command"):
         name, *words = words
-        chosen = group.get_command(context, name)
+        chosen = chosen.get_command(context, name)
         assert chosen is not None, f"{command}: there is no {name}"
-        context = click.Context(chosen, info_name=name, parent=context)
-        group = chosen
-    known = {option for parameter in group.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    known = {option for parameter in chosen.params for option in (*parameter.opts, *parameter.secondary_opts)}
     options = [word.partition("=")[0] for word in words[: words.index("--") if "--" in words else None]]
     assert {option for option in options if option.startswith("--")} <= known, command
 

@@ -42,6 +42,10 @@ def autoscaling_cluster(node_types: Mapping[str, Mapping[str, Any]], idle_minute
             "disable_launch_config_check": True,
         },
         "auth": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        **{f"{name}_commands": [] for name in ("initialization", "setup", "head_setup", "worker_setup")},
+        **{f"{name}_start_ray_commands": [] for name in ("head", "worker")},
         "available_node_types": {"ray.head.default": head, **{name: dict(kind) for name, kind in node_types.items()}},
         "head_node_type": "ray.head.default",
     }

@@ -1,8 +1,12 @@
 """What a cluster has room for, and how long room is waited for."""
 
+import importlib
+from types import SimpleNamespace
+
 import pytest
 
 from pipelines import placement
+from pipelines.errors import StageError
 from pipelines.placement import lacking, lacking_for_good
 
 
@@ -46,3 +50,41 @@ def test_on_a_cluster_that_cannot_grow_nothing_is_waited_for_but_lost_nodes(
     looks.clear()
     assert lacking_for_good([{"CPU": 1}] * 9, "training", patience=0.3) == "9 CPU (there: 4)"
     assert "training: waiting for nodes to return (0 s)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("infeasible", "ready_after", "outcome"),
+    [
+        ([False] * 9, 3, ""),
+        ([True, False, True, False, True, False], 5, ""),  # while a lost node's place is not free yet
+        ([True] * 99, 99, "4 CPU (there: 2)"),
+        ([False] * 99, 99, "did not grow"),
+    ],
+)
+def test_growth_is_waited_for_until_the_autoscaler_is_sure(
+    monkeypatch: pytest.MonkeyPatch, infeasible: list[bool], ready_after: int, outcome: str
+) -> None:
+    groups = importlib.import_module("ray.util.placement_group")  # `ray.util` has a function of that name
+
+    clock, looks, removed = [0.0], iter(infeasible), []
+
+    class Group:
+        id = b"1"
+
+        def wait(self, seconds: float) -> bool:
+            clock[0] += seconds
+            return clock[0] > ready_after * seconds
+
+    monkeypatch.setattr(placement, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(placement, "GROW_SECONDS", 300)
+    monkeypatch.setattr(placement, "alive", lambda: [{"CPU": 2.0}])
+    monkeypatch.setattr(placement, "can_grow", lambda: True)
+    monkeypatch.setattr(placement, "_is_infeasible", lambda group: next(looks))
+    monkeypatch.setattr(groups, "placement_group", lambda bundles, strategy: Group())
+    monkeypatch.setattr(groups, "remove_placement_group", removed.append)
+    if outcome == "did not grow":
+        with pytest.raises(StageError, match=r"training: the cluster did not grow to it in 5 minutes; `ray status`"):
+            lacking_for_good([{"CPU": 2}] * 2, "training")
+    else:
+        assert lacking_for_good([{"CPU": 2}] * 2, "training") == outcome
+    assert len(removed) == 1

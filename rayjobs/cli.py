@@ -31,6 +31,7 @@ from pipelines.errors import DanluError, DataError, InputError, Problem, RecipeE
 from pipelines.llm.dispatch import forget_failures
 from pipelines.models.lineup import lineup_of
 from pipelines.models.resolve import resolve
+from pipelines.models.served import MODELS
 from pipelines.models.tokenizer import open_tokenizer
 from pipelines.progress import say
 from pipelines.recipe.ingest import Source
@@ -298,7 +299,7 @@ def template(
         raise RecipeError(loaded.name, [Problem("train", "the recipe has no such section")])
     place = open_workspace(workspace, loaded.name, on_cluster=False)
     split = pipeline.status(loaded, place).get("split")
-    model = resolve(loaded.train.model, place.local("models"))
+    model = resolve(loaded.train.model, place.local(MODELS))
     # transformers would load torch, which takes seconds, and no tokenizer needs it: None makes it look absent
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -25,7 +25,7 @@ from pipelines.evaluate.endpoint import ModelInputs, shared_endpoints
 from pipelines.evaluate.stage import EvaluateStage
 from pipelines.export.stage import ExportInputs, ExportStage
 from pipelines.ingest.stage import CombineInputs, CombineStage, IngestStage
-from pipelines.models.lineup import lineup_of
+from pipelines.models.lineup import base_model, lineup_of
 from pipelines.progress import say
 from pipelines.publish.stage import PublishInputs, PublishStage
 from pipelines.recipe.load import Check, load_recipe
@@ -250,7 +250,8 @@ def publish_adapter(recipe: Recipe, place: Place, report: TrainReport) -> str | 
     if report.adapter is None or models is None or not models.serves_adapter:
         return None
     registry = place.workspace.local("adapters")
-    return publish_if_new(place.local(report.adapter), registry, recipe.name, report.model)
+    base = base_model(Output("train", place, Manifest(report=report)))
+    return publish_if_new(place.local(report.adapter), registry, recipe.name, base)
 
 
 def _publish(recipe: Recipe, place: Place, report: TrainReport) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from pipelines.artifacts.workspace import sync_folder
 from pipelines.errors import DataError, InputError
 from pipelines.models.adapter import CONFIG, WEIGHTS, check_adapter
-from pipelines.models.served import BASE, is_valid_name
+from pipelines.models.served import BASE, folder_of_base, is_valid_name
 from pipelines.recipe.serve import MAX_LORA_RANK
 
 FILES = (CONFIG, WEIGHTS)
@@ -57,6 +57,22 @@ def describe_engine(registry_dir: str | Path, engine: AdapterEngine) -> None:
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         json.dump(asdict(engine), file)
     os.replace(temporary, registry / ENGINE)
+    for version in versions(registry):
+        _follow(registry / version, Path(engine.base))
+
+
+def _follow(version: Path, base: Path) -> None:
+    """Name the engines' folder in a version whose base model was moved with the workspace, since vLLM compares them."""
+    file = version / CONFIG
+    config = json.loads(file.read_text(encoding="utf-8"))
+    named = Path(str(config.get("base_model_name_or_path")))
+    if named != base and named.name == base.name and named.parent.name == base.parent.name:
+        config["base_model_name_or_path"] = str(base)
+        descriptor, temporary = tempfile.mkstemp(prefix=".", dir=version)
+        os.close(descriptor)
+        _write(Path(temporary), json.dumps(config, indent=2).encode())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, file)
 
 
 def engine_of(registry_dir: str | Path) -> AdapterEngine | None:
@@ -132,8 +148,10 @@ def _base_folder(source: Path, base: str | Path | None, engine: AdapterEngine | 
         return Path(engine.base)
     config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
     named = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    if isinstance(named, str) and Path(named).is_dir():
-        return Path(named).resolve()
+    if isinstance(named, str):
+        for above in source.resolve().parents:  # the workspace that it lies in may have been moved
+            if found := folder_of_base(Path(named), above):
+                return found.resolve()
     raise DataError(f"{source}: trained on {named!r}, which is no folder here; name the served one: publish(…, base=…)")
 
 

@@ -19,6 +19,7 @@ from pipelines.clean_up import clean_up
 from pipelines.direct_http import fetch
 from pipelines.errors import HardwareError, StageError
 from pipelines.models.served import ServedModel, check_models
+from pipelines.placement import can_grow, lacking_for_good
 from pipelines.progress import say, steady_line
 from pipelines.recipe.serve import Limits
 from pipelines.recipe.serve import Serve as ServeSection
@@ -185,21 +186,26 @@ def alive_nodes() -> int:
 
 def engine_host() -> str:
     """The address engines listen on: this machine alone where the cluster is one machine, else (empty) each node's."""
-    return "127.0.0.1" if alive_nodes() == 1 else ""
+    return "127.0.0.1" if alive_nodes() == 1 and not can_grow() else ""
 
 
 def require_resources(models: list[ServedModel], section: ServeSection) -> None:
-    """Raise HardwareError when the cluster could never place all engines; Ray would wait for ever."""
-    most = section.autoscaling.max_replicas if section.autoscaling else section.num_replicas
-    engines = len(models) * most
-    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    for resource, each in (("CPU", section.num_cpus), ("GPU", section.num_gpus)):
-        if engines * each > have.get(resource, 0.0):
-            raise HardwareError(
-                f"serving needs {engines} engine(s) of {each:g} {resource} each, the cluster has "
-                f"{have.get(resource, 0.0):g}; lower serve.num_{resource.lower()}s (engines share a GPU at 0.5, each "
-                "with half of its memory) or the replicas"
-            )
+    """Wait where the cluster must grow for the engines; HardwareError where it never could place all of them.
+
+    Ray would wait for ever. Of replicas that come and go with load, a cluster that can grow need not hold the most.
+    """
+    replicas = section.num_replicas
+    if section.autoscaling:
+        bounds = section.autoscaling
+        replicas = max(1, bounds.min_replicas) if can_grow() else bounds.max_replicas
+    engines = len(models) * replicas
+    each = {"CPU": section.num_cpus, "GPU": section.num_gpus}
+    what = f"serving needs {engines} engine(s) of {section.num_cpus:g} CPU and {section.num_gpus:g} GPU each"
+    if lacking := lacking_for_good([each] * engines, what):
+        raise HardwareError(
+            f"{what}; the cluster lacks {lacking}; lower serve.num_gpus (engines share a GPU at 0.5, each with half of "
+            "its memory), serve.num_cpus or the replicas"
+        )
 
 
 def claim_port(host: str, port: int | None) -> int:

@@ -103,7 +103,8 @@ def ray_service(name: str, config_yaml: str, engines: int, section: ServeSection
     most = section.autoscaling.max_replicas if section.autoscaling else section.num_replicas
     cpus = math.ceil(section.num_cpus)
     gpus = math.ceil(section.num_gpus)
-    head = _pod("ray-head", {"cpu": 2, "memory": "4Gi"}, workspace, section.port, section.open)
+    ports = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": section.port}
+    head = _pod("ray-head", {"cpu": 2, "memory": "4Gi"}, workspace, ports, section.open)
     worker = {"cpu": cpus, "memory": f"{MEMORY_GIB}Gi"} | ({"nvidia.com/gpu": gpus} if gpus else {})
     group = {
         "groupName": "engines",
@@ -111,7 +112,9 @@ def ray_service(name: str, config_yaml: str, engines: int, section: ServeSection
         "minReplicas": engines * replicas,
         "maxReplicas": engines * most,
         "rayStartParams": {},
-        "template": _pod("ray-worker", worker, workspace, None, section.open),
+        "template": _pod(
+            "ray-worker", worker, workspace, {"serve": section.port} if section.gateway_per_node else {}, section.open
+        ),
     }
     cluster = {
         "rayVersion": ray_version,
@@ -128,7 +131,9 @@ def ray_service(name: str, config_yaml: str, engines: int, section: ServeSection
     }
 
 
-def _pod(container: str, resources: dict[str, Any], workspace: str, port: int | None, is_open: bool) -> dict[str, Any]:
+def _pod(
+    container: str, resources: dict[str, Any], workspace: str, ports: dict[str, int], is_open: bool
+) -> dict[str, Any]:
     keys = {"secretKeyRef": {"name": "danlu", "key": "api-keys", "optional": is_open}}
     spec: dict[str, Any] = {
         "name": container,
@@ -137,8 +142,7 @@ def _pod(container: str, resources: dict[str, Any], workspace: str, port: int | 
         "resources": {"limits": resources, "requests": resources},
         "volumeMounts": [{"name": "workspace", "mountPath": workspace}],
     }
-    if port is not None:
-        ports = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": port}
+    if ports:
         spec["ports"] = [{"name": name, "containerPort": number} for name, number in ports.items()]
     claim = {"name": "workspace", "persistentVolumeClaim": {"claimName": "danlu"}}
     return {"spec": {"containers": [spec], "volumes": [claim]}}

@@ -10,6 +10,7 @@ import pytest
 
 from rayjobs.cluster import patience
 from tests.marker_models import marker_adapters, merged_model, tiny_model
+from tests.oss_server import KEY, OssServer, Store
 
 __all__ = ["marker_adapters", "merged_model", "tiny_model"]
 
@@ -56,9 +57,36 @@ def ray_cluster() -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture(params=["s3", "oss"])
+def bucket(request: pytest.FixtureRequest) -> str:
     """The URL of an empty bucket; this process and its children find the server through their environment."""
+    return str(request.getfixturevalue(f"{request.param}_bucket"))
+
+
+@pytest.fixture
+def oss_bucket(store: Store) -> str:
+    """The URL of an empty bucket at a stand-in for OSS."""
+    return "oss://danlu"
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """What a stand-in for OSS holds, with the bucket `danlu`; this process and its children find it."""
+    from pipelines.artifacts.oss import OssFileSystem
+
+    with OssServer() as server:
+        monkeypatch.setenv("OSS_ENDPOINT", server.endpoint)
+        monkeypatch.setenv("OSS_ACCESS_KEY_ID", KEY)
+        monkeypatch.setenv("OSS_ACCESS_KEY_SECRET", "secret")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        server.store.buckets["danlu"] = {}
+        OssFileSystem.clear_instance_cache()  # which remembers the server before
+        yield server.store
+
+
+@pytest.fixture
+def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty bucket at a server that speaks S3's protocol."""
     import fsspec
     from moto.server import ThreadedMotoServer
 

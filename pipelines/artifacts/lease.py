@@ -63,6 +63,13 @@ class _Lease:
                 raise StageError(f"{place}: {holder} is at work here; wait for it or stop it")
             with suppress(FileNotFoundError):
                 self._storage.remove(self._path)
+        self._beat += 1
+        if self._storage.write_if_absent(self._path, self._content()):
+            self._storage.remove(self._path)
+            raise StageError(
+                f"{self._path}: the storage replaces an object though told not to, so two runs could mix what they "
+                "commit; an OSS bucket with versioning on or suspended does: take one that never had it"
+            )
 
     def release(self) -> None:
         self.beater.join(RELEASE_SECONDS)

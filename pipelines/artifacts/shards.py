@@ -29,6 +29,9 @@ from pipelines.progress import progress
 INDEX_DIGITS = 5
 """Digits of a shard's index in names of files, at least; the order of shards never follows from the names."""
 
+HERE = "<workspace>/"
+"""What the workspace's root is called in a plan."""
+
 Shard = dict[str, Any]
 """One unit of work, as JSON: `index` and whatever its work needs to know."""
 
@@ -84,9 +87,18 @@ def run_shards(
 
 def _plan_once(workspace: Workspace, path: str, plan: Callable[[], Sequence[Shard]]) -> list[Shard]:
     if not workspace.exists(path):
-        workspace.write_if_absent(path, to_json(list(plan())))
-    shards: list[Shard] = workspace.read_json(path)
+        workspace.write_if_absent(path, to_json(_moved(list(plan()), f"{workspace.root}/", HERE)))
+    shards: list[Shard] = _moved(workspace.read_json(path), HERE, f"{workspace.root}/")
     return shards
+
+
+def _moved(value: Any, old: str, new: str) -> Any:
+    """JSON with paths below `old` as paths below `new`, so that a workspace can be moved while a pass is half done."""
+    if isinstance(value, dict):
+        return {key: _moved(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, old, new) for item in value]
+    return new + value.removeprefix(old) if isinstance(value, str) and value.startswith(old) else value
 
 
 def _commits(workspace: Workspace, folder: str) -> list[Commit]:

@@ -35,7 +35,7 @@ from pipelines.errors import DanluError, DataError, InputError, StageError
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 """What a write fails with where there is no room."""
 
-STORAGE_CLIENTS = ("botocore", "aiobotocore", "s3fs", "ossfs", "oss2", "gcsfs", "google", "adlfs", "azure", "aiohttp")
+STORAGE_CLIENTS = ("botocore", "aiobotocore", "s3fs", "gcsfs", "google", "adlfs", "azure", "aiohttp")
 """Packages whose errors tell of object storage, and none of which derives them from OSError."""
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pipelines.errors import HardwareError, StageError
 from pipelines.models.served import ServedModel
+from pipelines.placement import lacking_for_good
 from pipelines.recipe.serve import Serve
 from serve.engine.command import (
     CPU_KV_CACHE_BYTES,
@@ -92,7 +93,7 @@ def complete(
     processor = build_processor(
         _configuration(serve, model),
         preprocess=_preprocess(model, prompt),
-        postprocess=_postprocess(model.path),
+        postprocess=_kept,
         preprocess_map_kwargs={"num_cpus": 0.1},
         postprocess_map_kwargs={"num_cpus": 0.1},
     )
@@ -155,17 +156,17 @@ def _block(serve: Serve) -> int:
 
 
 def require_room(serve: Serve) -> None:
-    """HardwareError where the cluster could never place the engines; Ray Data would wait for ever."""
-    import ray
+    """Wait where the cluster must grow for the engines; HardwareError where it never could place them.
 
-    have = ray.cluster_resources()
-    for resource, each in (("CPU", serve.num_cpus), ("GPU", serve.num_gpus)):
-        needed = each * serve.num_replicas
-        if needed > have.get(resource, 0.0):
-            raise HardwareError(
-                f"the engines need {needed:g} {resource}, the cluster has {have.get(resource, 0.0):g}; "
-                f"lower serve.num_{resource.lower()}s or serve.num_replicas"
-            )
+    Ray Data would wait for ever.
+    """
+    size = serve.engine.tensor_parallel_size
+    bundles = [{"CPU": serve.num_cpus / size, "GPU": serve.num_gpus / size}] * (size * serve.num_replicas)
+    what = f"the engines need {serve.num_replicas} × {serve.num_cpus:g} CPU and {serve.num_gpus:g} GPU"
+    if lacking := lacking_for_good(bundles, what):
+        raise HardwareError(
+            f"{what}; the cluster lacks {lacking}; lower serve.num_cpus, serve.num_gpus or serve.num_replicas"
+        )
 
 
 def _preprocess(
@@ -173,12 +174,14 @@ def _preprocess(
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def request(row: dict[str, Any]) -> dict[str, Any]:
         made = prompt(row)
+        end = _tokenizer(model.path).eos_token_id
         return {
             "pos": row["pos"],
             "model": model.adapters[made.adapter] if made.adapter else model.path,
             "tokenized_prompt": tokenize(model.path, made.messages),
             "sampling_params": {**NEUTRAL, **_model_defaults(model.path), **made.sampling},
             "max_tokens": made.sampling["max_tokens"],
+            "end": -1 if end is None else end,  # for `_kept`, which need not load the tokenizer again
         }
 
     return request
@@ -210,21 +213,17 @@ def _model_defaults(model: str) -> dict[str, Any]:
     return {name: own[name] for name in MODEL_MAY_SAY if own.get(name) is not None}
 
 
-def _postprocess(model: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _kept(row: dict[str, Any]) -> dict[str, Any]:
     """Of what ray.data.llm knows of an answer, what a `Completion` has; it does not say why an answer ended."""
-
-    def kept(row: dict[str, Any]) -> dict[str, Any]:
-        count = row["num_generated_tokens"]
-        return {
-            "pos": row["pos"],
-            "text": row["generated_text"],
-            "input_tokens": row["num_input_tokens"],
-            "output_tokens": count,
-            "is_cut": count >= row["max_tokens"] and row["generated_tokens"][-1] != _tokenizer(model).eos_token_id,
-            "seconds": row["time_taken_llm"],
-        }
-
-    return kept
+    count = row["num_generated_tokens"]
+    return {
+        "pos": row["pos"],
+        "text": row["generated_text"],
+        "input_tokens": row["num_input_tokens"],
+        "output_tokens": count,
+        "is_cut": count >= row["max_tokens"] and row["generated_tokens"][-1] != row["end"],
+        "seconds": row["time_taken_llm"],
+    }
 
 
 def _completion(row: dict[str, Any]) -> Completion:

@@ -6,7 +6,8 @@ from typing import Any
 
 from pipelines.artifacts.reports.train import MergeReport, TrainReport
 from pipelines.artifacts.stage import Output
-from pipelines.models.served import BASE, ServedModel
+from pipelines.errors import DataError
+from pipelines.models.served import BASE, MODELS, ServedModel, folder_of_base
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.train import not_servable
 
@@ -56,20 +57,32 @@ def served_models(lineup: Lineup, train: Output[TrainReport], merge: Output[Merg
     Where all weights were trained there is no adapter, and there are those that vLLM cannot load: the model that was
     trained, or merged, has the second engine.
     """
-    report, given = train.report, lineup.chat_template_kwargs
+    report, base, given = train.report, str(base_model(train)), lineup.chat_template_kwargs
     if report.adapter is None or not lineup.serves_adapter:
         own = str(trained_whole(train, merge))
         return [
-            ServedModel(BASE, report.model, chat_template_kwargs=given),
+            ServedModel(BASE, base, chat_template_kwargs=given),
             ServedModel(lineup.name, own, chat_template_kwargs=given),
         ]
     adapters = {lineup.name: str(train.folder.local(report.adapter))}
     adapters |= dict(checkpoint_adapters(lineup, train).values())
-    models = [ServedModel(BASE, report.model, adapters, chat_template_kwargs=given)]
+    models = [ServedModel(BASE, base, adapters, chat_template_kwargs=given)]
     if merge is not None:
         folder = str(merge.folder.local(merge.report.model))
         models.append(ServedModel(lineup.merged_name, folder, chat_template_kwargs=given))
     return models
+
+
+def base_model(train: Output[TrainReport]) -> Path:
+    """The folder of the model that was trained on, also where the workspace was moved since; DataError without it."""
+    named = Path(train.report.model)
+    found = folder_of_base(named, Path(train.folder.workspace.local()))
+    if found is None:
+        raise DataError(
+            f"{named}: the model that was trained on is not there, nor in {train.folder.workspace.path(MODELS)}; copy "
+            "that folder too where the workspace was moved, or delete the folder of the stage train and run again"
+        )
+    return found
 
 
 def trained_whole(train: Output[TrainReport], merge: Output[MergeReport] | None) -> Path:

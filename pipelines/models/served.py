@@ -6,12 +6,16 @@ Every gateway and engine replica imports this, so it stands on little: what a re
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pipelines.errors import Problem, RecipeError
 
 BASE = "base"
 """The name under which the model before training is asked."""
+
+MODELS = "models"
+"""The folder of a workspace for models that were fetched or converted."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
 """Names reach vLLM's adapter resolver, which joins them to a folder: no separators, no leading dot, no colon."""
@@ -40,6 +44,18 @@ class ServedModel:
 def is_valid_name(name: str) -> bool:
     """Whether a model name can be served and asked for."""
     return NAME.fullmatch(name) is not None and ".." not in name
+
+
+def folder_of_base(named: Path, workspace: Path) -> Path | None:
+    """Where a model lies that was fetched or converted into a workspace's `models`, wherever the workspace is now.
+
+    Its name there ends in a digest of its content, so that one of that name is the one. Any other model is where it is
+    `named`. None where it is in neither place.
+    """
+    own = workspace / MODELS / named.name
+    if named.parent.name == MODELS and own.is_dir():
+        return own
+    return named if named.is_dir() else None
 
 
 def check_models(models: list[ServedModel]) -> None:

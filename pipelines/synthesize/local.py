@@ -16,7 +16,7 @@ from pipelines.llm.ledger import LedgerRecord, LedgerWriter
 from pipelines.llm.requests import Outcome, OutcomeKind, Positions, checked, record_of
 from pipelines.llm.vllm_batch import Completion, Prompt, complete, require_room
 from pipelines.models.resolve import resolve
-from pipelines.models.served import ServedModel
+from pipelines.models.served import MODELS, ServedModel
 from pipelines.models.tokenizer import (
     default_template,
     open_tokenizer,
@@ -45,7 +45,7 @@ def generate(
     """
     named, serve, arguments = model_of(grid.section.model, serve, chat_template_kwargs)
     require_room(serve)  # before gigabytes of a model are fetched
-    cache = workspace.local("models")
+    cache = workspace.local(MODELS)
     folder = resolve(named, cache)
     if arguments:
         template = with_template_arguments(default_template(open_tokenizer(folder)), arguments)

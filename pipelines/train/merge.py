@@ -14,6 +14,7 @@ from pipelines.artifacts.reports.train import MergeReport, TrainReport
 from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place, sync_tree
 from pipelines.errors import Problem, StageError
+from pipelines.models.lineup import base_model
 from pipelines.models.quiet import quiet_transformers
 from pipelines.models.save_tokenizer import copy_tokenizer
 from pipelines.models.skeleton import loaded_whole
@@ -75,7 +76,7 @@ class MergeStage(Stage[MergeInputs, MergeReport]):
         what = inputs.train.folder.local(report.weights)
         with waiting("writing the merged model"):
             written: Written = run_in_subprocess(
-                write_merged, Path(report.model), what, target, section, report.dtype, num_cpus=section.num_cpus
+                write_merged, base_model(inputs.train), what, target, section, report.dtype, num_cpus=section.num_cpus
             )
         same = "base + adapter" if report.adapter else "what was trained"
         return MergeReport(

@@ -23,6 +23,7 @@ from pipelines.errors import InputError, Problem, RecipeError
 from pipelines.metrics.bootstrap import FEW_ROWS, bootstrap
 from pipelines.models.convert import family_of
 from pipelines.models.resolve import check_folder, max_positions, model_digest, resolve
+from pipelines.models.served import MODELS
 from pipelines.models.skeleton import check_weights, rewriting_of
 from pipelines.models.tokenizer import open_tokenizer, with_chat_template
 from pipelines.models.weight_files import weight_shapes
@@ -149,7 +150,7 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
             adapter = Path(section.adapter).expanduser().absolute()
             section = section.model_copy(update={"adapter": str(adapter)})
         check_resources(section)
-        cache = place.workspace.local("models")
+        cache = place.workspace.local(MODELS)
         model = resolve(section.model, cache)
         template = section.chat_template
         if section.merge_system or self.chat_template_kwargs or section.thinking != "as_is":

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from pipelines import placement
 from pipelines.artifacts.workspace import FULL
 from pipelines.errors import DanluError, HardwareError, StageError
 from pipelines.progress import say
@@ -34,28 +35,32 @@ FREE_SECONDS = 60
 """How long resources that exist may be in use by something else; what ended just now is given back in that time."""
 
 
-def check_resources(section: Train) -> None:
-    """HardwareError where the cluster does not have what the fewest workers need, or where it does not become free."""
-    import ray
+def check_resources(section: Train, *, patience: float = 0) -> None:
+    """HardwareError where the cluster neither has nor gets what the fewest workers need, or does not have it free.
 
-    library: Any = ray
+    A cluster that can grow is asked to, and waited for; one that lost nodes is waited for `patience` seconds.
+    """
     fewest, each = numbers_of_workers(section)[-1], section.resources_per_worker
     wanted = f"training needs {fewest} worker{'s' if fewest > 1 else ''} of {dict(each)}"
     lower = (
         "lower train.num_workers or train.resources_per_worker" if fewest > 1 else "lower train.resources_per_worker"
     )
-    if lacking := _lacking(fewest, each, library.cluster_resources()):
+    bundles = [each] * fewest
+    if lacking := placement.lacking_for_good(bundles, wanted, patience=patience):
         raise HardwareError(f"{wanted}; the cluster lacks {lacking}; {lower}, or add nodes")
-    if lacking := _lacking_after_a_wait(fewest, each):
+    lacking = _lacking_after_a_wait(fewest, each)
+    if lacking and placement.can_grow():
+        lacking = placement.wait_for_growth(bundles, wanted, patience=patience)
+    if lacking:
         raise HardwareError(f"{wanted}; something else on the cluster holds {lacking}; stop it, or {lower}")
 
 
-def room_for(section: Train) -> int:
+def room_for(section: Train, *, patience: float = 0) -> int:
     """How many workers find room: all that the cluster could hold, or, after a wait, as many as it can; see above."""
     import ray
 
     library: Any = ray
-    check_resources(section)
+    check_resources(section, patience=patience)
     each, there = section.resources_per_worker, library.cluster_resources()
     numbers = [number for number in numbers_of_workers(section) if not _lacking(number, each, there)]
     if not _lacking_after_a_wait(numbers[0], each):
@@ -81,7 +86,7 @@ def memory_found(section: Train) -> int:
 
     library: Any = ray
     each = dict(section.resources_per_worker)
-    nodes = sum(node["Alive"] for node in library.nodes())
+    nodes = max(1, placement.nodes_for(each))
     task = library.remote(num_cpus=each.pop("CPU", 1), num_gpus=each.pop("GPU", 0), resources=each)(free_memory)
     found: int | None = library.get(task.remote(math.ceil(section.num_workers / nodes), uses_gpu(section)))
     if found is None:
@@ -101,6 +106,7 @@ def run_workers(loop: Loop, run: Run) -> WorkerFacts:
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     failures = 0
+    patience = 0
     with sigterm_noted(run.leave) as told:
         while True:
             run.leave.unlink(missing_ok=True)
@@ -110,19 +116,21 @@ def run_workers(loop: Loop, run: Run) -> WorkerFacts:
                     f"training was told to end and saved step {saved}; the same command goes on from there"
                 )
             try:
-                outcome = _attempt(loop, _as_wide_as_possible(run))
+                outcome = _attempt(loop, _as_wide_as_possible(run, patience))
             except TrainingFailedError as error:
                 reached = max((entry["step"] for entry in read_journal(run.journal)), default=0)
                 cause = _own(error, run) or _of_loop(error, reached)
                 if cause is not None or failures >= run.section.max_failures or reached <= saved:
                     raise cause or StageError(f"training failed at step {reached}:\n{error}") from error
                 failures += 1
+                patience = placement.RETURN_SECONDS
                 say(f"  training: a worker was lost at step {reached}; going on from the last checkpoint")
             else:
                 if isinstance(outcome, WorkerFacts):
                     return outcome
                 say(f"  training: workers were told to leave; saved at step {outcome.step}")
                 wait_until_gone(outcome.nodes)
+                patience = placement.RETURN_SECONDS
 
 
 def _saved(run: Run) -> int:
@@ -140,9 +148,9 @@ def _work(config: dict[str, Any]) -> WorkerFacts | Preempted:
     return loop(run, get_preemption_info)
 
 
-def _as_wide_as_possible(run: Run) -> Run:
+def _as_wide_as_possible(run: Run, patience: float) -> Run:
     """The run with as many workers as find room now; with fewer each has more to do, and the result is the same."""
-    number = room_for(run.section)
+    number = room_for(run.section, patience=patience)
     if number < run.section.num_workers:
         say(f"  training: {number} of {run.section.num_workers} workers find room")
     return replace(run, section=run.section.model_copy(update={"num_workers": number}))

@@ -322,7 +322,7 @@ def test_an_engine_that_cannot_start_says_why(ray_cluster: None, tmp_path: Path)
 
 
 def test_what_cannot_be_placed_or_named_fails_before_anything_starts(ray_cluster: None) -> None:
-    with pytest.raises(HardwareError, match=r"2 engine\(s\) of 4 CPU each, the cluster has 2"):
+    with pytest.raises(HardwareError, match=r"2 engine\(s\) of 4 CPU .*lacks 8 CPU \(there: 2\)"):
         endpoint([ServedModel("a", "/a"), ServedModel("b", "/b")], Serve(num_cpus=4)).__enter__()
     with pytest.raises(RecipeError, match=r"(?s)a/b: not a servable name.*c: two models have this name"):
         endpoint([ServedModel("a/b", "/a", {"c": "/c"}), ServedModel("c", "/b")], SECTION).__enter__()

@@ -63,7 +63,7 @@ class TrainReport(Report):
     """What was trained, how the losses went, and where the weights lie, relative to the stage's folder."""
 
     model: str
-    """The base model's folder, absolute."""
+    """The base model's folder, as training found it; see `base_model` of pipelines/models/lineup.py."""
     adapter: str | None
     """None where the whole model was trained."""
     trained: str | None

@@ -13,9 +13,9 @@ from pipelines.errors import InputError, StageError
 NEW, FREE = b"new rows\n", "export.overwrite: true"
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", "s3", "oss"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path) if request.param == "folder" else request.getfixturevalue("bucket")
+    return str(tmp_path) if request.param == "folder" else request.getfixturevalue(f"{request.param}_bucket")
 
 
 @pytest.fixture

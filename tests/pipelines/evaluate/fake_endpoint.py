@@ -139,9 +139,13 @@ def make_inputs(
     table = pa.Table.from_pylist([{"pos": i, **row} for i, row in enumerate(rows)], schema=schema)
     with workspace.parquet_writer(places[0].path("test.parquet"), schema) as writer:
         writer.write_table(table)
+    report = train or train_report()
+    if report.model == "base":
+        (root / "base").mkdir(parents=True, exist_ok=True)
+        report = report.model_copy(update={"model": str(root / "base")})
     return ModelInputs(
         finished_split(places[0], [], ["test.parquet"]),
-        finished(places[1], train or train_report()),
+        finished(places[1], report),
         finished(places[2], merge or merge_report()),
     )
 

@@ -1,6 +1,7 @@
 """Engines in the cluster, asked without HTTP."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ def prompt_of(row: dict[str, Any]) -> Prompt:
 
 def test_seeds_stay_whole_numbers_beside_requests_without_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(vllm_batch, "tokenize", lambda *_: [1])
+    monkeypatch.setattr(vllm_batch, "_tokenizer", lambda _: SimpleNamespace(eos_token_id=None))
     asked = vllm_batch._preprocess(ServedModel("tiny", str(tmp_path)), prompt_of)
     made = [asked({"pos": pos, "seed": seed})["sampling_params"] for pos, seed in enumerate(SEEDS)]
     arrived = pa.array(made).to_numpy(zero_copy_only=False)  # as Ray Data gives them to the engine's stage

@@ -16,7 +16,11 @@ ROWS = [{"row_id": "r0", "query": "问？", "response": "答。"}]
 def test_base_carries_the_adapter_and_the_merged_model_stands_alone(tmp_path: Path) -> None:
     inputs = make_inputs(tmp_path, ROWS)
     base, merged = served_models(lineup(make_recipe("unused")), inputs.train, inputs.merge)
-    assert (base.name, base.path, base.adapters) == ("base", "base", {"tiny": f"{tmp_path}/train/{'0' * 16}/adapter"})
+    assert (base.name, base.path, base.adapters) == (
+        "base",
+        f"{tmp_path}/base",
+        {"tiny": f"{tmp_path}/train/{'0' * 16}/adapter"},
+    )
     assert (merged.name, merged.path, merged.adapters) == ("tiny-merged", f"{tmp_path}/merge/{'0' * 16}/model", {})
 
 
@@ -34,7 +38,7 @@ def test_a_model_trained_as_a_whole_has_an_engine_of_its_own(tmp_path: Path, mer
     models = lineup(make_recipe("unused", train={"method": "full"}))
     base, whole = served_models(models, inputs.train, inputs.merge if merged else None)
     folder = f"{tmp_path}/merge/{'0' * 16}/model" if merged else f"{tmp_path}/train/{'0' * 16}/trained"
-    assert (base.name, base.path, base.has_adapters) == ("base", "base", False)
+    assert (base.name, base.path, base.has_adapters) == ("base", f"{tmp_path}/base", False)
     assert (whole.name, whole.path, whole.has_adapters) == ("tiny", folder, False)
     assert models.names() == ["base", "tiny"]
 

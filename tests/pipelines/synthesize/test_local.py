@@ -102,6 +102,6 @@ def test_engines_in_the_cluster_enforce_a_schema(tmp_path: Path) -> None:
 def test_what_cannot_be_generated_is_said_before_anything_starts(tmp_path: Path) -> None:
     what, workspace = asked("http://x/v1", "no-such-model", "vllm"), place(tmp_path).workspace
     with pytest.raises(InputError, match="no-such-model"):
-        generate(SERVE, workspace, grid(what), lambda state: state.pending)
-    with pytest.raises(HardwareError, match=r"the engines need 64 CPU, the cluster has 2; lower serve.num_cpus"):
-        generate(Serve(num_cpus=64), workspace, grid(what), lambda state: state.pending)
+        generate(SERVE, workspace, grid(what), lambda state: state.pending, {})
+    with pytest.raises(HardwareError, match=r"the engines need .*lacks 64 CPU \(there: 2\); lower serve.num_cpus"):
+        generate(Serve(num_cpus=64), workspace, grid(what), lambda state: state.pending, {})

@@ -38,9 +38,11 @@ FILES = {
 }
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", "s3", "oss"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "copies") if request.param == "folder" else f"{request.getfixturevalue('bucket')}/runs"
+    if request.param == "folder":
+        return str(tmp_path / "copies")
+    return f"{request.getfixturevalue(f'{request.param}_bucket')}/runs"
 
 
 @pytest.fixture

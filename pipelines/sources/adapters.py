@@ -34,7 +34,8 @@ _UNITS = {None: 1, "万": 10_000, "亿": 100_000_000}
 
 SYSTEM = ("system", "system_prompt", "meta_instruction")
 """Columns that hold a system prompt; the last one is MOSS's."""
-SAID_OF_ROW = ("loss", "weight", "reasoning", "reasoning_content", "thinking")
+REASONING = ("reasoning", "reasoning_content", "thinking")
+SAID_OF_ROW = ("loss", "weight", *REASONING)
 """Columns that say of a pair's answer what they would say in a turn."""
 
 
@@ -53,7 +54,8 @@ def _pair(query: str, response: str) -> Callable[[Row, Counts], Canonical]:
     def read(row: Row, counts: Counts) -> Canonical:
         asked, said = row.get(query), row.get(response)
         if isinstance(asked, list) or isinstance(said, list):
-            chat = [*_turns_or_text(asked, "user", query), *_turns_or_text(said, "assistant", response)]
+            _require_in_turns(row, REASONING)
+            chat = [*_history(row), *_turns_or_text(asked, "user", query), *_turns_or_text(said, "assistant", response)]
             return _conversation(row, chat, counts)
         return _exchange(row, _text(row, query), _text(row, response), counts)
 
@@ -67,6 +69,7 @@ def query_response(row: Row, counts: Counts) -> Canonical:
     """
     if says_nothing(row.get("messages")):
         return _pair("query", "response")(row, counts)
+    _require_in_turns(row, ("history", *REASONING))
     return messages(row, counts)
 
 
@@ -203,7 +206,10 @@ def moss(row: Row, counts: Counts) -> Canonical:
     if not isinstance(turns, Mapping) or not turns:
         raise ValueError("chat is not {turn_1: {Human, MOSS}, …}")
     pairs = []
-    for name, turn in turns.items():
+    if odd := [name for name in turns if not re.fullmatch(r"turn_[0-9]{1,9}", name)]:
+        raise ValueError(f"chat: {odd[0]} is not turn_1, turn_2 or so on")
+    for name in sorted(turns, key=lambda name: int(name.removeprefix("turn_"))):  # files may have turn_10 before turn_2
+        turn = turns[name]
         if says_nothing(turn):  # tables fill up the turns that shorter conversations do not have
             continue
         if (
@@ -247,6 +253,13 @@ def _conversation(row: Row, chat: Iterable[Turn], counts: Counts) -> Canonical:
     if joined:
         counts["turns joined to the one before, of the same speaker"] += joined
     return read
+
+
+def _require_in_turns(row: Row, columns: Iterable[str]) -> None:
+    """ValueError where a column says what, in a row of turns, a turn has to say."""
+    for name in columns:
+        if not says_nothing(row.get(name)):
+            raise ValueError(f"column {name} stands beside turns; write it into them")
 
 
 def _system(row: Row) -> str | None:

@@ -63,11 +63,15 @@ def list_files(source: str) -> list[str]:
     given, source = source, _fetched(source)
     fs, path = _file_system(source)
     if fs.isdir(path):
-        found = [name for name in fs.find(path) if format_of(name) and Path(name).name not in METADATA]
+        everything = [name for name in fs.find(path) if Path(name).name not in METADATA]
+        found = [name for name in everything if format_of(name)]
         hidden = [name for name in found if any(part.startswith((".", "__MACOSX")) for part in _below(name, path))]
         if hidden:
             found = [name for name in found if name not in hidden]
             say(f"ingest.source {given}: {len(hidden)} hidden files are left out, such as {hidden[0]}")
+        others = [name for name in everything if not format_of(name) and not Path(name).name.startswith(".")]
+        if found and others:
+            say(f"ingest.source {given}: {len(others)} files of other formats are left out, such as {others[0]}")
         documents = [name for name in found if is_document(name)]
         if documents and len(documents) < len(found):
             found = [name for name in found if not is_document(name)]
@@ -76,7 +80,10 @@ def list_files(source: str) -> list[str]:
         found = [name for name in fs.glob(path) if fs.isfile(name) and Path(name).name not in METADATA]
     else:
         found = [path]
-    found = [name for name in found if fs.exists(name)]
+    missing = [name for name in found if not fs.exists(name)]
+    if missing and len(missing) < len(found):
+        say(f"ingest.source {given}: {len(missing)} links lead nowhere and are left out, such as {missing[0]}")
+    found = [name for name in found if name not in missing]
     if not found:
         raise InputError(f"ingest.source {given}: no such file, or no {'/'.join((*SUFFIXES, *DOCUMENTS))} in it")
     for name in found:
@@ -321,8 +328,22 @@ def elements_of(path: str) -> Iterator[Numbered]:
 
 def _read_parquet(path: str, shard: Shard) -> Iterator[Numbered]:
     for number, batch in parquet_batches(path, shard, 1024):
-        for i, row in enumerate(batch.to_pylist()):
-            yield number + i, row, ""
+        for i, (row, why) in enumerate(_python_rows(path, batch)):
+            yield number + i, row, why
+
+
+def _python_rows(path: str, batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any] | None, str]]:
+    """Each row, or None and why Python cannot hold it: text that is not UTF-8, or a date of the year 10000."""
+    if twice := [name for name in batch.schema.names if batch.schema.names.count(name) > 1]:
+        raise DataError(f"{path}: column {twice[0]} is there twice; rename one")
+    try:
+        yield from ((row, "") for row in batch.to_pylist())
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            yield None, f"cannot be read ({error})"
+        else:
+            for i in range(batch.num_rows):
+                yield from _python_rows(path, batch.slice(i, 1))
 
 
 def parquet_batches(path: str, shard: Shard, size: int) -> Iterator[tuple[int, pa.RecordBatch]]:

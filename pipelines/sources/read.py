@@ -54,6 +54,7 @@ from pipelines.sources.files import (
 )
 from pipelines.sources.recode import as_utf8, is_utf8, remove_copies
 from pipelines.sources.row_keys import Columns, adapter_for, classify, renamed
+from pipelines.sources.turns import says_nothing
 
 STORED = "parts"
 """Folder of parts that stand for files that cannot be cut, while they are read."""
@@ -311,11 +312,18 @@ class _Reading:
             columns.given.add(given)
             self.names.update(dict.fromkeys((*columns.carried[name], *read)))
         for column in columns.carried[name]:
-            read.setdefault(column, row[column])
+            if read.setdefault(column, row[column]) != row[column] and not says_nothing(row[column]):
+                raise ValueError(f"column {column} differs from the one that adapter {name} makes; rename it")
         self.adapters[name] += 1
-        if columns.own_key is not None and (key := own_id(row[columns.own_key])):
-            self.own_keys = True
-            place["row_id"] = key
+        if (own := columns.own_key) is not None:
+            if key := own_id(row[own]):
+                self.own_keys = True
+                place["row_id"] = key
+            elif not says_nothing(row[own]):
+                if own == "row_id":
+                    raise ValueError(f"column row_id holds {row[own]!r:.80}, which names no row; rename the column")
+                self.names[own] = None
+                read.setdefault(own, row[own])
         read.update(place)
         return read
 

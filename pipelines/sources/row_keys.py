@@ -34,6 +34,9 @@ REFUSED = {
 LABEL = "label"
 """Tells good answers from bad ones where it is true or false, as for KTO; any other label is carried."""
 
+TURNS = ("messages", "conversations", "conversation", "chat")
+"""Columns of turns, which a table of texts has empty where a row has none."""
+
 OWN_KEYS = ("row_id", "id")
 """Columns that name a row."""
 
@@ -94,7 +97,7 @@ def adapter_for(columns: Columns, row: Mapping[str, Any]) -> tuple[str, Adapter]
     name = columns.adapters[0]
     if len(columns.adapters) > 1:
         for candidate in columns.adapters:
-            if not any(row[needed] is None or row[needed] == [] for needed in ADAPTERS[candidate].needs):
+            if not any(_is_absent(needed, row[needed]) for needed in ADAPTERS[candidate].needs):
                 name = candidate
                 break
     for guarded in columns.guarded[name]:
@@ -107,6 +110,11 @@ def adapter_for(columns: Columns, row: Mapping[str, Any]) -> tuple[str, Adapter]
         elif not says_nothing(value):
             raise ValueError(f"column {guarded}: {REFUSED[guarded].format(adapter=name)}")
     return name, ADAPTERS[name]
+
+
+def _is_absent(column: str, value: Any) -> bool:
+    """Whether a column is one of another schema's rows: empty text is a text, but it is no list of turns."""
+    return says_nothing(value) and (value != "" or column in TURNS)
 
 
 def renamed(row: dict[str, Any], columns: dict[str, str | None]) -> dict[str, Any]:

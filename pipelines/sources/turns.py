@@ -37,6 +37,8 @@ _CONTENT = ("content", "value", "text")
 _LOSS = ("loss", "weight", "train", "training")
 _REASONING = ("reasoning", "reasoning_content", "thinking")
 _READ = frozenset((*_ROLE, *_CONTENT, *_LOSS, *_REASONING, "tool_calls", "tool_call_id", "function_call", "name"))
+_OF_ROLES = {"reasoning": ("assistant", "call"), "tool_calls": ("assistant",), "tool_call_id": ("tool",)}
+"""Whose turns say what beside their text: a turn of another has no place for it."""
 _PLAIN = (frozenset(("role", "content")), frozenset(("from", "value")))
 
 FOLLOWS = {
@@ -86,6 +88,8 @@ def turn_of(given: Mapping[Any, Any], number: int) -> Turn:
         turn["tool_call_id"] = str(given["tool_call_id"])
     if not says_nothing(given.get("name")):
         turn["name"] = given["name"]
+    if more := [key for key, roles in _OF_ROLES.items() if key in turn and turn["role"] not in roles]:
+        raise ValueError(f"turn {number} has {more[0]}, which is not read in a turn of role {turn['role']}")
     return turn
 
 
@@ -162,12 +166,27 @@ def canonical_calls(given: Any, number: int) -> str:
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise ValueError(f"turn {number}: a tool call has no function's name: {_shown(call)}")
-        arguments = function.get("arguments", function.get("parameters", {}))
+        known = {"name", "arguments", "parameters"}
+        around = {"id", "type", "index", "function"} | (known if function is call else set())
+        more = [key for key in call.keys() - around if not says_nothing(call[key])]
+        more += [key for key in function.keys() - known - around if not says_nothing(function[key])]
+        if more:
+            raise ValueError(f"turn {number}: a tool call has {more[0]}, which is not read")
+        arguments = _one(function, ("arguments", "parameters"), number)
+        if arguments is None:
+            arguments = {}
         if isinstance(arguments, str):
             arguments = json_of(arguments or "{}", f"turn {number}: the arguments of {function['name']}")
         entry = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
         entries.append({"id": str(call["id"]), **entry} if not says_nothing(call.get("id")) else entry)
-    return json.dumps(entries, ensure_ascii=False)
+    return _as_json(entries, f"turn {number}: its tool calls")
+
+
+def _as_json(value: Any, what: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except TypeError as error:  # tables have dates and bytes
+        raise ValueError(f"{what} hold what JSON has not: {error}") from None
 
 
 def json_of(given: Any, what: str) -> Any:
@@ -191,7 +210,7 @@ def canonical_tools(given: Any) -> str | None:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise ValueError(f"tools is not a list of tools: {_shown(tools)}")
-    return json.dumps(tools, ensure_ascii=False)
+    return _as_json(tools, "tools")
 
 
 def conversation_of(
@@ -240,7 +259,7 @@ def _without_name(turn: Turn, before: Sequence[Turn], number: int) -> Turn:
     name, rest = turn["name"], {key: value for key, value in turn.items() if key != "name"}
     calls = [json.loads(earlier["tool_calls"]) for earlier in before if "tool_calls" in earlier]
     called = {call["function"]["name"] for call in (calls[-1] if calls else [])}
-    if turn["role"] == "tool" and name in called:
+    if turn["role"] == "tool" and isinstance(name, str) and name in called:
         return rest
     raise ValueError(f"turn {number} has name {_shown(name)}, which is not read")
 

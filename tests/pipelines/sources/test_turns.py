@@ -108,6 +108,36 @@ def test_parts_of_text_are_joined_as_they_are() -> None:
     assert (row["query"], row["response"]) == ("你好", "答")
 
 
+@pytest.mark.parametrize("adapter", ["auto", "prompt_completion"])
+def test_columns_beside_turns_are_read_or_refused(adapter: str) -> None:
+    row = {"prompt": [{"role": "user", "content": "我叫什么"}], "completion": [{"role": "assistant", "content": "林"}]}
+    _, found, _ = read({**row, "history": [["我叫小林", "你好"]]}, adapter)
+    assert [turn["content"] for turn in found["messages"]] == ["我叫小林", "你好", "我叫什么", "林"]
+    with pytest.raises(ValueError, match="column thinking stands beside turns; write it into them"):
+        read({**row, "thinking": "想"}, adapter)
+
+
+@pytest.mark.parametrize("column", ["history", "reasoning_content"])
+def test_columns_beside_messages_are_refused_by_the_adapter_of_pairs_too(column: str) -> None:
+    for adapter in ("auto", "query_response"):
+        with pytest.raises(ValueError, match=f"column {column}"):
+            read({"query": "问", "response": "答", **chat(USER, SAID), column: [["a", "b"]]}, adapter)
+
+
+@pytest.mark.parametrize("nothing", ["", None, [], float("nan")])
+def test_a_row_without_turns_is_read_by_its_other_columns(nothing: Any) -> None:
+    assert read({"messages": nothing, "query": "问", "response": "答"})[0] == "query_response"
+    assert read({"conversations": nothing, "instruction": "问", "output": "答"})[0] == "alpaca"
+
+
+def test_turns_of_moss_are_in_order_of_their_numbers() -> None:
+    turns = {f"turn_{n}": {"Human": f"问{n}", "MOSS": f"答{n}"} for n in sorted(range(1, 13), key=str)}
+    texts = [turn["content"] for turn in read({"chat": turns})[1]["messages"]]
+    assert texts == [text for n in range(1, 13) for text in (f"问{n}", f"答{n}")]
+    with pytest.raises(ValueError, match="chat: turn_x is not turn_1"):
+        read({"chat": {"turn_x": turns["turn_1"]}})
+
+
 CALL = {"name": "天气", "arguments": {"城市": "北京"}}
 TOOLS = [{"type": "function", "function": {"name": "天气", "parameters": {}}}]
 CALLED = json.dumps([{"type": "function", "function": CALL}], ensure_ascii=False)
@@ -172,6 +202,15 @@ def test_a_dialogue_may_be_opened_by_the_assistant() -> None:
         ({**SAID, "loss": "no"}, "loss 'no'"),
         ({**SAID, "loss": False, "weight": 1}, "contradict"),
         ({**SAID, "name": "小王"}, "name '小王'"),
+        ({"role": "system", "content": "S", "reasoning": "想"}, "reasoning, which is not read in a turn of role system"),
+        ({**USER, "tool_calls": [{"name": "f"}]}, "tool_calls, which is not read in a turn of role user"),
+        ({**SAID, "tool_call_id": "1"}, "tool_call_id, which is not read in a turn of role assistant"),
+        ({"role": "tool", "name": ["f"], "content": "晴"}, r"name \['f'\], which is not read"),
+        ({"role": "tool_call", "content": "{}", "tool_calls": [{"name": "f"}]}, "tool_calls, which is not read"),
+        ({**SAID, "tool_calls": [{"name": "f", "args": {"a": 1}}]}, "a tool call has args"),
+        ({**SAID, "tool_calls": [{"function": {"name": "f", "result": "晴"}}]}, "a tool call has result"),
+        ({**SAID, "tool_calls": [{"name": "f", "arguments": {"a": 1}, "parameters": {"b": 2}}]}, "which differ"),
+        ({**SAID, "tool_calls": [{"name": "f", "arguments": {"a": b"x"}}]}, "what JSON has not"),
         ({**SAID, "audio": {"id": "a"}}, "audio, which is not read"),
         ({**SAID, "value": "别的"}, "which differ"),
         ({"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "not text"),

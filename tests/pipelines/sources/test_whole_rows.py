@@ -244,6 +244,40 @@ def test_keys_that_repeat_are_counted_over_many_shards(tmp_path: Path) -> None:
         run(tmp_path, source, shard_bytes=9999)
 
 
+def test_keys_that_name_no_row_are_carried(tmp_path: Path) -> None:
+    rows = [{**PAIR, "id": value} for value in (1.5, {"$oid": "x"}, "k", None)]
+    report, table, _ = run(tmp_path, write_lines(tmp_path / "a.jsonl", rows))
+    assert table["row_id"].to_pylist() == ["a.jsonl:1", "a.jsonl:2", "k", "a.jsonl:4"]
+    assert table["id"].to_pylist()[:2] == ["1.5", '{"$oid": "x"}'] and report.carried == ["id"]
+
+
+def test_a_column_that_an_adapter_would_write_over_refuses_the_row(tmp_path: Path) -> None:
+    row = {"INSTRUCTION": "问", "RESPONSE": "答", "METADATA": '{"upvotes": "赞同 3"}'}
+    source = write_lines(tmp_path / "a.jsonl", [{**row, "upvotes": votes} for votes in (99, 3, None)])
+    _, table, dropped = run(tmp_path, source, max_broken=1)
+    assert table["upvotes"].to_pylist() == [3, 3]
+    assert dropped["reason"].to_pylist() == ["column upvotes differs from the one that adapter zhihu_kol makes; rename it"]
+
+
+def test_what_python_cannot_hold_breaks_its_row_alone(tmp_path: Path) -> None:
+    texts = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"\xff", b"c"]).buffers())
+    times = pa.array([0, 0, 2**58], pa.timestamp("us"))
+    folder = folder_of(tmp_path, a=pa.table({"query": texts, "response": ["1", "2", "3"], "time": times}))
+    _, table, dropped = run(tmp_path, folder, max_broken=2)
+    assert table["query"].to_pylist() == ["a"] and table.num_rows + dropped.num_rows == 3
+    assert [reason[:15] for reason in dropped["reason"].to_pylist()] == ["cannot be read "] * 2
+
+
+def test_files_that_are_left_out_of_a_folder_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folder_of(tmp_path, a=[PAIR])
+    (folder / "b.JSONL.bz2").write_bytes(b"x")
+    (folder / "c.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
+    assert run(tmp_path, folder)[0].rows == 1
+    said = capsys.readouterr().err
+    assert "1 files of other formats are left out, such as " in said and "b.JSONL.bz2" in said
+    assert "1 links lead nowhere and are left out, such as " in said and "c.jsonl" in said
+
+
 def test_a_row_with_a_key_twice_is_set_aside(tmp_path: Path) -> None:
     source = tmp_path / "a.jsonl"
     source.write_text(

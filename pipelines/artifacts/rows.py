@@ -223,7 +223,13 @@ def with_same_messages(changed: dict[str, Any], before: dict[str, Any]) -> dict[
     if not turns:
         return changed
     if turns != before.get("messages"):
-        return {**changed, **_columns_of(changed["row_id"], turns)}
+        said = _columns_of(changed["row_id"], turns)
+        for name, value in said.items():
+            if changed.get(name) not in (before.get(name), value):
+                raise DataError(
+                    f"row {changed['row_id']}: {name} and messages are both changed, and differ; change one"
+                )
+        return {**changed, **said}
     new = {name for name in ("system", "query", "response") if changed.get(name) != before.get(name)}
     head = [turn for turn in turns if turn["role"] == "system"]
     if "system" in new:

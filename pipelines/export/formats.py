@@ -63,8 +63,13 @@ def _sharegpt(row: Row, turns: Sequence[Turn]) -> dict[str, Any]:
 def _swift(row: Row, turns: Sequence[Turn]) -> dict[str, Any]:
     """ms-swift: messages with `loss`, and tool calls as turns of their own."""
     said: list[Turn] = []
+    waiting: list[str] = []
     for turn in turns:
         _require_no_reasoning(row, turn, "swift")
+        if "tool_calls" in turn:
+            waiting = [str(call.get("id", "")) for call in json.loads(turn["tool_calls"])]
+        if turn["role"] == "tool" and (own := turn.get("tool_call_id")) in waiting and own != waiting.pop(0):
+            raise DataError(f"row {row['row_id']}: export.format swift has results in the order of their calls only")
         mark = {"loss": turn["loss"]} if "loss" in turn and turn["role"] == "assistant" else {}
         if turn["content"] or "tool_calls" not in turn:
             role = "tool_response" if turn["role"] == "tool" else turn["role"]

@@ -87,7 +87,7 @@ def zhihu_kol(row: Row, counts: Counts) -> Canonical:
     votes = metadata["upvotes"]
     if not isinstance(votes, str) and not says_nothing(votes):
         raise ValueError(f"upvotes {votes!r} is not like 赞同 15 or 赞同 1.2 万")
-    if not votes:
+    if says_nothing(votes):
         counts["rows without votes, which count as 0"] += 1
         canonical["upvotes"] = 0
     else:

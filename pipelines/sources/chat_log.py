@@ -183,6 +183,8 @@ def read_messages(
                 raise ValueError(raw)
             row = renamed(row, columns)
             unread.update(dict.fromkeys(str(key) for key in row if key not in _READ))
+            texts = [key for key in TEXT if not says_nothing(row.get(key))]
+            unread.update(dict.fromkeys(key for key in texts[1:] if row[key] != row[texts[0]]))
             chat = str(_first(row, CHAT) or own_chat)
             sender, said, left_out = _said(row, section)
             time = time_of(_first(row, TIME))
@@ -257,9 +259,9 @@ def _why_left_out(
 ) -> str | None:
     if kind in _NOTICE_TYPES or sender in _NOTICE_SENDERS or _NOTICE.fullmatch(text):
         return NOTICE
-    if any(row.get(key) is True for key in _SYSTEM_KEYS):
+    if any(_is_true(row.get(key)) for key in _SYSTEM_KEYS):
         return NOTICE
-    if any(row.get(key) is True for key in _RECALLED_KEYS):
+    if any(_is_true(row.get(key)) for key in _RECALLED_KEYS):
         return RECALLED
     if any(not says_nothing(row.get(key)) for key in _FORWARDED_KEYS):
         return FORWARDED
@@ -272,6 +274,11 @@ def _why_left_out(
     if not sender:
         raise ValueError("has no sender; name its column as ingest.columns.sender")
     return NOISE if section.noise and _core(text) in {"", *map(_core, section.noise)} else None
+
+
+def _is_true(value: Any) -> bool:
+    """Whether a mark is set, as JSON has it or a file of texts."""
+    return value is True or (not isinstance(value, bool) and str(value).strip().lower() in ("true", "1"))
 
 
 def _core(text: str) -> str:

@@ -135,8 +135,10 @@ def _value(key: str, given: Any, field: pa.Field, row_id: str) -> Any:
     if name_of_unknown := _unknown_turn_key(value, field):
         raise DataError(f"{key}: row {row_id}: {field.name}: a turn has no {name_of_unknown}; delete it")
     try:
+        if isinstance(value, float) and pa.types.is_integer(field.type) and not value.is_integer():
+            raise OverflowError("it is no whole number")  # Arrow would cut it off
         return pa.array([value], type=field.type)[0].as_py()
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise DataError(f"{key}: row {row_id}: {field.name} cannot be {given!r} ({error})") from None
 
 

@@ -103,3 +103,15 @@ def test_tools_read_back_the_same(name: str) -> None:
 def test_what_a_format_has_no_place_for_is_refused(name: str, row: dict[str, Any], what: str) -> None:
     with pytest.raises(DataError, match=rf"row a:\d: .*({what})"):
         conversation_as(name, row)
+
+
+def test_results_that_only_their_ids_tell_apart_are_refused_where_ids_are_not_written() -> None:
+    calls = [{"id": name, "type": "function", "function": {"name": name, "arguments": {}}} for name in "fg"]
+    called = {"role": "assistant", "content": "", "tool_calls": json.dumps(calls)}
+    results = [{"role": "tool", "content": f"of {name}", "tool_call_id": name} for name in "fg"]
+    ends = [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]
+    row = {"row_id": "x", "messages": [ends[0], called, *results, ends[1]]}
+    said = [turn["content"] for turn in conversation_as("swift", row)["messages"] if turn["role"] == "tool_response"]
+    assert said == ["of f", "of g"]
+    with pytest.raises(DataError, match=r"row x: export\.format swift has results in the order of their calls only"):
+        conversation_as("swift", {**row, "messages": [ends[0], called, *results[::-1], ends[1]]})

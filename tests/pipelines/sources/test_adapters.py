@@ -39,6 +39,12 @@ def test_real_votes_agree_with_the_count_they_were_made_from(shared_data: Path) 
         assert votes == exact if exact < 10_000 else abs(votes - exact) <= 500
 
 
+@pytest.mark.parametrize("votes", [None, "", float("nan")])
+def test_rows_without_votes_count_as_none(votes: Any) -> None:
+    row = {"INSTRUCTION": "问", "RESPONSE": "答", "METADATA": json.dumps({"upvotes": votes})}
+    assert ADAPTERS["zhihu_kol"].read(row, Counter())["upvotes"] == 0
+
+
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("query_response", {"query": "问", "response": "答"}, {"query": "问", "response": "答", "system": None}),
     ("alpaca", {"instruction": "译", "input": "猫", "output": "cat"}, {"query": "译\n猫", "response": "cat"}),

@@ -267,6 +267,19 @@ def test_messages_are_sorted_over_files_whatever_the_memory(tmp_path: Path, monk
     assert limited[0].rows == 50 and [*reasons_of(limited[2]).values()] == [chat_log.UNANSWERED]
 
 
+def test_marks_of_a_file_of_texts_and_a_second_text_are_not_passed_over(tmp_path: Path) -> None:
+    rows = [
+        {**said("小明", 0, "说错了"), "recalled": "TRUE", "system": "false", "content": ""},
+        {**said("小明", 1, "加入了"), "recalled": "false", "system": "1", "content": ""},
+        {**said("小明", 2, "译文"), "recalled": "0", "system": "", "content": "原文"},
+        {**said("爱莉", 3, "在的"), "recalled": "", "system": "False", "content": "在的"},
+    ]
+    report, table, dropped = run(tmp_path, csv_of(tmp_path / "a.csv", rows), chat_log=ALICE)
+    assert chats_of(table) == [[("user", "译文"), ("assistant", "在的")]]
+    assert [*reasons_of(dropped).values()] == [chat_log.RECALLED, chat_log.NOTICE]
+    assert "not read: content" in report.summary
+
+
 def test_what_is_no_message_is_broken_and_named(tmp_path: Path) -> None:
     rows = [
         *(said("小明", 0, "问"), said("爱莉", 1, "答"), {**said("小明", 2, "x"), "time": "昨天"}),

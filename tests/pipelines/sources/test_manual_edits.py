@@ -1,11 +1,14 @@
 """The edited file: what is read of it, and what is said of one that cannot be used."""
 
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from pipelines.artifacts.rows import MESSAGES
 from pipelines.errors import DataError, InputError
-from pipelines.sources.manual_edits import read_edited
+from pipelines.sources.manual_edits import read_edited, with_edits
 
 
 @pytest.mark.parametrize(
@@ -54,3 +57,28 @@ def test_a_table_as_spreadsheets_save_it(tmp_path: Path) -> None:
     path.write_text("row_id,kept\na,true,更多\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"rows\.csv:2: more fields than the header"):
         read_edited("clean.edited", str(path), needs_kept=True)
+
+
+TURNS = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, "甲乙问答", strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"n": 2.7}, "n cannot be 2.7"),
+        ({"n": "2.7"}, "n cannot be '2.7'"),
+        ({"n": 2**70}, "n cannot be 1180591620717411303424"),
+        (
+            {"query": "改问", "messages": [*TURNS[:3], {"role": "assistant", "content": "新"}]},
+            "query and messages are both",
+        ),
+    ],
+)
+def test_an_edit_is_made_whole_or_refused(line: dict[str, Any], said: str) -> None:
+    schema = pa.schema({"query": pa.string(), "response": pa.string(), "messages": MESSAGES, "n": pa.int64()})
+    row = {"row_id": "a", "system": None, "query": "问", "response": "答", "messages": TURNS, "n": 5}
+    with pytest.raises(DataError, match=f"row a: {said}"):
+        with_edits("clean.edited", row, line, schema, schema.names)
+    both = {"response": "新", "messages": [*TURNS[:3], {"role": "assistant", "content": "新"}], "n": "2.0"}
+    changed = with_edits("clean.edited", row, both, schema, schema.names)
+    assert (changed["query"], changed["response"], changed["n"]) == ("问", "新", 2)

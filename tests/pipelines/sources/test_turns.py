@@ -202,7 +202,10 @@ def test_a_dialogue_may_be_opened_by_the_assistant() -> None:
         ({**SAID, "loss": "no"}, "loss 'no'"),
         ({**SAID, "loss": False, "weight": 1}, "contradict"),
         ({**SAID, "name": "小王"}, "name '小王'"),
-        ({"role": "system", "content": "S", "reasoning": "想"}, "reasoning, which is not read in a turn of role system"),
+        (
+            {"role": "system", "content": "S", "reasoning": "想"},
+            "reasoning, which is not read in a turn of role system",
+        ),
         ({**USER, "tool_calls": [{"name": "f"}]}, "tool_calls, which is not read in a turn of role user"),
         ({**SAID, "tool_call_id": "1"}, "tool_call_id, which is not read in a turn of role assistant"),
         ({"role": "tool", "name": ["f"], "content": "晴"}, r"name \['f'\], which is not read"),

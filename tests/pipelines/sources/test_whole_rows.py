@@ -256,7 +256,9 @@ def test_a_column_that_an_adapter_would_write_over_refuses_the_row(tmp_path: Pat
     source = write_lines(tmp_path / "a.jsonl", [{**row, "upvotes": votes} for votes in (99, 3, None)])
     _, table, dropped = run(tmp_path, source, max_broken=1)
     assert table["upvotes"].to_pylist() == [3, 3]
-    assert dropped["reason"].to_pylist() == ["column upvotes differs from the one that adapter zhihu_kol makes; rename it"]
+    assert dropped["reason"].to_pylist() == [
+        "column upvotes differs from the one that adapter zhihu_kol makes; rename it"
+    ]
 
 
 def test_what_python_cannot_hold_breaks_its_row_alone(tmp_path: Path) -> None:

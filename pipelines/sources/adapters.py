@@ -16,6 +16,7 @@ from typing import Any
 from pipelines.artifacts.rows import Turn
 from pipelines.sources.json_text import RepeatedKey, value_of
 from pipelines.sources.turns import (
+    LOSS,
     canonical_tools,
     conversation_of,
     json_of,
@@ -35,7 +36,7 @@ _UNITS = {None: 1, "万": 10_000, "亿": 100_000_000}
 SYSTEM = ("system", "system_prompt", "meta_instruction")
 """Columns that hold a system prompt; the last one is MOSS's."""
 REASONING = ("reasoning", "reasoning_content", "thinking")
-SAID_OF_ROW = ("loss", "weight", *REASONING)
+SAID_OF_ROW = (*LOSS, *REASONING)
 """Columns that say of a pair's answer what they would say in a turn."""
 
 
@@ -242,7 +243,7 @@ def _exchange(row: Row, query: str, response: str, counts: Counts) -> Canonical:
     marks = {name: row[name] for name in SAID_OF_ROW if not says_nothing(row.get(name))}
     if not history and not tools and not marks:
         return {"system": system, "query": query, "response": response}
-    answer = {"role": "assistant", "content": response, **{k: marks[k] for k in marks if k not in ("loss", "weight")}}
+    answer = {"role": "assistant", "content": response, **{k: marks[k] for k in marks if k in REASONING}}
     chat = [*history, {"role": "user", "content": query}, turn_of(answer, len(history) + 2)]
     return _conversation(row, chat, counts)
 
@@ -366,7 +367,7 @@ def _adapter(read: Callable[[Row, Counts], Canonical], needs: str, also: str = "
 
 
 _PAIR = " ".join((*SYSTEM, "history", "tools", *SAID_OF_ROW))
-_CHAT = " ".join((*SYSTEM, "tools", "loss", "weight"))
+_CHAT = " ".join((*SYSTEM, "tools", *LOSS))
 
 ADAPTERS: dict[str, Adapter] = {
     "messages": _adapter(messages, "messages", f"query response {_CHAT}"),

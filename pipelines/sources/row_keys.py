@@ -24,7 +24,10 @@ REFUSED = {
     **dict.fromkeys(("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag", "margin"), _PREFERENCE),
     **dict.fromkeys(("positive_messages", "negative_messages", "preference"), _PREFERENCE),
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios", "objects"), _MEDIA),
-    **dict.fromkeys(("history", "functions", "instruction", "chat_template_kwargs", *SAID_OF_ROW), _MEANING),
+    **dict.fromkeys(
+        ("history", "functions", "tool_calls", "function_call", "instruction", "chat_template_kwargs", *SAID_OF_ROW),
+        _MEANING,
+    ),
     **dict.fromkeys(("input", "context", *SYSTEM, "messages", "conversations", "conversation"), _MEANING),
     **dict.fromkeys((*ROW.names, TOOLS.name), _MEANING),
     "pos": "column pos has the name that the order of the rows has here; rename it",

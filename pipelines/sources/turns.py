@@ -34,9 +34,10 @@ MARKS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0"
 """Marks of loss in a file of texts."""
 _ROLE = ("role", "from")
 _CONTENT = ("content", "value", "text")
-_LOSS = ("loss", "weight", "train", "training")
+LOSS = ("loss", "weight", "train", "training")
+"""Keys of turns, and columns of rows, that say whether what is said is trained."""
 _REASONING = ("reasoning", "reasoning_content", "thinking")
-_READ = frozenset((*_ROLE, *_CONTENT, *_LOSS, *_REASONING, "tool_calls", "tool_call_id", "function_call", "name"))
+_READ = frozenset((*_ROLE, *_CONTENT, *LOSS, *_REASONING, "tool_calls", "tool_call_id", "function_call", "name"))
 _OF_ROLES = {"reasoning": ("assistant", "call"), "tool_calls": ("assistant",), "tool_call_id": ("tool",)}
 """Whose turns say what beside their text: a turn of another has no place for it."""
 _PLAIN = (frozenset(("role", "content")), frozenset(("from", "value")))
@@ -103,7 +104,7 @@ def role_of(name: Any, number: int) -> str:
 def loss_of(given: Mapping[Any, Any], what: str) -> bool | None:
     """Whether what is said is trained, as ms-swift (`loss`), OpenAI (`weight`) or axolotl (`train`) mark it."""
     found = set()
-    for key in _LOSS:
+    for key in LOSS:
         value = given.get(key)
         if says_nothing(value):
             continue

@@ -86,7 +86,7 @@ def test_marks_of_loss_are_kept(mark: Row, loss: bool) -> None:
 
 
 def test_a_row_without_loss_has_none_in_its_answers() -> None:
-    for column in ({"loss": False}, {"weight": 0}):
+    for column in ({"loss": False}, {"weight": 0}, {"train": "False"}):
         assert said(chat(USER, SAID, **column)) == [("user", "问"), ("assistant", "答", {"loss": False})]
         assert said({"query": "问", "response": "答", **column})[1] == ("assistant", "答", {"loss": False})
     assert "messages" not in read({"query": "问", "response": "答", "weight": 1})[1]
@@ -248,6 +248,7 @@ def test_keys_that_say_nothing_refuse_nothing(nothing: Any) -> None:
         ("audios", ["a.wav"], "only text is trained"),
         ("history", [["a", "b"]], "does not read it"),
         ("functions", [{"name": "f"}], "does not read it"),
+        ("tool_calls", [{"name": "f"}], "does not read it"),
         ("context", "一段文字", "does not read it"),
         ("input", "补充", "does not read it"),
         ("pos", 3, "order of the rows"),

@@ -3,10 +3,11 @@
     python -m benchmarks.gpu [--folder runs/gpu] [--dry] [--only PART ...] [--peer-python PYTHON]
 
 Twelve minutes at most on one card, without network once everything is installed (`make install-gpu`). Every part runs
-in a process of its own, three minutes at most, and its result is in FOLDER/results.json as soon as there is one: a run
-that is killed goes on with the next part, and what was at work then stands there as interrupted. Delete the file, or
-name parts with --only, to run them again. `--dry` runs every part on a CPU with a model of 0.2 M parameters, to test
-the parts themselves. The table at the end says what each part found; the last line is one JSON object.
+in a process of its own, three minutes at most (six in a dry run, where two share the cores), and its result is in
+FOLDER/results.json as soon as there is one: a run that is killed goes on with the next part, and what was at work then
+stands there as interrupted. Delete the file, or name parts with --only, to run them again. `--dry` runs every part on a
+CPU with a model of 0.2 M parameters, to test the parts themselves. The table at the end says what each part found; the
+last line is one JSON object.
 
 Exits 3 where there is no CUDA device and --dry was not asked for, 1 where a part failed.
 """
@@ -28,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.gpu.machine import has_cuda
-from benchmarks.gpu.parts import PART_SECONDS, PARTS, run_part
+from benchmarks.gpu.parts import PARTS, run_part, seconds_of
 from benchmarks.gpu.setting import Setting
 from pipelines.report.page import environment
 from rayjobs.cluster import Cluster
@@ -106,7 +107,7 @@ def _do(setting: Setting, results: dict[str, Any], name: str) -> None:
         state = "skipped" if "missing" in ended.figures else "done"
         _keep(setting, results, name, {"state": state, "seconds": seconds, "figures": ended.figures})
     else:
-        why = f"stopped after {PART_SECONDS:.0f} s" if ended.code is None else f"exit code {ended.code}"
+        why = f"stopped after {seconds_of(setting):.0f} s" if ended.code is None else f"exit code {ended.code}"
         failed = {"state": "failed", "seconds": seconds, "figures": {"why": why}, "output": ended.output[-4000:]}
         _keep(setting, results, name, failed)
     print(f"{name}: {results[name]['state']} in {seconds} s", file=sys.stderr, flush=True)

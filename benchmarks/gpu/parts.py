@@ -67,15 +67,20 @@ class Ended:
     code: int | None
 
 
+def seconds_of(setting: Setting) -> float:
+    """The longest that a part may take; a part of a dry run shares two slow cores with another one."""
+    return PART_SECONDS * (2 if setting.dry else 1)
+
+
 def run_part(setting: Setting, name: str) -> Ended:
-    """Run a part, for PART_SECONDS at most; what it says is in FOLDER/NAME.log."""
+    """Run a part, for `seconds_of` the setting at most; what it says is in FOLDER/NAME.log."""
     log, found = (setting.folder / f"{name}.{kind}" for kind in ("log", "json"))
     found.unlink(missing_ok=True)
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__, *LOADED])
     process = context.Process(target=_work, args=(setting, name, log, found))
     process.start()
-    process.join(PART_SECONDS)
+    process.join(seconds_of(setting))
     stopped = process.is_alive()
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.is_alive():

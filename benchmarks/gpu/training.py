@@ -60,7 +60,7 @@ def offload(setting: Setting) -> Figures:
     return _ours(setting, "offload", "3b", FEW_STEPS, {"method": "full", "zero_stage": 2, "offload_optimizer": True})
 
 
-def _section(setting: Setting, size: str, steps: int, changed: dict[str, Any]) -> dict[str, Any]:
+def section_of(setting: Setting, size: str, steps: int, changed: dict[str, Any]) -> dict[str, Any]:
     """The recipe's section `train` of a part."""
     return {
         "model": str(setting.model(size)),
@@ -83,7 +83,7 @@ def _section(setting: Setting, size: str, steps: int, changed: dict[str, Any]) -
 
 def _ours(setting: Setting, name: str, size: str, steps: int, changed: dict[str, Any]) -> Figures:
     """`danlu train` in a workspace of its own; RuntimeError where losses are not finite or do not fall."""
-    section = _section(setting, size, steps, changed)
+    section = section_of(setting, size, steps, changed)
     workspace = setting.folder / "runs" / name
     shutil.rmtree(workspace, ignore_errors=True)  # what an earlier run of this part has trained
     with _alone(setting) if name == "lora-zero0" else nullcontext():
@@ -114,12 +114,29 @@ def _alone(setting: Setting) -> Iterator[None]:
 
 
 def _train(setting: Setting, name: str, section: dict[str, Any], workspace: Path) -> TrainReport:
-    recipe = setting.folder / f"{name}.yaml"
-    content = {"name": name, "seed": SEED, "train": {"data": [str(setting.rows())], **section}}
-    recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
-    # in this process, which has loaded what it needs
+    recipe = write_recipe(setting, name, section)
+    ready = setting.folder / "runs" / "rows"
+    with (setting.folder / ".split").open("w") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)  # the first part makes what all begin with
+        # in this process, which has loaded what it needs
+        app(["split", str(recipe), "--workspace", str(ready)], standalone_mode=False)
+    shutil.copytree(ready, workspace)
     app(["train", str(recipe), "--workspace", str(workspace)], standalone_mode=False)
     return beside.report_of(workspace)
+
+
+def write_recipe(setting: Setting, name: str, section: dict[str, Any]) -> Path:
+    """The recipe of a part: the rows that all parts train on, and the part's own section `train`."""
+    path = setting.folder / f"{name}.yaml"
+    content = {
+        "name": name,
+        "seed": SEED,
+        "ingest": {"source": str(setting.rows())},
+        "split": {"test_ratio": 0.02},
+        "train": section,
+    }
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
 
 
 def _estimated(section: Train, model: Path) -> int | None:
@@ -157,7 +174,7 @@ def trl(setting: Setting) -> Figures:
 
 def _peer(setting: Setting, python: str, kind: str) -> Figures:
     """One run of another trainer, over the rows that `lora-zero0` has tokenized."""
-    section = _section(setting, "7b", STEPS, {"zero_stage": 0})
+    section = section_of(setting, "7b", STEPS, {"zero_stage": 0})
     steps, batch = (WARM_UP + 2, 8) if setting.dry else (WARM_UP + STEPS, 16)
     workspace = setting.folder / "runs" / "lora-zero0"
     with _alone(setting):
@@ -196,7 +213,7 @@ def bare_loop(setting: Setting) -> Figures:
     loss_tokens = sum(len(batch["targets"]) for batch in batches[WARM_UP:])
     spent = sum(seconds[WARM_UP:])
     found: Figures = {"tokens/s": round(tokens / spent, 1)}
-    section = _section(setting, "7b", STEPS, {"zero_stage": 0})
+    section = section_of(setting, "7b", STEPS, {"zero_stage": 0})
     share = _share(setting, section, "7b", tokens, loss_tokens, spent)
     return found | ({"share of peak": share} if share is not None else {})
 
@@ -215,7 +232,7 @@ def loop_of(setting: Setting) -> tuple[Any, list[dict[str, Any]], str]:
 
     register()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    section = _section(setting, "7b", STEPS, {"zero_stage": 0})
+    section = section_of(setting, "7b", STEPS, {"zero_stage": 0})
     if device == "cuda":
         from liger_kernel.transformers import apply_liger_kernel_to_qwen2
 

@@ -90,12 +90,14 @@ def complete(
 
     for name in ("ray._private.worker", "ray.data", "ray.llm"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # one process an engine is far ahead of it, and each loads the tokenizer, which takes seconds
+    beside = {"num_cpus": 0.1, "concurrency": serve.num_replicas}
     processor = build_processor(
         _configuration(serve, model),
         preprocess=_preprocess(model, prompt),
         postprocess=_kept,
-        preprocess_map_kwargs={"num_cpus": 0.1},
-        postprocess_map_kwargs={"num_cpus": 0.1},
+        preprocess_map_kwargs=beside,
+        postprocess_map_kwargs=beside,
     )
     processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs.update(
         max_restarts=RESTARTS, max_task_retries=RESTARTS

@@ -13,6 +13,8 @@ import pytest
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu.parts import Ended
 from benchmarks.gpu.setting import MissingPackageError, Setting, need
+from benchmarks.gpu.training import section_of, write_recipe
+from rayjobs import pipeline
 
 PROJECT = Path(__file__).parents[2]
 
@@ -30,6 +32,16 @@ def test_without_a_card_it_says_so_and_exits_3(tmp_path: Path) -> None:
     assert result.returncode == 3
     assert "no CUDA device" in result.stderr and "--dry" in result.stderr
     assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_the_recipes_of_the_parts_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry: bool) -> None:
+    monkeypatch.setattr(Setting, "model", lambda setting, size: setting.folder)  # the 7B is not written here
+    setting = Setting(tmp_path, dry)
+    for changed in ({"zero_stage": 0}, {"method": "full", "zero_stage": 2, "offload_optimizer": True}):
+        path = write_recipe(setting, "part", section_of(setting, "7b", 4, changed))
+        recipe = pipeline.load(str(path), [])
+        assert recipe.train and recipe.train.zero_stage == changed["zero_stage"]
 
 
 @pytest.mark.slow
@@ -79,5 +91,5 @@ def test_a_part_that_fails_is_kept_with_what_it_said(tmp_path: Path, monkeypatch
     assert results["qlora"]["state"] == "skipped"
     monkeypatch.setattr(gpu, "run_part", lambda *_: Ended(None, "", None))
     gpu._do(Setting(tmp_path, dry=True), results, "offload")
-    assert "stopped after 180 s" in str(results["offload"]["figures"])
+    assert "stopped after 360 s" in str(results["offload"]["figures"])
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == results

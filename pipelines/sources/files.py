@@ -28,6 +28,7 @@ from pipelines.errors import DataError, InputError
 from pipelines.progress import say
 from pipelines.recipe.paths import shipped_path
 from pipelines.sources import json_layout
+from pipelines.sources.arrow_rows import python_rows
 from pipelines.sources.documents import DOCUMENTS, SPREADSHEET, rows_of_spreadsheet, text_of_document
 from pipelines.sources.json_text import RepeatedKey, value_of
 
@@ -328,22 +329,8 @@ def elements_of(path: str) -> Iterator[Numbered]:
 
 def _read_parquet(path: str, shard: Shard) -> Iterator[Numbered]:
     for number, batch in parquet_batches(path, shard, 1024):
-        for i, (row, why) in enumerate(_python_rows(path, batch)):
+        for i, (row, why) in enumerate(python_rows(path, batch)):
             yield number + i, row, why
-
-
-def _python_rows(path: str, batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any] | None, str]]:
-    """Each row, or None and why Python cannot hold it: text that is not UTF-8, or a date of the year 10000."""
-    if twice := [name for name in batch.schema.names if batch.schema.names.count(name) > 1]:
-        raise DataError(f"{path}: column {twice[0]} is there twice; rename one")
-    try:
-        yield from ((row, "") for row in batch.to_pylist())
-    except (ValueError, OverflowError) as error:
-        if batch.num_rows == 1:
-            yield None, f"cannot be read ({error})"
-        else:
-            for i in range(batch.num_rows):
-                yield from _python_rows(path, batch.slice(i, 1))
 
 
 def parquet_batches(path: str, shard: Shard, size: int) -> Iterator[tuple[int, pa.RecordBatch]]:

@@ -28,7 +28,7 @@ from pipelines.recipe.ingest import Source
 from pipelines.recipe.paths import shipped_path
 from pipelines.sources.adapters import ADAPTERS, Counts, recognise, replaced, with_system
 from pipelines.sources.chat_log import chat_reader, check_chat, first_sessions, plan_chat
-from pipelines.sources.column_types import as_schema, exceeds_float, flat_column, settled, union
+from pipelines.sources.column_types import flat_column
 from pipelines.sources.columns import (
     BATCH_ROWS,
     LEFT_OUT,
@@ -52,6 +52,7 @@ from pipelines.sources.files import (
     sample_rows,
     schema_of,
 )
+from pipelines.sources.one_schema import as_one_schema
 from pipelines.sources.recode import as_utf8, is_utf8, remove_copies
 from pipelines.sources.row_keys import Columns, adapter_for, classify, renamed
 from pipelines.sources.turns import says_nothing
@@ -159,8 +160,7 @@ def read_source(section: Source, place: Place) -> IngestReport:
     _require_few_broken(place, section, commits)
     if any(commit["result"]["own_keys"] for commit in commits):
         require_own_names(place.workspace, [commit["files"]["rows"] for commit in commits])
-    schema, widened = _common_schema(place, commits)
-    commits = _as_one_schema(place, commits, schema, section.concurrency)
+    schema, widened, commits = as_one_schema(place, commits, section.concurrency)
     return _report(place, section, files, schema, widened, commits)
 
 
@@ -219,10 +219,16 @@ def _require_adapter(section: Source, files: list[str]) -> None:
 
 
 def _refused(section: Source, row: dict[str, Any]) -> str | None:
+    columns = classify(row, section.adapter, _named_by(section))
     try:
-        adapter_for(classify(row, section.adapter, _named_by(section)), row)
+        name, _ = adapter_for(columns, row)
     except ValueError as error:
         return str(error)
+    for column in columns.carried[name]:
+        try:
+            flat_column([row[column]])
+        except ValueError as error:
+            return f"column {column}: {error}"
     return None
 
 
@@ -378,58 +384,6 @@ def require_own_names(workspace: Workspace, paths: list[str]) -> None:
 def _hashes(table: pa.Table) -> npt.NDArray[np.uint64]:
     hashes = (xxhash.xxh3_64_intdigest(name.encode()) for name in table["row_id"].to_pylist())
     return np.fromiter(hashes, np.uint64, table.num_rows)
-
-
-def _common_schema(place: Place, commits: list[Commit]) -> tuple[pa.Schema, list[str]]:
-    """The schema that all shards' rows fit into, and the columns whose types were widened for it."""
-
-    def exceeds(number: int, name: str) -> bool:
-        path = commits[number]["files"]["rows"]
-        return any(exceeds_float(table[name]) for table in read_tables(place.workspace, [path], [name]))
-
-    schemas = [pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(c["result"]["schema"]))) for c in commits]
-    schema, widened = union(schemas, exceeds)
-    fields = [pa.field(field.name, settled(field.type), field.nullable) for field in schema]
-    return pa.schema(fields), sorted({*widened, *(name for c in commits for name in c["result"]["widened"])})
-
-
-def _as_one_schema(place: Place, commits: list[Commit], schema: pa.Schema, concurrency: int | None) -> list[Commit]:
-    """The commits with files of one schema: those that have another are written once more."""
-    wanted = schema.serialize().to_pybytes().hex()
-    shards = [
-        {"index": commit["index"], "path": commit["files"]["rows"]}
-        for commit in commits
-        if commit["result"]["schema"] != wanted
-    ]
-    if not shards:
-        return commits
-    work = _rewriter(place.workspace, wanted)
-    rewritten = run_shards(place, "one-schema", lambda: shards, work, concurrency=concurrency, title="ingest types")
-    by_index = {commit["index"]: commit for commit in rewritten}
-    return [
-        {
-            **commit,
-            "files": {**commit["files"], **by_index[commit["index"]]["files"]},
-            "result": {**commit["result"], **by_index[commit["index"]]["result"]},
-        }
-        if commit["index"] in by_index
-        else commit
-        for commit in commits
-    ]
-
-
-def _rewriter(workspace: Workspace, serialized: str) -> Work:
-    def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
-        schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(serialized)))
-        digest = RowDigest()
-        with attempt.writer("rows", schema) as writer:
-            for table in read_tables(workspace, [shard["path"]]):
-                table = as_schema(table, schema)
-                writer.write_table(table)
-                digest.update(table)
-        return {"digest": digest.hexdigest()}
-
-    return work
 
 
 def _columns_of_source(section: Source, schema: pa.Schema, commits: list[Commit]) -> list[str]:

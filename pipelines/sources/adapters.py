@@ -93,6 +93,9 @@ def zhihu_kol(row: Row, counts: Counts) -> Canonical:
         canonical["upvotes"] = 0
     else:
         canonical["upvotes"] = parse_votes(votes)
+    for key in metadata:
+        if key != "upvotes":
+            counts[f"rows with {key} in METADATA, which is not read"] += 1
     return canonical
 
 

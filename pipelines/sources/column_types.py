@@ -96,7 +96,7 @@ def merged(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 
 def exact(kind: pa.DataType, value: Any) -> pa.DataType:
-    """The type with text in place of floating-point numbers wherever the value has an integer that those do not hold."""
+    """The type with text in place of floating-point numbers where the value has an integer that those do not hold."""
     if pa.types.is_floating(kind) and isinstance(value, int) and abs(value) > EXACT:
         return pa.string()
     if pa.types.is_struct(kind) and isinstance(value, dict):
@@ -150,9 +150,7 @@ def union(
             if any(pa.types.is_floating(there) and pa.types.is_integer(here) for there, here in places):
                 for column in columns(number, name):
                     kind = reduce(exact, column.to_pylist(), kind)
-        if kind != widest or any(
-            not pa.types.is_null(own) and own != kind and not _is_nested(kind) for own in kinds
-        ):
+        if kind != widest or any(not pa.types.is_null(own) and own != kind and not _is_nested(kind) for own in kinds):
             widened.append(name)
         is_always_there = len(found) == len(schemas) and not any(field.nullable for _, field in found)
         fields.append(pa.field(name, kind, nullable=not is_always_there))

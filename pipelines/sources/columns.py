@@ -143,7 +143,9 @@ def table_reader(named_by: str | None) -> Work:
         for batch in batches(_rows(shard, keys, named, rows.broken), BATCH_ROWS):
             names = dict.fromkeys(name for row in batch for name in row)
             rows.add(batch, [name for name in names if name not in rows.fixed.names])
-        return {**rows.write(attempt), "own_keys": bool(named), "has_row_id": "row_id" in named, "counts": {}}
+        unread = shard.get("unread", [])
+        written = rows.write(attempt)
+        return {**written, "own_keys": bool(named), "has_row_id": "row_id" in named, "counts": {}, "unread": unread}
 
     return work
 

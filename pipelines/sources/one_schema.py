@@ -1,4 +1,4 @@
-"""One schema for rows that were written file by file: what all of them fit into, and files that have less written anew."""
+"""One schema for rows that were written file by file: what all fit into, and files of another one written anew."""
 
 from collections.abc import Sequence
 from typing import Any

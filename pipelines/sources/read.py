@@ -61,7 +61,7 @@ STORED = "parts"
 """Folder of parts that stand for files that cannot be cut, while they are read."""
 SHOWN = 5
 """Broken rows that an error message shows."""
-VERSION = 6
+VERSION = 7
 """Of how sources are read: what stages that read one of their own have in their fingerprints."""
 LOOKED_INTO = 20
 """Files, and rows of each, that a recipe's check looks into."""
@@ -111,22 +111,27 @@ def describe_source(section: Source) -> str:
     if section.chat_log:
         files = list_files(section.source)
         return f"as chat_log; first {check_chat(files, names_of(files), section, section.chat_log)}"
-    used, carried = Counter[str](), dict[str, None]()
+    used, counts = Counter[str](), Counter[str]()
+    carried, unread = dict[str, None](), dict[str, None]()
     for path in list_files(section.source)[:LOOKED_INTO]:
-        for row in sample_rows(path, LOOKED_INTO):
+        for row in sample_rows(path, LOOKED_INTO, unread):
             row = renamed(row, section.columns)
             columns = classify(row, section.adapter, _named_by(section))
             try:
-                name, _ = adapter_for(columns, row)
+                name, adapter = adapter_for(columns, row)
+                if not is_text(row):
+                    continue
+                adapter.read(row, counts)
             except ValueError:  # check_source and ingest say what it is
-                continue
-            if not is_text(row):  # ingest says so
                 continue
             used[name] += 1
             carried.update(dict.fromkeys(columns.carried[name]))
     if not used:
         return ""
-    return f"as {' and '.join(sorted(used))}" + (f"; carried, not trained: {_named(carried)}" if carried else "")
+    said = [f"as {' and '.join(sorted(used))}"]
+    said += [f"carried, not trained: {_named(carried)}"] if carried else []
+    said += [f"not read: {_named(unread)}"] if unread else []
+    return "; ".join([*said, *(f"{number} {what}" for what, number in sorted(counts.items()))])
 
 
 def _named(columns: Iterable[str]) -> str:
@@ -262,6 +267,7 @@ def _reader(section: Source) -> Work:
             "own_keys": reading.own_keys,
             "adapters": dict(reading.adapters),
             "counts": dict(reading.counts),
+            "unread": shard.get("unread", []),
         }
 
     return work

@@ -94,7 +94,12 @@ def test_tables_of_different_files_become_one() -> None:
 
 @pytest.mark.parametrize(
     ("whole", "fraction"),
-    [(2**60 + 1, 0.5), ({"n": 2**60 + 1}, {"n": 0.5}), ([2**60 + 1], [0.5]), ({"m": [{"n": 2**60 + 1}]}, {"m": [{"n": 0.5}]})],
+    [
+        (2**60 + 1, 0.5),
+        ({"n": 2**60 + 1}, {"n": 0.5}),
+        ([2**60 + 1], [0.5]),
+        ({"m": [{"n": 2**60 + 1}]}, {"m": [{"n": 0.5}]}),
+    ],
     ids=["top", "in a structure", "in a list", "deeper"],
 )
 def test_whole_numbers_keep_their_digits_beside_fractions_at_any_depth(whole: Any, fraction: Any) -> None:

@@ -47,7 +47,10 @@ def test_a_row_of_any_table_that_cannot_be_held_is_set_aside_by_its_column(
 
 
 def test_tools_and_calls_have_no_fields_of_other_rows(tmp_path: Path) -> None:
-    tools = [{"name": "weather", "parameters": {"city": {"type": "string"}}}, {"name": "time", "parameters": {"zone": 1}}]
+    tools = [
+        {"name": "weather", "parameters": {"city": {"type": "string"}}},
+        {"name": "time", "parameters": {"zone": 1}},
+    ]
     arguments = [{"city": "北京"}, {"zone": "UTC", "deep": {"x": 1}}]
     rows = [
         {
@@ -64,7 +67,9 @@ def test_tools_and_calls_have_no_fields_of_other_rows(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     for source in (tmp_path / "a.parquet", write_lines(tmp_path / "a.jsonl", rows)):
         table = run(tmp_path, source)[1]
-        calls = [json.loads(talk[1]["tool_calls"])[0]["function"]["arguments"] for talk in table["messages"].to_pylist()]
+        calls = [
+            json.loads(talk[1]["tool_calls"])[0]["function"]["arguments"] for talk in table["messages"].to_pylist()
+        ]
         assert (calls, [json.loads(text)[0] for text in table["tools"].to_pylist()]) == (arguments, tools)
     nulls = json.loads(json.dumps(rows[0]).replace('"\\u5317\\u4eac"', "null"))
     table = run(tmp_path, write_lines(tmp_path / "n.jsonl", [nulls]))[1]

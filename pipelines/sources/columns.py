@@ -23,6 +23,7 @@ from pipelines.sources.column_types import (
     union,
 )
 from pipelines.sources.files import parquet_batches, read_shard, schema_of
+from pipelines.sources.own_names import own_id
 from pipelines.sources.row_keys import OWN_KEYS
 
 BATCH_ROWS = 2048
@@ -242,15 +243,6 @@ def broken_row(reader: str, place: dict[str, Any], reason: str, row: dict[str, A
         "stage": "ingest",
         "operator": reader,
     }
-
-
-def own_id(value: Any) -> str | None:
-    """The source's own key as a row's name; None where it is none, and file and line stay the name."""
-    if isinstance(value, str):
-        return value or None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else None
 
 
 def batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

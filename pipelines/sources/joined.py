@@ -15,7 +15,8 @@ from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.recipe.ingest import Ingest
 from pipelines.sources.column_types import as_schema
 from pipelines.sources.one_schema import common_schema
-from pipelines.sources.read import read_once, require_own_names
+from pipelines.sources.own_names import require_own_names
+from pipelines.sources.read import read_once
 
 
 @dataclass(frozen=True)

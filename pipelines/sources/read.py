@@ -12,17 +12,14 @@ from difflib import get_close_matches
 from itertools import count
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 
 from pipelines.artifacts.reports.rows import IngestReport, RowFiles
 from pipelines.artifacts.rows import ROW, TOOLS, RowDigest, is_text
 from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
 from pipelines.artifacts.stage import Manifest, Output, read_manifest
-from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.artifacts.workspace import Place
 from pipelines.errors import DataError, InputError
 from pipelines.recipe.ingest import Source
 from pipelines.recipe.paths import shipped_path
@@ -35,7 +32,6 @@ from pipelines.sources.columns import (
     Rows,
     batches,
     broken_row,
-    own_id,
     require_usable,
     table_reader,
 )
@@ -53,6 +49,7 @@ from pipelines.sources.files import (
     schema_of,
 )
 from pipelines.sources.one_schema import as_one_schema
+from pipelines.sources.own_names import own_id, require_own_names
 from pipelines.sources.recode import as_utf8, is_utf8, remove_copies
 from pipelines.sources.row_keys import Columns, adapter_for, classify, renamed
 from pipelines.sources.turns import says_nothing
@@ -360,36 +357,6 @@ def _require_few_broken(place: Place, section: Source, commits: list[Commit]) ->
         f"allows {section.max_broken}. Mend them, or raise it to set them aside"
     )
     raise DataError("\n".join([head, *lines, *more]))
-
-
-def require_own_names(workspace: Workspace, paths: list[str]) -> None:
-    """DataError where two rows have the same name, which can be only where a source names them itself.
-
-    In memory are eight bytes for each row, never the names.
-    """
-    hashes = np.concatenate([_hashes(table) for table in read_tables(workspace, paths, ["row_id"])])
-    values, times = np.unique(hashes, return_counts=True)
-    repeated = values[times > 1]
-    times_of, found = Counter[str](), dict[str, list[int]]()  # two names may have one hash: the names decide
-    for table in read_tables(workspace, paths, ["row_id", "pos"]):
-        few = table.filter(pa.array(np.isin(_hashes(table), repeated[:SHOWN])))
-        for name, pos in zip(few["row_id"].to_pylist(), few["pos"].to_pylist(), strict=True):
-            times_of[name] += 1
-            if len(where := found.setdefault(name, [])) < SHOWN:
-                where.append(pos)
-    name = next((name for name in found if times_of[name] > 1), None)
-    if name is None:
-        return
-    raise DataError(
-        f"{times_of[name]} rows have the key {name!r} (rows {', '.join(map(str, found[name]))} of the data, from 0), "
-        f"and {len(repeated)} keys are there more than once; rows are told apart by it. Make it unique, name another "
-        "column under ingest.columns as row_id, or say ingest.columns={row_id: null} to name rows by file and line"
-    )
-
-
-def _hashes(table: pa.Table) -> npt.NDArray[np.uint64]:
-    hashes = (xxhash.xxh3_64_intdigest(name.encode()) for name in table["row_id"].to_pylist())
-    return np.fromiter(hashes, np.uint64, table.num_rows)
 
 
 def _columns_of_source(section: Source, schema: pa.Schema, commits: list[Commit]) -> list[str]:

@@ -223,7 +223,7 @@ def conversation_of(
     of the assistant's turns that have no mark of their own. ValueError, saying why, for what is no conversation.
     """
     turns = [*turns]
-    if len(turns) == 2 and tools is is_trained is None:  # as most rows: nothing below would find anything
+    if len(turns) == 2 and tools is None and is_trained is None:  # as most rows: nothing below would find anything
         asked, said = turns
         if asked["role"] == "user" and said["role"] == "assistant" and len(asked) == len(said) == 2:
             return {"system": system, "query": asked["content"], "response": said["content"]}, 0

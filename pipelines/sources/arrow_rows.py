@@ -1,6 +1,6 @@
 """Rows of Arrow batches, as Parquet files have them, in Python; those that it cannot hold have a reason."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -66,7 +66,7 @@ def holds_bytes(kind: pa.DataType) -> bool:
     return _holds(kind, lambda inner: any(is_one(inner) for is_one in tests))
 
 
-def _holds(kind: pa.DataType, is_one: Any) -> bool:
+def _holds(kind: pa.DataType, is_one: Callable[[pa.DataType], bool]) -> bool:
     """Whether the type, or one inside it, is such a one."""
     if pa.types.is_dictionary(kind):
         return _holds(kind.value_type, is_one)
@@ -80,7 +80,8 @@ def _has_null_fields(array: pa.Array) -> bool:
         return any(field.null_count or _has_null_fields(field) for field in array.flatten())
     if pa.types.is_map(array.type):
         return _has_null_fields(array.items)
-    return pa.types.is_nested(array.type) and hasattr(array, "flatten") and _has_null_fields(array.flatten())
+    is_list = pa.types.is_nested(array.type) and not pa.types.is_union(array.type)
+    return is_list and _has_null_fields(array.flatten())
 
 
 def _given(value: Any, kind: pa.DataType) -> Any:

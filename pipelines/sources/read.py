@@ -119,7 +119,7 @@ def describe_source(section: Source) -> str:
                 if not is_text(row):
                     continue
                 adapter.read(row, counts)
-            except ValueError:  # check_source and ingest say what it is
+            except (ValueError, RecursionError):  # check_source and ingest say what it is
                 continue
             used[name] += 1
             carried.update(dict.fromkeys(columns.carried[name]))
@@ -229,6 +229,8 @@ def _refused(section: Source, row: dict[str, Any]) -> str | None:
     for column in columns.carried[name]:
         try:
             flat_column([row[column]])
+        except (UnicodeError, RecursionError):  # of a row alone, which ingest sets aside
+            continue
         except ValueError as error:
             return f"column {column}: {error}"
     return None

@@ -33,12 +33,13 @@ the row says: then it refuses the row by its name. `ingest.max_broken` says how 
 | --- | --- | --- |
 | LLaMA-Factory, alpaca | `instruction`, `input`, `output`, `system`, `history` | read |
 | LLaMA-Factory, sharegpt | `conversations` of `from`, `value`, also `observation`; `system`, `tools` | read |
-| LLaMA-Factory, preferences | `chosen`, `rejected`, `kto_tag` | refused |
+| LLaMA-Factory, preferences | `chosen`, `rejected`, `kto_tag`, `label` true, false, 0 or 1 | refused |
 | LLaMA-Factory, media | `images`, `videos`, `audios` | refused |
 | ms-swift, messages | `messages` of `role`, `content`, `loss` with `tool_call`, `tool_response`; `tools` | read |
 | ms-swift, query | `query`, `response`, `system`, `history` | read |
 | ms-swift, conversation | `conversation` of `human`, `assistant`; `system` | read |
-| ms-swift, preferences | `rejected_response`, `rejected_messages`, `label` true or false | refused |
+| ms-swift, preferences | `rejected_response`, `rejected_messages`, `label` true, false, 0 or 1 | refused |
+| ms-swift, TRL and others, masks | `mask`, `loss_mask`, `loss_scale`, `completion_mask`, `assistant_masks` | refused |
 | ms-swift, media | `images`, `videos`, `audios`, `objects` | refused |
 | xtuner | `conversation` of `system`, `input`, `output`, `output_with_loss` | read |
 | xtuner, messages | `messages` of `role`, `content`, `loss` | read |
@@ -57,11 +58,14 @@ the row says: then it refuses the row by its name. `ingest.max_broken` says how 
 | COIG, translated | `trans_instruction`, `trans_input`, `trans_output`, beside originals | read; originals counted |
 | COIG, counterfactual chat | `round_0` … with `response` | refused |
 | MOSS | `chat` of `turn_1` … with `Human`, `MOSS`; with commands in `Inner Thoughts` and others | read; refused |
-| Zhihu-KOL | `INSTRUCTION`, `RESPONSE`, `METADATA` | read, votes as `upvotes` |
+| Zhihu-KOL | `INSTRUCTION`, `RESPONSE`, `METADATA` | read, votes as `upvotes`; what else `METADATA` says is named |
 
-Other names: `ingest.columns={query: 问题, response: 答案}`. Turns of one speaker in a row are joined and counted.
+A column is refused whatever its capital letters and blanks, and carried all the same under another name:
+`ingest.columns={kind: label}`. Other names: `ingest.columns={query: 问题, response: 答案}`. Turns of one speaker in a
+row are joined and counted.
 
-Files are .jsonl, .ndjson, .json, .csv, .tsv, .parquet and .xlsx, whose visible sheets have one header. Documents
+Files are .jsonl, .ndjson, .json, .csv, .tsv, .parquet and .xlsx, whose visible sheets have one header; hidden sheets
+are named, hidden rows and formulas without a result refused. Bytes in a column are no text, and refused. Documents
 (.txt, .md, .epub, .docx, .pdf) are a row of plain text each, unless they lie in a folder beside rows.
 `pip install 'danlu[documents]'` brings the readers of .xlsx, .docx and .pdf. `synthesize.passages` reads the same
 documents.
@@ -97,7 +101,8 @@ their messages begins with the name of who says it (`小明：在吗`), and `nam
 Left out, with a reason that `danlu rows RECIPE --dropped --operator left_out` shows and the closing line counts:
 notices of the program; pictures, sound, files and links; what is forwarded, recalled or empty; `noise`; what the
 assistant does not answer; what it says alone. A message without a sender or a time is broken, as any row that cannot
-be read.
+be read. Where WeChat's `IsSender` contradicts the names, the chat is refused: `ingest.columns={sender: IsSender}` goes
+by it alone, and the assistant is then `'1'` for oneself.
 
 Rows carry `chat`, `speaker` (all who speak with the assistant) and `time`: `split.group: speaker` holds speakers out.
 `names` says what stands for names. Files are read in any order: messages are sorted by chat and time, on disk where

@@ -25,7 +25,7 @@ from pipelines.artifacts.reports.rows import RowFiles, RowsReport
 from pipelines.artifacts.rows import RowDigest
 from pipelines.artifacts.shards import Commit, Shard, Work, read_tables, run_shards
 from pipelines.artifacts.stage import Inputs, Output, Stage
-from pipelines.artifacts.workspace import Place, to_json
+from pipelines.artifacts.workspace import Place, Workspace, to_json
 from pipelines.clean.assets import checksum
 from pipelines.clean.custom import load_operators
 from pipelines.clean.custom_source import source_of
@@ -47,7 +47,7 @@ from pipelines.clean.plan import OwnOperators, Phase, Plan, build_plan, check_pr
 from pipelines.errors import InputError, Problem
 from pipelines.recipe.clean import Clean
 from pipelines.similarity.on_ray import find_near
-from pipelines.sources.manual_edits import read_edited
+from pipelines.sources.manual_edits import read_edited, require_known_columns
 
 NOT_DECIDING = ("concurrency", "assets", "custom_operators", "edited")
 """Keys of the section that change only speed, or are represented by the content of what they name."""
@@ -143,6 +143,8 @@ def clean(
         edits = read_edited("clean.edited", section.edited, needs_kept=True)
         reordered = any(_reorders(plan, phase) for phase in plan.phases)
         cleaned = _paths(passes[-1:], "rows")
+        measured = [name for commits in passes for name in _columns(place.workspace, _paths([commits], "stats"))]
+        require_known_columns("clean.edited", edits, _columns(place.workspace, cleaned), measured)
         shards = partial(edit_shards, place, cleaned, source_paths, edits, at_the_end=reordered)
         run("edited", shards, edit_work(place.workspace, edits, plan.text_key))
     return _report(place, plan, passes, evaluation_sets)
@@ -269,6 +271,14 @@ def _edits_in_words(edits: EditCounts) -> str:
 
 def _paths(passes: list[list[Commit]], kind: str) -> list[str]:
     return [c["files"][kind] for commits in passes for c in commits if kind in c["files"]]
+
+
+def _columns(workspace: Workspace, paths: Sequence[str]) -> list[str]:
+    """The columns of files that all have the same ones; none where there is no file."""
+    if not paths:
+        return []
+    with workspace.parquet_file(paths[0]) as file:
+        return [str(name) for name in file.schema_arrow.names]
 
 
 def _samples(results: list[list[PassResult]]) -> list[ChangedRow]:

@@ -20,6 +20,8 @@ def conversation_as(name: str, row: Row) -> dict[str, Any]:
         raise DataError(
             f"row {row['row_id']}: it has no question, and export.format {name} has no place for plain text"
         )
+    if turns[-1]["role"] != "assistant" or not (turns[-1]["content"] or "tool_calls" in turns[-1]):
+        raise DataError(f"row {row['row_id']}: its response is empty, and export.format {name} ends with an answer")
     return _FORMATS[name](row, turns)
 
 

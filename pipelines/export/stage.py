@@ -20,6 +20,7 @@ from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import InputError
 from pipelines.export.formats import conversation_as
 from pipelines.recipe.split import Export
+from pipelines.sources.arrow_rows import holds_bytes
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,11 @@ def _lines_as(format_name: str, table: pa.Table) -> str:
 def _lines(table: pa.Table) -> str:
     """The rows as `json.dumps` writes them, a line each; column by column, which takes a third of the time.
 
-    What is null in a turn is left out, and a number that is none is null.
+    What is null in a turn is left out, and a number that is none is null. InputError for bytes, which JSON has not.
     """
+    for field in table.schema:
+        if holds_bytes(field.type):
+            raise InputError(f"export.path: column {field.name} holds bytes, which JSON has not; end it in .parquet")
     names = [json.dumps(name, ensure_ascii=False).replace("%", "%%") for name in table.column_names]
     template = "{" + ", ".join(f"{name}: %s" for name in names) + "}\n"
     values = [map(_encoder(column), column.to_pylist()) for column in table.columns]

@@ -31,14 +31,12 @@ from pipelines.refine.judge import SECTION_KEY, judge_rows
 from pipelines.refine.rules import FIXES, RULES, Expected
 from pipelines.similarity.minhash import first_alike, pair_hashes
 from pipelines.similarity.on_ray import find_alike
-from pipelines.sources.manual_edits import Line, digest_of, read_edited, with_edits
+from pipelines.sources.manual_edits import Line, digest_of, read_edited, require_known_columns, with_edits
 
 MAX_DRAWN_VALUES = 60
 """Dimensions of more values than this are left out of the drawn coverage."""
 MAX_EXAMPLES = 3
 """Examples of each defect that the report shows."""
-EDITABLE = ("system", "query", "response", "messages")
-"""Columns that a person may change."""
 MANUAL_EDITS = "by_hand"
 """What a person's changes are called in dropped rows and reports."""
 ROWS_AT_A_TIME = 4096
@@ -83,7 +81,7 @@ class RefineStage(Stage[RefineInputs, RefineReport]):
     demands: Demands
 
     name: ClassVar[str] = "refine"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
 
     @property
     def reports(self) -> type[RefineReport]:
@@ -276,7 +274,9 @@ def _decide(workspace: Workspace, section: Refine, checked: list[Commit]) -> _De
     if section.judge is not None:
         _judge_what_is_left(workspace, section.judge, rows, decisions)
     if section.edited is not None:
-        _read_manual_edits(section.edited, rows, decisions)
+        with workspace.parquet_file(paths[0]) as file:
+            columns = file.schema_arrow.names
+        _read_manual_edits(section.edited, columns, rows, decisions)
     return decisions
 
 
@@ -309,19 +309,20 @@ def _judge_what_is_left(
             decisions.dropped[pos] = "judge", f"score {judgement.score:g}: {judgement.reason}"
 
 
-def _read_manual_edits(path: str, rows: list[dict[str, Any]], decisions: _Decisions) -> None:
+def _read_manual_edits(path: str, columns: list[str], rows: list[dict[str, Any]], decisions: _Decisions) -> None:
     """Take back what a person changed in the rows that are left: by the file's lines, and its gaps."""
     decisions.operators.append(MANUAL_EDITS)
     left = [row for row in rows if row["pos"] not in decisions.dropped]
     known = {row["row_id"] for row in left}
     dropped = {row["row_id"] for row in rows} - known
     edits = read_edited("refine.edited", path, needs_kept=False)
+    require_known_columns("refine.edited", edits, columns, statistics=None)  # clean's exports have them too
     for row_id, line in edits.items():
         if row_id not in known and (row_id not in dropped or line.get("kept", True)):
             raise DataError(
                 f"refine.edited {path}: no row {row_id} is left by the rules before; delete the line, or export again"
             )
-        decisions.edits[row_id] = {name: line[name] for name in EDITABLE if name in line}
+        decisions.edits[row_id] = line
     lists_changes = any("kept" in line for line in edits.values())
     for row in left:
         if row["row_id"] not in edits and not lists_changes:
@@ -384,6 +385,7 @@ def _decisions_work(
         decided: pa.Table = ray.get(shared)
         with workspace.parquet_file(shard["path"]) as file:
             schema = file.schema_arrow
+        editable = [name for name in schema.names if name not in ("row_id", "pos", "kept")]
         digest, counts, examples, changes = RowDigest(), Counter[str](), list[list[Any]](), 0
         cells: Counter[tuple[str, str, str]] = Counter()
         with ExitStack() as files:
@@ -400,7 +402,7 @@ def _decisions_work(
                         examples.append([why["operator"], row["row_id"], row["response"], None, why["reason"]])
                         continue
                     line = edited.get(row["row_id"], {})
-                    changed = with_edits("refine.edited", row, line, schema, [name for name in EDITABLE if name in row])
+                    changed = with_edits("refine.edited", row, line, schema, editable)
                     if changed is not row:
                         changes += 1
                         examples.append([MANUAL_EDITS, row["row_id"], row["response"], changed["response"], ""])

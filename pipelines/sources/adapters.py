@@ -38,6 +38,9 @@ SYSTEM = ("system", "system_prompt", "meta_instruction")
 REASONING = ("reasoning", "reasoning_content", "thinking")
 SAID_OF_ROW = (*LOSS, *REASONING)
 """Columns that say of a pair's answer what they would say in a turn."""
+_BESIDE_TURNS = frozenset((*SYSTEM, "tools", *LOSS))
+_BESIDE_PAIRS = _BESIDE_TURNS | {"history", *REASONING}
+"""Columns that are read beside turns, and beside a question and its answer."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,9 @@ def zhihu_kol(row: Row, counts: Counts) -> Canonical:
         canonical["upvotes"] = 0
     else:
         canonical["upvotes"] = parse_votes(votes)
+    for key in metadata:
+        if key != "upvotes":
+            counts[f"rows with {key} in METADATA, which is not read"] += 1
     return canonical
 
 
@@ -165,7 +171,7 @@ def messages(row: Row, counts: Counts) -> Canonical:
     turns = _turns(row, "messages")
     read = _conversation(row, [turn_of(turn, number) for number, turn in enumerate(turns, start=1)], counts)
     for name in ("query", "response"):
-        if not says_nothing(row.get(name)) and row[name] != read[name]:
+        if name in row and not says_nothing(row[name]) and row[name] != read[name]:
             raise ValueError(f"{name} is not what the messages end with; delete {name} or the messages")
     return read
 
@@ -238,6 +244,8 @@ def text(row: Row, counts: Counts) -> Canonical:
 
 def _exchange(row: Row, query: str, response: str, counts: Counts) -> Canonical:
     """A canonical row of a question and its answer, after what `history` says."""
+    if _BESIDE_PAIRS.isdisjoint(row):  # as most rows: nothing below would find anything
+        return {"system": None, "query": query, "response": response}
     system = _system(row)
     history, tools = _history(row), canonical_tools(row.get("tools"))
     marks = {name: row[name] for name in SAID_OF_ROW if not says_nothing(row.get(name))}
@@ -250,7 +258,10 @@ def _exchange(row: Row, query: str, response: str, counts: Counts) -> Canonical:
 
 def _conversation(row: Row, chat: Iterable[Turn], counts: Counts) -> Canonical:
     """A canonical row of turns and of what the row's columns say of all of them."""
-    read, joined = conversation_of(chat, _system(row), canonical_tools(row.get("tools")), loss_of(row, "the row"))
+    if _BESIDE_TURNS.isdisjoint(row):
+        read, joined = conversation_of(chat, None)
+    else:
+        read, joined = conversation_of(chat, _system(row), canonical_tools(row.get("tools")), loss_of(row, "the row"))
     if joined:
         counts["turns joined to the one before, of the same speaker"] += joined
     return read
@@ -340,9 +351,9 @@ def replaced(row: Canonical, texts: Mapping[str, str]) -> Canonical:
     return {**row, **said}
 
 
-def _turns(row: Row, column: str) -> list[Mapping[str, Any]]:
+def _turns(row: Row, column: str) -> list[dict[str, Any]]:
     turns = json_of(row.get(column), column) if isinstance(row.get(column), str) else row.get(column)
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
+    if not isinstance(turns, list) or {*map(type, turns)} != {dict}:
         raise ValueError(f"{column} is not a list of turns")
     return turns
 
@@ -366,8 +377,8 @@ def _adapter(read: Callable[[Row, Counts], Canonical], needs: str, also: str = "
     return Adapter(read, columns, columns | frozenset(also.split()))
 
 
-_PAIR = " ".join((*SYSTEM, "history", "tools", *SAID_OF_ROW))
-_CHAT = " ".join((*SYSTEM, "tools", *LOSS))
+_PAIR = " ".join(_BESIDE_PAIRS)
+_CHAT = " ".join(_BESIDE_TURNS)
 
 ADAPTERS: dict[str, Adapter] = {
     "messages": _adapter(messages, "messages", f"query response {_CHAT}"),

@@ -13,7 +13,7 @@ import re
 import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from itertools import islice
@@ -31,7 +31,7 @@ from pipelines.sources.columns import BATCH_ROWS, LEFT_OUT, Rows, batches, broke
 from pipelines.sources.cut import Store, stored
 from pipelines.sources.files import Numbered, block_of, format_of, open_bytes, rows_of_file
 from pipelines.sources.row_keys import renamed
-from pipelines.sources.turns import conversation_of, says_nothing
+from pipelines.sources.turns import MARKS, conversation_of, says_nothing
 
 RUN = 100_000
 """Messages that are sorted in memory at a time."""
@@ -55,6 +55,8 @@ TIME = (
 TEXT = ("text", "content", "message", "msg", "StrContent", "body", "内容", "消息", "消息内容", "聊天内容")
 TYPE = ("type", "type_name", "Type", "msg_type", "message_type", "消息类型", "类型")
 CHAT = ("chat", "room_name", "TalkerId", "chat_name", "会话", "群名")
+OWN = ("IsSender", "isSender", "is_sender", "isSend", "is_send")
+"""Columns that say with 1 or 0 whether the one whose export it is sent a message, as WeChat's have."""
 _MEDIA_KEYS = (
     *("photo", "file", "media_type", "sticker_emoji", "poll", "contact_information", "location_information"),
     *("resources", "attachments", "game_title", "invoice_information"),
@@ -62,7 +64,7 @@ _MEDIA_KEYS = (
 _FORWARDED_KEYS = ("forwarded_from", "saved_from")
 _RECALLED_KEYS = ("recalled", "isRecalled", "is_recalled")
 _SYSTEM_KEYS = ("system", "isSystemMessage", "is_system")
-_READ = {*SENDER, *TIME, *TEXT, *TYPE, *CHAT, *_MEDIA_KEYS, *_FORWARDED_KEYS, *_RECALLED_KEYS, *_SYSTEM_KEYS}
+_READ = {*SENDER, *TIME, *TEXT, *TYPE, *CHAT, *OWN, *_MEDIA_KEYS, *_FORWARDED_KEYS, *_RECALLED_KEYS, *_SYSTEM_KEYS}
 _READ |= {"id", "text_entities"}
 
 NOTICE = "a notice of the program"
@@ -114,14 +116,17 @@ class Message(NamedTuple):
     left_out: str | None = None
     """Why it is in no row."""
     is_broken: bool = False
+    is_own: bool | None = None
+    """Whether it was sent by the one whose export it is, where that is said."""
 
 
 def plan_chat(files: list[str], names: Mapping[str, str], section: Source, chat: ChatLog, store: Store) -> list[Shard]:
     """Shards of an exported chat, in order of chats and time; each holds a part of its messages.
 
-    DataError where the one who is to be the assistant sends none of them.
+    DataError where the one who is to be the assistant sends none of them, or names do not tell who sends which.
     """
     speakers: Counter[str] = Counter()
+    sides: dict[bool, dict[str, None]] = {True: {}, False: {}}
     unread: dict[str, None] = {}
     shards: list[Shard] = []
     lines: list[bytes] = []
@@ -147,12 +152,30 @@ def plan_chat(files: list[str], names: Mapping[str, str], section: Source, chat:
         before = message
         if not message.is_broken:
             speakers[message.sender] += 1
+        if message.is_own is not None and message.left_out is None:
+            sides[message.is_own][message.sender] = None
     if lines:
         flush()
     missing = [name for name in chat.assistants if not speakers[name]]
     if speakers and missing:
         raise DataError(f"{section.source}: {missing[0]}, ingest.chat_log.assistant, sends none; {_named(speakers)}")
+    _require_names_tell(section.source, chat.assistants, own=sides[True], others=sides[False])
     return [{**shard, "unread": sorted(unread)} for shard in shards]
+
+
+def _require_names_tell(source: str, assistants: list[str], own: Collection[str], others: Collection[str]) -> None:
+    """DataError where the export's own marks of who sends a message contradict the names of the speakers."""
+    if both := [name for name in own if name in others]:
+        raise DataError(
+            f"{source}: messages of {both[0]} are marked as sent by oneself and as received, so that the name does not "
+            f"tell who speaks; say ingest.columns={{sender: {OWN[0]}}} and, as the assistant, '1' for oneself or '0'"
+        )
+    missing = [name for name in own if name not in assistants]
+    if missing and any(name in assistants for name in own):
+        raise DataError(
+            f"{source}: {missing[0]} is marked as the same sender as {', '.join(assistants)}; add the name to "
+            "ingest.chat_log.assistant"
+        )
 
 
 def _in_order(messages: Iterable[Message]) -> Iterator[Message]:
@@ -182,17 +205,19 @@ def read_messages(
             if row is None:
                 raise ValueError(raw)
             row = renamed(row, columns)
+            if odd := [key for key in row if key in _READ and isinstance(row[key], bytes)]:
+                raise ValueError(f"column {odd[0]} holds bytes, which are no text")
             unread.update(dict.fromkeys(str(key) for key in row if key not in _READ))
             texts = [key for key in TEXT if not says_nothing(row.get(key))]
             unread.update(dict.fromkeys(key for key in texts[1:] if row[key] != row[texts[0]]))
             chat = str(_first(row, CHAT) or own_chat)
             sender, said, left_out = _said(row, section)
-            time = time_of(_first(row, TIME))
+            time, is_own = time_of(_first(row, TIME)), _is_own(row)
         except (ValueError, RecursionError) as error:
             text = json.dumps(row, ensure_ascii=False, default=str) if row and isinstance(error, ValueError) else ""
             yield Message(chat, time, number, row_id, "", text[:1000], str(error)[:1000], True)
             continue
-        yield Message(chat, time, number, row_id, sender, said, left_out)
+        yield Message(chat, time, number, row_id, sender, said, left_out, is_own=is_own)
 
 
 def _rows(path: str, name: str) -> Iterator[tuple[int, dict[str, Any] | None, str, str]]:
@@ -274,6 +299,16 @@ def _why_left_out(
     if not sender:
         raise ValueError("has no sender; name its column as ingest.columns.sender")
     return NOISE if section.noise and _core(text) in {"", *map(_core, section.noise)} else None
+
+
+def _is_own(row: Mapping[str, Any]) -> bool | None:
+    """What the export says of whether a message was sent by oneself; ValueError for what is no such mark."""
+    mark = _first(row, OWN)
+    if mark is None:
+        return None
+    if (text := str(mark).strip().lower()) not in MARKS:
+        raise ValueError(f"its mark of who sends it is {mark!r:.80}, not 1 or 0")
+    return MARKS[text]
 
 
 def _is_true(value: Any) -> bool:

@@ -5,13 +5,15 @@ Structures keep the fields of all of them.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import reduce
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from pipelines.errors import DataError
+from pipelines.sources.arrow_rows import holds_bytes
 
 EXACT = 1 << 53
 """Integers up to here are the same as 64-bit floating-point numbers."""
@@ -46,9 +48,7 @@ def nested_column(values: list[Any]) -> tuple[pa.Array, bool]:
     try:
         array = pa.array(values)
     except UNFIT:
-        kind = reduce(merged, map(_type_of, values), pa.null())
-        if pa.types.is_floating(kind) and any(isinstance(value, int) and abs(value) > EXACT for value in values):
-            kind = pa.string()
+        kind = reduce(exact, values, reduce(merged, map(_type_of, values), pa.null()))
         return pa.array([fitted(value, kind) for value in values], kind), True
     if _is_large(array.type):
         return pa.array([fitted(value, pa.string()) for value in values], pa.string()), False
@@ -58,13 +58,20 @@ def nested_column(values: list[Any]) -> tuple[pa.Array, bool]:
 
 
 def text_of(value: Any) -> str:
-    """Any value as text: what JSON has for it, and a text itself."""
+    """Any value as text: what JSON has for it, and a text itself; ValueError for bytes."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool | dict | list):
-        return json.dumps(value, ensure_ascii=False, default=str)
+        return json.dumps(value, ensure_ascii=False, default=_beyond_json)
     if isinstance(value, float):  # 5.0 is 5, as where the column began as integers
         return str(int(value)) if value.is_integer() and abs(value) <= EXACT else json.dumps(value)
+    return _beyond_json(value)
+
+
+def _beyond_json(value: Any) -> str:
+    """What JSON has not, such as a date, as text; ValueError for bytes, which are none."""
+    if isinstance(value, bytes):
+        raise ValueError("holds bytes, which are no text; leave the column out of the file")
     return str(value)
 
 
@@ -86,6 +93,17 @@ def merged(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     if _is_number(one) and _is_number(other):
         return pa.float64()
     return pa.string()
+
+
+def exact(kind: pa.DataType, value: Any) -> pa.DataType:
+    """The type with text in place of floating-point numbers where the value has an integer that those do not hold."""
+    if pa.types.is_floating(kind) and isinstance(value, int) and abs(value) > EXACT:
+        return pa.string()
+    if pa.types.is_struct(kind) and isinstance(value, dict):
+        return pa.struct([(field.name, exact(field.type, value.get(field.name))) for field in kind])
+    if _is_list(kind) and isinstance(value, list):
+        return pa.list_(reduce(exact, value, kind.value_type))
+    return kind
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
@@ -110,10 +128,13 @@ def settled(kind: pa.DataType) -> pa.DataType:
     return pa.list_(settled(kind.value_type)) if _is_list(kind) else kind
 
 
-def union(schemas: Iterable[pa.Schema], exceeds: Callable[[int, str], bool]) -> tuple[pa.Schema, list[str]]:
+def union(
+    schemas: Iterable[pa.Schema], columns: Callable[[int, str], Iterable[pa.ChunkedArray]]
+) -> tuple[pa.Schema, list[str]]:
     """The schema that holds what all of them hold, and the columns for which a type was widened.
 
-    `exceeds`: whether column `name` of schema number `n` holds integers that floating-point numbers do not.
+    `columns`: the values of column `name` of schema number `n`, which are asked for where integers of it come to be
+    floating-point numbers. DataError where bytes would become text.
     """
     schemas = [*schemas]
     names = dict.fromkeys(name for schema in schemas for name in schema.names)
@@ -121,22 +142,30 @@ def union(schemas: Iterable[pa.Schema], exceeds: Callable[[int, str], bool]) -> 
     for name in names:
         found = [(number, schema.field(name)) for number, schema in enumerate(schemas) if name in schema.names]
         kinds = [plain(field.type) for _, field in found]
-        kind = reduce(merged, kinds)
-        if kind == pa.float64() and any(
-            pa.types.is_integer(own) and exceeds(number, name) for (number, _), own in zip(found, kinds, strict=True)
-        ):
-            kind = pa.string()
-        if any(not pa.types.is_null(own) and own != kind and not _is_nested(kind) for own in kinds):
+        widest = kind = reduce(merged, kinds)
+        for (number, _), own in zip(found, kinds, strict=True):
+            places = [*_places(kind, own)]
+            if any(_is_text(there) and holds_bytes(here) for there, here in places):
+                raise DataError(f"column {name} holds bytes in some files and something else in others; rename one")
+            if any(pa.types.is_floating(there) and pa.types.is_integer(here) for there, here in places):
+                for column in columns(number, name):
+                    kind = reduce(exact, column.to_pylist(), kind)
+        if kind != widest or any(not pa.types.is_null(own) and own != kind and not _is_nested(kind) for own in kinds):
             widened.append(name)
         is_always_there = len(found) == len(schemas) and not any(field.nullable for _, field in found)
         fields.append(pa.field(name, kind, nullable=not is_always_there))
     return pa.schema(fields), widened
 
 
-def exceeds_float(column: pa.ChunkedArray) -> bool:
-    """Whether integers are among the values that floating-point numbers do not hold."""
-    ends = pc.min_max(column).as_py()
-    return any(end is not None and abs(end) > EXACT for end in ends.values())
+def _places(kind: pa.DataType, own: pa.DataType) -> Iterator[tuple[pa.DataType, pa.DataType]]:
+    """Both types wherever they are no longer nested alike; `kind` has all fields that `own` has."""
+    if pa.types.is_struct(kind) and pa.types.is_struct(own):
+        for field in own:
+            yield from _places(kind.field(field.name).type, field.type)
+    elif _is_list(kind) and _is_list(own):
+        yield from _places(kind.value_type, own.value_type)
+    else:
+        yield kind, own
 
 
 def converted(array: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:

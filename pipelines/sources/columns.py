@@ -6,22 +6,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.artifacts.rows import DROPPED, ROW, RowDigest, is_text
 from pipelines.artifacts.shards import Attempt, Shard, Work
 from pipelines.errors import DataError
+from pipelines.sources.arrow_rows import unreadable
 from pipelines.sources.column_types import (
     UNFIT,
     as_schema,
     converted,
-    exceeds_float,
     nested_column,
     plain,
     union,
 )
 from pipelines.sources.files import parquet_batches, read_shard, schema_of
+from pipelines.sources.own_names import own_id
 from pipelines.sources.row_keys import OWN_KEYS
 
 BATCH_ROWS = 2048
@@ -68,7 +70,7 @@ class Rows:
             if len(own) < len(given):
                 raise UnicodeError  # some row has a column that no table can have
             self.tables.append(self._table(rows, own))
-        except (*UNFIT, UnicodeError, RecursionError):
+        except (*UNFIT, ValueError, RecursionError):
             fitting = [row for row in rows if self._fits(row, own)]
             self.tables.append(self._table(fitting, own))
 
@@ -78,7 +80,10 @@ class Rows:
             for name, kind in self._kinds()
         ]
         for name in names:
-            column, is_widened = self.to_column([row.get(name) for row in rows])
+            try:
+                column, is_widened = self.to_column([row.get(name) for row in rows])
+            except ValueError as error:
+                raise ValueError(f"column {name}: {error}") from None
             columns.append(column)
             if is_widened:
                 self.widened.add(name)
@@ -101,7 +106,7 @@ class Rows:
     def write(self, attempt: Attempt) -> dict[str, Any]:
         """Write what was added; returns counts, the rows' digest, and `schema`, in hexadecimal digits."""
         found = [self.fixed, *(table.schema for table in self.tables)]
-        schema, widened = union(found, lambda number, name: exceeds_float(self.tables[number - 1][name]))
+        schema, widened = union(found, lambda number, name: [self.tables[number - 1][name]])
         return {
             **write_shard(attempt, schema, (as_schema(table, schema) for table in self.tables), self.broken),
             "widened": sorted({*self.widened, *widened}),
@@ -139,7 +144,9 @@ def table_reader(named_by: str | None) -> Work:
         for batch in batches(_rows(shard, keys, named, rows.broken), BATCH_ROWS):
             names = dict.fromkeys(name for row in batch for name in row)
             rows.add(batch, [name for name in names if name not in rows.fixed.names])
-        return {**rows.write(attempt), "own_keys": bool(named), "has_row_id": "row_id" in named, "counts": {}}
+        unread = shard.get("unread", [])
+        written = rows.write(attempt)
+        return {**written, "own_keys": bool(named), "has_row_id": "row_id" in named, "counts": {}, "unread": unread}
 
     return work
 
@@ -150,13 +157,21 @@ def _copy_columns(shard: Shard, attempt: Attempt, keys: tuple[str, ...]) -> dict
     own = [pa.field(f.name, plain(f.type), f.nullable) for f in schema if f.name != "row_id"]
     written = pa.schema([ROW.field("row_id"), ROW.field("pos"), *own])
     end = shard["first"] + shard["rows"]
+    broken: list[dict[str, Any]] = []
 
     def tables() -> Iterator[pa.Table]:
         for number, batch in parquet_batches(shard["path"], shard, COLUMN_ROWS):
             if number < end:
-                yield as_schema(_numbered(pa.table(batch.slice(0, end - number)), number, shard, keys), written)
+                batch = batch.slice(0, end - number)
+                reasons = unreadable(batch)
+                broken.extend(
+                    broken_row("columns", _place(shard, number + at), why, None) for at, why in reasons.items()
+                )
+                kept = np.delete(np.arange(batch.num_rows), list(reasons))
+                table = pa.table(batch.take(pa.array(kept)) if reasons else batch)
+                yield as_schema(_numbered(table, number + kept, shard, keys), written)
 
-    counts = write_shard(attempt, written, tables(), [])
+    counts = write_shard(attempt, written, tables(), broken)
     has_keys = any(key in schema.names for key in keys)
     return {**counts, "widened": [], "own_keys": has_keys, "has_row_id": "row_id" in schema.names, "counts": {}}
 
@@ -171,13 +186,17 @@ def require_usable(path: str, schema: pa.Schema) -> pa.Schema:
     return schema
 
 
-def _numbered(table: pa.Table, number: int, shard: Shard, keys: tuple[str, ...]) -> pa.Table:
-    """The table with `row_id` and `pos` in front; its first row is row `number` of its file."""
+def _place(shard: Shard, number: int) -> dict[str, Any]:
+    """How row `number` of a shard's file is called, and its position."""
+    return {"row_id": f"{shard['name']}:{number + 1}", "pos": shard["pos"] + number - shard["first"]}
+
+
+def _numbered(table: pa.Table, numbers: npt.NDArray[np.int64], shard: Shard, keys: tuple[str, ...]) -> pa.Table:
+    """The table with `row_id` and `pos` in front; `numbers` are those of its rows in their file."""
     names = _own_ids(table, keys)
     if names.null_count:
-        given = pa.array([f"{shard['name']}:{i + 1}" for i in range(number, number + table.num_rows)])
-        names = pc.coalesce(names, given)
-    pos = pa.array(np.arange(table.num_rows) + (shard["pos"] + number - shard["first"]))
+        names = pc.coalesce(names, pa.array([f"{shard['name']}:{number + 1}" for number in numbers], pa.string()))
+    pos = pa.array(numbers + (shard["pos"] - shard["first"]))
     rest = {name: table[name] for name in table.column_names if name != "row_id"}
     return pa.table({"row_id": names, "pos": pos, **rest})
 
@@ -198,7 +217,7 @@ def _rows(
     """The rows of a shard with `row_id` and `pos`; what cannot be read goes to `broken`, and columns that name rows to
     `named`."""
     for number, row, raw in read_shard(shard):
-        place = {"row_id": f"{shard['name']}:{number + 1}", "pos": shard["pos"] + number - shard["first"]}
+        place = _place(shard, number)
         if row is None:
             broken.append(broken_row("columns", place, raw, None))
         elif "pos" in row:
@@ -224,15 +243,6 @@ def broken_row(reader: str, place: dict[str, Any], reason: str, row: dict[str, A
         "stage": "ingest",
         "operator": reader,
     }
-
-
-def own_id(value: Any) -> str | None:
-    """The source's own key as a row's name; None where it is none, and file and line stay the name."""
-    if isinstance(value, str):
-        return value or None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else None
 
 
 def batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

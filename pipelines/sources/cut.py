@@ -37,11 +37,22 @@ Store = Callable[[bytes], str]
 
 
 def plan_shards(files: list[str], shard_bytes: int, limit: int | None, store: Store) -> list[Shard]:
-    """Cut files into shards of about `shard_bytes`, each with the position of its first row."""
+    """Cut files into shards of about `shard_bytes`, each with the position of its first row.
+
+    The first of them has what of the files is no row and not read as `unread`.
+    """
+    unread: dict[str, None] = {}
+    shards = _planned(files, shard_bytes, limit, store, unread)
+    return [{**shards[0], "unread": [*unread]}, *shards[1:]] if unread and shards else shards
+
+
+def _planned(
+    files: list[str], shard_bytes: int, limit: int | None, store: Store, unread: dict[str, None]
+) -> list[Shard]:
     shards: list[Shard] = []
     pos = taken = 0
     for path in files:
-        for part in _parts(path, shard_bytes, store, limit is not None):
+        for part in _parts(path, shard_bytes, store, limit is not None, unread):
             if limit is not None and taken >= limit:
                 return shards
             left = part["rows"] if limit is None else limit - taken
@@ -57,7 +68,7 @@ def plan_shards(files: list[str], shard_bytes: int, limit: int | None, store: St
     return shards
 
 
-def _parts(path: str, shard_bytes: int, store: Store, is_limited: bool) -> Iterator[Shard]:
+def _parts(path: str, shard_bytes: int, store: Store, is_limited: bool, unread: dict[str, None]) -> Iterator[Shard]:
     if format_of(path) == ".parquet":
         yield from _row_groups(path, shard_bytes)
     elif format_of(path) in DELIMITERS:
@@ -67,7 +78,7 @@ def _parts(path: str, shard_bytes: int, store: Store, is_limited: bool) -> Itera
     elif is_lines(path):
         yield from _line_ranges(path, shard_bytes, store, is_limited)
     else:
-        yield from _elements(path, shard_bytes, store)
+        yield from _elements(path, shard_bytes, store, unread)
 
 
 def _row_groups(path: str, shard_bytes: int) -> Iterator[Shard]:
@@ -156,11 +167,11 @@ class _Lines:
         return self.read, block
 
 
-def _elements(path: str, shard_bytes: int, store: Store) -> Iterator[Shard]:
+def _elements(path: str, shard_bytes: int, store: Store, unread: dict[str, None]) -> Iterator[Shard]:
     """The elements of a JSON array, or a spreadsheet's rows, as lines; one that is no object as what stands there."""
     lines: list[bytes] = []
     first = size = 0
-    for _, row, raw in elements_of(path):
+    for _, row, raw in elements_of(path, unread):
         lines.append(json.dumps(raw if row is None else row).encode() + b"\n")
         size += len(lines[-1])
         if size >= shard_bytes:

@@ -4,10 +4,11 @@ The readers of Word, PDF and Excel files are an extra that other sources do with
 a file is read.
 """
 
+import html
 import io
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, time, timedelta
 from html.parser import HTMLParser
 from pathlib import PurePosixPath
@@ -22,6 +23,7 @@ BINARY = (".docx", ".pdf", ".epub", SPREADSHEET)
 """Those that are no plain text, whatever their encoding."""
 MAX_DOCUMENT = 1 << 28
 """Bytes that a document may have, and a share of what the files inside one may unpack to."""
+_HIDDEN_ROW = re.compile(rb"<(?:\w+:)?row\b[^>]*\bhidden=[\"'](?:1|true)[\"']")
 _BLOCKS = {*("p", "div", "br", "li", "tr", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "section", "hr", "title")}
 _UNSEEN = {"script", "style", "head"}
 
@@ -44,8 +46,14 @@ def text_of_document(path: str, suffix: str, stream: IO[bytes]) -> str:
         raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
 
 
-def rows_of_spreadsheet(path: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
-    """The rows of a workbook's visible sheets, whose first rows name the columns, the same ones in all of them."""
+def rows_of_spreadsheet(
+    path: str, stream: IO[bytes], unread: dict[str, None]
+) -> Iterator[tuple[dict[str, Any] | None, str]]:
+    """The rows of a workbook's visible sheets, whose first rows name the columns, the same ones in all of them.
+
+    In place of a row with a cell that has no value to read None and the cell's name. Hidden sheets are added to
+    `unread`. DataError for a sheet that hides rows, for whoever filtered it may want either.
+    """
     try:
         import openpyxl
     except ImportError as error:
@@ -56,25 +64,73 @@ def rows_of_spreadsheet(path: str, stream: IO[bytes]) -> Iterator[dict[str, Any]
     try:
         _require_bounded(io.BytesIO(data))
         book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+        formulas = openpyxl.load_workbook(io.BytesIO(data), read_only=True)
+        hiding = _sheets_with_hidden_rows(io.BytesIO(data))
     except Exception as error:  # of damaged files it raises what it comes upon
         raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
     header: list[str] | None = None
-    for sheet in book.worksheets:
+    for sheet, same in zip(book.worksheets, formulas.worksheets, strict=True):
         if sheet.sheet_state != "visible":
+            unread[f"hidden sheet {sheet.title} of {PurePosixPath(path).name}"] = None
             continue
-        sheet.reset_dimensions()  # some programs write wrong ones
-        records = (record for record in sheet.iter_rows(values_only=True) if any(cell is not None for cell in record))
-        names = _names(f"{path}, sheet {sheet.title}", next(records, ()))
+        where = f"{path}, sheet {sheet.title}"
+        if sheet.title in hiding:
+            raise DataError(f"{where}: hides rows, as filters do; show them, or delete those that are not meant")
+        for each in (sheet, same):
+            each.reset_dimensions()  # some programs write wrong ones
+        pairs = zip(sheet.iter_rows(), same.iter_rows(values_only=True), strict=True)
+        records = (
+            (cells, why)
+            for cells, typed in pairs
+            if (why := _unreadable(cells, typed)) or any(cell.value is not None for cell in cells)
+        )
+        first, why = next(records, ((), None))
+        if why:
+            raise DataError(f"{where}: {why}")
+        names = _names(where, tuple(cell.value for cell in first))
         if not names:
             continue
         if header is not None and set(names) != set(header):
             raise DataError(f"{path}: sheet {sheet.title} has other columns than those before; make a file of each")
         header = names
-        for record in records:
-            if more := [cell for cell in record[len(names) :] if cell is not None]:
-                raise DataError(f"{path}, sheet {sheet.title}: {more[0]!r:.80} stands in a column without a name")
-            cells = [*map(_cell, record), *[None] * (len(names) - len(record))]
-            yield dict(zip(names, cells, strict=False))
+        for record, why in records:
+            values = [cell.value for cell in record]
+            if more := [value for value in values[len(names) :] if value is not None]:
+                raise DataError(f"{where}: {more[0]!r:.80} stands in a column without a name")
+            if why:
+                yield None, f"sheet {sheet.title}: {why}"
+                continue
+            cells = [*map(_cell, values), *[None] * (len(names) - len(values))]
+            yield dict(zip(names, cells, strict=False)), ""
+
+
+def _unreadable(cells: Iterable[Any], typed: Iterable[Any]) -> str | None:
+    """Which cell of a row has no value to read; `typed` is what was typed into the cells, which may be formulas."""
+    for cell, given in zip(cells, typed, strict=True):
+        if cell.data_type == "e":
+            return f"cell {cell.coordinate} holds the error {cell.value}"
+        if cell.value is None and given is not None and cell.data_type != "str":  # str: its result is an empty text
+            return f"cell {cell.coordinate} holds a formula without its result; open the file in Excel and save it"
+    return None
+
+
+def _sheets_with_hidden_rows(stream: IO[bytes]) -> set[str]:
+    """The names of sheets in which a row is hidden, which the reader does not say of large files."""
+    found = set()
+    with zipfile.ZipFile(stream) as archive:
+        relations = _attributes(archive.read("xl/_rels/workbook.xml.rels").decode(), "Relationship")
+        targets = {relation["Id"]: relation["Target"] for relation in relations}
+        for sheet in _attributes(archive.read("xl/workbook.xml").decode(), "sheet"):
+            target = targets[sheet["id"]]
+            part = target.removeprefix("/") if target.startswith("/") else f"xl/{target}"
+            with archive.open(part) as xml:
+                before = b""
+                while block := xml.read(1 << 20):
+                    if _HIDDEN_ROW.search(before + block):
+                        found.add(html.unescape(sheet["name"]))
+                        break
+                    before = block[-1000:]
+    return found
 
 
 def _names(where: str, record: tuple[Any, ...]) -> list[str]:

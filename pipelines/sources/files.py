@@ -28,6 +28,7 @@ from pipelines.errors import DataError, InputError
 from pipelines.progress import say
 from pipelines.recipe.paths import shipped_path
 from pipelines.sources import json_layout
+from pipelines.sources.arrow_rows import python_rows
 from pipelines.sources.documents import DOCUMENTS, SPREADSHEET, rows_of_spreadsheet, text_of_document
 from pipelines.sources.json_text import RepeatedKey, value_of
 
@@ -273,10 +274,10 @@ def schema_of(path: str) -> pa.Schema | None:
         return file.schema_arrow.remove_metadata()
 
 
-def sample_rows(path: str, count: int) -> list[dict[str, Any]]:
-    """The first readable rows of a file, to infer the types of its columns from."""
+def sample_rows(path: str, count: int, unread: dict[str, None] | None = None) -> list[dict[str, Any]]:
+    """The first readable rows of a file; what of it is no row and not read is added to `unread`."""
     rows: list[dict[str, Any]] = []
-    for _, row, _ in rows_of_file(path):
+    for _, row, _ in rows_of_file(path, unread):
         if row is not None:
             rows.append(row)
         if len(rows) == count:
@@ -316,34 +317,23 @@ def _document(path: str) -> Iterator[Numbered]:
     yield (0, {"text": text}, "") if text.strip() else (0, None, f"no text in it{scanned}")
 
 
-def elements_of(path: str) -> Iterator[Numbered]:
-    """The rows of a file that has not one a line: JSON of another layout, or a spreadsheet."""
+def elements_of(path: str, unread: dict[str, None]) -> Iterator[Numbered]:
+    """The rows of a file that has not one a line: JSON of another layout, or a spreadsheet.
+
+    What of it is no row and not read is added to `unread`.
+    """
     with open_bytes(path) as stream:
         if format_of(path) == SPREADSHEET:
-            for number, row in enumerate(rows_of_spreadsheet(path, stream)):
-                yield number, row, ""
+            for number, (row, why) in enumerate(rows_of_spreadsheet(path, stream, unread)):
+                yield number, row, why
         else:
-            yield from json_array(path, stream)
+            yield from json_array(path, stream, unread)
 
 
 def _read_parquet(path: str, shard: Shard) -> Iterator[Numbered]:
     for number, batch in parquet_batches(path, shard, 1024):
-        for i, (row, why) in enumerate(_python_rows(path, batch)):
+        for i, (row, why) in enumerate(python_rows(path, batch)):
             yield number + i, row, why
-
-
-def _python_rows(path: str, batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any] | None, str]]:
-    """Each row, or None and why Python cannot hold it: text that is not UTF-8, or a date of the year 10000."""
-    if twice := [name for name in batch.schema.names if batch.schema.names.count(name) > 1]:
-        raise DataError(f"{path}: column {twice[0]} is there twice; rename one")
-    try:
-        yield from ((row, "") for row in batch.to_pylist())
-    except (ValueError, OverflowError) as error:
-        if batch.num_rows == 1:
-            yield None, f"cannot be read ({error})"
-        else:
-            for i in range(batch.num_rows):
-                yield from _python_rows(path, batch.slice(i, 1))
 
 
 def parquet_batches(path: str, shard: Shard, size: int) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -389,8 +379,8 @@ def _json_lines(stream: IO[bytes], first: int) -> Iterator[Numbered]:
         )
 
 
-def rows_of_file(path: str) -> Iterator[Numbered]:
-    """The rows of a whole file in order, one at a time."""
+def rows_of_file(path: str, unread: dict[str, None] | None = None) -> Iterator[Numbered]:
+    """The rows of a whole file in order, one at a time; what of it is no row and not read is added to `unread`."""
     if format_of(path) == ".parquet":
         with open_parquet(path) as file:
             groups = [*range(file.num_row_groups)]
@@ -402,7 +392,7 @@ def rows_of_file(path: str) -> Iterator[Numbered]:
         return
     delimiter = DELIMITERS.get(format_of(path) or "")
     if not delimiter and not is_lines(path):
-        yield from elements_of(path)
+        yield from elements_of(path, {} if unread is None else unread)
         return
     with open_bytes(path) as stream:
         if delimiter:
@@ -447,6 +437,8 @@ def _records(records: Iterator[Record], header: list[str], first: int) -> Iterat
     for number, record in enumerate((record for record in records if record), start=first):
         if isinstance(record, csv.Error):
             yield number, None, f"its quotation marks cannot be told apart ({record}); double those inside a field"
+        elif not any(record):
+            yield number, None, "all of its fields are empty; delete the line"
         elif len(record) == len(header):
             yield number, dict(zip(header, record, strict=True)), ""
         else:
@@ -459,9 +451,9 @@ def _stored_elements(block: bytes, first: int) -> Iterator[Numbered]:
         yield (number, element, "") if isinstance(element, dict) else (number, None, element)
 
 
-def json_array(path: str, stream: IO[bytes]) -> Iterator[Numbered]:
+def json_array(path: str, stream: IO[bytes], unread: dict[str, None]) -> Iterator[Numbered]:
     """The rows of a JSON file that has not one a line; DataError where it ends too early."""
-    for number, row in enumerate(json_layout.values_of(path, stream)):
+    for number, row in enumerate(json_layout.values_of(path, stream, unread)):
         if isinstance(row, RepeatedKey):
             yield number, None, str(row)
         else:

@@ -13,8 +13,10 @@ from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables
 from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.recipe.ingest import Ingest
-from pipelines.sources.column_types import as_schema, exceeds_float, settled, union
-from pipelines.sources.read import read_once, require_own_names
+from pipelines.sources.column_types import as_schema
+from pipelines.sources.one_schema import common_schema
+from pipelines.sources.own_names import require_own_names
+from pipelines.sources.read import read_once
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,7 @@ def _schema_of(workspace: Workspace, parts: Sequence[Part]) -> tuple[pa.Schema, 
     for part in parts:
         with workspace.parquet_file(_files(part)[0][0]) as file:
             schemas.append(file.schema_arrow.remove_metadata())
-
-    def exceeds(number: int, name: str) -> bool:
-        return any(exceeds_float(table[name]) for table in read_tables(workspace, _files(parts[number])[0], [name]))
-
-    schema, widened = union(schemas, exceeds)
-    return pa.schema([pa.field(field.name, settled(field.type), field.nullable) for field in schema]), widened
+    return common_schema(workspace, schemas, [_files(part)[0] for part in parts])
 
 
 def _last_pos(workspace: Workspace, path: str) -> int:

@@ -7,12 +7,13 @@ file, as Python's `json` reads them: with NaN, and with halves of surrogates, fo
 import codecs
 import json
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import IO, Any
 
 from pipelines.errors import DataError
 from pipelines.sources.adapters import recognise
 from pipelines.sources.json_text import STRICT, RepeatedKey
-from pipelines.sources.row_keys import REFUSED
+from pipelines.sources.row_keys import refusal
 
 WRAPPERS = {
     *("data", "dataset", "rows", "items", "records", "examples", "instances", "samples", "list", "result", "results"),
@@ -29,6 +30,10 @@ def is_lines(head: bytes) -> bool:
     """Whether a file that begins so has one row a line; what cannot be told is taken for lines."""
     text = head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
     lines = [line for line in text.split("\n") if line.strip()]
+    if (
+        "\r" in text and "\n" not in text
+    ):  # as lines of old Macs end, which are none elsewhere: values one after another
+        return False
     if text.startswith("["):
         return len(lines) > 1 and _is_whole(lines[0])
     if not text.startswith("{"):
@@ -61,15 +66,18 @@ def _is_wrapper(found: dict[str, Any], key: str) -> bool:
     return key in WRAPPERS and isinstance(found[key], list) and not recognise(found)
 
 
-def values_of(path: str, stream: IO[bytes]) -> Iterator[Any]:
-    """The rows of a file that has not one a line, in order; DataError where its JSON is broken."""
+def values_of(path: str, stream: IO[bytes], unread: dict[str, None]) -> Iterator[Any]:
+    """The rows of a file that has not one a line, in order; what stands beside them is added to `unread`.
+
+    DataError where its JSON is broken, or what stands beside the rows would change what they say.
+    """
     text = _Text(path, stream)
     while (first := text.peek()) not in ("", "]"):
         text.forget()
         if first == "[":
             text.take("[")
             yield from _elements(text)
-        elif first == "{" and (inner := text.wrapped()):
+        elif first == "{" and (inner := text.wrapped(unread)):
             yield from inner
         else:
             yield text.value()
@@ -142,12 +150,12 @@ class _Text:
             self._values += 1
             return repeated or found
 
-    def wrapped(self) -> Iterator[Any] | None:
+    def wrapped(self, unread: dict[str, None]) -> Iterator[Any] | None:
         """The rows under a key, where the next object is the one around a data set; else nothing is taken."""
         begin = self._at
         while len(self._text) - begin < HEAD and self._more():
             pass
-        beside: list[str] = []
+        beside: dict[str, Any] = {}
         try:
             self.take("{")
             while self.peek() == '"':
@@ -157,13 +165,12 @@ class _Text:
                 if key in WRAPPERS and self.peek() == "[":
                     self.take("[")
                     if self.peek() in ("{", "]"):
-                        return self._under(beside)
+                        return self._under(beside, unread)
                     break
                 if key not in WRAPPERS and self.peek() in "[{":
                     break
-                self.value()
+                beside[key] = self.value()
                 self._values -= 1
-                beside.append(key)
                 if self.peek() == ",":
                     self.take(",")
         except DataError:
@@ -171,10 +178,10 @@ class _Text:
         self._at = begin
         return None
 
-    def _under(self, beside: list[str]) -> Iterator[Any]:
-        """The rows of the list that is begun; `beside`, the keys before it."""
-        for key in beside:
-            self._require_no_meaning(key)
+    def _under(self, beside: dict[str, Any], unread: dict[str, None]) -> Iterator[Any]:
+        """The rows of the list that is begun; `beside`, what stands before it."""
+        for key, value in beside.items():
+            self._pass_over(key, value, unread)
         yield from _elements(self)
         while self.peek() == ",":
             self.take(",")
@@ -182,16 +189,16 @@ class _Text:
             self.take(":") if self.peek() == ":" else None
             if key in WRAPPERS and self.peek() == "[":
                 raise self.broken(f"a second list stands under {key}; make a file of each")
-            self._require_no_meaning(key)
-            self.value()
+            self._pass_over(key, self.value(), unread)
         if self.peek() != "}":
             raise self.broken("'}' is missing")
         self.take("}")
 
-    def _require_no_meaning(self, key: str) -> None:
-        """DataError for a key beside the list that would change what every row says; others are of the file alone."""
-        if key in REFUSED:
+    def _pass_over(self, key: str, value: Any, unread: dict[str, None]) -> None:
+        """Name what stands beside the list; DataError where it would change what every row says."""
+        if refusal(key, value, "") is not None:
             raise self.broken(f"{key} stands beside the rows and would hold for all of them; write it into each row")
+        unread[f"{key} beside the rows of {PurePosixPath(self._path).name}"] = None
 
     def broken(self, why: str) -> DataError:
         """The error that the file is broken here."""

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import fsspec
@@ -19,8 +20,12 @@ from pipelines.artifacts.rows import is_text, with_same_messages
 from pipelines.errors import DataError, InputError
 from pipelines.sources.files import csv_reader, header_of
 from pipelines.sources.json_text import value_of
+from pipelines.sources.turns import conversation_of, says_nothing, turn_of
 
 Line = dict[str, Any]
+_OF_LINES = ("row_id", "pos", "kept", "operator", "reason")
+"""Columns of exported lines that are about the row."""
+_NEVER_EMPTY = ("query", "response", "messages")
 
 
 def digest_of(key: str, path: str) -> str:
@@ -43,6 +48,31 @@ def read_edited(key: str, path: str, *, needs_kept: bool) -> dict[str, Line]:
             raise DataError(f"{where}: row {row_id} is there twice, so it cannot be told which of two rows is meant")
         found[row_id] = {**line, "kept": _flag(where, line.get("kept"))} if has_kept else line
     return found
+
+
+def require_known_columns(
+    key: str, edits: Mapping[str, Line], columns: Iterable[str], statistics: Iterable[str] | None
+) -> None:
+    """DataError for a line that says something in a column which rows do not have, and which would change nothing.
+
+    `statistics`: the columns of what was measured; None where they are not known, and any number is taken for one.
+    """
+    known = {*_OF_LINES, *columns, *(statistics or ())}
+    for row_id, line in edits.items():
+        for name, value in line.items():
+            if name in known or says_nothing(value) or (statistics is None and _is_number(value)):
+                continue
+            close = get_close_matches(name, known, n=1)
+            hint = f"; is it {close[0]}" if close else ""
+            raise DataError(f"{key}: row {row_id}: rows have no column {name}{hint}? Correct it, or delete the column")
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _lines(key: str, path: str) -> Iterator[tuple[int, Any]]:
@@ -132,8 +162,13 @@ def _value(key: str, given: Any, field: pa.Field, row_id: str) -> Any:
     value = given
     if isinstance(value, str) and not pa.types.is_string(field.type) and not pa.types.is_large_string(field.type):
         value = _of_cell(value, field.type) if value else None
-    if name_of_unknown := _unknown_turn_key(value, field):
-        raise DataError(f"{key}: row {row_id}: {field.name}: a turn has no {name_of_unknown}; delete it")
+    if field.name in _NEVER_EMPTY and says_nothing(value):
+        raise DataError(f"{key}: row {row_id}: {field.name} cannot be emptied; to drop the row say kept: false")
+    if field.name == "messages" and isinstance(value, list):
+        try:
+            _require_turns(value, {inner.name for inner in field.type.value_type})
+        except ValueError as error:
+            raise DataError(f"{key}: row {row_id}: messages: {error}") from None
     try:
         if isinstance(value, float) and pa.types.is_integer(field.type) and not value.is_integer():
             raise OverflowError("it is no whole number")  # Arrow would cut it off
@@ -147,12 +182,22 @@ def _of_cell(text: str, kind: pa.DataType) -> Any:
     return parsed(text.lower() if pa.types.is_boolean(kind) else text)
 
 
-def _unknown_turn_key(value: Any, field: pa.Field) -> str | None:
-    """What a turn of edited `messages` says beside the fields that turns have; Arrow would drop it."""
-    if field.name != "messages" or not isinstance(value, list):
-        return None
-    known = {inner.name for inner in field.type.value_type}
-    return next((name for turn in value if isinstance(turn, dict) for name in turn if name not in known), None)
+def _require_turns(turns: list[Any], fields: set[str]) -> None:
+    """ValueError for edited turns of which a part would be lost, or that are no conversation."""
+    read = []
+    for number, turn in enumerate(turns, start=1):
+        if not isinstance(turn, Mapping):
+            raise ValueError(f"turn {number} is not an object")
+        if unknown := next((name for name in turn if name not in fields), None):
+            raise ValueError(f"a turn has no {unknown}; delete it")
+        if not isinstance(turn.get("content"), str):
+            raise ValueError(f"turn {number} has no text")
+        read.append(turn_of(turn, number))
+        if read[-1]["role"] != turn["role"]:
+            raise ValueError(f"turn {number} has role {turn['role']}, which here is {read[-1]['role']}")
+    _, joined = conversation_of(read, None)
+    if joined:
+        raise ValueError("two turns in a row are one speaker's; make one of them")
 
 
 def _read(key: str, path: str) -> bytes:

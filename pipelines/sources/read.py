@@ -12,30 +12,26 @@ from difflib import get_close_matches
 from itertools import count
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 
 from pipelines.artifacts.reports.rows import IngestReport, RowFiles
 from pipelines.artifacts.rows import ROW, TOOLS, RowDigest, is_text
 from pipelines.artifacts.shards import Attempt, Commit, Shard, Work, read_tables, run_shards
 from pipelines.artifacts.stage import Manifest, Output, read_manifest
-from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.artifacts.workspace import Place
 from pipelines.errors import DataError, InputError
 from pipelines.recipe.ingest import Source
 from pipelines.recipe.paths import shipped_path
 from pipelines.sources.adapters import ADAPTERS, Counts, recognise, replaced, with_system
 from pipelines.sources.chat_log import chat_reader, check_chat, first_sessions, plan_chat
-from pipelines.sources.column_types import as_schema, exceeds_float, flat_column, settled, union
+from pipelines.sources.column_types import flat_column
 from pipelines.sources.columns import (
     BATCH_ROWS,
     LEFT_OUT,
     Rows,
     batches,
     broken_row,
-    own_id,
     require_usable,
     table_reader,
 )
@@ -52,6 +48,8 @@ from pipelines.sources.files import (
     sample_rows,
     schema_of,
 )
+from pipelines.sources.one_schema import as_one_schema
+from pipelines.sources.own_names import own_id, require_own_names
 from pipelines.sources.recode import as_utf8, is_utf8, remove_copies
 from pipelines.sources.row_keys import Columns, adapter_for, classify, renamed
 from pipelines.sources.turns import says_nothing
@@ -60,7 +58,7 @@ STORED = "parts"
 """Folder of parts that stand for files that cannot be cut, while they are read."""
 SHOWN = 5
 """Broken rows that an error message shows."""
-VERSION = 6
+VERSION = 7
 """Of how sources are read: what stages that read one of their own have in their fingerprints."""
 LOOKED_INTO = 20
 """Files, and rows of each, that a recipe's check looks into."""
@@ -110,22 +108,27 @@ def describe_source(section: Source) -> str:
     if section.chat_log:
         files = list_files(section.source)
         return f"as chat_log; first {check_chat(files, names_of(files), section, section.chat_log)}"
-    used, carried = Counter[str](), dict[str, None]()
+    used, counts = Counter[str](), Counter[str]()
+    carried, unread = dict[str, None](), dict[str, None]()
     for path in list_files(section.source)[:LOOKED_INTO]:
-        for row in sample_rows(path, LOOKED_INTO):
+        for row in sample_rows(path, LOOKED_INTO, unread):
             row = renamed(row, section.columns)
             columns = classify(row, section.adapter, _named_by(section))
             try:
-                name, _ = adapter_for(columns, row)
-            except ValueError:  # check_source and ingest say what it is
-                continue
-            if not is_text(row):  # ingest says so
+                name, adapter = adapter_for(columns, row)
+                if not is_text(row):
+                    continue
+                adapter.read(row, counts)
+            except (ValueError, RecursionError):  # check_source and ingest say what it is
                 continue
             used[name] += 1
             carried.update(dict.fromkeys(columns.carried[name]))
     if not used:
         return ""
-    return f"as {' and '.join(sorted(used))}" + (f"; carried, not trained: {_named(carried)}" if carried else "")
+    said = [f"as {' and '.join(sorted(used))}"]
+    said += [f"carried, not trained: {_named(carried)}"] if carried else []
+    said += [f"not read: {_named(unread)}"] if unread else []
+    return "; ".join([*said, *(f"{number} {what}" for what, number in sorted(counts.items()))])
 
 
 def _named(columns: Iterable[str]) -> str:
@@ -159,8 +162,7 @@ def read_source(section: Source, place: Place) -> IngestReport:
     _require_few_broken(place, section, commits)
     if any(commit["result"]["own_keys"] for commit in commits):
         require_own_names(place.workspace, [commit["files"]["rows"] for commit in commits])
-    schema, widened = _common_schema(place, commits)
-    commits = _as_one_schema(place, commits, schema, section.concurrency)
+    schema, widened, commits = as_one_schema(place, commits, section.concurrency)
     return _report(place, section, files, schema, widened, commits)
 
 
@@ -219,10 +221,18 @@ def _require_adapter(section: Source, files: list[str]) -> None:
 
 
 def _refused(section: Source, row: dict[str, Any]) -> str | None:
+    columns = classify(row, section.adapter, _named_by(section))
     try:
-        adapter_for(classify(row, section.adapter, _named_by(section)), row)
+        name, _ = adapter_for(columns, row)
     except ValueError as error:
         return str(error)
+    for column in columns.carried[name]:
+        try:
+            flat_column([row[column]])
+        except (UnicodeError, RecursionError):  # of a row alone, which ingest sets aside
+            continue
+        except ValueError as error:
+            return f"column {column}: {error}"
     return None
 
 
@@ -256,6 +266,7 @@ def _reader(section: Source) -> Work:
             "own_keys": reading.own_keys,
             "adapters": dict(reading.adapters),
             "counts": dict(reading.counts),
+            "unread": shard.get("unread", []),
         }
 
     return work
@@ -348,88 +359,6 @@ def _require_few_broken(place: Place, section: Source, commits: list[Commit]) ->
         f"allows {section.max_broken}. Mend them, or raise it to set them aside"
     )
     raise DataError("\n".join([head, *lines, *more]))
-
-
-def require_own_names(workspace: Workspace, paths: list[str]) -> None:
-    """DataError where two rows have the same name, which can be only where a source names them itself.
-
-    In memory are eight bytes for each row, never the names.
-    """
-    hashes = np.concatenate([_hashes(table) for table in read_tables(workspace, paths, ["row_id"])])
-    values, times = np.unique(hashes, return_counts=True)
-    repeated = values[times > 1]
-    times_of, found = Counter[str](), dict[str, list[int]]()  # two names may have one hash: the names decide
-    for table in read_tables(workspace, paths, ["row_id", "pos"]):
-        few = table.filter(pa.array(np.isin(_hashes(table), repeated[:SHOWN])))
-        for name, pos in zip(few["row_id"].to_pylist(), few["pos"].to_pylist(), strict=True):
-            times_of[name] += 1
-            if len(where := found.setdefault(name, [])) < SHOWN:
-                where.append(pos)
-    name = next((name for name in found if times_of[name] > 1), None)
-    if name is None:
-        return
-    raise DataError(
-        f"{times_of[name]} rows have the key {name!r} (rows {', '.join(map(str, found[name]))} of the data, from 0), "
-        f"and {len(repeated)} keys are there more than once; rows are told apart by it. Make it unique, name another "
-        "column under ingest.columns as row_id, or say ingest.columns={row_id: null} to name rows by file and line"
-    )
-
-
-def _hashes(table: pa.Table) -> npt.NDArray[np.uint64]:
-    hashes = (xxhash.xxh3_64_intdigest(name.encode()) for name in table["row_id"].to_pylist())
-    return np.fromiter(hashes, np.uint64, table.num_rows)
-
-
-def _common_schema(place: Place, commits: list[Commit]) -> tuple[pa.Schema, list[str]]:
-    """The schema that all shards' rows fit into, and the columns whose types were widened for it."""
-
-    def exceeds(number: int, name: str) -> bool:
-        path = commits[number]["files"]["rows"]
-        return any(exceeds_float(table[name]) for table in read_tables(place.workspace, [path], [name]))
-
-    schemas = [pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(c["result"]["schema"]))) for c in commits]
-    schema, widened = union(schemas, exceeds)
-    fields = [pa.field(field.name, settled(field.type), field.nullable) for field in schema]
-    return pa.schema(fields), sorted({*widened, *(name for c in commits for name in c["result"]["widened"])})
-
-
-def _as_one_schema(place: Place, commits: list[Commit], schema: pa.Schema, concurrency: int | None) -> list[Commit]:
-    """The commits with files of one schema: those that have another are written once more."""
-    wanted = schema.serialize().to_pybytes().hex()
-    shards = [
-        {"index": commit["index"], "path": commit["files"]["rows"]}
-        for commit in commits
-        if commit["result"]["schema"] != wanted
-    ]
-    if not shards:
-        return commits
-    work = _rewriter(place.workspace, wanted)
-    rewritten = run_shards(place, "one-schema", lambda: shards, work, concurrency=concurrency, title="ingest types")
-    by_index = {commit["index"]: commit for commit in rewritten}
-    return [
-        {
-            **commit,
-            "files": {**commit["files"], **by_index[commit["index"]]["files"]},
-            "result": {**commit["result"], **by_index[commit["index"]]["result"]},
-        }
-        if commit["index"] in by_index
-        else commit
-        for commit in commits
-    ]
-
-
-def _rewriter(workspace: Workspace, serialized: str) -> Work:
-    def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
-        schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(serialized)))
-        digest = RowDigest()
-        with attempt.writer("rows", schema) as writer:
-            for table in read_tables(workspace, [shard["path"]]):
-                table = as_schema(table, schema)
-                writer.write_table(table)
-                digest.update(table)
-        return {"digest": digest.hexdigest()}
-
-    return work
 
 
 def _columns_of_source(section: Source, schema: pa.Schema, commits: list[Commit]) -> list[str]:

@@ -4,6 +4,7 @@ A column that an adapter does not read and that changes what the row means to th
 its name. Every other column is carried: it is there for operators and exports, and not trained.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +20,15 @@ _PREFERENCE = (
 )
 _MEDIA = "only text is trained, and the row needs what it points to; leave such rows out"
 _MEANING = "it changes what the row says, and adapter {adapter} does not read it; rename the column, or delete it"
+_MASK = (
+    "it says which of the tokens are trained, which here each turn's loss says; mark the turns and delete the column"
+)
 
 REFUSED = {
-    **dict.fromkeys(("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag", "margin"), _PREFERENCE),
-    **dict.fromkeys(("positive_messages", "negative_messages", "preference"), _PREFERENCE),
+    **dict.fromkeys(("chosen", "rejected", "kto_tag", "kto_label", "margin", "preference"), _PREFERENCE),
+    **dict.fromkeys(("positive_messages", "negative_messages", "is_preferred", "is_desirable"), _PREFERENCE),
+    **dict.fromkeys(("mask", "loss_mask", "label_mask", "completion_mask", "assistant_mask", "assistant_masks"), _MASK),
+    **dict.fromkeys(("loss_scale", "loss_weight", "sample_weight"), _MASK),
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios", "objects"), _MEDIA),
     **dict.fromkeys(
         ("history", "functions", "tool_calls", "function_call", "instruction", "chat_template_kwargs", *SAID_OF_ROW),
@@ -35,7 +41,10 @@ REFUSED = {
 """Why a column that is not read refuses a row in which it says something."""
 
 LABEL = "label"
-"""Tells good answers from bad ones where it is true or false, as for KTO; any other label is carried."""
+"""Tells good answers from bad ones where it is true, false, 0 or 1, as for KTO; any other label is carried."""
+_VERDICTS = {"true", "false", "0", "1", "0.0", "1.0"}
+_OURS = ("row_id", "pos")
+"""Refused by these names alone: in other capital letters they mean something else."""
 
 TURNS = ("messages", "conversations", "conversation", "chat")
 """Columns of turns, which a table of texts has empty where a row has none."""
@@ -52,8 +61,8 @@ class Columns:
     """Adapters whose needed columns are all there, in the order in which they are tried."""
     own_key: str | None
     """The column that names the row."""
-    guarded: dict[str, list[str]] = field(default_factory=dict)
-    """By adapter, columns that refuse a row in which they say something."""
+    guarded: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    """By adapter, columns that refuse a row in which they say something, each with its usual name."""
     carried: dict[str, list[str]] = field(default_factory=dict)
     """By adapter, columns that are carried along."""
     given: set[tuple[str, ...]] = field(default_factory=set)
@@ -74,10 +83,35 @@ def classify(names: Iterable[str], adapter: str, named_by: str | None = None) ->
         tried = [name for name in ADAPTERS if ADAPTERS[name].needs <= set(names)] or _nearest(set(names))
     columns = Columns(tried, own_key)
     for name in tried:
-        uses = ADAPTERS[name].uses
-        columns.guarded[name] = [n for n in names if n not in uses and n != own_key and (n in REFUSED or n == LABEL)]
-        columns.carried[name] = [n for n in names if n not in uses and n != own_key and n not in REFUSED]
+        others = [n for n in names if n not in ADAPTERS[name].uses and n != own_key]
+        columns.guarded[name] = [(n, usual) for n in others if (usual := _usual_name(n))]
+        columns.carried[name] = [n for n in others if _usual_name(n) in (None, LABEL)]
     return columns
+
+
+def _usual_name(name: str) -> str | None:
+    """The name among `REFUSED` that a column has, whatever its capital letters and blanks; None where it is carried."""
+    if name in _OURS:
+        return name
+    usual = re.sub(r"[\s-]+", "_", name.strip()).lower()
+    if verdict := {"chosen", "rejected"} & {*usual.split("_")}:
+        return verdict.pop()
+    return usual if usual not in _OURS and (usual in REFUSED or usual == LABEL) else None
+
+
+def refusal(name: str, value: Any, adapter: str) -> str | None:
+    """Why a column that the adapter does not read refuses a row with that value in it; None where it is carried."""
+    usual = _usual_name(name)
+    return None if usual is None else _refusal(usual, value, adapter)
+
+
+def _refusal(usual: str, value: Any, adapter: str) -> str | None:
+    if value is None or says_nothing(value):
+        return None
+    if usual != LABEL:
+        return REFUSED[usual].format(adapter=adapter)
+    is_verdict = adapter != "text" and isinstance(value, bool | int | float | str)  # a text may be one of two kinds
+    return _PREFERENCE if is_verdict and str(value).strip().lower() in _VERDICTS else None
 
 
 def _nearest(names: set[str]) -> list[str]:
@@ -94,8 +128,8 @@ def adapter_for(columns: Columns, row: Mapping[str, Any]) -> tuple[str, Adapter]
     """
     if not columns.adapters:
         for name in row:
-            if REFUSED.get(name) in (_PREFERENCE, _MEDIA) and not says_nothing(row[name]):
-                raise ValueError(f"column {name}: {REFUSED[name]}")
+            if (why := refusal(name, row[name], "text")) in (_PREFERENCE, _MEDIA):
+                raise ValueError(f"column {name}: {why}")
         raise ValueError(f"no adapter reads columns {', '.join(map(str, row))}")
     name = columns.adapters[0]
     if len(columns.adapters) > 1:
@@ -103,15 +137,11 @@ def adapter_for(columns: Columns, row: Mapping[str, Any]) -> tuple[str, Adapter]
             if not any(_is_absent(needed, row[needed]) for needed in ADAPTERS[candidate].needs):
                 name = candidate
                 break
-    for guarded in columns.guarded[name]:
-        value = row[guarded]
-        if value is None:
-            continue
-        if guarded == LABEL:
-            if isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false")):
-                raise ValueError(f"column {LABEL}: {_PREFERENCE}")
-        elif not says_nothing(value):
-            raise ValueError(f"column {guarded}: {REFUSED[guarded].format(adapter=name)}")
+    for guarded, usual in columns.guarded[name]:
+        if row[guarded] is not None and (why := _refusal(usual, row[guarded], name)):
+            raise ValueError(
+                f"column {guarded}: {why}; ingest.columns={{OTHER: {guarded!r}}} carries it under another name"
+            )
     return name, ADAPTERS[name]
 
 

@@ -40,7 +40,8 @@ _REASONING = ("reasoning", "reasoning_content", "thinking")
 _READ = frozenset((*_ROLE, *_CONTENT, *LOSS, *_REASONING, "tool_calls", "tool_call_id", "function_call", "name"))
 _OF_ROLES = {"reasoning": ("assistant", "call"), "tool_calls": ("assistant",), "tool_call_id": ("tool",)}
 """Whose turns say what beside their text: a turn of another has no place for it."""
-_PLAIN = (frozenset(("role", "content")), frozenset(("from", "value")))
+_PLAIN = (("role", "content"), ("from", "value"))
+"""All that most turns have."""
 
 FOLLOWS = {
     "user": ("assistant",),
@@ -60,12 +61,11 @@ def turn_of(given: Mapping[Any, Any], number: int) -> Turn:
 
     Its role may be `call`; see `ROLES`.
     """
-    keys = given.keys()
-    if keys in _PLAIN:
-        role, content = (given["role"], given["content"]) if "role" in given else (given["from"], given["value"])
-        if isinstance(content, str):
-            return {"role": role_of(role, number), "content": content}
-    for key in keys - _READ:
+    if len(given) == 2:
+        for role, content in _PLAIN:
+            if role in given and isinstance(given.get(content), str):
+                return {"role": role_of(given[role], number), "content": given[content]}
+    for key in given.keys() - _READ:
         if not says_nothing(given[key]):
             raise ValueError(f"turn {number} has {key}, which is not read: {_shown(given[key])}")
     turn: Turn = {"role": role_of(_one(given, _ROLE, number), number)}
@@ -222,6 +222,11 @@ def conversation_of(
     `messages` is filled only where a row says more than system, query and response do. `is_trained` false marks all
     of the assistant's turns that have no mark of their own. ValueError, saying why, for what is no conversation.
     """
+    turns = [*turns]
+    if len(turns) == 2 and tools is None and is_trained is None:  # as most rows: nothing below would find anything
+        asked, said = turns
+        if asked["role"] == "user" and said["role"] == "assistant" and len(asked) == len(said) == 2:
+            return {"system": system, "query": asked["content"], "response": said["content"]}, 0
     chat: list[Turn] = []
     joined = 0
     for number, turn in enumerate(turns, start=1):
@@ -245,9 +250,9 @@ def conversation_of(
             raise ValueError(f"a turn of the {turn['role']} is marked to be trained; only an assistant's turns are")
         if turn["role"] == "assistant" and is_trained is False:
             turn.setdefault("loss", False)
-    asked = [turn["content"] for turn in chat if turn["role"] == "user"]
-    row: dict[str, Any] = {"system": system, "query": asked[-1], "response": chat[-1]["content"]}
-    if len(chat) > 2 or tools or any(len(turn) > 2 for turn in chat):
+    queries = [turn["content"] for turn in chat if turn["role"] == "user"]
+    row: dict[str, Any] = {"system": system, "query": queries[-1], "response": chat[-1]["content"]}
+    if len(chat) > 2 or tools or max(map(len, chat)) > 2:
         head = [{"role": "system", "content": system}] if system else []
         row["messages"] = head + chat
     if tools:

@@ -115,3 +115,11 @@ def test_results_that_only_their_ids_tell_apart_are_refused_where_ids_are_not_wr
     assert said == ["of f", "of g"]
     with pytest.raises(DataError, match=r"row x: export\.format swift has results in the order of their calls only"):
         conversation_as("swift", {**row, "messages": [ends[0], called, *results[::-1], ends[1]]})
+
+
+@pytest.mark.parametrize("name", ["messages", "alpaca", "sharegpt", "swift", "llamafactory", "xtuner"])
+def test_a_row_without_an_answer_is_refused(name: str) -> None:
+    silent = [*TALK["messages"][:-1], {"role": "assistant", "content": ""}]
+    for row in ({**PLAIN, "response": ""}, {**PLAIN, "response": None}, {**TALK, "messages": silent}):
+        with pytest.raises(DataError, match=rf"row a:1: its response is empty, and export\.format {name} ends with"):
+            conversation_as(name, row)

@@ -11,6 +11,7 @@ import pytest
 from pipelines.artifacts.files import refusal
 from pipelines.artifacts.reports.rows import IngestReport, RowFiles
 from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.errors import InputError
 from pipelines.export.stage import ExportInputs, ExportStage
 from pipelines.recipe.paths import paths_read
 from pipelines.recipe.schema import Recipe
@@ -129,3 +130,16 @@ def read(path: Path) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
         return rows
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_bytes_are_not_written_as_text(tmp_path: Path) -> None:
+    workspace = Workspace(str(tmp_path / "w"))
+    table = pa.table({"row_id": ["a"], "pos": [0], "picture": [{"bytes": b"x"}]})
+    place = Place(workspace, "ingest", "f")
+    with workspace.parquet_writer(place.path("0.parquet"), table.schema) as writer:
+        writer.write_table(table)
+    inputs = ExportInputs(finished_rows(place, 1, ["0.parquet"]), None)
+    with pytest.raises(InputError, match=r"export\.path: column picture holds bytes, which JSON has not; end it in"):
+        ExportStage(Export(path=str(tmp_path / "rows.jsonl")), {}).run(Place(workspace, "export", "f"), inputs)
+    ExportStage(Export(path=str(tmp_path / "rows.parquet")), {}).run(Place(workspace, "export", "f"), inputs)
+    assert read(tmp_path / "rows.parquet") == table.to_pylist()

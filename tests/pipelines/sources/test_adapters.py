@@ -45,6 +45,14 @@ def test_rows_without_votes_count_as_none(votes: Any) -> None:
     assert ADAPTERS["zhihu_kol"].read(row, Counter())["upvotes"] == 0
 
 
+def test_what_else_metadata_say_is_counted() -> None:
+    row = {"INSTRUCTION": "问", "RESPONSE": "答", "METADATA": json.dumps({"upvotes": "赞同", "url": "x", "id": 3})}
+    counts = Counter[str]()
+    for _ in range(2):
+        ADAPTERS["zhihu_kol"].read(row, counts)
+    assert counts == {f"rows with {key} in METADATA, which is not read": 2 for key in ("url", "id")}
+
+
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("query_response", {"query": "问", "response": "答"}, {"query": "问", "response": "答", "system": None}),
     ("alpaca", {"instruction": "译", "input": "猫", "output": "cat"}, {"query": "译\n猫", "response": "cat"}),

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from pipelines.artifacts.rows import messages_of
 from pipelines.errors import DataError, InputError
-from pipelines.recipe.ingest import Ingest
+from pipelines.recipe.ingest import ChatLog, Ingest
 from pipelines.sources import chat_log
-from pipelines.sources.chat_log import time_of
+from pipelines.sources.chat_log import plan_chat, read_messages, time_of
 from pipelines.sources.read import check_source, describe_source, first_rows
 from tests.pipelines.sources.samples import write_lines
 from tests.pipelines.sources.test_read import run
@@ -383,3 +383,49 @@ def test_times_are_read(given: Any, seconds: float) -> None:
 def test_times_that_are_none_are_refused(given: Any) -> None:
     with pytest.raises(ValueError, match="its time is"):
         time_of(given)
+
+
+def marked(*messages: tuple[str, Any, str]) -> list[dict[str, Any]]:
+    """Messages with WeChat's mark of who sends them."""
+    return [
+        {"NickName": name, "IsSender": own, "StrContent": text, "CreateTime": 1_700_000_000 + n, "Type": 1}
+        for n, (name, own, text) in enumerate(messages)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("messages", "assistant", "said"),
+    [
+        (
+            marked(("小明", 0, "在吗"), ("小明", 1, "在的")),
+            "小明",
+            "小明 are marked as sent by oneself and as received",
+        ),
+        (
+            marked(("小明", 0, "在吗"), ("爱莉", 1, "在的"), ("爱莉酱", 1, "换了名字")),
+            "爱莉",
+            "爱莉酱 is marked as the same sender as 爱莉; add the name",
+        ),
+    ],
+)
+def test_marks_of_who_sends_must_agree_with_the_names(
+    tmp_path: Path, messages: list[dict[str, Any]], assistant: str, said: str
+) -> None:
+    path = str(csv_of(tmp_path / "w.csv", messages))
+
+    def plan(name: str | list[str], **columns: str) -> list[Any]:
+        section = Ingest(source=path, chat_log={"assistant": name}, columns=columns)
+        assert section.chat_log
+        return plan_chat([path], {path: "w.csv"}, section, section.chat_log, lambda part: "stored")
+
+    with pytest.raises(DataError, match=said):
+        plan(assistant)
+    assert plan(
+        ["爱莉", "爱莉酱"] if len(messages) > 2 else "1", **({} if len(messages) > 2 else {"sender": "IsSender"})
+    )
+    broken = [*read_messages(path, "w.csv", {}, ChatLog(assistant="x"), {})]
+    assert [message.is_own for message in broken] == [row["IsSender"] == 1 for row in messages]
+    (odd,) = read_messages(
+        str(csv_of(tmp_path / "o.csv", marked(("甲", "是", "x")))), "o.csv", {}, ChatLog(assistant="x"), {}
+    )
+    assert odd.is_broken and odd.left_out == "its mark of who sends it is '是', not 1 or 0"

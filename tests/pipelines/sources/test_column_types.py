@@ -1,11 +1,19 @@
 """Types of columns: nothing is lost where values, batches and files differ."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import pyarrow as pa
 import pytest
 
+from pipelines.errors import DataError
 from pipelines.sources.column_types import as_schema, flat_column, merged, nested_column, settled, text_of, union
 
 INT, FLOAT, TEXT, BOOL, NULL = pa.int64(), pa.float64(), pa.string(), pa.bool_(), pa.null()
+
+
+def columns_of(tables: list[pa.Table]) -> Callable[[int, str], Iterable[pa.ChunkedArray]]:
+    return lambda number, name: [tables[number][name]]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +82,7 @@ def test_tables_of_different_files_become_one() -> None:
         pa.table({"n": pa.array([1, 2], INT), "m": pa.nulls(2)}),
         pa.table({"n": pa.array([0.5]), "late": ["x"], "m": [{"k": 1}]}),
     ]
-    schema, widened = union([table.schema for table in tables], lambda number, name: False)
+    schema, widened = union([table.schema for table in tables], columns_of(tables))
     rows = [row for table in tables for row in as_schema(table, schema).to_pylist()]
     assert rows == [
         {"n": 1.0, "m": None, "late": None},
@@ -82,5 +90,43 @@ def test_tables_of_different_files_become_one() -> None:
         {"n": 0.5, "m": {"k": 1}, "late": "x"},
     ]
     assert widened == ["n"]
-    exact, _ = union([table.schema for table in tables], lambda number, name: True)
-    assert exact.field("n").type == TEXT
+
+
+@pytest.mark.parametrize(
+    ("whole", "fraction"),
+    [
+        (2**60 + 1, 0.5),
+        ({"n": 2**60 + 1}, {"n": 0.5}),
+        ([2**60 + 1], [0.5]),
+        ({"m": [{"n": 2**60 + 1}]}, {"m": [{"n": 0.5}]}),
+    ],
+    ids=["top", "in a structure", "in a list", "deeper"],
+)
+def test_whole_numbers_keep_their_digits_beside_fractions_at_any_depth(whole: Any, fraction: Any) -> None:
+    def text(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: text(inner) for name, inner in value.items()}
+        return [*map(text, value)] if isinstance(value, list) else str(value)
+
+    array, is_widened = nested_column([whole, fraction])
+    assert (array.to_pylist(), is_widened) == ([text(whole), text(fraction)], True)
+    tables = [pa.table({"n": [value]}) for value in (whole, fraction)]
+    schema, widened = union([table.schema for table in tables], columns_of(tables))
+    rows = [row["n"] for table in tables for row in as_schema(table, schema).to_pylist()]
+    assert (rows, widened) == ([text(whole), text(fraction)], ["n"])
+
+
+def test_whole_numbers_that_fractions_hold_stay_numbers_in_structures() -> None:
+    tables = [pa.table({"n": [{"m": 3}]}), pa.table({"n": [{"m": 0.5}]})]
+    schema, widened = union([table.schema for table in tables], columns_of(tables))
+    assert [row for table in tables for row in as_schema(table, schema)["n"].to_pylist()] == [{"m": 3.0}, {"m": 0.5}]
+    assert widened == []
+
+
+def test_bytes_never_become_text() -> None:
+    for values in ([b"x"], [{"image": {"bytes": b"x"}}], [b"x", "y"]):
+        with pytest.raises(ValueError, match="holds bytes, which are no text"):
+            flat_column(values)
+    tables = [pa.table({"n": [{"b": b"x"}]}), pa.table({"n": [{"b": "x"}]})]
+    with pytest.raises(DataError, match="column n holds bytes in some files"):
+        union([table.schema for table in tables], columns_of(tables))

@@ -13,8 +13,8 @@ import pytest
 
 from pipelines.errors import DataError, InputError
 from pipelines.recipe.ingest import Ingest
-from pipelines.sources import documents
-from pipelines.sources.read import check_source
+from pipelines.sources import documents, files
+from pipelines.sources.read import check_source, describe_source
 from pipelines.synthesize.passages import _texts
 from tests.pipelines.sources.samples import write_lines
 from tests.pipelines.sources.test_read import run
@@ -175,6 +175,44 @@ def test_a_spreadsheet_is_read_as_rows(tmp_path: Path) -> None:
 def test_a_spreadsheet_that_cannot_be_read_whole_is_refused(tmp_path: Path, sheets: Any, said: str) -> None:
     with pytest.raises(DataError, match=said):
         run(tmp_path, book_of(tmp_path / "a.xlsx", sheets))
+
+
+def test_cells_without_a_value_set_their_rows_aside(tmp_path: Path) -> None:
+    rows = [["query", "response"], ["一", "=B1&B1"], ["二", "二"], ["#N/A", "三"], ["", '=IF(A5="","","x")']]
+    book_of(tmp_path / "a.xlsx", {"甲": rows})
+    found = [(row, why) for _, row, why in files.rows_of_file(str(tmp_path / "a.xlsx"))]
+    assert [row for row, _ in found if row] == [{"query": "二", "response": "二"}]
+    assert [why for row, why in found if row is None] == [
+        "sheet 甲: cell B2 holds a formula without its result; open the file in Excel and save it",
+        "sheet 甲: cell A4 holds the error #N/A",
+        "sheet 甲: cell B5 holds a formula without its result; open the file in Excel and save it",
+    ]
+    with zipfile.ZipFile(tmp_path / "a.xlsx") as archive:  # as Excel saves it, with results
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    sheet = parts["xl/worksheets/sheet1.xml"].decode()
+    sheet = sheet.replace('<c r="B2"><f>B1&amp;B1</f><v></v>', '<c r="B2" t="str"><f>B1&amp;B1</f><v>答答</v>')
+    sheet = sheet.replace('<c r="B5"><f>', '<c r="B5" t="str"><f>')
+    with zipfile.ZipFile(tmp_path / "b.xlsx", "w") as archive:
+        for name, data in {**parts, "xl/worksheets/sheet1.xml": sheet.encode()}.items():
+            archive.writestr(name, data)
+    (_, first, _), _, (_, broken, _) = files.rows_of_file(str(tmp_path / "b.xlsx"))  # B5 is empty, and so is its row
+    assert (first, broken) == ({"query": "一", "response": "答答"}, None)
+
+
+def test_hidden_sheets_are_named_and_hidden_rows_refused(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    sheets = {"甲": [["query", "response"], ["一", "二"], ["三", "四"]], "藏 & 护": [["x"], ["y"]]}
+    source = book_of(tmp_path / "a.xlsx", sheets, hidden=("藏 & 护",))
+    section = Ingest(source=str(source))
+    assert describe_source(section) == "as query_response; not read: hidden sheet 藏 & 护 of a.xlsx"
+    book = openpyxl.load_workbook(source)
+    book["藏 & 护"].row_dimensions[2].hidden = True  # nobody reads it
+    book.save(source)
+    check_source(section)
+    book["甲"].row_dimensions[3].hidden = True
+    book.save(source)
+    with pytest.raises(DataError, match=r"a\.xlsx, sheet 甲: hides rows, as filters do"):
+        check_source(section)
 
 
 def test_a_reader_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

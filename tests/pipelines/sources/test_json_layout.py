@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from pipelines.errors import DataError
+from pipelines.sources.cut import plan_shards
 from pipelines.sources.files import is_lines, rows_of_file, sample_rows
+from pipelines.sources.row_keys import adapter_for, classify
 
 ROWS: list[dict[str, Any]] = [{"query": f"问{n}", "response": "答\n[{}]", "n": {"a": [1, {}]}} for n in range(40)]
 ARRAY = json.dumps(ROWS, ensure_ascii=False)
@@ -40,12 +42,42 @@ def test_every_layout_gives_the_same_rows(tmp_path: Path, name: str, encoding: s
     assert read(tmp_path / name, text, encoding) == ROWS
 
 
-@pytest.mark.parametrize("beside", ["system", "tools", "history"])
+@pytest.mark.parametrize("beside", ["system", "tools", "history", "System", "loss_mask", "images"])
 @pytest.mark.parametrize("before", [True, False])
 def test_what_would_hold_for_all_rows_is_not_passed_over(tmp_path: Path, beside: str, before: bool) -> None:
     around = {beside: "你是诗人。", "data": ROWS} if before else {"data": ROWS, beside: "你是诗人。"}
     with pytest.raises(DataError, match=f"a.json: .*{beside} stands beside the rows .*write it into each row"):
         read(tmp_path / "a.json", json.dumps(around))
+
+
+@pytest.mark.parametrize("marks", [{"label": True}, {"label": 0}, {"train": False}, {"label": "x", "train": 0}])
+def test_marks_beside_the_rows_are_not_passed_over(tmp_path: Path, marks: dict[str, Any]) -> None:
+    for around in ({**marks, "data": ROWS}, {"items": ROWS, **marks}):
+        with pytest.raises(DataError, match=r"a\.json: .*(label|train) stands beside the rows"):
+            read(tmp_path / "a.json", json.dumps(around))
+
+
+def test_what_else_stands_beside_the_rows_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"name": "甲", "label": "x", "items": ROWS, "n": 3}), encoding="utf-8")
+    unread: dict[str, None] = {}
+    assert sample_rows(str(path), 1000, unread) == ROWS
+    assert [*unread] == [f"{key} beside the rows of a.json" for key in ("name", "label", "n")]
+    shards = plan_shards([str(path)], 1 << 20, None, lambda part: "stored")
+    assert [shard["unread"] for shard in shards] == [[*unread]]
+
+
+def test_lines_may_end_as_on_old_macs_and_have_layouts_of_their_own(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]
+    rows = [{"messages": turns}, {"instruction": "译", "output": "cat"}, {"conversations": turns}]
+    lines = [json.dumps(row) for row in rows]
+    for text in ("\r".join(lines), "\r".join(lines) + "\r", "\r\n".join(lines), "\n".join(lines)):
+        assert read(tmp_path / "a.jsonl", text) == rows
+    (tmp_path / "b.jsonl").write_bytes(f"{lines[0]}\r{lines[1]}\n{lines[2]}\n".encode())
+    (_, row, reason), (_, other, _) = rows_of_file(str(tmp_path / "b.jsonl"))
+    assert row is None and reason.startswith("not valid JSON: Extra data") and other == rows[2]
+    names = [adapter_for(classify(row, "auto"), row)[0] for row in rows]
+    assert names == ["messages", "alpaca", "sharegpt"]
 
 
 def test_one_object_is_one_row(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.artifacts.rows import MESSAGES
 from pipelines.errors import DataError, InputError
-from pipelines.sources.manual_edits import read_edited, with_edits
+from pipelines.sources.manual_edits import read_edited, require_known_columns, with_edits
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,16 @@ TURNS = [{"role": role, "content": text} for role, text in zip(["user", "assista
         ({"n": 2.7}, "n cannot be 2.7"),
         ({"n": "2.7"}, "n cannot be '2.7'"),
         ({"n": 2**70}, "n cannot be 1180591620717411303424"),
+        ({"response": None}, "response cannot be emptied; to drop the row say kept: false"),
+        ({"query": ""}, "query cannot be emptied"),
+        ({"messages": []}, "messages cannot be emptied"),
+        ({"messages": ""}, "messages cannot be emptied"),
+        ({"messages": [*TURNS[:3], {"role": "assistant"}]}, "messages: turn 4 has no text"),
+        ({"messages": [*TURNS[:3], {"role": "assistant", "content": None}]}, "messages: turn 4 has no text"),
+        ({"messages": [*TURNS[:2], {"role": "system", "content": "S"}, *TURNS[2:]]}, "messages: turns must alternate"),
+        ({"messages": [*TURNS[:1], *TURNS]}, "messages: two turns in a row are one speaker's"),
+        ({"messages": [{"role": "human", "content": "甲"}, TURNS[1]]}, "messages: turn 1 has role human"),
+        ({"messages": [*TURNS[:3], {**TURNS[3], "weight": 0}]}, "messages: a turn has no weight; delete it"),
         (
             {"query": "改问", "messages": [*TURNS[:3], {"role": "assistant", "content": "新"}]},
             "query and messages are both",
@@ -82,3 +92,20 @@ def test_an_edit_is_made_whole_or_refused(line: dict[str, Any], said: str) -> No
     both = {"response": "新", "messages": [*TURNS[:3], {"role": "assistant", "content": "新"}], "n": "2.0"}
     changed = with_edits("clean.edited", row, both, schema, schema.names)
     assert (changed["query"], changed["response"], changed["n"]) == ("问", "新", 2)
+
+
+def test_a_column_that_rows_do_not_have_is_named() -> None:
+    columns = ("row_id", "pos", "response", "upvotes")
+    for line, said in (
+        ({"respones": "新"}, "row a: rows have no column respones; is it response"),
+        ({"Response": "新"}, "rows have no column Response; is it response"),
+        ({"note": "看过"}, "rows have no column note"),
+        ({"upvots": 3}, "rows have no column upvots; is it upvotes"),
+    ):
+        with pytest.raises(DataError, match=said):
+            require_known_columns("clean.edited", {"a": {"row_id": "a", **line}}, columns, ["text_len"])
+    fine = {"row_id": "a", "kept": True, "operator": "x", "reason": "y", "text_len": "3", "unnamed": ""}
+    require_known_columns("clean.edited", {"a": fine}, columns, ["text_len"])
+    require_known_columns("refine.edited", {"a": fine}, columns, None)
+    with pytest.raises(DataError, match="no column respones"):
+        require_known_columns("refine.edited", {"a": {"respones": "新"}}, columns, None)

@@ -1,12 +1,13 @@
 """The row formats that docs/recipes.md lists, by rows written here: read with every turn, or refused by name."""
 
 import json
+import re
 from collections import Counter
 from typing import Any
 
 import pytest
 
-from pipelines.sources.row_keys import adapter_for, classify
+from pipelines.sources.row_keys import adapter_for, classify, renamed
 
 Row = dict[str, Any]
 
@@ -162,6 +163,20 @@ REFUSED: dict[str, tuple[Row, str]] = {
         {"messages": [*turns_of("一"), {"role": "assistant", "content": "二", "train_detail": [{"train": True}]}]},
         "train_detail",
     ),
+    **{
+        f"column {name!r}": ({"messages": turns_of("一", "二"), name: value}, name)
+        for name, value in {
+            **{
+                "mask": [0, 1],
+                "loss_mask": [1],
+                "loss_scale": [1.0, 0.5],
+                "Completion-Mask": "01",
+                "sample_weight": 0.5,
+            },
+            **{"is_preferred": True, "chosen_response": "三", "response_rejected": "三", "Score Rejected": 1},
+            **{"label": 0, "Label": "1", "System": "S", "history ": [["一", "二"]], "Images": ["a.jpg"], "Weight": 0},
+        }.items()
+    },
     "COIG, turns of other names": ({"instruction": "零", "conversations": turns_of("一", "二", **SHARED)}, "from"),
     "COIG, counterfactual chat": ({"round_0": {"prompt": "一", "response": '{"Q": "问", "A": "答"}'}}, "round_0"),
     "COIG-P": ({"conversations": turns_of("一", **SHARED), "chosen": {"from": "gpt"}, "rejected": {}}, "chosen"),
@@ -195,5 +210,26 @@ def test_originals_beside_translations_are_counted() -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_by_name(name: str) -> None:
     row, what = REFUSED[name]
-    with pytest.raises(ValueError, match=what):
+    with pytest.raises(ValueError, match=re.escape(what)):
         adapter_for(classify(row, "auto"), row)[1].read(row, Counter())
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{"label": "positive"}, {"label": 3}, {"label": None, "mask": None, "System": ""}, {"POS": "noun", "Row_ID": 7}],
+)
+def test_columns_that_do_not_change_what_is_trained_are_carried(beside: Row) -> None:
+    row = {"question": "一", "answer": "二", **beside}
+    columns = classify(row, "auto")
+    name, _ = adapter_for(columns, row)
+    assert name == "question_answer" and {n for n, value in beside.items() if value} <= {*columns.carried[name]}
+
+
+def test_a_text_may_be_one_of_two_kinds_and_a_label_has_a_way_out() -> None:
+    assert adapter_for(classify(("text", "label"), "auto"), {"text": "一", "label": 1})[0] == "text"
+    row = {"query": "一", "response": "二", "label": 1}
+    with pytest.raises(ValueError, match=r"column label: .*ingest.columns={OTHER: 'label'} carries it"):
+        adapter_for(classify(row, "auto"), row)
+    other = renamed(row, {"OTHER": "label"})
+    columns = classify(other, "auto")
+    assert adapter_for(columns, other)[0] == "query_response" and columns.carried["query_response"] == ["OTHER"]

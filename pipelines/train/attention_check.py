@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import Problem, StageError
-from pipelines.models.skeleton import SAID
+from pipelines.models.weight_files import SAID
 from pipelines.recipe.train import Train
 from pipelines.train.attention import UNDERSTOOD, require_understood
 

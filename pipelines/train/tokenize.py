@@ -27,7 +27,7 @@ from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, further_source, parse_data
 from pipelines.sources.read import read_once
 from pipelines.train.chats import chat_of, require_plain_text
-from pipelines.train.ends import embedding_rows, without_embedding
+from pipelines.train.ends import embedding_rows, require_embeddings
 from pipelines.train.loss_mask import Encoded, encode, encode_text, require_texts
 from pipelines.train.truncation import Fitted, TokenLimits, encode_within, loss_tokens, text_within
 
@@ -170,9 +170,7 @@ def _tokenizer(
                     mask_empty = section.thinking == "mask_empty"
                     encoder = partial(encode, tokenizer, control, tools=row.get("tools"), mask_empty=mask_empty)
                     fitted.append(encode_within(limits, encoder, tokenizer, messages))
-                highest = max((token for sample in fitted[-1].samples for token in sample.tokens), default=0)
-                if rows is not None and highest >= rows:
-                    raise DataError(without_embedding(tokenizer, highest, rows))
+                require_embeddings(tokenizer, fitted[-1].samples, rows)
             except DataError as error:
                 raise DataError(f"row {row['row_id']}: {error}") from None
         _write_shard(workspace, attempt, [row.samples for row in fitted])

@@ -37,9 +37,9 @@ class End:
 
 
 def ends_of(section: Train, model: Path) -> list[End]:
-    """What ends trained answers, each of them the first of its control tokens; none where no chat is trained or rendered.
+    """What ends trained answers, by the first of their last control tokens; none where no chat is trained or rendered.
 
-    Before another question an answer may end otherwise than at the end of a chat: GLM's models end it with the next role.
+    Before another question an answer may end otherwise than at the end of a chat: GLM's end with the next role.
     """
     if section.objective == "pretrain":
         return []

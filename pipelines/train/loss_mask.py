@@ -253,7 +253,7 @@ class _MarkedChat:
         return cls(tokenizer, turns, known, gap, marks, thought)
 
     def require_tools(self) -> None:
-        """DataError where the template renders the chat alike without its tools or calls, or a part of the last calls."""
+        """DataError where the template renders the chat alike without its tools or calls, or a part of the last."""
         calls = any(turn.get("tool_calls") for turn in self.turns)
         less: dict[str, _MarkedChat] = {}
         if self.tools is not None:

@@ -22,6 +22,9 @@ PYPI, HUGGINGFACE, MODELSCOPE = "pypi://", "hf://", "modelscope://"
 SAMPLED_BLOCKS, BLOCK_BYTES = 16, 1 << 16
 """How much of a weight file its digest reads: evenly spaced blocks, so that a 15 GB folder costs milliseconds."""
 
+LENGTHS = ("max_position_embeddings", "seq_length", "n_positions")
+"""What configurations call the longest sequence; the last is GPT-2's."""
+
 
 def resolve(model: str, cache: Path) -> Path:
     """The Hugging Face folder of a model, fetched or converted into `cache` the first time.
@@ -62,9 +65,9 @@ def max_positions(folder: Path) -> int | None:
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for part in (text_config(config), config):
-        value = part.get("max_position_embeddings", part.get("seq_length"))
-        if isinstance(value, int):
-            return value
+        for name in LENGTHS:
+            if isinstance(part.get(name), int):
+                return int(part[name])
     return None
 
 

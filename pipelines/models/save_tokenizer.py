@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipelines.models.tokenizer import TEMPLATE
+from pipelines.models.tokenizer import MORE_TEMPLATES, TEMPLATE
 
 CONFIG = "tokenizer_config.json"
 FILES = (
@@ -31,6 +31,8 @@ def copy_tokenizer(model: Path, target: Path) -> None:
     for name in FILES:
         if (model / name).is_file():
             shutil.copyfile(model / name, target / name)
+    if (model / MORE_TEMPLATES).is_dir():
+        shutil.copytree(model / MORE_TEMPLATES, target / MORE_TEMPLATES)
     _make_readable(target / CONFIG)
 
 

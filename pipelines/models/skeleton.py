@@ -17,6 +17,7 @@ from typing import Any
 from pipelines.models.quiet import quiet_transformers
 from pipelines.models.save_tokenizer import copy_tokenizer
 from pipelines.models.weight_files import (
+    SAID,
     WeightHeader,
     broken_model,
     has_main_file,
@@ -39,9 +40,6 @@ CODES = {".weight": (".weight_scale_inv", ".scale", ".qscale_weight"), "_blocks"
 """How names of codes end, and how that ends without which they stand for nothing: of FP8, of MXFP4."""
 
 UNKNOWN = "unknown method"
-
-SAID = 300
-"""How many characters of another program's message are passed on."""
 
 SHOWN = 3
 """How many names of weights a message lists."""
@@ -146,6 +144,8 @@ def _checked(folder: Path, files: tuple[tuple[str, int, int], ...]) -> Skeleton:
     skeleton = _load(folder, config, headers, rewriting)
     if told := disagreement(skeleton.missing, skeleton.unexpected, skeleton.mismatched):
         raise broken_model(f"{folder}: {told}")
+    if not (rewriting and rewriting.quantization):
+        _check_floats(folder, headers, skeleton.model)
     _check_tied(folder, skeleton.model)
     return skeleton
 
@@ -345,6 +345,17 @@ def _check_numbers(folder: Path, headers: Mapping[str, WeightHeader], rewriting:
     if lacking:
         raise broken_model(
             f"{folder}: {len(lacking)} quantized weights lack a part, such as {lacking[0]}; fetch the model again"
+        )
+
+
+def _check_floats(folder: Path, headers: Mapping[str, WeightHeader], model: Any) -> None:
+    """RecipeError where what training computes with is stored as whole numbers; masks beside the weights may be."""
+    names = {name for name, _ in model.named_parameters()}
+    whole = [name for name, head in headers.items() if head.dtype not in FLOATS and name in names]
+    if whole:
+        raise broken_model(
+            f"{folder}: {len(whole)} weights are {headers[whole[0]].dtype}, such as {whole[0]}, which are no numbers "
+            "to train with; fetch the model again, or use one that is whole"
         )
 
 

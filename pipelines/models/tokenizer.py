@@ -4,18 +4,23 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.models.cache import made_once
+from pipelines.models.weight_files import SAID, broken_model
 
 GIVEN = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 """Variables of chat templates that whoever renders gives, beside the special tokens."""
 
 TEMPLATE = "chat_template.jinja"
 """The file that transformers takes before what tokenizer_config.json says."""
+
+MORE_TEMPLATES = "additional_chat_templates"
+"""The folder of a model's templates for other uses, such as tools."""
 
 
 @lru_cache(maxsize=1)
@@ -31,22 +36,33 @@ def open_tokenizer(model: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError, KeyError) as error:
-        message = f"{model}: its tokenizer cannot be read ({error}); copy it from the base model"
-        raise RecipeError("the recipe", [Problem("train.model", message)]) from None
+    except Exception as error:  # what transformers raises over a file depends on the file
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:SAID]}"
+        raise broken_model(f"{model}: its tokenizer cannot be read ({told}); copy it from the base model") from None
 
 
 def control_tokens(tokenizer: Any) -> "re.Pattern[str]":
     """What matches the tokenizer's control tokens in text, longest first.
 
     Those that are flagged special, and those that the chat template writes: `<think>` is not flagged in Qwen3, nor is
-    `<｜Assistant｜>` in DeepSeek.
+    `<｜Assistant｜>` in DeepSeek. A template may make a name of parts, as `'<|' + role + '|>'`.
     """
-    source = template_source(tokenizer)
+    source = template_source(tokenizer) + _written_around(tokenizer)
     added = tokenizer.added_tokens_decoder.values()
     control = {token.content for token in added if token.special or token.content in source}
     names = sorted({*control, *tokenizer.all_special_tokens}, key=len, reverse=True)
     return re.compile("|".join(re.escape(name) for name in names if len(name.strip()) > 1) or r"(?!)")
+
+
+def _written_around(tokenizer: Any) -> str:
+    """What the chat template writes around turns; nothing where it does not render them."""
+    turns = [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]
+    written = ""
+    for chat in (turns, turns[1:]):
+        with suppress(Exception):  # what a template raises is its own; a row that it does not render is refused
+            written += tokenizer.apply_chat_template(chat, tokenize=False)
+            written += tokenizer.apply_chat_template(chat[:-1], tokenize=False, add_generation_prompt=True)
+    return written
 
 
 def template_source(tokenizer: Any) -> str:
@@ -68,7 +84,7 @@ def with_chat_template(folder: Path, template: str, cache: Path) -> Path:
 
     def write(scratch: Path) -> None:
         for path in folder.resolve().iterdir():
-            if path.name != TEMPLATE:
+            if path.name not in (TEMPLATE, MORE_TEMPLATES):
                 (scratch / path.name).symlink_to(path)
         (scratch / TEMPLATE).write_text(template, encoding="utf-8")
 

@@ -12,6 +12,9 @@ from pipelines.errors import Problem, RecipeError
 STEMS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
 """One file that holds all weights, in the order that transformers looks for them; each may be an index instead."""
 
+SAID = 300
+"""How many characters of another program's message are passed on."""
+
 
 @dataclass(frozen=True)
 class WeightHeader:
@@ -124,13 +127,16 @@ def _header(path: Path) -> dict[str, WeightHeader]:
             if length > size:
                 raise ValueError
             entries: dict[str, Any] = json.loads(stream.read(length))
-        except ValueError:
+            entries.pop("__metadata__", None)
+            headers = {name: WeightHeader(entry["shape"], entry["dtype"]) for name, entry in entries.items()}
+            end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        except (ValueError, TypeError, AttributeError, LookupError):
             raise broken_model(f"{path} is no safetensors file; fetch it again, with Git LFS if by git") from None
-    entries.pop("__metadata__", None)
-    end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if size < end:
         raise broken_model(f"{path} ends after {size} of {end} bytes; fetch it again")
-    return {name: WeightHeader(entry["shape"], entry["dtype"]) for name, entry in entries.items()}
+    if size > end:
+        raise broken_model(f"{path} has {size} bytes, and its header speaks of {end}; fetch it again")
+    return headers
 
 
 def _pickled_header(path: Path) -> dict[str, WeightHeader]:

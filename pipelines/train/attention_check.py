@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import Problem, StageError
-from pipelines.models.skeleton import SAID
+from pipelines.models.weight_files import SAID
 from pipelines.recipe.train import Train
 from pipelines.train.attention import UNDERSTOOD, require_understood
 
@@ -53,6 +53,8 @@ def attention_problems(section: Train, model: Path) -> list[Problem]:
     takes_places = "position_ids" in signature(kind.forward).parameters
     if not stateful and not (bounds_arrive and takes_places):
         problems += _one_by_one_problems(section, f"{name} does not tell its layers where samples begin")
+    elif not stateful and (why := _follows_whole_row(section, text)):
+        problems += _one_by_one_problems(section, f"{name} {why}")
     chunk = getattr(text, "attention_chunk_size", None)
     if chunk and "chunked_attention" in types and section.max_length > chunk:
         message = (
@@ -60,6 +62,28 @@ def attention_problems(section: Train, model: Path) -> list[Problem]:
         )
         problems.append(Problem("train.max_length", message))
     return problems
+
+
+def _follows_whole_row(section: Train, config: Any) -> str:
+    """Why the places of a sample would mean something else beside a longer one in its row; empty where they do not.
+
+    transformers chooses the frequencies of a row by its longest sample (Phi 3.5, Phi 4 mini: other ones above 4,096
+    tokens), and Llama 4 scales queries by their place in the whole row.
+    """
+    given = getattr(config, "rope_parameters", None) or {}
+    each = [part for part in given.values() if isinstance(part, dict)] or [given]  # of each kind of layer, or of all
+    for rope in each:
+        kind = rope.get("rope_type") or "default"
+        limit = rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None)
+        if (kind == "longrope" or "dynamic" in kind) and limit and section.max_length > limit:
+            return (
+                f"has other rotary frequencies ({kind}) in rows with a sample of more than {limit} tokens; lower "
+                f"train.max_length to {limit}, or train one sample at a time"
+            )
+    tokens = section.max_length * section.per_device_train_batch_size
+    if getattr(config, "attn_temperature_tuning", False) and tokens >= config.floor_scale:
+        return f"scales attention by places in the whole row from {config.floor_scale} tokens on"
+    return ""
 
 
 def _one_by_one_problems(section: Train, why: str) -> list[Problem]:

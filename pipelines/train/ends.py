@@ -7,18 +7,19 @@ that samples, the adapter on its base, the merged and the fully trained model st
 
 import hashlib
 import json
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DataError, Problem
 from pipelines.models.cache import made_once
-from pipelines.models.skeleton import SAID, text_config
+from pipelines.models.skeleton import text_config
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.models.weight_files import broken_model
 from pipelines.recipe.train import Train
-from pipelines.train.loss_mask import IGNORE_INDEX, encode, encode_text, with_system
+from pipelines.train.loss_mask import IGNORE_INDEX, Encoded, encode, encode_text, with_system
 
 GENERATION = "generation_config.json"
 PROBE = [{"role": "user", "content": "1 + 1 ="}, {"role": "assistant", "content": "2"}]
@@ -35,31 +36,37 @@ class End:
     """Whether the model stops at it already."""
 
 
-def end_of(section: Train, model: Path) -> End | None:
-    """The first of the control tokens that end a trained answer; None where no chat is trained or rendered."""
+def ends_of(section: Train, model: Path) -> list[End]:
+    """What ends trained answers, by the first of their last control tokens; none where no chat is trained or rendered.
+
+    Before another question an answer may end otherwise than at the end of a chat: GLM's end with the next role.
+    """
     if section.objective == "pretrain":
-        return None
-    tokenizer, control = _tokenizer(model)
-    try:
-        encoded = encode(tokenizer, control, with_system(PROBE, section.system))
-    except DataError:  # tokenizing the rows says it better, and names the row
-        return None
-    said = [label for label in encoded.labels if label != IGNORE_INDEX]
+        return []
+    tokenizer, control = load_tokenizer(model)
     added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
-    first = len(said)
-    while first and said[first - 1] in added:
-        first -= 1
-    ends, known = said[first:], stop_tokens(model)
-    if not ends:
-        return None
-    token = next((token for token in ends if token in known), ends[0])
-    return End(token, tokenizer.decode([token]), token in known)
+    known = stop_tokens(model)
+    found: dict[int, End] = {}
+    for chat in (PROBE, PROBE * 2):
+        try:
+            labels = encode(tokenizer, control, with_system(chat, section.system)).labels
+        except DataError:  # tokenizing the rows says it better, and names the row
+            return list(found.values())
+        for has_loss, answer in groupby(labels, lambda label: label != IGNORE_INDEX):
+            said = list(answer)
+            first = len(said)
+            while first and said[first - 1] in added:
+                first -= 1
+            if has_loss and (ends := said[first:]):
+                token = next((token for token in ends if token in known), ends[0])
+                found[token] = End(token, tokenizer.decode([token]), token in known)
+    return list(found.values())
 
 
 def lacking_embedding(section: Train, model: Path) -> Problem | None:
     """Why no chat can be trained: its format has tokens that the model has no embedding for; None where it has all."""
     rows = embedding_rows(model)
-    tokenizer, control = _tokenizer(model)
+    tokenizer, control = load_tokenizer(model)
     try:
         if section.objective == "pretrain":
             tokens = encode_text(tokenizer, control, PROBE[0]["content"]).tokens
@@ -79,21 +86,19 @@ def embedding_rows(model: Path) -> int | None:
     return rows
 
 
+def require_embeddings(tokenizer: Any, samples: Iterable[Encoded], rows: int | None) -> None:
+    """DataError where a sample has a token that the model, of `rows` embeddings, has none for."""
+    highest = max((token for sample in samples for token in sample.tokens), default=0)
+    if rows is not None and highest >= rows:
+        raise DataError(f"train.model: {without_embedding(tokenizer, highest, rows)}")
+
+
 def without_embedding(tokenizer: Any, token: int, rows: int) -> str:
     """What is said of a token that the model has no embedding for."""
     return (
         f"the model has embeddings for {rows} tokens, and its tokenizer gives {tokenizer.decode([token])!r} the number "
         f"{token}; take the tokenizer that the model was made with, or a model whose embeddings were resized"
     )
-
-
-def _tokenizer(model: Path) -> tuple[Any, "re.Pattern[str]"]:
-    """The tokenizer and the pattern of its control tokens; RecipeError where transformers cannot read it."""
-    try:
-        return load_tokenizer(model)
-    except Exception as error:  # what transformers raises over a file depends on the file
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:SAID]}"
-        raise broken_model(f"{model}: its tokenizer cannot be read ({told}); fetch the model again") from None
 
 
 def stop_tokens(model: Path) -> list[int]:
@@ -114,12 +119,13 @@ def _ends_in(model: Path, name: str) -> list[int]:
 def with_end(section: Train, model: Path, cache: Path) -> Path:
     """The folder itself where the model stops at what ends its answers; else links to its files, with a list that has
     the token too."""
-    end = end_of(section, model)
-    if end is None or end.is_known:
+    lacking = [end for end in ends_of(section, model) if not end.is_known]
+    if not lacking:
         return model
-    target = cache / f"{model.name}-ends-{hashlib.sha256(f'{model.resolve()} {end.token}'.encode()).hexdigest()[:8]}"
+    told = " ".join(str(end.token) for end in lacking)
+    target = cache / f"{model.name}-ends-{hashlib.sha256(f'{model.resolve()} {told}'.encode()).hexdigest()[:8]}"
     others = stop_tokens(model) or _ends_in(model, "config.json")
-    ends = [*others, *({end.token} - set(others))]
+    ends = [*others, *(end.token for end in lacking if end.token not in others)]
     wanted = {**_of_model(model), **_read(model / GENERATION), "eos_token_id": ends}
 
     def write(scratch: Path) -> None:
@@ -128,15 +134,21 @@ def with_end(section: Train, model: Path, cache: Path) -> Path:
                 (scratch / path.name).symlink_to(path)
         (scratch / GENERATION).write_text(json.dumps(wanted, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
-    return made_once(target, f"linking {model.name}, which now also stops at {end.text}", write)
+    return made_once(target, f"linking {model.name}, which now also stops at {_texts(lacking)}", write)
 
 
 def describe_end(section: Train, model: Path) -> str:
     """What `danlu check` says of it; empty where there is nothing to say."""
-    end = end_of(section, model)
-    if end is None or end.is_known:
-        return ""
-    return f"answers end with {end.text!r}, at which the model does not stop yet; what is trained will"
+    lacking = [end for end in ends_of(section, model) if not end.is_known]
+    return (
+        f"answers end with {_texts(lacking)}, at which the model does not stop yet; what is trained will"
+        if lacking
+        else ""
+    )
+
+
+def _texts(ends: list[End]) -> str:
+    return " or ".join(repr(end.text) for end in ends)
 
 
 def _of_model(model: Path) -> dict[str, Any]:

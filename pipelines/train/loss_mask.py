@@ -5,7 +5,6 @@ prompt, tokenized by itself, because that is what a server sends. The loss begin
 the control tokens that end the turn. Marks in the texts, characters that no text has, tell where the template put them.
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from jinja2 import TemplateError
 
 from pipelines.errors import DataError
 from pipelines.models.tokenizer import template_source
+from pipelines.train.tool_calls import lessened, parsed
 
 IGNORE_INDEX = -100
 """Label of a token without loss, as PyTorch's cross entropy has it."""
@@ -29,6 +29,9 @@ SPOKEN = ("content", "reasoning")
 
 EMPTY_THOUGHT = "\n</think>\n\n"
 """How DeepSeek-R1 ends a thought, for templates that open one in the generation prompt and write none in a turn."""
+
+OWN_TEMPLATE = "give train.chat_template"
+"""The way out where the model's own template cannot be trained by."""
 
 Turn = dict[str, Any]
 
@@ -108,7 +111,9 @@ def encode(
 def encode_text(tokenizer: Any, control: "re.Pattern[str]", text: str) -> Encoded:
     """Plain text with the end-of-sequence token after it, and loss on all of it; a control token in it stays text."""
     gap = next(_unused([{"content": text}], None))
-    tokens, _ = _tokenize(tokenizer, _broken_up(text, control, gap), gap)
+    broken = _broken_up(text, control, gap)
+    tokens, spans = _tokenize(tokenizer, broken, gap)
+    _require_text(tokenizer, control, tokens, [broken[start:stop] for start, stop in spans])
     _require_end(tokenizer, "plain text")
     tokens.append(tokenizer.eos_token_id)
     return Encoded(tokens, tokens)
@@ -199,17 +204,16 @@ def _encode_turn(
     if any(start < begin for start, _ in spoken) or any(
         stop > begin for place, others in spots.items() if place != len(messages) - 1 for _, stop in others
     ):
-        raise DataError(
-            "train.model: its chat template mixes an answer with the turns before it; no mask can be proven"
-        )
-    prompt_tokens, _ = _tokenize(tokenizer, prompt, chat.gap)
+        raise DataError(f"train.model: its chat template mixes an answer with the turns before it; {OWN_TEMPLATE}")
+    prompt_tokens, prompt_spans = _tokenize(tokenizer, prompt, chat.gap)
     tokens, spans = _tokenize(tokenizer, text, chat.gap)
     count = len(prompt_tokens)
     if tokens[:count] != prompt_tokens or count == len(tokens) or spans[count][0] < begin:
         # the tokenizer would join the prompt's end with the answer's beginning, which a server cannot
         rest, places = _tokenize(tokenizer, text[begin:], chat.gap, continued=True)
         tokens = prompt_tokens + rest
-        spans = [(0, 0)] * count + [(begin + start, begin + stop) for start, stop in places]
+        spans = prompt_spans + [(begin + start, begin + stop) for start, stop in places]
+    _require_text(tokenizer, control, tokens, [text[start:stop] for start, stop in spans])
     tagged = chat.tagged(text, begin, spoken)
     if mask_empty and not messages[-1].get("reasoning"):
         tagged = max(tagged, _after_empty_thought(text, begin, spoken))
@@ -239,14 +243,17 @@ class _MarkedChat:
     ) -> "_MarkedChat":
         free = _unused(messages, tools)
         gap, thought = islice(free, 2)
-        turns = [{name: _broken_up(value, control, gap) for name, value in turn.items()} for turn in messages]
+        turns = [
+            {name: value if name == "role" else _broken_up(value, control, gap) for name, value in turn.items()}
+            for turn in messages
+        ]
         spoken = [(n, name) for n, turn in enumerate(turns) for name in SPOKEN if (turn.get(name) or "").strip()]
         marks = {key: (next(free), next(free)) for key in spoken}
-        known = _parsed(_broken_up(tools, control, gap), "tools") if tools else None
+        known = parsed(_broken_up(tools, control, gap), "tools") if tools else None
         return cls(tokenizer, turns, known, gap, marks, thought)
 
     def require_tools(self) -> None:
-        """DataError where the template renders the chat alike without its tools, or without its tool calls."""
+        """DataError where the template renders the chat alike without its tools or calls, or a part of the last."""
         calls = any(turn.get("tool_calls") for turn in self.turns)
         less: dict[str, _MarkedChat] = {}
         if self.tools is not None:
@@ -254,6 +261,10 @@ class _MarkedChat:
         if calls:
             bare = [{name: value for name, value in turn.items() if name != "tool_calls"} for turn in self.turns]
             less["tool calls"] = replace(self, turns=bare)
+        *before, last = self.turns
+        if isinstance(last.get("tool_calls"), str):
+            for what, rest in lessened(last["tool_calls"]):
+                less[what] = replace(self, turns=[*before, {**last, "tool_calls": rest}])
         for what, without in less.items():
             rendered = self._render(self.turns)
             try:
@@ -330,7 +341,9 @@ class _MarkedChat:
                 plain.append(character)
                 seen += 1
         if "".join(plain) != text:
-            raise DataError("train.model: its chat template changes what a turn says by how it begins or ends")
+            raise DataError(
+                "train.model: its chat template changes what a turn says by how it begins or ends; " + OWN_TEMPLATE
+            )
         spots: dict[int, list[tuple[int, int]]] = {place: [] for place in range(len(turns))}
         for (place, name), (before, after) in self.marks.items():
             turn = turns[place]
@@ -340,7 +353,9 @@ class _MarkedChat:
                 spots[place].append((places[before], places[after]))
                 said = turn[name].strip()
                 if text[places[before] : places[after]] != said:
-                    raise DataError(f"train.model: its chat template changes the text of turn {place + 1}")
+                    raise DataError(
+                        f"train.model: its chat template changes the text of turn {place + 1}; {OWN_TEMPLATE}"
+                    )
             elif name == "content" or place == len(turns) - 1:
                 raise DataError(_left_out(place, turn["role"], name))
         return text, spots
@@ -366,7 +381,9 @@ class _MarkedChat:
         inside: list[tuple[int, int]] = [(start, stop) for start, stop in spans[0] if stop > begin]
         is_whole = inside and all(inside[0][0] <= start and stop <= inside[-1][1] for start, stop in spoken)
         if rendered[0] not in (text, text.removesuffix(tokenizer.eos_token or "")) or not is_whole:
-            raise DataError("train.model: {% generation %} of its chat template does not hold the whole answer")
+            raise DataError(
+                "train.model: {% generation %} of its chat template does not hold the whole answer; " + OWN_TEMPLATE
+            )
         return max(begin, inside[0][0])
 
     def _render(self, turns: Sequence[Turn], add_generation_prompt: bool = False) -> str:
@@ -379,7 +396,7 @@ class _MarkedChat:
             )
         except TEMPLATE_ERRORS as error:
             roles = ", ".join(turn["role"] for turn in turns)
-            hint = ""
+            hint = f"; {OWN_TEMPLATE}"
             if turns and turns[0]["role"] == "system":
                 hint = "; train.merge_system: true puts the system prompt before the first question"
             raise DataError(
@@ -402,7 +419,7 @@ def _left_out(place: int, role: str, name: str) -> str:
         )
     if name == "reasoning":
         return _not_written(name)
-    return f"train.model: its chat template leaves out the text of turn {place + 1}, of the role {role}"
+    return f"train.model: its chat template leaves out the text of turn {place + 1}, of the role {role}; {OWN_TEMPLATE}"
 
 
 def _not_written(what: str) -> str:
@@ -420,16 +437,9 @@ def for_template(turns: Sequence[Turn]) -> list[Turn]:
         if turn.get("reasoning"):
             given |= {"reasoning_content": turn["reasoning"], "thinking": turn["reasoning"]}
         if isinstance(given.get("tool_calls"), str):
-            given["tool_calls"] = _parsed(given["tool_calls"], "tool calls")
+            given["tool_calls"] = parsed(given["tool_calls"], "tool calls")
         made.append(given)
     return made
-
-
-def _parsed(text: str, what: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataError(f"its {what} are no JSON: {error}") from None
 
 
 def _unused(messages: Sequence[Turn], tools: str | None) -> Iterator[str]:
@@ -506,6 +516,15 @@ def _prefixes(tokenizer: Any) -> bool:
     """Whether the tokenizer puts a space before each text."""
     first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])[0]
     return bool(first.startswith("▁"))
+
+
+def _require_text(tokenizer: Any, control: "re.Pattern[str]", tokens: list[int], texts: list[str]) -> None:
+    """DataError where a text becomes a control token that it does not spell, as a tokenizer that normalizes does."""
+    found = {token: tokenizer.convert_ids_to_tokens(token) for token in set(tokens)}
+    found = {token: name for token, name in found.items() if control.fullmatch(name)}
+    for token, text in zip(tokens, texts, strict=True):
+        if token in found and not control.fullmatch(text.strip()):
+            raise DataError(f"the tokenizer reads its text {text!r} as {found[token]}; remove that from the row")
 
 
 def _prove(tokenizer: Any, tokens: list[int], expected: str) -> None:

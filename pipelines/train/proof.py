@@ -24,6 +24,7 @@ from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, further_source, parse_data
 from pipelines.sources.read import first_rows
 from pipelines.train.chats import chat_of, require_plain_text
+from pipelines.train.ends import embedding_rows, require_embeddings
 from pipelines.train.loss_mask import TEMPLATE_ERRORS, Turn, encode, for_template, require_texts, with_system
 from pipelines.train.truncation import TokenLimits, encode_within
 
@@ -77,13 +78,15 @@ def unproven(section: Train, ingest: Ingest | None, arguments: Mapping[str, Any]
         return error.problems
     if problem := unknown_thinking(section, tokenizer):
         return [problem]
+    embeddings = embedding_rows(model)
     encoder = partial(encode, tokenizer, control_tokens(tokenizer), mask_empty=section.thinking == "mask_empty")
     for row in _first_rows(section, ingest):
         try:
             trained = TrainingRow.of(section, row) if row else _example(section)
             if trained.text is None and not _is_empty(trained.chat):
                 limits = TokenLimits(section.max_length)
-                encode_within(limits, partial(encoder, tools=trained.tools), tokenizer, trained.chat)
+                fitted = encode_within(limits, partial(encoder, tools=trained.tools), tokenizer, trained.chat)
+                require_embeddings(tokenizer, fitted.samples, embeddings)
         except DataError as error:
             key, _, message = str(error).partition(": ")
             if not key.startswith("train."):

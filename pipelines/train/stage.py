@@ -44,7 +44,7 @@ from pipelines.train.memory import chosen_stage, shapes_of
 from pipelines.train.proof import template_of, unknown_thinking, unproven
 from pipelines.train.run import Run, WorkerFacts
 from pipelines.train.samples import Samples, total_rows
-from pipelines.train.tokenize import Tokenized, source_of, tokenize
+from pipelines.train.tokenize import Tokenized, mean_by_row, source_of, tokenize
 from pipelines.train.weights import digest_weights
 from pipelines.train.worker_group import check_resources, memory_found, run_workers
 
@@ -334,5 +334,6 @@ def _held_out(
         int((labels[1:] != IGNORE_INDEX).sum()) for _, labels in (samples[place] for place in range(len(samples)))
     ]
     differences = [new - old for new, old in zip(after[BY_ROW], before[BY_ROW], strict=True)]
-    delta = Interval(**asdict(bootstrap(differences, run.seed, tokens)))
+    by_row, weights = mean_by_row(run.held_out, differences, tokens)
+    delta = Interval(**asdict(bootstrap(by_row, run.seed, weights)))
     return before["eval_loss"], after["eval_loss"], delta

@@ -8,8 +8,11 @@ Imported in training workers and where models are checked only: torch and peft s
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from inspect import getsource
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ KEY = "train.lora.target_modules"
 
 _ROUTER_CLASS = re.compile(r"Router|Gating|TopKGate|MoE\w*Gate$")
 _EXPERT_ON_DISK = re.compile(r"\.experts\.\d+\.")
+_READ_BY_HAND = re.compile(r"\bself\.(\w+)\.(?:weight|bias)\b(?!\.(?:dtype|device))")
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ def adapter_config(section: Train, model: Any) -> Any:
         options["target_parameters"] = sorted(
             {*(f"{name}.weight" for name in renamed), *(experts if lora.target_experts else ())}
         )
-    elif lora.target_modules == "all-linear" and (routers := routers_of(model)):
-        options["exclude_modules"] = sorted(routers)
+    elif lora.target_modules == "all-linear" and (others := routers_of(model) | fixed_layers(model).keys()):
+        options["exclude_modules"] = sorted(others)
     config_class: Any = LoraConfig  # peft types alpha as int, and takes a float
     return config_class(**options, task_type="CAUSAL_LM")
 
@@ -76,12 +80,12 @@ def experts_of(model: Any) -> list[str]:
 
 
 def matrices_of(model: Any) -> dict[str, tuple[int, int]]:
-    """The weights of linear layers and embeddings by their names, [out, in]; without routers."""
-    routers = routers_of(model)
+    """The weights of linear layers and embeddings by their names, [out, in]; without those that are never adapted."""
+    fixed = routers_of(model) | fixed_layers(model).keys()
     return {
         f"{name}.weight": (module.weight.shape[0], module.weight.shape[1])
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | torch.nn.Embedding | Conv1D) and name not in routers
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding | Conv1D) and name not in fixed
     }
 
 
@@ -97,6 +101,32 @@ def routers_of(model: Any) -> set[str]:
             roots |= {f"{parent}.{child}" for child, _ in block.named_children() if _routes(child)}
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     return {name for name in linear if any(name == root or name.startswith(f"{root}.") for root in roots)}
+
+
+def fixed_layers(model: Any) -> dict[str, str]:
+    """The linear layers on which an adapter would not do what it was trained to do, with why; not the vocabulary's end.
+
+    Layers of a state space (Mamba) hand the matrices of others to a kernel, past an adapter on them; and where blocks
+    share a matrix (Zamba 2), merging would add to each the adapters of all.
+    """
+    uses = Counter(id(value) for _, value in model.named_parameters(remove_duplicate=False))
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
+    linear = {name: layer for name, layer in linear.items() if layer is not model.get_output_embeddings()}
+    found = {
+        name: "shares its matrix with another layer" for name, layer in linear.items() if uses[id(layer.weight)] > 1
+    }
+    for name in linear:
+        parent, _, leaf = name.rpartition(".")
+        kind = type(model.get_submodule(parent))
+        if leaf in _read_by_hand(kind):
+            found[name] = f"is read by {kind.__name__} past an adapter"
+    return found
+
+
+@cache
+def _read_by_hand(kind: type) -> frozenset[str]:
+    """The children of a module whose matrices its source reads, instead of calling them."""
+    return frozenset(_READ_BY_HAND.findall(getsource(kind)))
 
 
 def _routes(name: str) -> bool:
@@ -128,7 +158,7 @@ def check_targets(section: Train, model: Any, on_disk: Iterable[str]) -> tuple[T
 
 def _wrong_targets(section: Train, model: Any, on_disk: list[str]) -> list[Problem]:
     targets, wants_experts = section.lora.target_modules, section.lora.target_experts
-    experts, routers = experts_of(model), routers_of(model)
+    experts, routers, fixed = experts_of(model), routers_of(model), fixed_layers(model)
     problems = []
     if wants_experts and not experts:
         message = "the model has no experts; leave it out"
@@ -148,6 +178,8 @@ def _wrong_targets(section: Train, model: Any, on_disk: list[str]) -> list[Probl
         asked = _as_given(targets, target)
         if named := _matching(asked, [*sorted(routers), *_router_weights(model)]):
             problems.append(_problem(f"{target!r} is a router ({named[0]}), which is never trained; leave it out"))
+        elif named := _matching(asked, fixed):
+            problems.append(_problem(f"{target!r} names {named[0]}, which {fixed[named[0]]}; leave it out"))
         elif experts and (_matching(asked, of_experts) or _matching(asked, experts)) and not wants_experts:
             problems.append(
                 _problem(
@@ -161,7 +193,8 @@ def _wrong_targets(section: Train, model: Any, on_disk: list[str]) -> list[Probl
             )
         elif not _matching(asked, known):
             what = "no module of the model matches" if isinstance(targets, str) else "the model has no module"
-            problems.append(_problem(f"{what} {target!r}; {_near(target, known)}"))
+            near = f"a text is a pattern of whole names; give [{target}]" if _matching([target], known) else ""
+            problems.append(_problem(f"{what} {target!r}; {near or _near(target, known)}"))
     return problems
 
 
@@ -214,12 +247,12 @@ def _ends_of_tied(model: Any, modules: Iterable[str]) -> list[Problem]:
 
 
 def _linear(model: Any) -> list[str]:
-    """The linear layers that may be adapted: neither the vocabulary's end nor routers."""
-    output, routers = model.get_output_embeddings(), routers_of(model)
+    """The linear layers that may be adapted: neither the vocabulary's end nor routers nor fixed layers."""
+    output, fixed = model.get_output_embeddings(), routers_of(model) | fixed_layers(model).keys()
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not output and name not in routers
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not output and name not in fixed
     ]
 
 

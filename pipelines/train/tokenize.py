@@ -2,7 +2,8 @@
 
 Each shard has `tokens` and `labels`, int32 of the same length, all samples one after another, and `sample_offsets`,
 int64 with one entry more than it has samples. Samples are numbered through, over all shards, in the order of the
-rows. `index` lists the numbers that are trained: repeated where more rows were asked for than there are.
+rows. `index` lists the numbers that are trained: repeated where more rows were asked for than there are. OWNERS has the
+row of each of them.
 """
 
 import hashlib
@@ -27,13 +28,16 @@ from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, further_source, parse_data
 from pipelines.sources.read import read_once
 from pipelines.train.chats import chat_of, require_plain_text
-from pipelines.train.ends import embedding_rows, without_embedding
+from pipelines.train.ends import embedding_rows, require_embeddings
 from pipelines.train.loss_mask import Encoded, encode, encode_text, require_texts
 from pipelines.train.truncation import Fitted, TokenLimits, encode_within, loss_tokens, text_within
 
 SHARD_ROWS = 4096
 KINDS = ("tokens", "labels", "sample_offsets")
 COUNTS = ("rows", "samples", "truncated", "left_out", "tokens", "loss_tokens")
+
+OWNERS = "rows.npy"
+"""Beside `index`: the row of each sample that is trained."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,25 @@ def tokenize(
     )
     counts = {key: sum(commit["result"][key] for commit in commits) for key in COUNTS}
     shards = [{**commit["files"], "samples": commit["result"]["samples"]} for commit in commits]
-    index = _index(commits, drawn)
+    index, owners = _index(commits, drawn)
     path = place.path(name, "index.npy")
     place.workspace.write(path, _npy(index))
+    place.workspace.write(place.path(name, OWNERS), _npy(owners))
     if not len(index):
         raise DataError(f"{name}: none of {counts['rows']} rows has an answer within {limits} tokens")
     return Tokenized(shards, path, len(index), counts)
+
+
+def mean_by_row(data: Tokenized, means: Sequence[float], tokens: Sequence[int]) -> tuple[list[float], list[float]]:
+    """Means over the tokens of each sample as means over those of each row that gave samples, and the rows' tokens.
+
+    Samples of one row go together, so that they are not as much evidence as as many rows.
+    """
+    owners = np.load(Path(data.index).with_name(OWNERS))
+    counts = np.bincount(owners, weights=np.asarray(tokens, dtype=np.float64))
+    sums = np.bincount(owners, weights=np.asarray(means) * np.asarray(tokens))
+    there = counts > 0
+    return (sums[there] / counts[there]).tolist(), counts[there].tolist()
 
 
 @dataclass(frozen=True)
@@ -170,9 +187,7 @@ def _tokenizer(
                     mask_empty = section.thinking == "mask_empty"
                     encoder = partial(encode, tokenizer, control, tools=row.get("tools"), mask_empty=mask_empty)
                     fitted.append(encode_within(limits, encoder, tokenizer, messages))
-                highest = max((token for sample in fitted[-1].samples for token in sample.tokens), default=0)
-                if rows is not None and highest >= rows:
-                    raise DataError(without_embedding(tokenizer, highest, rows))
+                require_embeddings(tokenizer, fitted[-1].samples, rows)
             except DataError as error:
                 raise DataError(f"row {row['row_id']}: {error}") from None
         _write_shard(workspace, attempt, [row.samples for row in fitted])
@@ -222,11 +237,13 @@ def _npy(array: NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
-def _index(commits: Sequence[Commit], drawn: Sequence[_Drawn]) -> NDArray[np.int64]:
-    """The numbers of the samples that are trained, source after source, each row's as often as it is repeated."""
+def _index(commits: Sequence[Commit], drawn: Sequence[_Drawn]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers of the samples that are trained, source after source, each row's as often as it is repeated; and of
+    each of them its row, by its place among those that are drawn."""
     samples_of_row = np.array([count for commit in commits for count in commit["result"]["samples_of_row"]])
     first_of_row = np.cumsum([0, *samples_of_row])
     row_of_source = np.cumsum([0, *[len(source.rows) for source in drawn]])
     rows = np.concatenate([begin + source.repeated for begin, source in zip(row_of_source, drawn, strict=False)])
     numbers = [np.arange(first_of_row[row], first_of_row[row + 1]) for row in rows]
-    return np.concatenate([np.empty(0, dtype=np.int64), *numbers])
+    owners = np.repeat(rows, np.array([len(some) for some in numbers], dtype=np.int64)).astype(np.int64)
+    return np.concatenate([np.empty(0, dtype=np.int64), *numbers]), owners

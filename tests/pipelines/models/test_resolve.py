@@ -12,6 +12,8 @@ def test_a_folder_is_used_where_it_lies(tiny_model: Path, tmp_path: Path) -> Non
     assert resolve(str(tiny_model), tmp_path / "models") == tiny_model
     assert max_positions(tiny_model) == 512
     assert not (tmp_path / "models").exists()
+    (tmp_path / "config.json").write_text('{"n_positions": 64}')  # as GPT-2 calls it
+    assert max_positions(tmp_path) == 64
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,10 @@ def test_a_whole_model_is_taken(folder: Path) -> None:
         (lambda w: {**w, MLP: w[MLP][:60].clone()}, rf"1 weights have another shape than config.json says: {MLP}"),
         (as_fp8, r"14 weights are F8_E4M3 codes, such as .*quantization_config"),
         (lambda w: {**w, MLP: w[MLP].to(torch.int8)}, r"1 weights are I8 codes, such as model.layers.1.mlp.up_proj"),
+        (
+            lambda w: {n: v.to(torch.int64) if n.endswith("k_proj.bias") else v for n, v in w.items()},
+            r"2 weights are I64, such as model.layers.0.self_attn.k_proj.bias, which are no numbers to train with",
+        ),
     ],
 )
 def test_weights_that_would_not_arrive_are_named(folder: Path, change: Callable[[Weights], Weights], told: str) -> None:
@@ -259,6 +263,13 @@ def test_files_that_are_cut_off_or_lacking_are_named(folder: Path) -> None:
     weights.write_bytes(whole[:-1000])
     with pytest.raises(RecipeError, match=r"model.safetensors ends after \d+ of \d+ bytes; fetch it again"):
         check_weights(folder)
+    weights.write_bytes(whole + b"0" * 10)  # which safetensors refuses when training begins
+    with pytest.raises(RecipeError, match=r"model.safetensors has \d+ bytes, and its header speaks of \d+"):
+        check_weights(folder)
+    for header in (b"[]", b'{"a": {"dtype": "F32"}}', b'{"a": 1}'):
+        weights.write_bytes(len(header).to_bytes(8, "little") + header)
+        with pytest.raises(RecipeError, match="is no safetensors file; fetch it again"):
+            check_weights(folder)
     weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4000\n")
     with pytest.raises(RecipeError, match="is no safetensors file; fetch it again, with Git LFS if by git"):
         check_weights(folder)

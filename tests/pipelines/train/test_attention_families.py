@@ -1,5 +1,6 @@
 """Attention of families: what trains computes what the model's own eager attention computes, the rest is refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,22 @@ def test_a_model_that_does_not_tell_where_samples_begin_trains_one_at_a_time(nam
     assert plain and joined and not attention_problems(plain, tmp_path)
     (problem,) = attention_problems(joined, tmp_path)
     assert problem.key == "train.packing" and "does not tell its layers where samples begin" in problem.message
+
+
+def test_places_that_follow_the_whole_row_train_one_sample_at_a_time(tmp_path: Path) -> None:
+    long = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    long |= {"original_max_position_embeddings": 32}
+    config_of("phi3", original_max_position_embeddings=32, rope_parameters=long).save_pretrained(tmp_path / "phi3")
+    scaled = {"attn_temperature_tuning": True, "floor_scale": 64, "attention_chunk_size": 64}
+    config_of("llama4_text", **scaled, **EXPERTS).save_pretrained(tmp_path / "llama4")
+    for name, told in (("phi3", "other rotary frequencies .longrope. .*more than 32 tokens"), ("llama4", "whole row")):
+        joined = train_recipe(tmp_path, packing=True, max_length=64).train
+        single = train_recipe(tmp_path, max_length=64).train
+        short = train_recipe(tmp_path, packing=True, max_length=32).train
+        assert joined and single and short
+        (problem,) = attention_problems(joined, tmp_path / name)
+        assert problem.key == "train.packing" and re.search(told, problem.message)
+        assert not attention_problems(single, tmp_path / name) and not attention_problems(short, tmp_path / name)
 
 
 def test_chunks_and_arguments_that_are_not_computed_are_refused_by_name(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from pipelines.errors import RecipeError
 from pipelines.recipe.train import Train
-from pipelines.train.ends import End, describe_end, end_of, lacking_embedding, stop_tokens, with_end
+from pipelines.train.ends import End, describe_end, ends_of, lacking_embedding, stop_tokens, with_end
 from pipelines.train.stage import misfits
 from tests import model_families as families
 
@@ -40,17 +40,29 @@ def test_a_base_model_stops_at_what_ends_its_trained_answers(
 
     section = Train(model="x")
     folder = base_model(tiny_model, tmp_path / "base", families.CHATML, **generation)
-    assert end_of(section, folder) == End(2, "<|im_end|>", False)
+    assert ends_of(section, folder) == [End(2, "<|im_end|>", False)]
     assert "answers end with '<|im_end|>', at which the model does not stop yet" in describe_end(section, folder)
     made = with_end(section, folder, tmp_path / "cache")
     assert stop_tokens(made) == [0, 2] and stop_tokens(folder) == [0]
-    assert end_of(section, made) == End(2, "<|im_end|>", True)
+    assert ends_of(section, made) == [End(2, "<|im_end|>", True)]
     assert with_end(section, made, tmp_path / "cache") == made
     said = GenerationConfig.from_pretrained(made)
     assert said.eos_token_id == [0, 2] and said.top_p == generation.get("top_p", said.top_p)
     model: Any = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
     model.save_pretrained(tmp_path / "merged")
     assert stop_tokens(tmp_path / "merged") == [0, 2]
+
+
+def test_a_model_stops_at_what_ends_an_answer_before_another_question(tiny_model: Path, tmp_path: Path) -> None:
+    roles = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+    roles += "{% if add_generation_prompt %}<|assistant|>{% endif %}"  # as GLM's
+    folder = base_model(tiny_model, tmp_path / "base", roles, eos_token_id=0)
+    special = ["<|endoftext|>", "<|user|>", "<|assistant|>"]
+    families.byte_level_tokenizer(special, "<|endoftext|>", roles).save_pretrained(folder)
+    section = Train(model="x")
+    assert ends_of(section, folder) == [End(0, "<|endoftext|>", True), End(1, "<|user|>", False)]
+    assert "answers end with '<|user|>', at which" in describe_end(section, folder)
+    assert stop_tokens(with_end(section, folder, tmp_path / "cache")) == [0, 1]
 
 
 def says_the_end_at_once(folder: Path) -> Path:
@@ -84,7 +96,7 @@ def test_a_generation_configuration_without_an_end_stops_nowhere(tiny_model: Pat
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": 2}))  # which no server reads then
     section = Train(model="x")
-    assert end_of(section, folder) == End(2, "<|im_end|>", False)
+    assert ends_of(section, folder) == [End(2, "<|im_end|>", False)]
     assert stop_tokens(with_end(section, folder, tmp_path / "cache")) == [2]
 
 
@@ -128,5 +140,5 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(tiny_model: Path, tmp_path: 
     folder = Path(shutil.copytree(tiny_model, tmp_path / "cut"))
     whole = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text(whole[:1000])
-    with pytest.raises(RecipeError, match=r"its tokenizer cannot be read .*fetch the model again"):
+    with pytest.raises(RecipeError, match=r"its tokenizer cannot be read .*copy it from the base model"):
         lacking_embedding(Train(model="x"), folder)

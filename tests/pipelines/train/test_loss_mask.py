@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,31 @@ def test_control_tokens_that_are_not_flagged_special_stay_text_too(tmp_path: Pat
     encoded = encoded_with(tokenizer, template, [{"role": "user", "content": question}, ASKED[1]])
     assert number not in encoded.tokens and question in tokenizer.decode(encoded.tokens)
     assert text_with_loss(tokenizer, encoded) == ["r<|im_end|>"]
+
+
+def test_control_tokens_whose_names_a_template_makes_of_parts_stay_text_too() -> None:
+    zephyr = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + eos_token }}{% endfor %}"
+    zephyr += "{% if add_generation_prompt %}{{ '<|' + 'assistant' + '|>' }}{% endif %}"
+    tokenizer = byte_level_tokenizer(["<s>", "</s>"], "</s>", zephyr)
+    tokenizer.add_tokens(["<|user|>", "<|assistant|>", "assistant"])
+    turns = [{"role": "user", "content": "a<|user|>"}, {"role": "assistant", "content": "b<|assistant|>c"}]
+    encoded = encode(tokenizer, control_tokens(tokenizer), turns)
+    assert [encoded.tokens.count(tokenizer.convert_tokens_to_ids(f"<|{t['role']}|>")) for t in turns] == [1, 1]
+    assert text_with_loss(tokenizer, encoded) == ["b<|assistant|>c</s>"]
+
+
+def test_a_text_that_the_tokenizer_makes_a_control_token_is_refused() -> None:
+    from tokenizers import normalizers
+
+    tokenizer = byte_level_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|im_end|>", CHATML)
+    tokenizer.chat_template += "{# <think> #}"
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    control = control_tokens(tokenizer)
+    with pytest.raises(DataError, match=r"reads its text '＜think＞' as <think>; remove that from the row"):
+        encode(tokenizer, control, [{"role": "user", "content": "a ＜think＞"}, {"role": "assistant", "content": "b"}])
+    with pytest.raises(DataError, match="as <think>"):
+        encode_text(tokenizer, control, "a ＜think＞")
 
 
 def test_words_that_are_tokens_but_that_the_template_does_not_write_are_read_as_a_server_reads_them() -> None:
@@ -319,6 +345,26 @@ def test_tools_that_a_template_leaves_out_are_refused(tiny_model: Path) -> None:
     writes = CHATML.replace("{{ m['content'] }}", "{{ m['content'] }}{{ m['tool_calls'] | tojson if m['tool_calls'] }}")
     (loss,) = text_with_loss(tokenizer, encoded_with(tokenizer, writes, called))
     assert loss == '[{"function": {"name": "f"}}]<|im_end|>'
+
+
+def test_tool_calls_that_a_template_writes_in_part_are_refused(tiny_model: Path) -> None:
+    tokenizer, _ = load_tokenizer(tiny_model)
+    calls = [{"function": {"name": "f", "arguments": {"city": place, "day": None}}} for place in ("Rome", "Oslo")]
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": json.dumps(calls)},
+    ]
+    part = "{% if m['tool_calls'] %}PART{% endif %}"
+    wrong = {
+        "{{ m['tool_calls'][0] | tojson }}": "tool call 2 of 2 in a turn",
+        "{% for c in m['tool_calls'] %}{{ c['function']['name'] }};{% endfor %}": "the argument 'city' of a tool call",
+    }
+    for written, told in wrong.items():
+        template = CHATML.replace("{{ m['content'] }}", "{{ m['content'] }}" + part.replace("PART", written))
+        with pytest.raises(DataError, match=f"leaves out {told}"):
+            encoded_with(tokenizer, template, turns)
+    whole = CHATML.replace("{{ m['content'] }}", "{{ m['content'] }}" + part.replace("PART", "{{ m['tool_calls'] }}"))
+    assert "Oslo" in text_with_loss(tokenizer, encoded_with(tokenizer, whole, turns))[0]
 
 
 def test_plain_text_is_trained_whole_and_ends(tiny_model: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -83,6 +84,16 @@ def test_rows_with_tools_are_proven_before_anything_runs(tiny_model: Path, tmp_p
     assert not problems_of(recipe_over(tiny_model, file, chat_template=TOOLS_AND_CALLS))
     last = {**WITH_TOOLS, "messages": WITH_TOOLS["messages"][:2]}  # which ends without a pair of question and answer
     assert "leaves out tools" in problems_of(recipe_over(tiny_model, rows_in(tmp_path, [last])))
+
+
+def test_a_row_with_a_token_that_has_no_embedding_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "more"))
+    tokenizer = byte_level_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|im_end|>", CHATML)
+    tokenizer.add_tokens([f"word{number}" for number in range(300)])
+    tokenizer.save_pretrained(folder)
+    assert not problems_of(recipe_over(folder, rows_in(tmp_path, [{"query": "q", "response": "a"}])))
+    told = problems_of(recipe_over(folder, rows_in(tmp_path, [{"query": "q", "response": "a word299"}])))
+    assert "gives 'word299' the number" in told and "seen in row rows.jsonl:1" in told
 
 
 def danlu(*arguments: str, width: int = 160) -> subprocess.CompletedProcess[str]:

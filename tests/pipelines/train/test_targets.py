@@ -82,6 +82,37 @@ def test_targets_that_take_a_part_of_the_experts_or_a_router_are_refused(
     assert trained is None and re.search(told, problems)
 
 
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 2, "max_position_embeddings": 64, "num_hidden_layers": 2}
+STATE: dict[str, dict[str, Any]] = {
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False, "num_experts": 1},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
+    "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "hybrid_layer_ids": [1, 3]},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "told"),
+    [
+        ("jamba", "dt_proj", "dt_proj, which is read by JambaMambaMixer past an adapter; leave it out"),
+        ("mamba2", "out_proj", "out_proj, which is read by Mamba2Mixer past an adapter; leave it out"),
+        ("zamba2", "q_proj", "q_proj, which shares its matrix with another layer; leave it out"),
+    ],
+)
+def test_all_linear_is_no_layer_that_an_adapter_would_not_reach(name: str, layer: str, told: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **{**SIZES, **STATE[name]}))
+    assert layer in {part.rpartition(".")[2] for part, _ in model.named_modules()}
+    trained, problems = check_targets(Train(model="x"), model, [])
+    assert trained and not problems and layer not in {part.rpartition(".")[2] for part in trained.modules}
+    named = Train(model="x", lora={"target_modules": ["in_proj", layer]})  # type: ignore[arg-type]
+    trained, problems = check_targets(named, model, [])
+    (problem,) = problems
+    assert trained is None and problem.message.endswith(told)
+
+
 @pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
 def test_an_adapter_on_one_end_of_a_tied_vocabulary_is_refused(name: str, tmp_path: Path) -> None:
     families.write_smollm2(tmp_path / "tied")

@@ -63,6 +63,17 @@ def test_all_rows_become_samples_in_their_order(ray_cluster: None, split_of: Spl
     )  # and the end of the turn
 
 
+def test_samples_of_one_row_are_one_piece_of_evidence(tmp_path: Path) -> None:
+    commits = [{"result": {"samples_of_row": [2, 0]}}, {"result": {"samples_of_row": [1]}}]
+    drawn = [module._Drawn(np.array([4, 5, 9]), np.array([0, 1, 2]))]
+    index, owners = module._index(commits, drawn)
+    assert index.tolist() == [0, 1, 2] and owners.tolist() == [0, 0, 2]
+    assert [len(array) for array in module._index(commits, [module._Drawn(np.arange(0), np.arange(0))])] == [0, 0]
+    np.save(tmp_path / module.OWNERS, owners)
+    data = Tokenized([], str(tmp_path / "index.npy"), 3, {})
+    assert module.mean_by_row(data, [1.0, 4.0, 7.0], [10, 20, 5]) == ([3.0, 7.0], [30.0, 5.0])
+
+
 def test_fewer_rows_are_drawn_and_more_are_repeated(ray_cluster: None, split_of: SplitOf, tiny_model: Path) -> None:
     split = split_of(10)
     few = run(split, tiny_model, 4, "few")

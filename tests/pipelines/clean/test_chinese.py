@@ -38,6 +38,8 @@ def mapped(operator: str, text: str) -> str:
         ("见 <https://example.com/a>", None),
         ("Map<String, List<b>> 用法", None),
         ("用 `<br>` 换行", None),
+        ("<h1>标签是标题，<br>标签换行，<a> 元素是链接。", None),
+        ("<p>标签贵</p><br>标签：无", "标签贵\n\n标签：无"),
         (
             "<p>第一段</p><p>第二段</p><table><tr><td>甲</td><td>乙</td></tr></table><script>1</script>",
             "第一段\n第二段\n甲\t乙",

@@ -76,6 +76,8 @@ def test_links(text: str, right: str | None) -> None:
 def test_mail_addresses_have_domains_in_any_case() -> None:
     assert mapped("clean_email_mapper", "写信给Li.Ming@Example.COM。") == "写信给。"
     assert mapped("clean_email_mapper", "用 @Override 注解") == "用 @Override 注解"
+    clone = "git clone git@git.example.com:li/app.git"
+    assert mapped("clean_email_mapper", f"{clone}，问 a@b.example.com：在吗") == f"{clone}，问 ：在吗"
 
 
 def test_whitespace_leaves_joined_emoji_and_indentation() -> None:

@@ -134,6 +134,13 @@ def test_personal_data_are_replaced_and_counted() -> None:
     assert counts["personal_id_card"] == counts["personal_bank_card"] == [0, 0]
 
 
+def test_numbers_of_groups_and_sums_are_nobodys_and_homes_may_have_letters() -> None:
+    for text in ("QQ群号：13912345678，满员了。", "去年进口 13912345678 美元。"):
+        assert mapped("personal_data_mapper", text) == text
+    assert mapped("personal_data_mapper", "我家住在南湖市梅花路15号A座502室。") == "我家住在[address]。"
+    assert mapped("personal_data_mapper", "我家在南湖市人民路四段11号附5号") == "我家在[address]"
+
+
 def test_flagged_words_are_words_and_their_drop_names_them(assets: dict[str, str]) -> None:
     process = [{"flagged_words_filter": {"lang": "zh", "max_ratio": 0.015}}]
     innocent = ["这条路变成人行道了。", "老大妈的菜摊", "增长 13.62 万亿", "屁股疼要看骨科", "白色情书"]

@@ -350,6 +350,7 @@ def test_letters_without_a_syllable_are_keys_hit_at_random() -> None:
         "“世上本没有路，走的人多了，也便成了路。”——鲁迅",
         "鲁迅说过：“世上本没有路，走的人多了，也便成了路。”",
         "「山重水复疑无路，柳暗花明又一村。」\n出自陆游《游山西村》",
+        "送上鲁迅的一句话：“世上本没有路，走的人多了，也便成了路。”",
     ],
 )
 def test_answers_that_only_quote_go(text: str) -> None:

@@ -129,4 +129,4 @@ def _decontamination_filter(column: Column, *, known: KnownTexts, texts: list[st
     return Verdict(shares <= MOST_SHARED, {f"overlap with {name}": shares}, reasons)
 
 
-OPERATOR = Operator(NAME, "filter", _decontamination_filter)
+OPERATOR = Operator(NAME, "filter", _decontamination_filter, version=2)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
 from pipelines.artifacts.reports.clean import AnalyzeReport, Move, NearRow, Threshold
 from pipelines.artifacts.shards import read_tables
@@ -172,10 +171,13 @@ def _change(steps: Sequence[Step], change: str) -> tuple[int, dict[str, float]]:
     if match["parameter"] not in bounds:
         told = nearest(match["parameter"], bounds) if bounds else "it has none"
         raise InputError(f"--what-if {change}: {step.operator.name} has no such limit; {told}")
-    value = yaml.safe_load(match["value"])
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    try:
+        value = float(match["value"])
+    except ValueError:
+        value = np.nan
+    if np.isnan(value):
         raise InputError(f"--what-if {change}: {match['value']} is no number")
-    return numbers[0], {match["parameter"]: float(value)}
+    return numbers[0], {match["parameter"]: value}
 
 
 def _strings_kept(

@@ -36,11 +36,13 @@ def decode(data: Any, i: int) -> Any:  # pragma: no cover - compiled
 
 @nb.njit(cache=True, nogil=True)
 def folded(data: Any, begin: int, end: int) -> Any:  # pragma: no cover - compiled
-    """The code points between two bytes, ASCII in lower case."""
+    """The code points between two bytes, ASCII in lower case, and full-width letters and digits as ASCII."""
     points = np.empty(end - begin, dtype=np.int64)
     count, i = 0, begin
     while i < end:
         point, i = decode(data, i)
+        if 0xFF10 <= point <= 0xFF5A:
+            point -= 0xFEE0
         points[count] = point + 32 if 65 <= point <= 90 else point
         count += 1
     return points[:count]

@@ -161,6 +161,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE | re.DOTALL | re.MULTILINE,
 )
+_SPOKEN_OF = re.compile(" ?(?:标签|標籤|元素)(?![:：])")
 _GLUED = re.compile(r"[A-Za-z0-9_>]")
 _BLANK_LINES = re.compile(r"\n[ \t\r]*(?:\n[ \t\r]*)+")
 
@@ -174,8 +175,11 @@ def _decoded(match: re.Match[str]) -> str:
     return chr(number) if is_character else match.group()
 
 
-def _is_type_argument(match: re.Match[str], html: str) -> bool:
-    """Whether what looks like a tag follows a word and is never closed, as in `vector<b>` and `Map<i>`."""
+def _is_text(match: re.Match[str], html: str) -> bool:
+    """Whether what looks like a tag is none: after a word and never closed, as in `vector<b>` and `Map<i>`, or spoken
+    of, as in `<p>标签`, in a text that closes no tag."""
+    if _SPOKEN_OF.match(html, match.end()) and "</" not in html:
+        return True
     name, at = match["name"].lower(), match.start()
     if match["close"] or match["attributes"] or name in _BLOCKS or name in ("br", "li", "img"):
         return False
@@ -187,7 +191,7 @@ def _tokens(html: str) -> Iterator[tuple[str, str]]:
     """The text in pieces: `text` and `code`, and tags by name with `/` before the closing ones."""
     at = 0
     for match in _TOKEN.finditer(html):
-        if match["name"] and _is_type_argument(match, html):
+        if match["name"] and _is_text(match, html):
             continue
         if match.start() > at:
             yield "text", html[at : match.start()]
@@ -282,7 +286,7 @@ _MARKUP = rf"(?i)</?(?:{_NAMES})[\s/>]|<!--|<!doctype|&(?:#[0-9]+|#x[0-9a-f]+|[a
 """What only HTML writes: a known tag, a comment, or an entity."""
 
 
-@operator("mapper", version=2)
+@operator("mapper", version=3)
 def clean_html_mapper(column: Column, *, dialect: Dialect = "zh") -> pa.Array:
     """Replace HTML by its text.
 

@@ -20,16 +20,20 @@ _TLDS = (
     "news|blog|store|cloud|space|website|fun|work|ltd|group|art|red|ink|love|moe"
 )
 """Ends of domains that stand before a path; .py, .sh, .md and their like are files."""
+_SERVICES = r"mysql|mariadb|postgres(?:ql)?|sqlserver|mongodb(?:\+srv)?|redis|amqps?|hdfs|tcp|unix"
+"""Schemes of programs that are connected to, not of pages."""
 _ADDRESS = (
-    r"(?:(?<![a-z])[a-z][a-z0-9+.-]*://(?:[^\s/@\x00-\x7f]+(?=\.[a-z\x80-\U0010ffff]{2,}/))?"
-    r"|(?<![a-z0-9@.-])(?:www\d{0,3}\.|(?:mailto|magnet|data|javascript):(?=[^\s\x80-\U0010ffff])"
+    rf"(?:(?<![a-z+])(?!(?:{_SERVICES})://)[a-z][a-z0-9+.-]*://(?:[^\s/@\x00-\x7f]+(?=\.[a-z\x80-\U0010ffff]{{2,}}/))?"
+    r"|(?<![a-z0-9@.-])(?:www\d{0,3}\.|(?:mailto|magnet):(?=[!-~])|data:[a-z]+/[a-z0-9.+-]+[;,]"
     rf"|(?:[a-z0-9-]+\.)+(?:{_TLDS})(?=/)))"
     r"[a-z0-9._~:/?#\[\]@!$&'()*+,;=%-]*[a-z0-9_~/#@$&*+=%-]"
 )
-"""Links end where the characters that RFC 3986 allows end, so that Chinese text around them stays."""
+"""Links end where the characters that RFC 3986 allows end, so that Chinese text around them stays. `data:` without a
+media type is a key of an object, and `javascript:` is code, but as the target of words in Markdown."""
 _MARKDOWN_IMAGE = regex.compile(rf"!\[[^\]\n]*\]\(\s*<?{_ADDRESS}[^)\n]*\)", regex.IGNORECASE)
 _MARKDOWN_LINK = regex.compile(
-    rf"\[([^\]\n]+)\]\(\s*<?(?={_ADDRESS})[^()\s]*(?:\([^()\s]*\)[^()\s]*)*(?:\s+\"[^\"\n]*\")?\s*\)", regex.IGNORECASE
+    rf"\[([^\]\n]+)\]\(\s*<?(?={_ADDRESS}|javascript:)[^()\s]*(?:\([^()\s]*\)[^()\s]*)*(?:\s+\"[^\"\n]*\")?\s*\)",
+    regex.IGNORECASE,
 )
 _BARE = regex.compile(_ADDRESS, regex.IGNORECASE)
 
@@ -79,7 +83,7 @@ def _may_hold_link(column: Column) -> Mask:
     return column.matches(r"(?i):[/a-z0-9%]|www\pN{0,3}\.|\.[a-z]{2,10}/")
 
 
-@operator("mapper", version=3)
+@operator("mapper", version=4)
 def clean_links_mapper(
     column: Column, *, pattern: Regex | None = None, repl: str = "", dialect: Dialect = "zh"
 ) -> pa.Array:

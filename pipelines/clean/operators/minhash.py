@@ -78,7 +78,7 @@ def _sketched(column: Column, window: int, permutations: int, ignore_pattern: st
     return pa.FixedSizeListArray.from_arrays(pa.array(found.ravel()), permutations + 2)
 
 
-@operator("deduplicator", version=2, check=_check, cluster=_cluster, overlap=_overlap)
+@operator("deduplicator", version=3, check=_check, cluster=_cluster, overlap=_overlap)
 def document_minhash_deduplicator(
     column: Column,
     *,

@@ -18,8 +18,9 @@ from pipelines.clean.operators.registry import Dialect, Parameters, Regex, opera
 EMAIL = r"[A-Za-z0-9.\-+_]+@[a-z0-9.\-+_]+\.[a-z]+"
 EMAIL_ZH = (
     r"(?<![A-Za-z0-9.+_-])[A-Za-z0-9][A-Za-z0-9.+_-]*@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,}"
+    r"(?!\.?[A-Za-z]|:[\w.~-]*/)"
 )
-"""Domains in any case; marks around an address stay."""
+"""Domains in any case; marks around an address stay. A login before a path (`git@HOST:a/b`) is no address."""
 IP = (
     r"(?:(?:1[0-9][0-9]\.)|(?:2[0-4][0-9]\.)|(?:25[0-5]\.)|(?:[1-9][0-9]\.)|(?:[0-9]\.))"
     r"{3}(?:(?:1[0-9][0-9])|(?:2[0-4][0-9])|(?:25[0-5])|(?:[1-9][0-9])|(?:[0-9]))|"
@@ -45,7 +46,7 @@ def replaced(column: Column, given: str | None, default: str, repl: str, likely:
     return column.rewrite(candidates, lambda text: found.sub(repl, text))
 
 
-@operator("mapper", version=2)
+@operator("mapper", version=3)
 def clean_email_mapper(
     column: Column, *, pattern: Regex | None = None, repl: str = "", dialect: Dialect = "zh"
 ) -> pa.Array:

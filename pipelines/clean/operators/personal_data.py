@@ -20,7 +20,8 @@ _HALF_WIDTH = str.maketrans({0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000:
 
 _NO_NUMBER_BEFORE = r"(?<![\dA-Za-z/=_%.@-])"
 _MOBILE = regex.compile(
-    _NO_NUMBER_BEFORE + r"(?:\+?86[- ]?)?1[3-9]\d(?:\d{8}|[- ]\d{4}[- ]\d{4})(?![\d*]|\.\d|[ -]?\d|\s?[元圆块萬万亿円])"
+    _NO_NUMBER_BEFORE
+    + r"(?:\+?86[- ]?)?1[3-9]\d(?:\d{8}|[- ]\d{4}[- ]\d{4})(?![\d*]|\.\d|[ -]?\d|\s?美?[元圆块萬万亿円])"
 )
 _ID_CARD = regex.compile(
     r"(?<![\dA-Za-z])[1-9]\d{5} ?(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]) ?\d{3}[\dXx](?![\dA-Za-z])"
@@ -29,7 +30,7 @@ _BANK_CARD = regex.compile(
     _NO_NUMBER_BEFORE + r"[3-6]\d{3}(?:(?:\d{4}){3}\d{0,3}|(?:[ -]\d{4}){3}(?:[ -]?\d{1,3})?)(?![\d.]\d|\d)"
 )
 _OF_A_CARD = regex.compile("卡|[账帐帳賬][号號户]|[汇匯]款")
-_OF_AN_ORDER = regex.compile("(?:单号|编号|流水号|序列号|条形码|随机数)[^，。；\n]{0,6}$")
+_OF_AN_ORDER = regex.compile("(?:单号|编号|流水号|序列号|条形码|随机数|[Qq]群)[^，。；\n]{0,6}$")
 _PROVINCES = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼"
 _PLATE = regex.compile(
     rf"(?<![北南东天最更全])[{_PROVINCES}] ?[A-HJ-NP-Z][ ·•.-]{{0,2}}"
@@ -39,7 +40,7 @@ _PLATE = regex.compile(
 )
 
 _UNIT = (
-    r"(?:\d{1,5}|[一二三四五六七八九十百]{1,4}) ?(?:号楼|"
+    r"(?:[A-Z]?\d{1,5}|[A-Z]|[一二三四五六七八九十百]{1,4}) ?(?:号楼|"
     r"號樓|号院|号|號|弄|巷|栋|棟|"
     r"幢|座|单元|單元|室|户|戶|楼|樓|层|組|组|段)"
 )
@@ -182,19 +183,19 @@ def _replaced(text: str) -> tuple[str, Counter[str]]:
 _CANDIDATE = (
     rf"[0-9０-９]{{4}}|[{_PROVINCES}] ?[A-ZＡ-Ｚ]|"
     rf"我叫|姓名|[联聯][系絡]人|收[件货]人|户名|车主|"
-    rf"人[，,：:]?\s?\p{{Han}}{{2,3}}[（(]|地址|住|寄|\"name\""
+    rf"人[，,：:]?\s?\p{{Han}}{{2,3}}[（(]|地址|住|寄|我家在|\"name\""
 )
 _NECESSARY = (
     rf"(?:\pN[ 　－-]?){{11}}|[{_PROVINCES}][ 　]?[A-ZＡ-Ｚ]|"
     r"(?s:(?:[址住]|所在地|[寄送]到|寄往|我家在).*"
-    r"[\pN一二三四五六七八九十百][ 　]?[号號弄巷栋棟幢座单單室户戶楼樓层組组段])|"
+    r"[\pNA-ZＡ-Ｚ一二三四五六七八九十百][ 　]?[号號弄巷栋棟幢座单單室户戶楼樓层組组段])|"
     rf"(?:姓名|[人主]|户名|名字[叫是]|我[叫是])[是为:：\s\pZ]{{0,3}}[{_SURNAMES}]|"
     r"[（(，,][\s\pZ]?[男女]|身份证|(?i:[\"＂][nｎ])"
 )
 """Without one of these no number, plate, address or name is found."""
 
 
-@operator("mapper")
+@operator("mapper", version=2)
 def personal_data_mapper(column: Column) -> tuple[pa.Array, dict[str, npt.NDArray[np.int64]]]:
     """Replace personal data by marks such as `[mobile]`, and count each kind.
 

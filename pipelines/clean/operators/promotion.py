@@ -19,29 +19,32 @@ _WECHAT = r"(?:微信|薇信?|威信|卫星|扣扣|(?<![a-z0-9_])(?:v信|vx|wx|w
 _CALLS = (
     # an account of a person, a group or a shop, given to be written to
     rf"{_WECHAT}号?群?(?:公众号|同号|搜索?)?(?:[:：是，,] ?| ?(?=[a-z_-]*\d)){_NAME}",
-    rf"(?:加|添加|\+)(?:我|本人|老师|助理|助手|客服|顾问|店主|主播|小编|小編)[^,，。!！?？]{{0,4}}(?:{_WECHAT}|好友|拉你|私聊|详谈)",
+    rf"(?<![他她谁]|有人|医生|老师|同事|领导|客户|对方|亲戚|女生|男生|女孩|男孩)(?:加|添加|\+)(?:我|本人|老师|助理|助手|客服|顾问|店主|主播|小编|小編)[^,，。!！?？]{{0,4}}(?:{_WECHAT}|好友|拉你|私聊|详谈)",
     rf"(?<![a-z0-9._-])(?:(?:加|v)[:：] ?{_NAME}|(?<![参增添])加v? ?(?=[a-z_-]*\d){_NAME})|"
     rf"(?:加|请加|详情加|咨询)[^,，。!！?？]{{0,8}}{_WECHAT}(?:[^,，。!！?？吧]{{0,2}}(?:{_NAME}|咨询|报价|详谈|领|发|送|看|备注)|[:：。]|$|和我)",
     rf"{_WECHAT}(?:同号|看简介|备注)|(?:加盟热线|群号)见主页|加薇|加v[:：]",
     r"(?:加入?|进)(?!了)[^,，。!！?？]{0,10}(?:交流|育儿|福利|学习|资源|粉丝|qq|q|微信)群|加群(?:获取|领|号)|"
     r"进群(?:领|免费|请)|扫码?进群|拉你进群",
     # to follow and to like
-    r"(?:欢迎|歡迎|敬请|记得|請|请|可以|别忘了|也可|喜欢|感兴趣|并(?=关注))[^。!！?？]{0,14}关注(?:一?下|我|我们|公[众共主]?号|微信|专栏|主播|主页|店铺|账号|后|飞|[~～—。！!）)]|$)",
+    r"(?:欢迎|歡迎|敬请|记得|請|请|可以|别忘了|也可|喜欢|感兴趣|并(?=关注))[^。!！?？]{0,14}(?<!不|不用|没|没有|太|分|过度|过多|过于|值得)关注(?:一?下(?!这|那|自己|[他她它])|我|我们|公[众共主]?号|微信|专栏|主播|主页|店铺|账号|后|飞|[~～—。！!）)]|$)",
     r"(?:关注|追蹤|追踪|follow)(?:我(?![国省市县区校院军司方给跟和对])们?的?|我哋|本号|小编|主播|主页|不迷路|后私信)|关注(?:一下)?(?:微信)?公[众共主]?号|关注“[^”]{1,12}”公众号|关注[+＋]转发|对微信公众号",
     r"(?<![重热焦要观特看优缺一])(?:点|點)个?(?:个|了)?关注|点个?赞(?:吧|关注|支持|过|再走)|按讚|点赞关注|"
-    r"(?:请|請|记得|麻烦|别忘了?)(?:大家|各位|你|您)?(?:帮忙)?点个?赞|帮我点|点个红心|双击屏幕|一键三连|求(?:关注|收藏|转发)|互粉|点“在看”|集满.{1,6}赞|多两个关注|点进来看看",
-    r"(?:微信)?公[众共主]号[:：【]|[(（]公众号[)）]|感谢(?:您|你|大家)?的?关注(?=[。！!~～ 】」』）)]|$)|"
+    r"(?:请|請|记得|麻烦|别忘了?)(?:大家|各位|你|您)?(?:帮忙)?点个?赞|帮我点|点个红心|双击屏幕|一键三连|求(?:关注|收藏|转发)(?![是的者])|互粉|点“在看”|集满.{1,6}赞|多两个关注|点进来看看",
+    r"(?:微信)?公[众共主]号(?:[:：](?!第一|首先|一是|1[.、])|【)|"
+    r"[(（]公众号[)）]|感谢(?:您|你|大家)?的?关注(?=[。！!~～ 】」』）)]|$)|"
     r"我的(?:小)?(?:微信)?公[众共]?号|知乎机构号",
     # to answer for a gift
     r"回复 ?[“\"「『][^”\"」』]{1,12}[”\"」』] ?(?:获取|领取?|自动|即可|得)|"
-    r"(?<![次都来人他她])私[信訊聊](?:我(?![,，]?(?:说|问|告诉))|小编|小編|"
+    r"(?<![次都来人他她别勿]|不要|不用|不必)私[信訊聊](?:我(?![,，]?(?:说|问|告诉)|的)|小编|小編|"
     r"“)|(?:要|咨询)[^,，。]{0,6}私聊|而家inbox|评论区?(?:扣|打|留) ?\d|評論區|评论区抽|按讚留言",
     r"(?<!不要|切勿|不能|不得|别|随意)扫(?:码|描)[^,，。!！?？、]{0,6}(?:加|添加|关注|咨询|联系|预约|占位|进群|领)|扫码$|扫(?:描|码)(?:下(?!单)[方面图]?|文[末中]|上方|我的)?的?(?:二维码)(?=[^,，。]{0,4}(?:关注|加|进群|领|咨询|获取|了解|[。!！~～\n]|$))|扫(?:描|码)(?:下[方面图]|文末)|二维码自动识别|长按识别|联系我(?:，|$|们(?:吧|哦|[!！~～]))|(?<!避免|不要|勿)点击(?:头像|体验|左下角|链接(?=[^,，。]{0,6}(?:领|购|买|参与|下载|获取|加入|抽|进|查看)))",
     # codes and shops
     r"(?:优惠|折扣|邀请|券|优惠券|優惠|兑换)[码碼] ?[:：是]? ?[a-z0-9]{3,}|"
-    r"报暗号|复制(?:口令|这段话)|口令[￥¥]|领[^,，。]{0,4}元?券|领券",
-    r"(?:淘宝|微信|京东|闲鱼|抖音|line|拼多多)[，, ]?搜[索尋]?|搜索小程序|搜尋 ?@|搜索“[^”]+”并",
-    r"(?:可以|试试|用[下用])[^,，。]{0,4}我(?:们)?做的[^,，。]{0,12}(?:小程序|app|网站|软件)|在京东搜索|"
+    r"报暗号|复制(?:口令|这段话)|口令[￥¥]|领(?![了过到])[^,，。]{0,4}元?券",
+    r"(?<![我他她妈]在|我[去从上用])(?:淘宝|微信|京东|闲鱼|抖音|line|拼多多)[，, ]?"
+    r"搜[索尋]?(?![索尋框栏的]|功能|引擎|结果|排名|指数|记录)|"
+    r"搜索小程序|搜尋 ?@|搜索“[^”]+”并",
+    r"(?:可以|试试|用[下用])[^,，。]{0,4}我(?:们)?做的[^,，。]{0,12}(?:小程序|app|网站|软件)|(?<!我)在京东搜索|"
     r"找房就上|敬请关注|欢迎订阅|点我头像|更多[^,，。]{0,10}(?:请看主页|请点击|请关注)",
 )
 _OFFERS = (
@@ -62,6 +65,7 @@ _CALL = regex.compile("|".join(_CALLS))
 _OFFER = regex.compile(_OFFERS)
 _SUBJECT = regex.compile(
     "诈骗|骗子|骗人|被骗|虚假|违法|投诉|举报|广告法|劳动监察|征信|避坑|个坑|一句话|政府|官方(?!号)|上海发布|发明|口头禅|商机|价格歧视|老人|吗[，,]?(?:想写|谢谢)"
+    "|(?:怎么|怎样|如何)[^,，。:：!！]{0,14}[?？]"
     "|据悉|据了解|据.{0,6}(?:报道|消息)|记者|获悉|消息称|公告称"
 )
 """Words with which a sentence speaks about promotion, reports it, or names a public office."""
@@ -75,10 +79,11 @@ OFFERS_FOR_PROMOTION = 3
 LITTLE_LEFT = 12
 """Letters below which what remains beside promotion is no answer."""
 SHORT_LINE = 25
-_COMPANION = regex.compile(
-    r"\s*-?(?:其他文章|往期|相关(?:回答|文章)|更多(?:文章|回答|内容)|知乎专栏|专栏|微博|了解更多|小红书|抖音)[\s:：“]"
-)
+_OTHERS = r"其他文章|往期(?:推荐|回顾|文章|精选)?|相关(?:回答|文章)|更多(?:文章|回答|内容)"
+_COMPANION = regex.compile(rf"\s*-?(?:{_OTHERS}|知乎专栏|专栏|微博|了解更多|小红书|抖音)[\s:：“]")
 """Lines that list an author's other places."""
+_HEAD_OF_OTHERS = regex.compile(rf"\W*(?:{_OTHERS})\W*")
+"""The line before a list of the author's other texts."""
 
 
 def _is_promotion(sentence: str) -> bool:
@@ -114,7 +119,8 @@ def without_promotion(text: str) -> str:
 
 
 def _with_block(lines: list[str], kept: list[str], hit: list[bool]) -> list[bool]:
-    """Which lines go: those that promote, what stands between and after them at the end, and what led to them."""
+    """Which lines go: those that promote, what stands between and after them at the end, and what led to them, the list
+    of the author's other texts before them too."""
     is_ruled = [bool(_RULE.fullmatch(line)) for line in lines]
     gone = [
         hit[number]
@@ -126,6 +132,11 @@ def _with_block(lines: list[str], kept: list[str], hit: list[bool]) -> list[bool
         if after - before <= 3 and all(len(lines[n]) <= 3 * SHORT_LINE for n in range(before, after)):
             gone[before:after] = [True] * (after - before)
     if whole and whole[0] > 0:
+        first = whole[0]
+        while first > 1 and len(lines[first - 1]) <= SHORT_LINE and not _HEAD_OF_OTHERS.fullmatch(lines[first - 1]):
+            first -= 1
+        if _HEAD_OF_OTHERS.fullmatch(lines[first - 1]):
+            gone[first - 1 : whole[0]] = [True] * (whole[0] - first + 1)
         rest = range(whole[0], len(lines))
         others = [n for n in rest if not hit[n] and lines[n].strip() and not _COMPANION.match(lines[n])]
         listed = [n for n in rest if n - 1 in rest and _COMPANION.match(lines[n - 1])]
@@ -173,7 +184,7 @@ def _may_promote(column: Column) -> Mask:
     return mask
 
 
-@operator("mapper", version=3)
+@operator("mapper", version=4)
 def promotion_mapper(column: Column) -> pa.Array:
     """Remove sentences and lines that ask the reader to follow, like, add, scan, join, buy or write for an offer.
 
@@ -184,7 +195,7 @@ def promotion_mapper(column: Column) -> pa.Array:
     return column.rewrite(_may_promote(column), without_promotion)
 
 
-@operator("filter", version=3)
+@operator("filter", version=4)
 def promotion_filter(column: Column) -> Verdict:
     """Drop texts that are nothing but promotion; what has an answer in it stays, for `promotion_mapper`."""
     keep = np.ones(len(column), dtype=np.bool_)

@@ -18,7 +18,7 @@ _ATTRIBUTION = regex.compile(
     r"|(?:以上|本文|全文|原文)?(?:文章|内容|文字|原文)?(?:引用?|摘|转|载|出|来)(?:自|源于?|载自?|于)[：: ]?"
     r"[^，。！？\n]{0,30}"
     r"|(?:引用|原文|出处|来源|作者|原作者|原答案|转载)[：:][^，。！？\n]{0,30}"
-    r"|(?:正如|就像|借用|引用)?[^，。！？\n“「]{0,8}(?:说过|说|写道|曾言|有云|云|曰)(?:过?的?一?句?话?)?[：:，,]"
+    r"|(?:正如|就像|借用|引用)?[^，。！？\n“「]{0,8}(?:说过|说|写道|曾言|有云|云|曰|的(?:[这那一]?句)?话)(?:过?的?一?句?话?)?[：:，,]"
 )
 ENOUGH_QUOTED, LITTLE_OWN, LONGEST_ATTRIBUTION = 10, 6, 150
 """Letters quoted from which a text can be a quotation; letters of its own below which it is nothing else;
@@ -43,7 +43,7 @@ def only_quotes(text: str) -> bool:
     return is_attributed and _letters(own) < LITTLE_OWN
 
 
-@operator("filter")
+@operator("filter", version=2)
 def quotation_filter(column: Column) -> Verdict:
     """Drop texts that are nothing but a quotation and its source; a word of one's own keeps it."""
     keep = np.ones(len(column), dtype=np.bool_)

@@ -128,7 +128,7 @@ def test_rows_near_a_limit_are_shown_and_counted_by_sigma(done: dict[str, Output
 def test_what_if_answers_from_what_was_kept(done: dict[str, Output[Any]], golden: pd.DataFrame) -> None:
     steps = filters_of(Clean(process=["clean_html_mapper", *FILTERS], dialect="data_juicer"))
     told = what_if(
-        done["analyze"], steps, ["special_characters_filter.max_ratio=0.15", "text_length_filter.min_len=200"]
+        done["analyze"], steps, ["special_characters_filter.max_ratio=0.15", "text_length_filter.min_len=2e2"]
     )
     rows, special, length = len(golden), golden.special_char_ratio, golden.text_len
     assert told == [
@@ -147,6 +147,7 @@ def test_what_if_answers_from_what_was_kept(done: dict[str, Output[Any]], golden
         ("text_lenght_filter.min_len=5", "did you mean 'text_length_filter'"),
         ("text_length_filter.min_length=5", "did you mean 'min_len'"),
         ("text_length_filter.min_len=many", "many is no number"),
+        ("text_length_filter.min_len=[", r"\[ is no number"),
         ("text_length_filter", "is not like"),
     ],
 )

@@ -38,6 +38,8 @@ def mapped(operator: str, text: str) -> str:
         ("见 <https://example.com/a>", None),
         ("Map<String, List<b>> 用法", None),
         ("用 `<br>` 换行", None),
+        ("<h1>标签是标题，<br>标签换行，<a> 元素是链接。", None),
+        ("<p>标签贵</p><br>标签：无", "标签贵\n\n标签：无"),
         (
             "<p>第一段</p><p>第二段</p><table><tr><td>甲</td><td>乙</td></tr></table><script>1</script>",
             "第一段\n第二段\n甲\t乙",
@@ -58,6 +60,10 @@ def test_html(html: str, text: str | None) -> None:
         ("he/she and/or，比例 3/4", None),
         ("资料在此：https://a.example.com/x 提取码: 9xyz。", "资料在此。"),
         ("详见（https://a.example.com/b）第三节", "详见第三节"),
+        ("连接串是 jdbc:mysql://127.0.0.1:3306/test，缓存用 redis://cache:6379/0", None),
+        ("返回 {data:res.list}，javascript:void(0) 不跳转", None),
+        ("[展开](javascript:void(0))全文，邮件见 mailto:info@a.example.com。", "展开全文，邮件见。"),
+        ("图是 data:image/png;base64,iVBORw0KGgo= 这张", "图是这张"),
         ("正文\n\n来源：https://a.example.com/c", "正文\n"),
         ("[官网](https://a.example.com) 上有", "官网 上有"),
         ("官网：www.example.com.cn，欢迎访问", "欢迎访问"),
@@ -70,6 +76,8 @@ def test_links(text: str, right: str | None) -> None:
 def test_mail_addresses_have_domains_in_any_case() -> None:
     assert mapped("clean_email_mapper", "写信给Li.Ming@Example.COM。") == "写信给。"
     assert mapped("clean_email_mapper", "用 @Override 注解") == "用 @Override 注解"
+    clone = "git clone git@git.example.com:li/app.git"
+    assert mapped("clean_email_mapper", f"{clone}，问 a@b.example.com：在吗") == f"{clone}，问 ：在吗"
 
 
 def test_whitespace_leaves_joined_emoji_and_indentation() -> None:
@@ -87,6 +95,17 @@ def test_whitespace_leaves_joined_emoji_and_indentation() -> None:
         ("公众号的标题越来越长，读者却越来越少。", None),
         ("请关注天气变化，及时添衣。", None),
         ("扫码点餐方便，但老人不会用。", None),
+        ("请关注一下这个比例：去年是三成，今年过半。", None),
+        ("结节小于五毫米，可以一年一查，不用太关注。", None),
+        ("运营公众号：第一要定位，第二要坚持。", None),
+        ("求关注是人的天性。私信我的人多，就在这里统一答。", None),
+        ("微信搜索框里输入名字，结果按时间排。", None),
+        ("怎么加微信群？点右上角的加号。", None),
+        ("客户加我微信就为了砍价。双十一领了券也没便宜。有事打电话，不要私信我。我在京东搜索了半天。", None),
+        (
+            "先焯水再小火慢炖一小时，出锅前放盐。\n\n往期推荐：\n《春笋》\n《醉蟹》\n\n欢迎关注我的公众号：小灶",
+            "先焯水再小火慢炖一小时，出锅前放盐。",
+        ),
     ],
 )
 def test_promotion(text: str, right: str | None) -> None:
@@ -113,6 +132,13 @@ def test_personal_data_are_replaced_and_counted() -> None:
     assert counts["personal_name"] == [2, 0]
     assert counts["personal_mobile"] == counts["personal_address"] == counts["personal_plate"] == [1, 0]
     assert counts["personal_id_card"] == counts["personal_bank_card"] == [0, 0]
+
+
+def test_numbers_of_groups_and_sums_are_nobodys_and_homes_may_have_letters() -> None:
+    for text in ("QQ群号：13912345678，满员了。", "去年进口 13912345678 美元。"):
+        assert mapped("personal_data_mapper", text) == text
+    assert mapped("personal_data_mapper", "我家住在南湖市梅花路15号A座502室。") == "我家住在[address]。"
+    assert mapped("personal_data_mapper", "我家在南湖市人民路四段11号附5号") == "我家在[address]"
 
 
 def test_flagged_words_are_words_and_their_drop_names_them(assets: dict[str, str]) -> None:
@@ -324,6 +350,7 @@ def test_letters_without_a_syllable_are_keys_hit_at_random() -> None:
         "“世上本没有路，走的人多了，也便成了路。”——鲁迅",
         "鲁迅说过：“世上本没有路，走的人多了，也便成了路。”",
         "「山重水复疑无路，柳暗花明又一村。」\n出自陆游《游山西村》",
+        "送上鲁迅的一句话：“世上本没有路，走的人多了，也便成了路。”",
     ],
 )
 def test_answers_that_only_quote_go(text: str) -> None:

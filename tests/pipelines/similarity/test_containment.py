@@ -16,7 +16,7 @@ def test_a_text_is_found_whole_in_part_and_in_other_clothes() -> None:
             [
                 f"有人问：{QUESTION}我来答。",
                 "为什么海水是咸的、而湖水大多 是淡的",
-                "WHY IS THE SEA SALTY while most lakes are fresh",
+                "ＷＨＹ ＩＳ the sea SALTY while most lakes are fresh",
                 "为什么海水是咸的而湖水",
                 "湖水和海水都是水。",
                 "",

@@ -61,7 +61,7 @@ class CompareStage(Stage[ModelInputs, CompareReport]):
     """
 
     name: ClassVar[str] = "compare"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     section: Compare
     models: Lineup

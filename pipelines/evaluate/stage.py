@@ -54,7 +54,7 @@ class EvaluateStage(Stage[ModelInputs, EvaluateReport]):
     """Ask every model every data set and score the answers."""
 
     name: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     section: Evaluate
     models: Lineup

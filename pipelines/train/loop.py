@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.kill_with_parent import arm
+from pipelines.models.gpu_kernels import without_gpu_kernels
 from pipelines.models.quiet import quiet_transformers
 from pipelines.train.arguments import dtype_of, training_arguments
 from pipelines.train.attention import has_one_sample_a_row
@@ -78,6 +79,7 @@ def _prepare_process() -> None:
         torch.cuda.set_device(get_device())
     else:
         os.environ["DS_ACCELERATOR"] = "cpu"
+        without_gpu_kernels()
     import deepspeed.ops
 
     # a shared-memory all-reduce: gloo does the same without minutes of compiling at the first start

@@ -14,6 +14,7 @@ from pipelines.artifacts.reports.train import MergeReport, TrainReport
 from pipelines.artifacts.stage import Inputs, Output, Stage
 from pipelines.artifacts.workspace import Place, sync_tree
 from pipelines.errors import Problem, StageError
+from pipelines.models.gpu_kernels import without_gpu_kernels
 from pipelines.models.lineup import base_model
 from pipelines.models.quiet import quiet_transformers
 from pipelines.models.save_tokenizer import copy_tokenizer
@@ -111,7 +112,7 @@ def write_merged(base: Path, trained: Path, target: Path, section: Merge, traine
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    _quiet(section.num_cpus)
+    _on_cpus(section.num_cpus)
     dtype = _dtype(section.dtype, AutoConfig.from_pretrained(base).dtype)
     prompts = _prompts(base)
     model = _load(base, trained, trained_in if section.base == "dequantized" else None)
@@ -162,10 +163,11 @@ def _load(base: Path, trained: Path, quantized_in: str | None) -> Any:
     return PeftModel.from_pretrained(model, trained) if adapter else model
 
 
-def _quiet(num_cpus: float) -> None:
+def _on_cpus(num_cpus: float) -> None:
     import torch
 
     quiet_transformers()
+    without_gpu_kernels()
     torch.set_num_threads(max(1, int(num_cpus)))
 
 

@@ -22,6 +22,7 @@ from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import InputError, Problem, RecipeError
 from pipelines.metrics.bootstrap import FEW_ROWS, bootstrap
 from pipelines.models.convert import family_of
+from pipelines.models.gpu_kernels import without_gpu_kernels
 from pipelines.models.resolve import check_folder, max_positions, model_digest, resolve
 from pipelines.models.served import MODELS
 from pipelines.models.skeleton import check_weights, rewriting_of
@@ -105,6 +106,7 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
 
     def preflight(self) -> list[Problem]:
         """Where training could not run: data or a package are missing, a folder is no model that the section fits."""
+        without_gpu_kernels()  # models are looked at here, and computed with in the workers' processes
         section = self.section
         problems: list[Problem] = []
         for item in section.data:
@@ -145,6 +147,7 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
 
         HardwareError where the cluster lacks what the workers need.
         """
+        without_gpu_kernels()
         section = self.section
         if section.adapter is not None:  # workers are started in other folders
             adapter = Path(section.adapter).expanduser().absolute()

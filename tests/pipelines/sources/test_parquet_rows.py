@@ -23,21 +23,12 @@ def table_in(path: Path, **columns: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("column", "why"),
-    [
-        (pa.array([b"a", b"\xff", b"b"], pa.binary()).view(pa.string()), "invalid start byte"),
-        (pa.array([0, 2**61 // 10**6, 1], pa.timestamp("us")).cast(pa.timestamp("us")), None),
-        (pa.array([0, 2**30, 1], pa.date32()), "year|date value out of range"),
-    ],
-    ids=["not UTF-8", "sound", "year 10000"],
+    "column",
+    [pa.array([b"a", b"\xff", b"b"], pa.binary()).view(pa.string()), pa.array([0, 2**30, 1], pa.date32())],
+    ids=["not UTF-8", "year 10000"],
 )
-def test_a_row_of_any_table_that_cannot_be_held_is_set_aside_by_its_column(
-    tmp_path: Path, column: pa.Array, why: str | None
-) -> None:
+def test_a_row_of_any_table_that_cannot_be_held_is_set_aside_by_its_column(tmp_path: Path, column: pa.Array) -> None:
     source = table_in(tmp_path / "a.parquet", id=["x", "y", "z"], odd=column)
-    if why is None:
-        assert run(tmp_path, source, adapter="columns")[0].rows == 3
-        return
     with pytest.raises(DataError, match=r"a\.parquet:2: column odd cannot be read \("):
         run(tmp_path, source, adapter="columns")
     report, table, dropped = run(tmp_path, source, adapter="columns", max_broken=1)

@@ -117,7 +117,7 @@ def fixed_layers(model: Any) -> dict[str, str]:
     }
     for name in linear:
         parent, _, leaf = name.rpartition(".")
-        kind = type(model.get_submodule(parent))
+        kind: Any = type(model.get_submodule(parent))
         if leaf in _read_by_hand(kind):
             found[name] = f"is read by {kind.__name__} past an adapter"
     return found

@@ -31,7 +31,8 @@ def export_adapter(checkpoint: Path, target: Path, base: Path) -> None:
 
     saved = load_file(checkpoint / WEIGHTS)
     weights = _from_zero_shards(checkpoint, trained_only=True) if shard_count(checkpoint) else saved
-    weights = {_name_in_file(name): value for name, value in weights.items()}
+    # DeepSpeed adds the base model's buffers, such as the bias of GLM-4.5's and DeepSeek-V3's routers
+    weights = {_name_in_file(name): value for name, value in weights.items() if ".lora_" in name}
     _check_equal(weights, saved, checkpoint)
     with _replaced(target) as scratch:
         save_file(weights, scratch / WEIGHTS, metadata={"format": "pt"})

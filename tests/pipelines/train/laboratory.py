@@ -24,6 +24,7 @@ from pipelines.train.tokenize import Tokenized
 from tests.outputs import rows_of
 
 STEPS = 6
+KEY = b"the key of these runs"
 
 
 class Laboratory:
@@ -55,7 +56,7 @@ class Laboratory:
         assert train
         folder = self.root / name.replace(", ", "-").replace(" ", "-")
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        return Run(train, 42, STEPS, self.model, folder, self.training, self.held_out)
+        return Run(train, 42, STEPS, self.model, folder, self.training, self.held_out, copies_key=KEY)
 
     def continued(self, source: Run, name: str, after: int, **section: Any) -> Run:
         """A copy of a run as it was after some steps, to be gone on with."""

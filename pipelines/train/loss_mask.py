@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -113,7 +114,7 @@ def encode_text(tokenizer: Any, control: "re.Pattern[str]", text: str) -> Encode
     gap = next(_unused([{"content": text}], None))
     broken = _broken_up(text, control, gap)
     tokens, spans = _tokenize(tokenizer, broken, gap)
-    _require_text(tokenizer, control, tokens, [broken[start:stop] for start, stop in spans])
+    _require_text(tokenizer, control, tokens, broken, spans)
     _require_end(tokenizer, "plain text")
     tokens.append(tokenizer.eos_token_id)
     return Encoded(tokens, tokens)
@@ -213,7 +214,7 @@ def _encode_turn(
         rest, places = _tokenize(tokenizer, text[begin:], chat.gap, continued=True)
         tokens = prompt_tokens + rest
         spans = prompt_spans + [(begin + start, begin + stop) for start, stop in places]
-    _require_text(tokenizer, control, tokens, [text[start:stop] for start, stop in spans])
+    _require_text(tokenizer, control, tokens, text, spans)
     tagged = chat.tagged(text, begin, spoken)
     if mask_empty and not messages[-1].get("reasoning"):
         tagged = max(tagged, _after_empty_thought(text, begin, spoken))
@@ -518,13 +519,22 @@ def _prefixes(tokenizer: Any) -> bool:
     return bool(first.startswith("▁"))
 
 
-def _require_text(tokenizer: Any, control: "re.Pattern[str]", tokens: list[int], texts: list[str]) -> None:
+def _require_text(
+    tokenizer: Any, control: "re.Pattern[str]", tokens: list[int], text: str, spans: list[tuple[int, int]]
+) -> None:
     """DataError where a text becomes a control token that it does not spell, as a tokenizer that normalizes does."""
-    found = {token: tokenizer.convert_ids_to_tokens(token) for token in set(tokens)}
-    found = {token: name for token, name in found.items() if control.fullmatch(name)}
-    for token, text in zip(tokens, texts, strict=True):
-        if token in found and not control.fullmatch(text.strip()):
-            raise DataError(f"the tokenizer reads its text {text!r} as {found[token]}; remove that from the row")
+    names = _control_names(tokenizer, control)
+    for token, (start, stop) in zip(tokens, spans, strict=True):
+        if token in names and not control.fullmatch(said := text[start:stop].strip()):
+            raise DataError(f"the tokenizer reads its text {said!r} as {names[token]}; remove that from the row")
+
+
+@lru_cache(maxsize=1)
+def _control_names(tokenizer: Any, control: "re.Pattern[str]") -> dict[int, str]:
+    """The control tokens by their numbers."""
+    names = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
+    names |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return {number: name for number, name in names.items() if control.fullmatch(name)}
 
 
 def _prove(tokenizer: Any, tokens: list[int], expected: str) -> None:

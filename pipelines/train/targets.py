@@ -58,8 +58,8 @@ def adapter_config(section: Train, model: Any) -> Any:
         options["target_parameters"] = sorted(
             {*(f"{name}.weight" for name in renamed), *(experts if lora.target_experts else ())}
         )
-    elif lora.target_modules == "all-linear" and (routers := routers_of(model)):
-        options["exclude_modules"] = sorted(routers)
+    elif lora.target_modules == "all-linear" and (others := routers_of(model) | grouped_of(model)):
+        options["exclude_modules"] = sorted(others)
     config_class: Any = LoraConfig  # peft types alpha as int, and takes a float
     return config_class(**options, task_type="CAUSAL_LM")
 
@@ -97,6 +97,20 @@ def routers_of(model: Any) -> set[str]:
             roots |= {f"{parent}.{child}" for child, _ in block.named_children() if _routes(child)}
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     return {name for name in linear if any(name == root or name.startswith(f"{root}.") for root in roots)}
+
+
+def grouped_of(model: Any) -> set[str]:
+    """The layers that are linear by their class and compute something else, as DeepSeek-V4's do, each group by itself.
+
+    What peft adds to a linear layer does not fit their output.
+    """
+    return {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and type(module).__module__.startswith("transformers.models.")
+        and type(module).forward is not torch.nn.Linear.forward
+    }
 
 
 def _routes(name: str) -> bool:
@@ -214,12 +228,12 @@ def _ends_of_tied(model: Any, modules: Iterable[str]) -> list[Problem]:
 
 
 def _linear(model: Any) -> list[str]:
-    """The linear layers that may be adapted: neither the vocabulary's end nor routers."""
-    output, routers = model.get_output_embeddings(), routers_of(model)
+    """The linear layers that may be adapted: neither the vocabulary's end nor routers, nor those that compute else."""
+    output, others = model.get_output_embeddings(), routers_of(model) | grouped_of(model)
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not output and name not in routers
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not output and name not in others
     ]
 
 

@@ -11,17 +11,8 @@ from rich.text import Text
 
 from pipelines.models.tokenizer import control_tokens
 from pipelines.recipe.train import Train
-from pipelines.train.loss_mask import (
-    IGNORE_INDEX,
-    Encoded,
-    Turn,
-    encode,
-    encode_text,
-    for_template,
-    has_loss,
-    require_texts,
-    turns_for,
-)
+from pipelines.train.loss_mask import IGNORE_INDEX, Encoded, encode, encode_text, has_loss, require_texts, turns_for
+from pipelines.train.marked_chat import Turn, for_template
 from pipelines.train.proof import TrainingRow
 
 PROMPT, CONTROL, LOSS, END, DIFFERENT = "dim", "cyan", "green", "bold green", "bold red"

@@ -7,7 +7,8 @@ from pipelines.artifacts.rows import is_plain_text
 from pipelines.errors import DataError
 from pipelines.llm.reasoning import split_reasoning
 from pipelines.recipe.train import Train
-from pipelines.train.loss_mask import Turn, has_loss, with_system
+from pipelines.train.loss_mask import has_loss, with_system
+from pipelines.train.marked_chat import Turn
 
 
 def chat_of(section: Train, messages: Sequence[Turn]) -> list[Turn]:

@@ -25,7 +25,8 @@ from pipelines.recipe.train import Train, further_source, parse_data
 from pipelines.sources.read import first_rows
 from pipelines.train.chats import chat_of, require_plain_text
 from pipelines.train.ends import embedding_rows, require_embeddings
-from pipelines.train.loss_mask import TEMPLATE_ERRORS, Turn, encode, for_template, require_texts, with_system
+from pipelines.train.loss_mask import encode, require_texts, with_system
+from pipelines.train.marked_chat import TEMPLATE_ERRORS, Turn, for_template
 from pipelines.train.truncation import TokenLimits, encode_within
 
 PROVEN_ROWS = 100

@@ -106,8 +106,9 @@ def routers_of(model: Any) -> set[str]:
 def fixed_layers(model: Any) -> dict[str, str]:
     """The linear layers on which an adapter would not do what it was trained to do, with why; not the vocabulary's end.
 
-    Layers of a state space (Mamba) hand the matrices of others to a kernel, past an adapter on them; and where blocks
-    share a matrix (Zamba 2), merging would add to each the adapters of all.
+    Layers of a state space (Mamba) hand the matrices of others to a kernel, past an adapter on them; where blocks share
+    a matrix (Zamba 2), merging would add to each the adapters of all; and what is linear by its class and computes
+    something else (DeepSeek-V4: each group by itself) has an output that no adapter of peft's fits.
     """
     uses = Counter(id(value) for _, value in model.named_parameters(remove_duplicate=False))
     linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
@@ -115,11 +116,14 @@ def fixed_layers(model: Any) -> dict[str, str]:
     found = {
         name: "shares its matrix with another layer" for name, layer in linear.items() if uses[id(layer.weight)] > 1
     }
-    for name in linear:
+    for name, layer in linear.items():
         parent, _, leaf = name.rpartition(".")
         kind: Any = type(model.get_submodule(parent))
+        own = type(layer)
         if leaf in _read_by_hand(kind):
             found[name] = f"is read by {kind.__name__} past an adapter"
+        elif own.__module__.startswith("transformers.models.") and own.forward is not torch.nn.Linear.forward:
+            found[name] = f"is a {own.__name__}, whose output no adapter fits"
     return found
 
 

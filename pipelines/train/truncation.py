@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.train.loss_mask import IGNORE_INDEX, Encoded, Turn, turns_for
+from pipelines.train.loss_mask import IGNORE_INDEX, Encoded, turns_for
+from pipelines.train.marked_chat import Turn
 
 Messages = Sequence[Turn]
 

@@ -13,7 +13,8 @@ import pytest
 from pipelines.errors import DataError
 from pipelines.models.tokenizer import control_tokens
 from pipelines.train.audit import sent_for
-from pipelines.train.loss_mask import IGNORE_INDEX, Encoded, Turn, encode, turns_for
+from pipelines.train.loss_mask import IGNORE_INDEX, Encoded, encode, turns_for
+from pipelines.train.marked_chat import Turn
 from tests.pipelines.train.test_mask_families import (
     ANSWER,
     ASK,

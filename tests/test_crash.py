@@ -131,7 +131,8 @@ def test_clean_goes_on_from_the_last_shard(short_tmp: Path) -> None:
     assert "up to date" in finish(killed, "clean", *CLEAN)
 
 
-@pytest.mark.parametrize("name", [pytest.param("raylet", marks=pytest.mark.slow), "gcs_server"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
 def test_where_ray_s_own_process_is_killed_the_command_ends_soon_and_says_so(short_tmp: Path, name: str) -> None:
     process = start(short_tmp, "clean", *CLEAN)
     deadline = time.monotonic() + 300

@@ -312,6 +312,7 @@ def test_no_key_is_seen_in_command_lines_logs_or_errors(url: str, logs: Path) ->
     assert [name for name, text in seen.items() if any(key in text for key in (SECRET, *engine_keys))] == []
 
 
+@pytest.mark.slow
 def test_an_engine_that_cannot_start_says_why(ray_cluster: None, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with (

@@ -76,6 +76,7 @@ def by_vllm(**sections: Any) -> Recipe:
     return make_recipe("", evaluate=evaluating, compare=comparing, **sections)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_same_answers_over_http(
     engines: Engines, chat_server: ChatServer, tmp_path: Path
 ) -> None:

@@ -195,6 +195,7 @@ evaluate(make_recipe(sys.argv[2], evaluate={"eval_batch_size": 2}, merge=None), 
 """
 
 
+@pytest.mark.slow
 def test_killed_half_way_it_asks_only_for_what_is_missing(chat_server: ChatServer, tmp_path: Path) -> None:
     rows = [{"row_id": f"r{i}", "query": f"问题{i}？", "response": f"谢邀。答案是{i}。以上。"} for i in range(10)]
     inputs = make_inputs(tmp_path, rows)

@@ -166,6 +166,7 @@ def test_merged_is_base_plus_adapter(straight: Output[TrainReport], tiny_model: 
     assert float((merged - adapted).abs().max()) < 1e-4 < 0.5 < float((merged - plain).abs().max())
 
 
+@pytest.mark.slow
 def test_killed_with_its_process_group_it_goes_on_to_the_same_end(
     straight: Output[TrainReport], recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
 ) -> None:
@@ -301,6 +302,7 @@ def test_a_module_the_model_does_not_have_is_refused(
         train(recipe_of(lora={"target_modules": "q_porj"}), split)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run_in_one_message(
     ray_cluster: None, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
 ) -> None:

@@ -119,7 +119,12 @@ def _writer(destination: Destination, workspace: Workspace, header: list[str]) -
 
 
 def _put(stream: Any, row: Line) -> None:
-    stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    try:
+        line = json.dumps(row, ensure_ascii=False)
+    except TypeError as error:
+        told = f"row {row['row_id']}: JSON has no such value ({error}); leave that column out of the source"
+        raise DataError(told) from None
+    stream.write(line + "\n")
 
 
 @dataclass

@@ -1,7 +1,9 @@
 """Export, edit, import: what a person changes in the file becomes the data, and is counted."""
 
 import csv
+import io
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from pipelines.artifacts.reports.rows import RowsReport
 from pipelines.artifacts.rows import MESSAGES, turns_said
 from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.clean.manual_edits import export_rows
+from pipelines.clean.manual_edits import _put, export_rows
 from pipelines.clean.stage import CleanInputs, CleanStage
 from pipelines.errors import DataError, InputError
 from pipelines.recipe.clean import Clean
@@ -187,3 +189,8 @@ def test_the_file_is_part_of_what_decides_the_output(tmp_path: Path) -> None:
     path.write_text('{"row_id": "r0", "kept": false}')
     second = CleanStage(section_of(path)).fingerprint_inputs()
     assert second != first != CleanStage(section_of()).fingerprint_inputs()
+
+
+def test_what_json_has_not_is_refused_by_its_row() -> None:
+    with pytest.raises(DataError, match=r"^row a:1: JSON has no such value \(.*date.*\)"):
+        _put(io.StringIO(), {"row_id": "a:1", "born": date(2020, 1, 1)})

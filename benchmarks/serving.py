@@ -144,10 +144,15 @@ def _figures(rates: list[float], to_first_ms: float, equal: bool) -> dict[str, A
     }
 
 
-def beside_vllm(model: str, rounds: int, quick: bool, num_gpus: float = 0) -> dict[str, Any]:
-    """vLLM's own server and Danlu's endpoint, asked in turn; each on a CPU, or on its share of a GPU."""
+def beside_vllm(
+    model: str, rounds: int, quick: bool, num_gpus: float = 0, ray_address: str | None = "local"
+) -> dict[str, Any]:
+    """vLLM's own server and Danlu's endpoint, asked in turn; each on a CPU, or on its share of a GPU.
+
+    On a Ray that was there before (None: where RAY_ADDRESS says) Danlu is not held while vLLM is asked.
+    """
     with ExitStack() as stack:
-        stack.enter_context(Cluster("local")).connect()
+        stack.enter_context(Cluster(ray_address)).connect()
         path = resolve(model, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="danlu-bench-"))))
         ports = {"danlu": stack.enter_context(_danlu(path, num_gpus))}
         families = {"danlu": psutil.Process().children(recursive=True)}
@@ -160,7 +165,8 @@ def beside_vllm(model: str, rounds: int, quick: bool, num_gpus: float = 0) -> di
             with _held(families["danlu" if name == "vllm" else "vllm"]):
                 single = asyncio.run(ask_all(ports[name], _questions(5 if quick else 20, (True,), SHORT), 1))
                 measured[name].to_first += single.to_first
-        answers = {name: _texts(asyncio.run(ask_all(port, _questions(8, (False,)), 1))) for name, port in ports.items()}
+        asked = _questions(2 if quick else 8, (False,))
+        answers = {name: _texts(asyncio.run(ask_all(port, asked, 1))) for name, port in ports.items()}
     return {name: found.figures(answers["vllm"] == answers["danlu"]) for name, found in measured.items()}
 
 
@@ -191,28 +197,29 @@ async def _in_turn(
     """
     measured = {name: Measured() for name in ports}
     stop = asyncio.Event()
-    clients = [
-        asyncio.create_task(ask_until(stop, port, questions, measured[name].load))
-        for name, port in ports.items()
-        for questions in [itertools.cycle(_questions(512, MIXED))]
-        for _ in range(CONNECTIONS)
-    ]
-    for _ in range(rounds):
-        seconds, answered = dict.fromkeys(ports, 0.0), dict.fromkeys(ports, 0)
-        for name in sorted(ports) * (1 if quick else SLICES):
-            with ExitStack() as others:
-                for other in ports.keys() - {name}:
-                    others.enter_context(_held(families[other], settle=0.0))
-                began, before, cpu = time.perf_counter(), len(measured[name].load.to_end), _cpu_seconds(families[name])
-                await asyncio.sleep(SLICE_SECONDS)
-                measured[name].cpu_seconds += _cpu_seconds(families[name]) - cpu
-                answered[name] += len(measured[name].load.to_end) - before
-                seconds[name] += time.perf_counter() - began
-        for name, found in measured.items():
-            found.answered += answered[name]
-            found.rates.append(answered[name] / seconds[name])
-    stop.set()
-    await asyncio.gather(*clients)
+    async with asyncio.TaskGroup() as clients:  # where a server breaks a connection, all of this ends with its error
+        for name, port in ports.items():
+            questions = itertools.cycle(_questions(512, MIXED))
+            for _ in range(CONNECTIONS):
+                clients.create_task(ask_until(stop, port, questions, measured[name].load))
+        for _ in range(rounds):
+            seconds, answered = dict.fromkeys(ports, 0.0), dict.fromkeys(ports, 0)
+            for name in sorted(ports) * (1 if quick else SLICES):
+                with ExitStack() as others:
+                    for other in ports.keys() - {name}:
+                        others.enter_context(_held(families[other], settle=0.0))
+                    began, cpu, ended = time.perf_counter(), _cpu_seconds(families[name]), measured[name].load.to_end
+                    before = len(ended)
+                    await asyncio.sleep(SLICE_SECONDS)
+                    while len(ended) == before:  # a busy machine's first answers may take longer than a turn
+                        await asyncio.sleep(SLICE_SECONDS)
+                    measured[name].cpu_seconds += _cpu_seconds(families[name]) - cpu
+                    answered[name] += len(ended) - before
+                    seconds[name] += time.perf_counter() - began
+            for name, found in measured.items():
+                found.answered += answered[name]
+                found.rates.append(answered[name] / seconds[name])
+        stop.set()
     return measured
 
 

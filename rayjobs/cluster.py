@@ -54,13 +54,15 @@ Events of tasks, statistics of event loops and metrics are for a dashboard, whic
 ALONE = {
     "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 """Environment of a Ray of our own, beside which others may run on this machine, and which no other machine reaches.
 
 The second has Ray take 127.0.0.1 for its node's address, and listen nowhere else; despite its name it does so on Linux.
 For the first: Ray Train asks a dashboard whether its controller lives (`get_address_for_submission_client` in
 ray/dashboard/utils.py), and finds that of another Ray where ours has none. That one knows no such actor, and Ray Train
-then takes the workers' placement group away. An address at which nothing can answer makes it go on.
+then takes the workers' placement group away. An address at which nothing can answer makes it go on. The third: nobody
+drains the only node, and the actor that would look out for it takes two seconds of a core to start.
 """
 
 TERMINATED = 143

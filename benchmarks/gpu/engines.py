@@ -42,7 +42,8 @@ def batch(setting: Setting) -> Figures:
     need("vllm", "peft")
     model = setting.model("1.5b")
     served = ServedModel("base", str(model), {"adapter": str(_random_adapter(setting, model))})
-    questions = [(number, name) for number in range(QUESTIONS) for name in (None, "adapter")]
+    asked = range(QUESTIONS // 2 if setting.dry else QUESTIONS)
+    questions = [(number, name) for number in asked for name in (None, "adapter")]
     with ExitStack() as stack:
         stack.enter_context(Cluster()).connect()
         mixed, alone = (_answers(_serve(setting, rows_at_once), served, questions) for rows_at_once in (32, 1))
@@ -50,7 +51,7 @@ def batch(setting: Setting) -> Figures:
     alike = sum(mixed[question][:BEGINNING] == alone[question][:BEGINNING] for question in questions)
     if alike < (len(questions) if setting.dry else 0.9 * len(questions)):
         raise RuntimeError(f"{len(questions) - alike} of {len(questions)} rows are not answered as by themselves")
-    changed = sum(mixed[number, None] != mixed[number, "adapter"] for number in range(QUESTIONS))
+    changed = sum(mixed[number, None] != mixed[number, "adapter"] for number in asked)
     if not changed:
         raise RuntimeError("the adapter changes no answer, so that nothing was shown")
     return {"engines": 2, "rows": len(questions), "equal": equal, "changed by the adapter": changed}
@@ -104,8 +105,9 @@ def endpoint_beside_vllm(setting: Setting) -> Figures:
     """Requests per second and time to the first token of our endpoint and of vLLM's own server, one model each on half
     the card."""
     need("vllm")
-    gpus = 0.0 if setting.dry else 0.5
-    runs = serving.beside_vllm(str(setting.model("1.5b")), rounds=1, quick=True, num_gpus=gpus)
+    gpus, ray_address = (0.0, None) if setting.dry else (0.5, "local")
+    model = str(setting.model("1.5b"))
+    runs = serving.beside_vllm(model, rounds=1, quick=True, num_gpus=gpus, ray_address=ray_address)
     ours, theirs = runs["danlu"], runs["vllm"]
     return {
         "requests/s": ours["requests_per_second"],

@@ -28,6 +28,8 @@ LOADED = (
     "peft",
 )
 """Modules that most parts need, left out where they are not installed; none starts CUDA or threads as it is loaded."""
+LOADED_DRY = ("pipelines.train.trainer", "deepspeed")
+"""Besides in a dry run, where there is no CUDA to start."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Ended:
 
 
 def seconds_of(setting: Setting) -> float:
-    """The longest that a part may take; a part of a dry run shares two slow cores with another one."""
+    """The longest that a part may take; a part of a dry run shares two slow cores with others."""
     return PART_SECONDS * (2 if setting.dry else 1)
 
 
@@ -77,7 +79,7 @@ def run_part(setting: Setting, name: str) -> Ended:
     log, found = (setting.folder / f"{name}.{kind}" for kind in ("log", "json"))
     found.unlink(missing_ok=True)
     context = get_context("forkserver")
-    context.set_forkserver_preload([__name__, *LOADED])
+    context.set_forkserver_preload([__name__, *LOADED, *(LOADED_DRY if setting.dry else ())])
     process = context.Process(target=_work, args=(setting, name, log, found))
     process.start()
     process.join(seconds_of(setting))

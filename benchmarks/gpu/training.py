@@ -2,6 +2,7 @@
 
 import fcntl
 import math
+import os
 import shutil
 import statistics
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import yaml
 
@@ -19,6 +21,8 @@ from pipelines.artifacts.reports.train import TrainReport
 from pipelines.recipe.train import Train
 from pipelines.train.flops import flops_of
 from pipelines.train.memory import estimate, shapes_of
+from pipelines.train.run import Preempted, Run, WorkerFacts
+from pipelines.train.worker_group import Loop
 from rayjobs.cli import app
 
 RANK = 16
@@ -85,8 +89,8 @@ def _ours(setting: Setting, name: str, size: str, steps: int, changed: dict[str,
     """`danlu train` in a workspace of its own; RuntimeError where losses are not finite or do not fall."""
     section = section_of(setting, size, steps, changed)
     workspace = setting.folder / "runs" / name
-    shutil.rmtree(workspace, ignore_errors=True)  # what an earlier run of this part has trained
-    with _alone(setting) if name == "lora-zero0" else nullcontext():
+    with _alone(setting) if name == "lora-zero0" else _in_this_process() if setting.dry else nullcontext():
+        shutil.rmtree(workspace, ignore_errors=True)  # what an earlier run of this part has trained
         report = _train(setting, name, section, workspace)
     losses = [step.loss for step in report.losses]
     if not all(map(math.isfinite, losses)):
@@ -103,6 +107,27 @@ def _ours(setting: Setting, name: str, size: str, steps: int, changed: dict[str,
     if (share := _share(setting, section, size, tokens, loss_tokens, seconds)) is not None:
         found["share of peak"] = share
     return found
+
+
+@contextmanager
+def _in_this_process() -> Iterator[None]:
+    """Train here and not in a worker of Ray Train.
+
+    A dry run does so in all parts but one, `lora-zero0`: a group of workers takes half a minute on two cores to load
+    what this process has loaded already.
+    """
+    with patch("pipelines.train.stage.run_workers", _one_worker):
+        yield
+
+
+def _one_worker(loop: Loop, run: Run) -> WorkerFacts | Preempted:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")  # as Ray Train does for its workers
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return loop(run, lambda: None)
 
 
 @contextmanager

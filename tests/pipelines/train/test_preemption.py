@@ -155,7 +155,7 @@ def test_a_node_that_is_drained_is_left_and_training_goes_on_with_one_worker(
     recipe = recipe_of(**{**SECTION, "num_workers": [1, 2]}, max_failures=0)
     command = [sys.executable, "-c", TWO_NODES, str(tmp_path), recipe.model_dump_json()]
     with tempfile.TemporaryDirectory(prefix="danlu-d-", ignore_cleanup_errors=True) as folder:  # a short path: sockets
-        environment = {**os.environ, "RAY_TMPDIR": folder}
+        environment = {**os.environ, "RAY_TMPDIR": folder, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1"}
         result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr[-4000:]
     manifest = read_manifest(place, TrainReport)

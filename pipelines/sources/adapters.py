@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from pipelines.artifacts.rows import Turn
@@ -102,6 +103,7 @@ def zhihu_kol(row: Row, counts: Counts) -> Canonical:
     return canonical
 
 
+@lru_cache(maxsize=1 << 14)  # most answers have few votes, so that the same texts come again and again
 def parse_votes(text: str) -> int:
     """Zhihu's vote string as a number: `赞同` is 0, `赞同 15` is 15, `赞同 1.2 万` is 12000.
 

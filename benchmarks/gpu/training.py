@@ -3,6 +3,8 @@
 import fcntl
 import math
 import os
+import pickle
+import runpy
 import shutil
 import statistics
 import sys
@@ -17,7 +19,9 @@ import yaml
 
 from benchmarks import train as beside
 from benchmarks.gpu.setting import SEED, Figures, Setting, need
+from pipelines.artifacts import shards
 from pipelines.artifacts.reports.train import TrainReport
+from pipelines.artifacts.workspace import Workspace
 from pipelines.recipe.train import Train
 from pipelines.train.flops import flops_of
 from pipelines.train.memory import estimate, shapes_of
@@ -111,13 +115,21 @@ def _ours(setting: Setting, name: str, size: str, steps: int, changed: dict[str,
 
 @contextmanager
 def _in_this_process() -> Iterator[None]:
-    """Train here and not in a worker of Ray Train.
+    """Tokenize and train here, and not in workers of Ray.
 
-    A dry run does so in all parts but one, `lora-zero0`: a group of workers takes half a minute on two cores to load
-    what this process has loaded already.
+    A dry run does so in all parts but one, `lora-zero0`: workers take half a minute on two cores to load what this
+    process has loaded already.
     """
-    with patch("pipelines.train.stage.run_workers", _one_worker):
+    with patch.object(shards, "_run", _shards_here), patch("pipelines.train.stage.run_workers", _one_worker):
         yield
+
+
+def _shards_here(
+    workspace: Workspace, folder: str, pending: list[shards.Shard], work: shards.Work, *_: int | str | None, done: int
+) -> None:
+    for shard in pending:
+        if error := shards._attempt(workspace, folder, f"{shard['index']:05d}", shard, work):
+            raise pickle.loads(error)  # made a line above
 
 
 def _one_worker(loop: Loop, run: Run) -> WorkerFacts | Preempted:
@@ -217,10 +229,17 @@ def _peer(setting: Setting, python: str, kind: str) -> Figures:
     )
     rows = beside.export_rows(workspace, common)
     liger = [] if setting.dry else ["--liger"]
-    result = beside.run_peer(common, rows, setting.folder / f"{kind}.json", python, ["--trainer", kind, *liger])
+    with patch.object(beside, "call", _call_here) if setting.dry else nullcontext():
+        result = beside.run_peer(common, rows, setting.folder / f"{kind}.json", python, ["--trainer", kind, *liger])
     found: Figures = {"tokens/s": round(result.rate, 1), "peak GiB": round(result.peak_bytes / 2**30, 2)}
     share = _share(setting, section, "7b", result.tokens, result.loss_tokens, result.seconds)
     return found | ({"share of peak": share} if share is not None else {})
+
+
+def _call_here(command: list[str]) -> None:
+    """Run the peer's program in this process, which has loaded what it needs."""
+    with patch.object(sys, "argv", command[1:]):
+        runpy.run_path(command[1], run_name="__main__")
 
 
 def bare_loop(setting: Setting) -> Figures:

@@ -134,8 +134,9 @@ def _shards_here(
 
 def _one_worker(loop: Loop, run: Run) -> WorkerFacts | Preempted:
     import torch
-    import torch.distributed as dist
+    import torch.distributed
 
+    dist: Any = torch.distributed  # its types lack HashStore
     torch.set_num_threads(1)
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")  # as Ray Train does for its workers
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

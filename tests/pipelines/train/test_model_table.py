@@ -3,11 +3,16 @@
 python -m tests.pipelines.train.test_model_table      prints the table, in several minutes
 """
 
+import json
 import math
 import re
+import subprocess
+import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -27,13 +32,17 @@ from tests.small_families import FAMILIES, write_small
 pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).parents[3] / "docs" / "train.md"
-COLUMNS = ("family", "`model_type`", "trained", "packed", "merged")
+COLUMNS = ("family", "`model_type`", "trained", "packed", "merged", "served")
 HEAD = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}\n"
 REQUIRED = ("Llama 3", "Qwen3", "Qwen3 MoE", "Qwen3.5", "GLM-4", "GLM-4.5, GLM-4.7", "gpt-oss", "Gemma 3", "Mistral")
 REQUIRED += ("Phi-4", "InternLM3", "DeepSeek-V3")
 """Families that have to train."""
 STEPS = 2
 LENGTHS = (11, 1, 23)
+PROMPT, ANSWER = list(range(5, 25)), 8
+"""What vLLM is given, and how many tokens it answers."""
+SAID = 144
+"""Characters of vLLM's errors that the table has."""
 
 
 def refusal(folder: Path, **section: Any) -> str:
@@ -100,9 +109,42 @@ def packed_cell(folder: Path) -> str:
 
 def merged_cell(run: Run) -> str:
     """Merges, in float32, into a folder beside the run."""
-    written = write_merged(run.model, run.trained, run.folder / "model", Merge(dtype="float32"))
+    written = write_merged(run.model, run.trained, merged_folder(run), Merge(dtype="float32"))
     assert written.merge_difference < 1e-4 * max(1, written.largest_logit) and written.reload_difference == 0, written
     return "yes"
+
+
+def merged_folder(run: Run) -> Path:
+    return run.folder / "model"
+
+
+def served_cells(root: Path, folders: Iterable[Path]) -> list[str]:
+    """Whether vLLM answers with merged models as transformers does, on a CPU; else the errors with which none loads."""
+    given = list(folders)
+    result, script = root / "answers.json", str(Path(__file__).with_name("vllm_answers.py"))
+    subprocess.run([sys.executable, script, str(result), json.dumps(PROMPT), str(ANSWER), *map(str, given)], check=True)
+    cells = []
+    for folder, (dtype, told) in zip(given, json.loads(result.read_text()), strict=True):
+        if dtype is None:
+            text = told.replace(str(folder), "MODEL").translate(str.maketrans("|`", "/'"))
+            cells.append(f"no: {text}"[:SAID])
+        else:
+            assert dtype != "float32" or told == greedy(folder), folder.parents[1].name
+            cells.append("yes" if dtype == "float32" else dtype)
+    return cells
+
+
+def greedy(folder: Path) -> list[int]:
+    """What transformers answers, each token from the whole text before it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens = list(PROMPT)
+    with torch.no_grad():
+        for _ in range(ANSWER):
+            tokens.append(int(model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+    return tokens[len(PROMPT) :]
 
 
 @pytest.fixture(scope="module")
@@ -152,12 +194,26 @@ def test_packed_samples_are_kept_apart_and_what_is_merged_is_what_was_trained(
     assert found == [table[family]["packed"], table[family]["merged"]]
 
 
+def test_vllm_serves_what_was_merged_as_the_page_says(
+    root: Path, runs: dict[str, Run], table: dict[str, dict[str, str]]
+) -> None:
+    pytest.importorskip("vllm")
+    for run in runs.values():
+        if not merged_folder(run).exists():
+            merged_cell(run)
+    found = dict(zip(runs, served_cells(root, map(merged_folder, runs.values())), strict=True))
+    assert found == {family: table[family]["served"] for family in runs}
+
+
 def print_table(root: Path) -> None:
     models = write_models(root / "models")
     runs = train_all(root, models)
-    cells = {family: [trained_cell(models[family], runs.get(family)), "", ""] for family in FAMILIES}
+    cells = {family: [trained_cell(models[family], runs.get(family)), "", "", ""] for family in FAMILIES}
     for family, run in runs.items():
         cells[family][1:3] = [packed_cell(models[family]), merged_cell(run)]
+    if find_spec("vllm"):
+        for family, cell in zip(runs, served_cells(root, map(merged_folder, runs.values())), strict=True):
+            cells[family][3] = cell
     print(HEAD, end="")
     for family, found in cells.items():
         print(f"| {family} | `{FAMILIES[family][0]}` | {' | '.join(found)} |")

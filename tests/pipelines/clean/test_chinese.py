@@ -1,16 +1,20 @@
 """The dialect `zh` on texts that are not among the labelled rows."""
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.clean.fused import Outcome, apply
 from pipelines.clean.kernels.han_pairs import pair_counts, stray_shares
 from pipelines.clean.operators.perplexity import words_in_pairs
 from pipelines.clean.plan import build_plan
+from pipelines.clean.stage import CleanInputs, CleanStage
 from pipelines.recipe.load import load_recipe
 from pipelines.similarity.utf8 import utf8
+from tests.outputs import finished, finished_rows, rows_of
 
 
 def cleaned(process: list[Any], *texts: str, assets: dict[str, str] | None = None) -> Outcome:
@@ -208,6 +212,32 @@ def test_tiny_keeps_plain_sentences_and_drops_other_languages_and_noise() -> Non
     done = cleaned(single, *plain, *others)
     assert [text for text in plain if text not in done.kept["response"].to_pylist()] == []
     assert done.kept.num_rows == 100
+
+
+def test_the_whole_of_tiny_keeps_rows_of_plain_sentences_and_drops_the_others(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    """Each row has three sentences, which is long enough, and shares one with another row at most."""
+    recipe = load_recipe("tiny")
+    assert recipe.clean
+    plain, others = _texts(PLAIN), _texts(OTHERS)
+    answers = [plain[n] + plain[(n + 37) % 100] + plain[(n + 61) % 100] for n in range(100)] + others
+    table = pa.table(
+        {
+            "row_id": [str(n) for n in range(150)],
+            "pos": pa.array(range(150), pa.int64()),
+            "query": [f"第{n}个问题" for n in range(150)],
+            "response": answers,
+            "upvotes": [20] * 150,
+        }
+    )
+    workspace = Workspace(str(tmp_path))
+    source, place = Place(workspace, "ingest", "in"), Place(workspace, "clean", "out")
+    with workspace.parquet_writer(source.path("rows.parquet"), table.schema) as writer:
+        writer.write_table(table)
+    report = CleanStage(recipe.clean).run(place, CleanInputs(finished_rows(source, 150, ["rows.parquet"])))
+    kept = rows_of(finished(place, report), report.outputs.rows)
+    assert [row["response"] for row in kept] == answers[:100]
 
 
 def _is_named(step: Any, begin: str) -> bool:

@@ -58,7 +58,7 @@ STORED = "parts"
 """Folder of parts that stand for files that cannot be cut, while they are read."""
 SHOWN = 5
 """Broken rows that an error message shows."""
-VERSION = 7
+VERSION = 8
 """Of how sources are read: what stages that read one of their own have in their fingerprints."""
 LOOKED_INTO = 20
 """Files, and rows of each, that a recipe's check looks into."""

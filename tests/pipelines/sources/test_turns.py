@@ -230,6 +230,13 @@ def test_what_is_not_read_in_a_turn_refuses_the_row(turn: Row, why: str) -> None
         read(chat(USER, turn))
 
 
+@pytest.mark.parametrize("mark", ["loss", "weight", "train"])
+def test_a_system_prompt_that_is_to_be_trained_refuses_the_row(mark: str) -> None:
+    with pytest.raises(ValueError, match="a turn of the system is marked to be trained"):
+        read(chat({"role": "system", "content": "S", mark: True}, USER, SAID))
+    assert read(chat({"role": "system", "content": "S", mark: False}, USER, SAID))[1]["system"] == "S"
+
+
 @pytest.mark.parametrize("nothing", [None, "", [], {}])
 def test_keys_that_say_nothing_refuse_nothing(nothing: Any) -> None:
     assert (
@@ -244,10 +251,14 @@ def test_keys_that_say_nothing_refuse_nothing(nothing: Any) -> None:
         ("label", "False", "preference tuning"),
         ("kto_tag", True, "preference tuning"),
         ("rejected_response", "坏", "preference tuning"),
+        ("rejectedResponse", "坏", "preference tuning"),
+        ("non_preferred_output", [SAID], "preference tuning"),
         ("images", ["a.jpg"], "only text is trained"),
         ("audios", ["a.wav"], "only text is trained"),
         ("history", [["a", "b"]], "does not read it"),
         ("functions", [{"name": "f"}], "does not read it"),
+        ("systemPrompt", "S", "does not read it"),
+        ("query_role", "tool", "does not read it"),
         ("tool_calls", [{"name": "f"}], "does not read it"),
         ("context", "一段文字", "does not read it"),
         ("input", "补充", "does not read it"),

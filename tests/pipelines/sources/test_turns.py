@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.sources.adapters import ADAPTERS
+from pipelines.sources.adapters import ADAPTERS, replaced
 from pipelines.sources.row_keys import adapter_for, classify
 
 Row = dict[str, Any]
@@ -309,6 +309,22 @@ def test_what_a_question_is_asked_about_is_not_passed_over(names: tuple[str, str
     with pytest.raises(ValueError, match="column context: it changes what the row says"):
         read({"context": "一段文字", names[0]: "问", names[1]: "答"})
     assert read({"context": "", names[0]: "问", names[1]: "答"})[1]["query"] == "问"
+
+
+def test_trl_s_prompt_is_context_and_its_completion_trained() -> None:
+    row = {"prompt": [USER, SAID, USER, {**SAID, "loss": True}, USER], "completion": [SAID]}
+    assert [turn.get("loss") for turn in read(row)[1]["messages"]] == [None, False, None, True, None, None]
+
+
+def test_texts_are_replaced_in_tools_and_their_calls_too() -> None:
+    call = {"role": "tool_call", "content": '{"name": "f", "arguments": {"to": ["{{N}}"], "days": 2}}'}
+    tools = [{"name": "f", "description": "as {{N}} asks"}]
+    row = chat(USER, call, {"role": "tool", "content": "{{N}}"}, SAID, tools=tools)
+    found = replaced(read(row)[1], {"{{N}}": '"爱莉"'})
+    (called,) = json.loads(found["messages"][1]["tool_calls"])
+    assert called["function"]["arguments"] == {"to": ['"爱莉"'], "days": 2}
+    assert json.loads(found["tools"]) == [{"name": "f", "description": 'as "爱莉" asks'}]
+    assert found["messages"][2]["content"] == '"爱莉"'
 
 
 def test_moss_s_instruction_is_the_system_prompt() -> None:

@@ -188,14 +188,12 @@ def _lost_ids(batch: pa.RecordBatch, keys: tuple[str, ...], others: Container[in
     kind = batch.schema.field("row_id").type
     if keys[0] == "row_id" and (pa.types.is_integer(kind) or pa.types.is_string(kind)):
         return {}
-    ids = (
-        (number, value.as_py()) for number, value in enumerate(batch.column("row_id")) if number not in others
-    )
+    ids = ((number, value.as_py()) for number, value in enumerate(batch.column("row_id")) if number not in others)
     return {number: why for number, value in ids if (why := _lost_id(value, keys))}
 
 
 def _lost_id(value: Any, keys: tuple[str, ...]) -> str | None:
-    """Why a row that has that in its column `row_id` would lose it, since a name stands there; None where it does not."""
+    """Why a row with that in its column `row_id` would lose it to the row's name; None where it does not."""
     if says_nothing(value) or (keys[0] == "row_id" and own_id(value)):
         return None
     return f"column row_id holds {value!r:.80}, which does not name the row; rename the column"

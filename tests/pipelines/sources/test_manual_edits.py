@@ -102,16 +102,30 @@ def test_an_edit_is_made_whole_or_refused(line: dict[str, Any], said: str) -> No
 
 
 CALL = '[{"type": "function", "function": {"name": "f", "arguments": {}}}]'
-CALLED = [TURNS[0], {"role": "assistant", "content": "", "tool_calls": CALL}, {"role": "tool", "content": "r"}, TURNS[1]]
+CALLED = [
+    TURNS[0],
+    {"role": "assistant", "content": "", "tool_calls": CALL},
+    {"role": "tool", "content": "r"},
+    TURNS[1],
+]
 
 
 def test_tools_and_their_calls_are_kept_as_rows_have_them() -> None:
     schema = pa.schema({"query": pa.string(), "response": pa.string(), "messages": MESSAGES, "tools": pa.string()})
-    row = {"row_id": "a", "system": None, "query": "甲", "response": "乙", "messages": CALLED, "tools": '[{"name": "f"}]'}
+    row = {
+        "row_id": "a",
+        "system": None,
+        "query": "甲",
+        "response": "乙",
+        "messages": CALLED,
+        "tools": '[{"name": "f"}]',
+    }
     call = {**CALLED[1], "tool_calls": '{"name": "f", "arguments": "{}"}'}
     changed = with_edits("clean.edited", row, {"messages": [CALLED[0], call, *CALLED[2:]]}, schema, schema.names)
     assert changed["messages"][1]["tool_calls"] == CALL
-    assert with_edits("clean.edited", row, {"tools": '[{"name":"g"}]'}, schema, schema.names)["tools"] == '[{"name": "g"}]'
+    assert (
+        with_edits("clean.edited", row, {"tools": '[{"name":"g"}]'}, schema, schema.names)["tools"] == '[{"name": "g"}]'
+    )
     for tools in ("{", '{"name": "f"}', "钳子"):
         with pytest.raises(DataError, match="row a: tools: tools "):
             with_edits("clean.edited", row, {"tools": tools}, schema, schema.names)
@@ -119,7 +133,13 @@ def test_tools_and_their_calls_are_kept_as_rows_have_them() -> None:
 
 def test_values_that_json_has_not_are_edited_as_text() -> None:
     schema = pa.schema({"day": pa.date32(), "at": pa.timestamp("us"), "price": pa.decimal128(5, 2), "s": POINT})
-    row = {"row_id": "a", "day": date(2024, 1, 1), "at": datetime(2024, 1, 1, 8), "price": Decimal("1.50"), "s": {"x": 1}}
+    row = {
+        "row_id": "a",
+        "day": date(2024, 1, 1),
+        "at": datetime(2024, 1, 1, 8),
+        "price": Decimal("1.50"),
+        "s": {"x": 1},
+    }
     as_it_was = {name: cell_of(value) for name, value in row.items()}
     assert as_it_was["at"] == "2024-01-01 08:00:00" and as_it_was["price"] == "1.50"
     assert with_edits("clean.edited", row, as_it_was, schema, schema.names) is row

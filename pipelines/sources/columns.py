@@ -246,7 +246,7 @@ def _rows(
         elif "pos" in row:
             reason = "column pos has the name that the order of the rows has here; rename it"
             broken.append(broken_row("columns", place, reason, row))
-        elif lost := _lost_id(row.get("row_id"), keys):
+        elif "row_id" in row and (lost := _lost_id(row["row_id"], keys)):
             broken.append(broken_row("columns", place, lost, row))
         else:
             there = [name for name in ("row_id", *keys) if name in row]

@@ -49,7 +49,7 @@ the row says: then it refuses the row by its name. `ingest.max_broken` says how 
 | axolotl, chat_template | `messages` of `role`, `content`, `train` or `training`; with `train_detail` | read; refused |
 | axolotl, completion | `text` | read as plain text |
 | OpenAI | `messages` of `role`, `content`, `weight`, `tool_calls`, `tool_call_id`; `tools` | read |
-| TRL | `prompt`, `completion`, as texts or as turns | read |
+| TRL | `prompt`, `completion`, as texts or as turns | read; answers among the turns of `prompt` are context |
 | Belle | `instruction`, `input`, `output`; `conversations` of `from`, `value` | read |
 | COIG-PC, COIG-CQIA | `instruction`, `input`, `output`, with `task_type`, `domain` and others | read |
 | COIG | `conversations` of `question`, `answer`, the first question after `instruction` | read |
@@ -65,8 +65,8 @@ A column is refused whatever its capital letters and blanks, and carried all the
 row are joined and counted.
 
 Files are .jsonl, .ndjson, .json, .csv, .tsv, .parquet and .xlsx, whose visible sheets have one header; hidden sheets
-are named, hidden rows and formulas without a result refused. Bytes in a column are no text, and refused. Documents
-(.txt, .md, .epub, .docx, .pdf) are a row of plain text each, unless they lie in a folder beside rows.
+are named, hidden rows, merged cells and formulas without a result refused. Bytes in a column are no text, and refused.
+Documents (.txt, .md, .epub, .docx, .pdf) are a row of plain text each, unless they lie in a folder beside rows.
 `pip install 'danlu[documents]'` brings the readers of .xlsx, .docx and .pdf. `synthesize.passages` reads the same
 documents.
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -113,18 +114,22 @@ def _writer(destination: Destination, workspace: Workspace, header: list[str]) -
         if is_csv:
             lines = csv.DictWriter(stream, header, restval="")
             lines.writeheader()
-            yield lambda row: lines.writerow({name: cell_of(value) for name, value in row.items()})
+            yield lambda row: lines.writerow({name: _told(row, cell_of, value) for name, value in row.items()})
         else:
             yield lambda row: _put(stream, {name: row[name] for name in header if row.get(name) is not None})
 
 
 def _put(stream: Any, row: Line) -> None:
+    stream.write(_told(row, partial(json.dumps, ensure_ascii=False), row) + "\n")
+
+
+def _told(row: Line, write: Callable[[Any], str], value: Any) -> str:
+    """What is written of a row; DataError where the file's format has no such value."""
     try:
-        line = json.dumps(row, ensure_ascii=False)
+        return write(value)
     except TypeError as error:
         told = f"row {row['row_id']}: JSON has no such value ({error}); leave that column out of the source"
         raise DataError(told) from None
-    stream.write(line + "\n")
 
 
 @dataclass

@@ -6,6 +6,7 @@ had to decide. Which other columns of a row are carried and which refuse it, `pi
 schema is one function and one line in `ADAPTERS`.
 """
 
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -54,13 +55,18 @@ class Adapter:
 
 
 def _pair(query: str, response: str) -> Callable[[Row, Counts], Canonical]:
-    """Reads a question and its answer from the columns of those names; either may be a list of turns, as TRL has it."""
+    """Reads a question and its answer from the columns of those names; either may be a list of turns, as TRL has it.
+
+    TRL trains the completion alone: answers among the turns of the question are context.
+    """
 
     def read(row: Row, counts: Counts) -> Canonical:
         asked, said = row.get(query), row.get(response)
         if isinstance(asked, list) or isinstance(said, list):
             _require_in_turns(row, REASONING)
-            chat = [*_history(row), *_turns_or_text(asked, "user", query), *_turns_or_text(said, "assistant", response)]
+            before = _turns_or_text(asked, "user", query)
+            context = [{"loss": False, **turn} if turn["role"] in ("assistant", "call") else turn for turn in before]
+            chat = [*_history(row), *context, *_turns_or_text(said, "assistant", response)]
             return _conversation(row, chat, counts)
         return _exchange(row, _text(row, query), _text(row, response), counts)
 
@@ -336,18 +342,27 @@ def with_system(row: Canonical, system: str | None) -> Canonical:
 def replaced(row: Canonical, texts: Mapping[str, str]) -> Canonical:
     """A canonical row with some texts in the place of others, in all that is said: names in place of placeholders."""
 
-    def filled(text: str | None) -> str | None:
+    def filled(value: Any) -> Any:
+        if isinstance(value, list):
+            return [filled(inner) for inner in value]
+        if isinstance(value, dict):
+            return {name: filled(inner) for name, inner in value.items()}
         for old, new in texts.items():
-            text = text.replace(old, new) if text else text
-        return text
+            value = value.replace(old, new) if isinstance(value, str) else value
+        return value
+
+    def filled_json(text: str) -> str:
+        return json.dumps(filled(json.loads(text)), ensure_ascii=False)
 
     if not texts:
         return row
     said: Canonical = {name: filled(row[name]) for name in ("system", "query", "response") if name in row}
+    if row.get("tools"):
+        said["tools"] = filled_json(row["tools"])
     if row.get("messages"):
-        texts_of_turn = ("content", "reasoning")
+        fill = {"content": filled, "reasoning": filled, "tool_calls": filled_json}
         said["messages"] = [
-            {name: filled(value) if name in texts_of_turn else value for name, value in turn.items()}
+            {name: fill[name](value) if name in fill else value for name, value in turn.items()}
             for turn in row["messages"]
         ]
     return {**row, **said}

@@ -29,7 +29,7 @@ from pipelines.sources.adapters import replaced, with_system
 from pipelines.sources.column_types import flat_column
 from pipelines.sources.columns import BATCH_ROWS, LEFT_OUT, Rows, batches, broken_row
 from pipelines.sources.cut import Store, stored
-from pipelines.sources.files import Numbered, block_of, format_of, open_bytes, rows_of_file
+from pipelines.sources.files import block_of, format_of, open_bytes, rows_of_file
 from pipelines.sources.row_keys import renamed
 from pipelines.sources.turns import MARKS, conversation_of, says_nothing
 
@@ -61,7 +61,7 @@ _MEDIA_KEYS = (
     *("photo", "file", "media_type", "sticker_emoji", "poll", "contact_information", "location_information"),
     *("resources", "attachments", "game_title", "invoice_information"),
 )
-_FORWARDED_KEYS = ("forwarded_from", "saved_from")
+_FORWARDED_KEYS = ("forwarded_from", "forwarded_from_id", "saved_from")
 _RECALLED_KEYS = ("recalled", "isRecalled", "is_recalled")
 _SYSTEM_KEYS = ("system", "isSystemMessage", "is_system")
 _READ = {*SENDER, *TIME, *TEXT, *TYPE, *CHAT, *OWN, *_MEDIA_KEYS, *_FORWARDED_KEYS, *_RECALLED_KEYS, *_SYSTEM_KEYS}
@@ -199,7 +199,7 @@ def read_messages(
 ) -> Iterator[Message]:
     """The messages of one file as it has them; what of them is not read is added to `unread`."""
     time, chat = 0.0, name
-    for number, row, raw, own_chat in _rows(path, name):
+    for number, row, raw, own_chat in _rows(path, name, unread):
         row_id = f"{name}:{number + 1}"
         try:
             if row is None:
@@ -220,7 +220,7 @@ def read_messages(
         yield Message(chat, time, number, row_id, sender, said, left_out, is_own=is_own)
 
 
-def _rows(path: str, name: str) -> Iterator[tuple[int, dict[str, Any] | None, str, str]]:
+def _rows(path: str, name: str, unread: dict[str, None]) -> Iterator[tuple[int, dict[str, Any] | None, str, str]]:
     """The rows of a file as `Numbered`, each with the name of its chat."""
     if format_of(path) in (".json", ".jsonl", ".ndjson"):
         with open_bytes(path) as stream:
@@ -228,8 +228,7 @@ def _rows(path: str, name: str) -> Iterator[tuple[int, dict[str, Any] | None, st
         if head.startswith("{") and re.search(r'"(messages|chats)"\s*:\s*[\[{]', head):
             yield from _exported(path, name)
             return
-    rows: Iterator[Numbered] = rows_of_file(path)
-    for number, row, raw in rows:
+    for number, row, raw in rows_of_file(path, unread):
         yield number, row, raw, name
 
 
@@ -273,6 +272,8 @@ def _said(row: Mapping[str, Any], section: ChatLog) -> tuple[str, str, str | Non
     is_media = any(not says_nothing(row.get(key)) for key in _MEDIA_KEYS)
     if isinstance(text, Mapping):
         is_media = is_media or any(not says_nothing(text.get(key)) for key in _MEDIA_KEYS)
+        if "text" not in text and not is_media:
+            raise ValueError(f"its text is an object without text: {text!r:.80}")
         text = text.get("text")
     text = _joined(text)
     who = "" if sender is None else str(sender).strip()

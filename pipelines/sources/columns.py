@@ -1,7 +1,7 @@
 """Tables from rows: a shard's rows with the types that they have, and any table as it is, with `row_id` and `pos`."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from pipelines.sources.column_types import (
 from pipelines.sources.files import parquet_batches, read_shard, schema_of
 from pipelines.sources.own_names import own_id
 from pipelines.sources.row_keys import OWN_KEYS
+from pipelines.sources.turns import says_nothing
 
 BATCH_ROWS = 2048
 COLUMN_ROWS = 8192
@@ -146,7 +147,9 @@ def table_reader(named_by: str | None) -> Work:
             rows.add(batch, [name for name in names if name not in rows.fixed.names])
         unread = shard.get("unread", [])
         written = rows.write(attempt)
-        return {**written, "own_keys": bool(named), "has_row_id": "row_id" in named, "counts": {}, "unread": unread}
+        found = ["row_id"] if named.intersection(keys) else []
+        named_rows = {"own_keys": bool(named), "has_row_id": "row_id" in named, "found": found}
+        return {**written, **named_rows, "counts": {}, "unread": unread}
 
     return work
 
@@ -164,6 +167,7 @@ def _copy_columns(shard: Shard, attempt: Attempt, keys: tuple[str, ...]) -> dict
             if number < end:
                 batch = batch.slice(0, end - number)
                 reasons = unreadable(batch)
+                reasons |= _lost_ids(batch, keys, reasons)
                 broken.extend(
                     broken_row("columns", _place(shard, number + at), why, None) for at, why in reasons.items()
                 )
@@ -173,7 +177,26 @@ def _copy_columns(shard: Shard, attempt: Attempt, keys: tuple[str, ...]) -> dict
 
     counts = write_shard(attempt, written, tables(), broken)
     has_keys = any(key in schema.names for key in keys)
-    return {**counts, "widened": [], "own_keys": has_keys, "has_row_id": "row_id" in schema.names, "counts": {}}
+    named_rows = {"own_keys": has_keys, "has_row_id": "row_id" in schema.names, "found": ["row_id"] * has_keys}
+    return {**counts, **named_rows, "widened": [], "counts": {}}
+
+
+def _lost_ids(batch: pa.RecordBatch, keys: tuple[str, ...], others: Container[int]) -> dict[int, str]:
+    """Why rows, by their number, would lose what their column `row_id` says; `others` are looked at no more."""
+    if "row_id" not in batch.schema.names:
+        return {}
+    kind = batch.schema.field("row_id").type
+    if keys[0] == "row_id" and (pa.types.is_integer(kind) or pa.types.is_string(kind)):
+        return {}
+    ids = ((number, value.as_py()) for number, value in enumerate(batch.column("row_id")) if number not in others)
+    return {number: why for number, value in ids if (why := _lost_id(value, keys))}
+
+
+def _lost_id(value: Any, keys: tuple[str, ...]) -> str | None:
+    """Why a row with that in its column `row_id` would lose it to the row's name; None where it does not."""
+    if says_nothing(value) or (keys[0] == "row_id" and own_id(value)):
+        return None
+    return f"column row_id holds {value!r:.80}, which does not name the row; rename the column"
 
 
 def require_usable(path: str, schema: pa.Schema) -> pa.Schema:
@@ -223,6 +246,8 @@ def _rows(
         elif "pos" in row:
             reason = "column pos has the name that the order of the rows has here; rename it"
             broken.append(broken_row("columns", place, reason, row))
+        elif "row_id" in row and (lost := _lost_id(row["row_id"], keys)):
+            broken.append(broken_row("columns", place, lost, row))
         else:
             there = [name for name in ("row_id", *keys) if name in row]
             named.update(there)

@@ -24,6 +24,9 @@ BINARY = (".docx", ".pdf", ".epub", SPREADSHEET)
 MAX_DOCUMENT = 1 << 28
 """Bytes that a document may have, and a share of what the files inside one may unpack to."""
 _HIDDEN_ROW = re.compile(rb"<(?:\w+:)?row\b[^>]*\bhidden=[\"'](?:1|true)[\"']")
+_MERGED_CELLS = re.compile(rb"<(?:\w+:)?mergeCell\b")
+_CARRIAGE_RETURN = re.compile(r"_x000[dD]_\n?")
+"""How Excel writes what ends lines together with a line feed, which its reader leaves in the text."""
 _BLOCKS = {*("p", "div", "br", "li", "tr", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "section", "hr", "title")}
 _UNSEEN = {"script", "style", "head"}
 
@@ -52,7 +55,7 @@ def rows_of_spreadsheet(
     """The rows of a workbook's visible sheets, whose first rows name the columns, the same ones in all of them.
 
     In place of a row with a cell that has no value to read None and the cell's name. Hidden sheets are added to
-    `unread`. DataError for a sheet that hides rows, for whoever filtered it may want either.
+    `unread`. DataError for a sheet that hides rows, for whoever filtered it may want either, or has merged cells.
     """
     try:
         import openpyxl
@@ -65,7 +68,7 @@ def rows_of_spreadsheet(
         _require_bounded(io.BytesIO(data))
         book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
         formulas = openpyxl.load_workbook(io.BytesIO(data), read_only=True)
-        hiding = _sheets_with_hidden_rows(io.BytesIO(data))
+        hiding, merging = (_sheets_with(io.BytesIO(data), what) for what in (_HIDDEN_ROW, _MERGED_CELLS))
     except Exception as error:  # of damaged files it raises what it comes upon
         raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
     header: list[str] | None = None
@@ -76,9 +79,11 @@ def rows_of_spreadsheet(
         where = f"{path}, sheet {sheet.title}"
         if sheet.title in hiding:
             raise DataError(f"{where}: hides rows, as filters do; show them, or delete those that are not meant")
+        if sheet.title in merging:
+            raise DataError(f"{where}: has merged cells, of which only the first holds the value; split and fill them")
         for each in (sheet, same):
             each.reset_dimensions()  # some programs write wrong ones
-        pairs = zip(sheet.iter_rows(), same.iter_rows(values_only=True), strict=True)
+        pairs = _undamaged(where, zip(sheet.iter_rows(), same.iter_rows(values_only=True), strict=True))
         records = (
             (cells, why)
             for cells, typed in pairs
@@ -104,6 +109,14 @@ def rows_of_spreadsheet(
             yield dict(zip(names, cells, strict=False)), ""
 
 
+def _undamaged(where: str, rows: Iterable[Any]) -> Iterator[Any]:
+    """The rows; DataError where the sheet's XML breaks off."""
+    try:
+        yield from rows
+    except Exception as error:  # of damaged files it raises what it comes upon
+        raise DataError(f"{where}: cannot be read ({type(error).__name__}: {error})") from None
+
+
 def _unreadable(cells: Iterable[Any], typed: Iterable[Any]) -> str | None:
     """Which cell of a row has no value to read; `typed` is what was typed into the cells, which may be formulas."""
     for cell, given in zip(cells, typed, strict=True):
@@ -114,8 +127,8 @@ def _unreadable(cells: Iterable[Any], typed: Iterable[Any]) -> str | None:
     return None
 
 
-def _sheets_with_hidden_rows(stream: IO[bytes]) -> set[str]:
-    """The names of sheets in which a row is hidden, which the reader does not say of large files."""
+def _sheets_with(stream: IO[bytes], what: re.Pattern[bytes]) -> set[str]:
+    """The names of sheets whose XML has `what`, such as a hidden row, which the reader does not say of large files."""
     found = set()
     with zipfile.ZipFile(stream) as archive:
         relations = _attributes(archive.read("xl/_rels/workbook.xml.rels").decode(), "Relationship")
@@ -126,7 +139,7 @@ def _sheets_with_hidden_rows(stream: IO[bytes]) -> set[str]:
             with archive.open(part) as xml:
                 before = b""
                 while block := xml.read(1 << 20):
-                    if _HIDDEN_ROW.search(before + block):
+                    if what.search(before + block):
                         found.add(html.unescape(sheet["name"]))
                         break
                     before = block[-1000:]
@@ -143,6 +156,8 @@ def _names(where: str, record: tuple[Any, ...]) -> list[str]:
 
 
 def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return _CARRIAGE_RETURN.sub("\n", value)
     return str(value) if isinstance(value, date | datetime | time | timedelta) else value
 
 
@@ -159,18 +174,53 @@ def _require_bounded(stream: IO[bytes]) -> None:
     stream.seek(0)
 
 
+_WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_OF_WORD = {f"{_WORD}tab": "\t", f"{_WORD}ptab": "\t", f"{_WORD}br": "\n", f"{_WORD}cr": "\n"}
+_OF_WORD[f"{_WORD}noBreakHyphen"] = "-"
+_UNSEEN_IN_WORD = {f"{_WORD}{name}" for name in ("del", "moveFrom", "pPr", "rPr", "tblPr", "trPr", "tcPr", "sectPr")}
+_UNSEEN_IN_WORD.add("{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback")  # the same once more
+
+
 def _word(stream: IO[bytes]) -> str:
-    """Paragraphs, and tables a row a line."""
+    """Paragraphs, and tables a row a line, as they are with all changes accepted; text boxes after their paragraph."""
     import docx
 
     _require_bounded(stream)
+    return "\n".join(_word_lines(docx.Document(stream).element.body))
+
+
+def _word_lines(element: Any) -> list[str]:
+    """The lines of what stands in an element: in controls, fields and insertions too."""
     lines: list[str] = []
-    for block in docx.Document(stream).iter_inner_content():
-        if hasattr(block, "rows"):
-            lines += ["\t".join(cell.text for cell in row.cells) for row in block.rows]
-        else:
-            lines.append(block.text)
-    return "\n".join(lines)
+    for child in element:
+        if child.tag == f"{_WORD}p":
+            lines += _word_paragraph(child)
+        elif child.tag == f"{_WORD}tr":
+            cells = [cell for cell in child.iter(f"{_WORD}tc") if next(cell.iterancestors(f"{_WORD}tr")) is child]
+            lines.append("\t".join("\n".join(_word_lines(cell)) for cell in cells))
+        elif child.tag not in _UNSEEN_IN_WORD:
+            lines += _word_lines(child)
+    return lines
+
+
+def _word_paragraph(paragraph: Any) -> list[str]:
+    """A paragraph's text, and the lines of what stands in boxes at it."""
+    text: list[str] = []
+    boxes: list[str] = []
+
+    def walk(element: Any) -> None:
+        for child in element:
+            if child.tag == f"{_WORD}t":
+                text.append(child.text or "")
+            elif child.tag == f"{_WORD}txbxContent":
+                boxes.extend(_word_lines(child))
+            elif child.tag in _OF_WORD:
+                text.append(_OF_WORD[child.tag])
+            elif child.tag not in _UNSEEN_IN_WORD:
+                walk(child)
+
+    walk(paragraph)
+    return ["".join(text), *boxes]
 
 
 def _pdf(stream: IO[bytes]) -> str:

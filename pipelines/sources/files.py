@@ -415,10 +415,12 @@ def csv_reader(lines: Iterable[str], delimiter: str = ",") -> Iterator[Record]:
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
+        before = reader.line_num
         try:
             yield next(reader)
         except csv.Error as error:
-            yield error
+            lines = reader.line_num - before
+            yield csv.Error(f"{error}; {lines} lines are read as one row") if lines > 1 else error
         except StopIteration:
             return
 

@@ -144,6 +144,8 @@ class _Text:
                 if not is_cut or not self._more():
                     raise self.broken(error.msg) from None
                 continue
+            except ValueError as error:  # an integer of more digits than Python reads
+                raise self.broken(str(error)) from None
             if end == len(self._text) and not self._is_read and self._more():
                 continue  # a number may go on
             self._at = end

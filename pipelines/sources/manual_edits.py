@@ -9,6 +9,8 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
 from difflib import get_close_matches
 from typing import Any
 
@@ -20,7 +22,7 @@ from pipelines.artifacts.rows import is_text, with_same_messages
 from pipelines.errors import DataError, InputError
 from pipelines.sources.files import csv_reader, header_of
 from pipelines.sources.json_text import value_of
-from pipelines.sources.turns import conversation_of, says_nothing, turn_of
+from pipelines.sources.turns import canonical_tools, conversation_of, says_nothing, turn_of
 
 Line = dict[str, Any]
 _OF_LINES = ("row_id", "pos", "kept", "operator", "reason")
@@ -99,8 +101,10 @@ def _records(where: str, text: str) -> Iterator[tuple[int, Line]]:
             raise DataError(f"{where}:{number}: its quotation marks cannot be told apart ({record}); save it again")
         if len(record) > len(header):
             raise DataError(f"{where}:{number}: more fields than the header: {record!r:.200}")
+        if record and len(record) < len(header):
+            raise DataError(f"{where}:{number}: fewer fields than the header, so that columns shift: {record!r:.200}")
         if record:
-            yield number, dict(zip(header, record, strict=False))
+            yield number, dict(zip(header, record, strict=True))
 
 
 def parsed(text: str) -> Any:
@@ -147,28 +151,47 @@ def with_edits(
 
 
 def _differs(given: Any, value: Any) -> bool:
-    return bool(given != value) and (not isinstance(given, str) or given != cell_of(value))
+    is_cell = isinstance(given, str) and not isinstance(value, bytes)
+    return bool(given != value) and not (is_cell and given == cell_of(value))
 
 
 def cell_of(value: Any) -> str:
-    """A value in a CSV file."""
+    """A value in a CSV file; TypeError for bytes, which it cannot hold."""
     if value is None or isinstance(value, str):
         return value or ""
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, date | time | timedelta | Decimal):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False, default=_beyond_json)
+
+
+def _beyond_json(value: Any) -> str:
+    if isinstance(value, bytes):
+        raise TypeError("bytes")
+    return str(value)
 
 
 def _value(key: str, given: Any, field: pa.Field, row_id: str) -> Any:
     """What the file gives for one column of a row, as the column's type."""
     value = given
+    is_told_as_text = pa.types.is_temporal(field.type) or pa.types.is_decimal(field.type)
+    if is_told_as_text and isinstance(value, str):
+        try:
+            return pa.array([value or None], pa.string()).cast(field.type)[0].as_py()
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise DataError(f"{key}: row {row_id}: {field.name} cannot be {given!r} ({error})") from None
     if isinstance(value, str) and not pa.types.is_string(field.type) and not pa.types.is_large_string(field.type):
         value = _of_cell(value, field.type) if value else None
     if field.name in _NEVER_EMPTY and says_nothing(value):
         raise DataError(f"{key}: row {row_id}: {field.name} cannot be emptied; to drop the row say kept: false")
-    if field.name == "messages" and isinstance(value, list):
-        try:
-            _require_turns(value, {inner.name for inner in field.type.value_type})
-        except ValueError as error:
-            raise DataError(f"{key}: row {row_id}: messages: {error}") from None
+    try:
+        if field.name == "messages" and isinstance(value, list):
+            value = _turns(value, {inner.name for inner in field.type.value_type})
+        elif field.name == "tools" and pa.types.is_string(field.type):
+            value = canonical_tools(value)
+        else:
+            _require_fields(value, field.type)
+    except ValueError as error:
+        raise DataError(f"{key}: row {row_id}: {field.name}: {error}") from None
     try:
         if isinstance(value, float) and pa.types.is_integer(field.type) and not value.is_integer():
             raise OverflowError("it is no whole number")  # Arrow would cut it off
@@ -182,8 +205,21 @@ def _of_cell(text: str, kind: pa.DataType) -> Any:
     return parsed(text.lower() if pa.types.is_boolean(kind) else text)
 
 
-def _require_turns(turns: list[Any], fields: set[str]) -> None:
-    """ValueError for edited turns of which a part would be lost, or that are no conversation."""
+def _require_fields(value: Any, kind: pa.DataType) -> None:
+    """ValueError for a structure with a field that the column has not, which Arrow would pass over."""
+    if pa.types.is_struct(kind) and isinstance(value, Mapping):
+        for name, inner in value.items():
+            if kind.get_field_index(name) < 0:
+                raise ValueError(f"there is no field {name}; delete it")
+            _require_fields(inner, kind.field(name).type)
+    elif pa.types.is_list(kind) and isinstance(value, list):
+        for entry in value:
+            _require_fields(entry, kind.value_type)
+
+
+def _turns(turns: list[Any], fields: set[str]) -> list[dict[str, Any]]:
+    """Edited turns, with tool calls as rows have them; ValueError where a part would be lost or they are no
+    conversation."""
     read = []
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, Mapping):
@@ -198,6 +234,8 @@ def _require_turns(turns: list[Any], fields: set[str]) -> None:
     _, joined = conversation_of(read, None)
     if joined:
         raise ValueError("two turns in a row are one speaker's; make one of them")
+    calls = [{"tool_calls": turn["tool_calls"]} if "tool_calls" in turn else {} for turn in read]
+    return [{**turn, **called} for turn, called in zip(turns, calls, strict=True)]
 
 
 def _read(key: str, path: str) -> bytes:

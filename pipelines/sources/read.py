@@ -58,7 +58,7 @@ STORED = "parts"
 """Folder of parts that stand for files that cannot be cut, while they are read."""
 SHOWN = 5
 """Broken rows that an error message shows."""
-VERSION = 7
+VERSION = 8
 """Of how sources are read: what stages that read one of their own have in their fingerprints."""
 LOOKED_INTO = 20
 """Files, and rows of each, that a recipe's check looks into."""
@@ -160,6 +160,7 @@ def read_source(section: Source, place: Place) -> IngestReport:
         place.workspace.remove(path)
     remove_copies(files, place)
     _require_few_broken(place, section, commits)
+    _require_named_columns(section, commits)
     if any(commit["result"]["own_keys"] for commit in commits):
         require_own_names(place.workspace, [commit["files"]["rows"] for commit in commits])
     schema, widened, commits = as_one_schema(place, commits, section.concurrency)
@@ -264,6 +265,7 @@ def _reader(section: Source) -> Work:
         return {
             **rows.write(attempt),
             "own_keys": reading.own_keys,
+            "found": sorted(reading.found),
             "adapters": dict(reading.adapters),
             "counts": dict(reading.counts),
             "unread": shard.get("unread", []),
@@ -282,6 +284,8 @@ class _Reading:
         self.adapters: Counter[str] = Counter()
         self.counts: Counts = Counter()
         self.own_keys = False
+        self.found: set[str] = set()
+        """Names of the recipe's `columns` whose columns rows have."""
         self._shard = shard
         self._adapter = adapter
         self._columns = columns
@@ -316,6 +320,7 @@ class _Reading:
         columns = self._classified.get(keys)
         if columns is None:
             columns = self._classified[keys] = classify(keys, self._adapter, self._named_by)
+            self.found |= self._columns.keys() & {*keys, *(["row_id"] if columns.own_key is not None else [])}
         name, adapter = adapter_for(columns, row)
         read = adapter.read(row, self.counts)
         given = (name, *read)
@@ -359,6 +364,19 @@ def _require_few_broken(place: Place, section: Source, commits: list[Commit]) ->
         f"allows {section.max_broken}. Mend them, or raise it to set them aside"
     )
     raise DataError("\n".join([head, *lines, *more]))
+
+
+def _require_named_columns(section: Source, commits: list[Commit]) -> None:
+    """DataError where the recipe names a column that no row has; of a chat, messages without theirs are broken."""
+    if section.chat_log or not any(commit["result"]["rows"] for commit in commits):
+        return
+    found = {name for commit in commits for name in commit["result"]["found"]}
+    for name, given in section.columns.items():
+        if given and name not in found:
+            raise DataError(
+                f"{section.source}: no row has column {given}, which ingest.columns names for {name}; correct the "
+                "name, or remove it"
+            )
 
 
 def _columns_of_source(section: Source, schema: pa.Schema, commits: list[Commit]) -> list[str]:

@@ -27,6 +27,7 @@ _MASK = (
 REFUSED = {
     **dict.fromkeys(("chosen", "rejected", "kto_tag", "kto_label", "margin", "preference"), _PREFERENCE),
     **dict.fromkeys(("positive_messages", "negative_messages", "is_preferred", "is_desirable"), _PREFERENCE),
+    **dict.fromkeys(("preferred_output", "non_preferred_output"), _PREFERENCE),
     **dict.fromkeys(("mask", "loss_mask", "label_mask", "completion_mask", "assistant_mask", "assistant_masks"), _MASK),
     **dict.fromkeys(("loss_scale", "loss_weight", "sample_weight"), _MASK),
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios", "objects"), _MEDIA),
@@ -35,6 +36,7 @@ REFUSED = {
         _MEANING,
     ),
     **dict.fromkeys(("input", "context", *SYSTEM, "messages", "conversations", "conversation"), _MEANING),
+    **dict.fromkeys(("query_role", "history_roles", "system_message"), _MEANING),
     **dict.fromkeys((*ROW.names, TOOLS.name), _MEANING),
     "pos": "column pos has the name that the order of the rows has here; rename it",
 }
@@ -90,10 +92,13 @@ def classify(names: Iterable[str], adapter: str, named_by: str | None = None) ->
 
 
 def _usual_name(name: str) -> str | None:
-    """The name among `REFUSED` that a column has, whatever its capital letters and blanks; None where it is carried."""
+    """The name among `REFUSED` that a column has, whatever its capital letters and blanks; None where it is carried.
+
+    `rejectedResponse` is `rejected_response`.
+    """
     if name in _OURS:
         return name
-    usual = re.sub(r"[\s-]+", "_", name.strip()).lower()
+    usual = re.sub(r"[\s-]+|(?<=[a-z])(?=[A-Z])", "_", name.strip()).lower()
     if verdict := {"chosen", "rejected"} & {*usual.split("_")}:
         return verdict.pop()
     return usual if usual not in _OURS and (usual in REFUSED or usual == LABEL) else None

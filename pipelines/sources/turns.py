@@ -239,17 +239,18 @@ def conversation_of(
             joined += 1
         else:
             chat.append(dict(turn))
+    if marked := next((turn for turn in chat if turn["role"] != "assistant" and turn.get("loss")), None):
+        raise ValueError(f"a turn of the {marked['role']} is marked to be trained; only an assistant's turns are")
     if chat and chat[0]["role"] == "system":
         own = chat.pop(0)
         if system and system != own["content"]:
             raise ValueError("the column system and the turn of the system differ; delete one")
         system = own["content"]
     _require_dialogue(chat)
-    for turn in chat:
-        if turn["role"] != "assistant" and turn.get("loss"):
-            raise ValueError(f"a turn of the {turn['role']} is marked to be trained; only an assistant's turns are")
-        if turn["role"] == "assistant" and is_trained is False:
-            turn.setdefault("loss", False)
+    if is_trained is False:
+        for turn in chat:
+            if turn["role"] == "assistant":
+                turn.setdefault("loss", False)
     queries = [turn["content"] for turn in chat if turn["role"] == "user"]
     row: dict[str, Any] = {"system": system, "query": queries[-1], "response": chat[-1]["content"]}
     if len(chat) > 2 or tools or max(map(len, chat)) > 2:

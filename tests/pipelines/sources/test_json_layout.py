@@ -111,6 +111,8 @@ def test_broken_lines_do_not_make_an_array_of_lines(tmp_path: Path) -> None:
         '{"data": [{"a": 1}',
         '{"data": [{"a": 1}]',
         "[{",
+        '[{"a": ' + "9" * 5000 + "}]",
+        '{\n"a": ' + "9" * 5000 + "}",
     ],
 )
 def test_an_array_that_ends_too_early_is_named(tmp_path: Path, text: str) -> None:

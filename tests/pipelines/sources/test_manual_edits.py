@@ -1,5 +1,7 @@
 """The edited file: what is read of it, and what is said of one that cannot be used."""
 
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,9 @@ import pytest
 
 from pipelines.artifacts.rows import MESSAGES
 from pipelines.errors import DataError, InputError
-from pipelines.sources.manual_edits import read_edited, require_known_columns, with_edits
+from pipelines.sources.manual_edits import cell_of, read_edited, require_known_columns, with_edits
+
+POINT = pa.struct({"x": pa.int64()})
 
 
 @pytest.mark.parametrize(
@@ -57,6 +61,9 @@ def test_a_table_as_spreadsheets_save_it(tmp_path: Path) -> None:
     path.write_text("row_id,kept\na,true,更多\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"rows\.csv:2: more fields than the header"):
         read_edited("clean.edited", str(path), needs_kept=True)
+    path.write_text("row_id,kept,query,response\na,true,答\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows\.csv:2: fewer fields than the header, so that columns shift"):
+        read_edited("clean.edited", str(path), needs_kept=True)
 
 
 TURNS = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, "甲乙问答", strict=True)]
@@ -92,6 +99,60 @@ def test_an_edit_is_made_whole_or_refused(line: dict[str, Any], said: str) -> No
     both = {"response": "新", "messages": [*TURNS[:3], {"role": "assistant", "content": "新"}], "n": "2.0"}
     changed = with_edits("clean.edited", row, both, schema, schema.names)
     assert (changed["query"], changed["response"], changed["n"]) == ("问", "新", 2)
+
+
+CALL = '[{"type": "function", "function": {"name": "f", "arguments": {}}}]'
+CALLED = [
+    TURNS[0],
+    {"role": "assistant", "content": "", "tool_calls": CALL},
+    {"role": "tool", "content": "r"},
+    TURNS[1],
+]
+
+
+def test_tools_and_their_calls_are_kept_as_rows_have_them() -> None:
+    schema = pa.schema({"query": pa.string(), "response": pa.string(), "messages": MESSAGES, "tools": pa.string()})
+    row = {
+        "row_id": "a",
+        "system": None,
+        "query": "甲",
+        "response": "乙",
+        "messages": CALLED,
+        "tools": '[{"name": "f"}]',
+    }
+    call = {**CALLED[1], "tool_calls": '{"name": "f", "arguments": "{}"}'}
+    changed = with_edits("clean.edited", row, {"messages": [CALLED[0], call, *CALLED[2:]]}, schema, schema.names)
+    assert changed["messages"][1]["tool_calls"] == CALL
+    assert (
+        with_edits("clean.edited", row, {"tools": '[{"name":"g"}]'}, schema, schema.names)["tools"] == '[{"name": "g"}]'
+    )
+    for tools in ("{", '{"name": "f"}', "钳子"):
+        with pytest.raises(DataError, match="row a: tools: tools "):
+            with_edits("clean.edited", row, {"tools": tools}, schema, schema.names)
+
+
+def test_values_that_json_has_not_are_edited_as_text() -> None:
+    schema = pa.schema({"day": pa.date32(), "at": pa.timestamp("us"), "price": pa.decimal128(5, 2), "s": POINT})
+    row = {
+        "row_id": "a",
+        "day": date(2024, 1, 1),
+        "at": datetime(2024, 1, 1, 8),
+        "price": Decimal("1.50"),
+        "s": {"x": 1},
+    }
+    as_it_was = {name: cell_of(value) for name, value in row.items()}
+    assert as_it_was["at"] == "2024-01-01 08:00:00" and as_it_was["price"] == "1.50"
+    assert with_edits("clean.edited", row, as_it_was, schema, schema.names) is row
+    given = {"day": "2024-02-01", "at": "2024-02-01 09:00:00", "price": "2.25", "s": '{"x": 2}'}
+    changed = with_edits("clean.edited", row, given, schema, schema.names)
+    assert {name: cell_of(value) for name, value in changed.items()} == {"row_id": "a", **given}
+    for line, said in (
+        ({"day": "morgen"}, "day cannot be 'morgen'"),
+        ({"price": "1.555"}, "price cannot be"),
+        ({"s": {"x": 1, "y": 2}}, "s: there is no field y"),
+    ):
+        with pytest.raises(DataError, match=f"row a: {said}"):
+            with_edits("clean.edited", row, line, schema, schema.names)
 
 
 def test_a_column_that_rows_do_not_have_is_named() -> None:

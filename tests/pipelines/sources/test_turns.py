@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.sources.adapters import ADAPTERS
+from pipelines.sources.adapters import ADAPTERS, replaced
 from pipelines.sources.row_keys import adapter_for, classify
 
 Row = dict[str, Any]
@@ -230,6 +230,13 @@ def test_what_is_not_read_in_a_turn_refuses_the_row(turn: Row, why: str) -> None
         read(chat(USER, turn))
 
 
+@pytest.mark.parametrize("mark", ["loss", "weight", "train"])
+def test_a_system_prompt_that_is_to_be_trained_refuses_the_row(mark: str) -> None:
+    with pytest.raises(ValueError, match="a turn of the system is marked to be trained"):
+        read(chat({"role": "system", "content": "S", mark: True}, USER, SAID))
+    assert read(chat({"role": "system", "content": "S", mark: False}, USER, SAID))[1]["system"] == "S"
+
+
 @pytest.mark.parametrize("nothing", [None, "", [], {}])
 def test_keys_that_say_nothing_refuse_nothing(nothing: Any) -> None:
     assert (
@@ -244,10 +251,14 @@ def test_keys_that_say_nothing_refuse_nothing(nothing: Any) -> None:
         ("label", "False", "preference tuning"),
         ("kto_tag", True, "preference tuning"),
         ("rejected_response", "坏", "preference tuning"),
+        ("rejectedResponse", "坏", "preference tuning"),
+        ("non_preferred_output", [SAID], "preference tuning"),
         ("images", ["a.jpg"], "only text is trained"),
         ("audios", ["a.wav"], "only text is trained"),
         ("history", [["a", "b"]], "does not read it"),
         ("functions", [{"name": "f"}], "does not read it"),
+        ("systemPrompt", "S", "does not read it"),
+        ("query_role", "tool", "does not read it"),
         ("tool_calls", [{"name": "f"}], "does not read it"),
         ("context", "一段文字", "does not read it"),
         ("input", "补充", "does not read it"),
@@ -298,6 +309,22 @@ def test_what_a_question_is_asked_about_is_not_passed_over(names: tuple[str, str
     with pytest.raises(ValueError, match="column context: it changes what the row says"):
         read({"context": "一段文字", names[0]: "问", names[1]: "答"})
     assert read({"context": "", names[0]: "问", names[1]: "答"})[1]["query"] == "问"
+
+
+def test_trl_s_prompt_is_context_and_its_completion_trained() -> None:
+    row = {"prompt": [USER, SAID, USER, {**SAID, "loss": True}, USER], "completion": [SAID]}
+    assert [turn.get("loss") for turn in read(row)[1]["messages"]] == [None, False, None, True, None, None]
+
+
+def test_texts_are_replaced_in_tools_and_their_calls_too() -> None:
+    call = {"role": "tool_call", "content": '{"name": "f", "arguments": {"to": ["{{N}}"], "days": 2}}'}
+    tools = [{"name": "f", "description": "as {{N}} asks"}]
+    row = chat(USER, call, {"role": "tool", "content": "{{N}}"}, SAID, tools=tools)
+    found = replaced(read(row)[1], {"{{N}}": '"爱莉"'})
+    (called,) = json.loads(found["messages"][1]["tool_calls"])
+    assert called["function"]["arguments"] == {"to": ['"爱莉"'], "days": 2}
+    assert json.loads(found["tools"]) == [{"name": "f", "description": 'as "爱莉" asks'}]
+    assert found["messages"][2]["content"] == '"爱莉"'
 
 
 def test_moss_s_instruction_is_the_system_prompt() -> None:

@@ -128,6 +128,27 @@ def test_columns_are_read_by_the_names_that_the_recipe_gives(tmp_path: Path) -> 
         Ingest(source="a", adapter="columns", columns={"query": "q"})
 
 
+def test_a_name_for_a_column_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [PAIR, {**PAIR, "提示": "S", "meta": {"id": "k"}}])
+    assert run(tmp_path, source, columns={"system": "提示"})[1]["system"].to_pylist() == [None, "S"]
+    with pytest.raises(DataError, match=r"no row has column 提示词, which ingest\.columns names for system"):
+        run(tmp_path, source, columns={"system": "提示词"})
+    for adapter in ("auto", "columns"):
+        with pytest.raises(DataError, match=r"no row has column meta\.id, which ingest\.columns names for row_id"):
+            run(tmp_path, source, adapter=adapter, columns={"row_id": "meta.id"})
+
+
+@pytest.mark.parametrize("columns", [{}, {"row_id": "key"}, {"row_id": None}])
+def test_a_row_id_that_would_be_written_over_sets_its_row_aside(tmp_path: Path, columns: dict[str, Any]) -> None:
+    rows = [{**PAIR, "key": "k1", "row_id": 1.5}, {**PAIR, "key": "k2", "row_id": None}]
+    folder = folder_of(tmp_path, a=rows, b=pa.Table.from_pylist([{**row, "key": f"{row['key']}b"} for row in rows]))
+    _, table, dropped = run(tmp_path, folder, adapter="columns", columns=columns, max_broken=2)
+    assert table["key"].to_pylist() == ["k2", "k2b"]
+    assert set(dropped["reason"].to_pylist()) == {
+        "column row_id holds 1.5, which does not name the row; rename the column"
+    }
+
+
 def test_check_names_what_is_carried_and_refuses_by_name(tmp_path: Path) -> None:
     section = Ingest(source=str(write_lines(tmp_path / "a.jsonl", [{**PAIR, "note": "x"}])))
     assert describe_source(section) == "as query_response; carried, not trained: note"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from html import unescape
 from html.entities import html5
 from typing import Any
 
@@ -148,6 +149,43 @@ _ATTRIBUTE_WITHOUT_VALUE = (
     "ismap|itemscope|loop|multiple|muted|nofollow|nomodule|noshade|novalidate|nowrap|open|playsinline|readonly|required|"
     "reversed|selected|data-[\\w-]+"
 )
+_CLOSED_BY_THE_NEXT = frozenset(
+    [
+        "area",
+        "base",
+        "br",
+        "col",
+        "embed",
+        "hr",
+        "img",
+        "input",
+        "link",
+        "meta",
+        "param",
+        "source",
+        "track",
+        "wbr",
+        "html",
+        "head",
+        "body",
+        "p",
+        "li",
+        "dt",
+        "dd",
+        "tr",
+        "td",
+        "th",
+        "thead",
+        "tbody",
+        "tfoot",
+        "colgroup",
+        "option",
+        "optgroup",
+        "rt",
+        "rp",
+    ]
+)
+"""Tags that need no closing one."""
 _NAMES = "|".join(sorted((*_BLOCKS, *_WITHOUT_CONTENT, *_INLINE), key=len, reverse=True))
 _ATTRIBUTE = rf"""\s+(?:[a-z_:@][\w:.-]*\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>=`]+)|(?:{_ATTRIBUTE_WITHOUT_VALUE})\b)"""
 _TOKEN = re.compile(
@@ -161,6 +199,9 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE | re.DOTALL | re.MULTILINE,
 )
+_FORMULA = re.compile(r"""\seeimg\s*=|equation\?tex=""", re.IGNORECASE)
+"""Attributes of the images that Zhihu sets formulas as."""
+_ALT = re.compile(r"""\salt\s*=\s*(?:"([^"]*)"|'([^']*)')""", re.IGNORECASE)
 _SPOKEN_OF = re.compile(" ?(?:标签|標籤|元素)(?![:：])")
 _GLUED = re.compile(r"[A-Za-z0-9_>]")
 _BLANK_LINES = re.compile(r"\n[ \t\r]*(?:\n[ \t\r]*)+")
@@ -175,12 +216,22 @@ def _decoded(match: re.Match[str]) -> str:
     return chr(number) if is_character else match.group()
 
 
+def _formula(match: re.Match[str]) -> str | None:
+    """The TeX of a formula that is set as an image; None for other tags."""
+    alt = _ALT.search(match["attributes"]) if match["name"].lower() == "img" else None
+    if alt is None or not _FORMULA.search(match["attributes"]):
+        return None
+    return unescape(alt[1] or alt[2] or "").strip()
+
+
 def _is_text(match: re.Match[str], html: str) -> bool:
-    """Whether what looks like a tag is none: after a word and never closed, as in `vector<b>` and `Map<i>`, or spoken
-    of, as in `<p>标签`, in a text that closes no tag."""
-    if _SPOKEN_OF.match(html, match.end()) and "</" not in html:
-        return True
+    """Whether what looks like a tag is none: after a word and never closed, as in `vector<b>` and `Map<i>`, or, in a
+    text that closes no tag, spoken of, as in `<p>标签`, or one that HTML wants closed, as in `从<h1>到<h6>`."""
     name, at = match["name"].lower(), match.start()
+    if "</" not in html and (
+        _SPOKEN_OF.match(html, match.end()) or (name not in _CLOSED_BY_THE_NEXT and not match["attributes"])
+    ):
+        return True
     if match["close"] or match["attributes"] or name in _BLOCKS or name in ("br", "li", "img"):
         return False
     glued = at > 0 and _GLUED.match(html[at - 1]) and html[at - 1] != ">"
@@ -196,7 +247,9 @@ def _tokens(html: str) -> Iterator[tuple[str, str]]:
         if match.start() > at:
             yield "text", html[at : match.start()]
         at = match.end()
-        if match["name"]:
+        if match["name"] and (formula := _formula(match)):
+            yield "text", formula
+        elif match["name"]:
             yield match["close"] + match["name"].lower(), ""
         elif match["fence"] or match["quoted"]:
             yield "code", match.group()
@@ -286,7 +339,7 @@ _MARKUP = rf"(?i)</?(?:{_NAMES})[\s/>]|<!--|<!doctype|&(?:#[0-9]+|#x[0-9a-f]+|[a
 """What only HTML writes: a known tag, a comment, or an entity."""
 
 
-@operator("mapper", version=3)
+@operator("mapper", version=4)
 def clean_html_mapper(column: Column, *, dialect: Dialect = "zh") -> pa.Array:
     """Replace HTML by its text.
 
@@ -294,7 +347,7 @@ def clean_html_mapper(column: Column, *, dialect: Dialect = "zh") -> pa.Array:
     carriage returns into newlines; list items become lines that begin with `*`, other tags vanish without a line break.
     In `zh` only HTML's own tags are tags, so `vector<int>` and `<think>` stay, as does what stands in code fences or
     between backticks. Blocks and `<br>` end a line, list items begin with `* `, cells are parted by tabs, the contents
-    of scripts and styles go, and entities are decoded once.
+    of scripts and styles go, formulas set as images become their TeX, and entities are decoded once.
     """
     if dialect == "zh":
         return column.rewrite(column.matches(_MARKUP), text_of_known_tags)

@@ -19,13 +19,14 @@ _TLDS = (
     "fm|ly|gg|be|uk|us|jp|kr|hk|tw|mo|de|fr|ru|au|ca|eu|in|sg|it|es|nl|se|ch|nz|br|vn|th|my|id|ph|int|asia|mobi|name|live|"
     "news|blog|store|cloud|space|website|fun|work|ltd|group|art|red|ink|love|moe"
 )
-"""Ends of domains that stand before a path; .py, .sh, .md and their like are files."""
+"""Ends of domains that stand before a path; .py, .sh, .md and their like are files, and in
+capitals they end names such as ASP.NET and Socket.IO."""
 _SERVICES = r"mysql|mariadb|postgres(?:ql)?|sqlserver|mongodb(?:\+srv)?|redis|amqps?|hdfs|tcp|unix"
 """Schemes of programs that are connected to, not of pages."""
 _ADDRESS = (
     rf"(?:(?<![a-z+])(?!(?:{_SERVICES})://)[a-z][a-z0-9+.-]*://(?:[^\s/@\x00-\x7f]+(?=\.[a-z\x80-\U0010ffff]{{2,}}/))?"
     r"|(?<![a-z0-9@.-])(?:www\d{0,3}\.|(?:mailto|magnet):(?=[!-~])|data:[a-z]+/[a-z0-9.+-]+[;,]"
-    rf"|(?:[a-z0-9-]+\.)+(?:{_TLDS})(?=/)))"
+    rf"|(?:[a-z0-9-]+\.)+(?-i:{_TLDS})(?=/)))"
     r"[a-z0-9._~:/?#\[\]@!$&'()*+,;=%-]*[a-z0-9_~/#@$&*+=%-]"
 )
 """Links end where the characters that RFC 3986 allows end, so that Chinese text around them stays. `data:` without a
@@ -83,7 +84,7 @@ def _may_hold_link(column: Column) -> Mask:
     return column.matches(r"(?i):[/a-z0-9%]|www\pN{0,3}\.|\.[a-z]{2,10}/")
 
 
-@operator("mapper", version=4)
+@operator("mapper", version=5)
 def clean_links_mapper(
     column: Column, *, pattern: Regex | None = None, repl: str = "", dialect: Dialect = "zh"
 ) -> pa.Array:

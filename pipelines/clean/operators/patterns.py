@@ -27,6 +27,12 @@ IP = (
     r"([\da-fA-F]{1,4}:){7}[\da-fA-F]{1,4}"
 )
 
+IP_ZH = (
+    r"(?<![\d.vV]|第 ?|版本?号?[:： ]{0,2}|(?i:version|ver)[:. ]{0,2})"
+    rf"(?:{IP})(?!\d|\.\d|[ ]?小?[节節条條款章版])"
+)
+"""Four numbers that count a version or a section are no address."""
+
 
 def _bare(pattern: str) -> str:
     """A pattern that stands in a YAML as a Python literal, without its marks."""
@@ -59,10 +65,13 @@ def _may_hold_ip(column: Column) -> Mask:
     return column.matches(r"[0-9]\.[0-9]{1,3}\.[0-9]|:[^:]{1,4}:[^:]{1,4}:[^:]{1,4}:")
 
 
-@operator("mapper")
-def clean_ip_mapper(column: Column, *, pattern: Regex | None = None, repl: str = "") -> pa.Array:
-    """Replace IPv4 addresses, and IPv6 addresses with all eight groups, by `repl`."""
-    return replaced(column, pattern, IP, repl, _may_hold_ip)
+@operator("mapper", version=2)
+def clean_ip_mapper(
+    column: Column, *, pattern: Regex | None = None, repl: str = "", dialect: Dialect = "zh"
+) -> pa.Array:
+    """Replace IPv4 addresses, and IPv6 addresses with all eight groups, by `repl`; in `zh`, numbers of versions and
+    sections (`版本 1.2.3.4`, `10.5.2.1 小节`) stay."""
+    return replaced(column, pattern, IP if dialect == "data_juicer" else IP_ZH, repl, _may_hold_ip)
 
 
 def _check_replacements(parameters: Parameters, dialect: Dialect) -> Iterator[tuple[str, str]]:

@@ -21,7 +21,7 @@ _HALF_WIDTH = str.maketrans({0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000:
 _NO_NUMBER_BEFORE = r"(?<![\dA-Za-z/=_%.@-])"
 _MOBILE = regex.compile(
     _NO_NUMBER_BEFORE
-    + r"(?:\+?86[- ]?)?1[3-9]\d(?:\d{8}|[- ]\d{4}[- ]\d{4})(?![\d*]|\.\d|[ -]?\d|\s?美?[元圆块萬万亿円])"
+    + r"(?:\+?86[- ]?)?1[3-9]\d(?:-?\d{8}|[- ]\d{4}[- ]\d{4})(?![\d*]|\.\d|[ -]?\d|\s?美?[元圆块萬万亿円])"
 )
 _ID_CARD = regex.compile(
     r"(?<![\dA-Za-z])[1-9]\d{5} ?(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]) ?\d{3}[\dXx](?![\dA-Za-z])"
@@ -195,7 +195,7 @@ _NECESSARY = (
 """Without one of these no number, plate, address or name is found."""
 
 
-@operator("mapper", version=2)
+@operator("mapper", version=3)
 def personal_data_mapper(column: Column) -> tuple[pa.Array, dict[str, npt.NDArray[np.int64]]]:
     """Replace personal data by marks such as `[mobile]`, and count each kind.
 

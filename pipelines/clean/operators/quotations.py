@@ -67,6 +67,8 @@ _SENTENCE_ENDS = (
 _NOT_COMPARED = regex.compile("[^a-zA-Z0-9\u4e00-\u9fa5\n\t ]")
 _CODE = regex.compile(r"```|(?m:^[ \t]{2,}\S|[;{}]\s*$)")
 _TABLE = regex.compile(r"(?m)^\s*\|.*\|\s*$")
+_SIGNS = regex.compile(r"[<>=≤≥≠≈+*/^-]")
+"""Signs by which sentences differ in meaning: 当 a>b 时, 当 a<b 时."""
 SENTENCE_OF_ITS_OWN = 10
 """Characters from which `zh` takes a sentence that comes again for a slip; shorter ones are answers and refrains."""
 
@@ -86,9 +88,14 @@ def _chinese_sentences(line: str) -> list[str]:
 
 
 def _without_repeats(
-    text: str, split: Callable[[str], list[str]], shortest: int, lowercase: bool, ignore_special_character: bool
+    text: str,
+    split: Callable[[str], list[str]],
+    shortest: int,
+    lowercase: bool,
+    ignore_special_character: bool,
+    signs: regex.Pattern[str] | None = None,
 ) -> str:
-    seen: set[str] = set()
+    seen: set[tuple[str, ...]] = set()
     lines = []
     for line in text.split("\n"):
         kept = ""
@@ -97,14 +104,14 @@ def _without_repeats(
             compared = _NOT_COMPARED.sub("", compared) if ignore_special_character else compared
             if len(compared) < shortest:
                 kept += sentence
-            elif compared not in seen:
+            elif (key := (compared, *(signs.findall(sentence) if signs else ()))) not in seen:
                 kept += sentence
-                seen.add(compared)
+                seen.add(key)
         lines.append(kept)
     return "\n".join(lines)
 
 
-@operator("mapper")
+@operator("mapper", version=2)
 def remove_repeat_sentences_mapper(
     column: Column,
     *,
@@ -116,8 +123,8 @@ def remove_repeat_sentences_mapper(
 ) -> pa.Array:
     """Remove sentences that stood in the text before; of fewer characters than `min_repeat_sentence_length` they stay.
 
-    That is 2 in data-juicer's dialect and 10 in `zh`, where code, tables and verse stay as they are, and a line that
-    becomes empty goes.
+    That is 2 in data-juicer's dialect and 10 in `zh`, where code, tables and verse stay as they are, signs such as <
+    and + tell sentences apart, and a line that becomes empty goes.
     """
     if dialect == "data_juicer":
         shortest = 2 if min_repeat_sentence_length is None else min_repeat_sentence_length
@@ -135,7 +142,7 @@ def remove_repeat_sentences_mapper(
             or (len(lines) > 3 and max(map(len, lines)) <= 2 * SENTENCE_OF_ITS_OWN)
         ):
             return text
-        done = _without_repeats(text, _chinese_sentences, least, lowercase, ignore_special_character)
+        done = _without_repeats(text, _chinese_sentences, least, lowercase, ignore_special_character, _SIGNS)
         if done == text:
             return text
         pairs = zip(text.split("\n"), done.split("\n"), strict=True)

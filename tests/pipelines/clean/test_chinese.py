@@ -51,6 +51,9 @@ def mapped(operator: str, text: str) -> str:
         ("<UL><LI>早</LI><LI>晚</LI></UL>完", "* 早\n* 晚\n完"),
         ("<dl><dt>词</dt><dd>义</dd></dl>", "词\n义"),
         ("甲&amp;lt;乙", "甲&lt;乙"),
+        ("从<h1>到<h6>是六级标题，用<div>包一层，按<i>进入插入模式。", None),
+        ('<p>即 <img src="https://a.example.com/equation?tex=a" alt="a&lt;b^2" eeimg="1"/>。</p>', "即 a<b^2。"),
+        ('<p>图<img src="https://a.example.com/1.jpg" alt="猫"/></p>', "图"),
     ],
 )
 def test_html(html: str, text: str | None) -> None:
@@ -62,6 +65,7 @@ def test_html(html: str, text: str | None) -> None:
     [
         ("后端用 Express.js/Koa，见 setup.py/install。", None),
         ("he/she and/or，比例 3/4", None),
+        ("ASP.NET/C# 老了，Socket.IO/WebSocket 还行。", None),
         ("资料在此：https://a.example.com/x 提取码: 9xyz。", "资料在此。"),
         ("详见（https://a.example.com/b）第三节", "详见第三节"),
         ("连接串是 jdbc:mysql://127.0.0.1:3306/test，缓存用 redis://cache:6379/0", None),
@@ -98,6 +102,18 @@ def test_whitespace_leaves_joined_emoji_and_indentation() -> None:
         ("先热锅再倒油就不会粘，蛋也更嫩。觉得有用请点赞收藏", "先热锅再倒油就不会粘，蛋也更嫩。"),
         ("公众号的标题越来越长，读者却越来越少。", None),
         ("请关注天气变化，及时添衣。", None),
+        ("很多人关注我，是因为那篇讲考研的文章。", None),
+        ("请大家不要关注我的私生活。", None),
+        ("请关注我国西部的教育。关注我们身边的老人，是每个人的责任。", None),
+        ("可以关注一下国家的就业平台，上面有很多岗位。", None),
+        ("医生让我扫码关注医院公众号，结果查了半天。", None),
+        ("他让我加他微信：我没理。", None),
+        (
+            "猫咪软便要先断食一天，再少量多餐地喂。想看更多，欢迎关注@猫叔讲猫。",
+            "猫咪软便要先断食一天，再少量多餐地喂。",
+        ),
+        ("选专业先看自己的兴趣，再看学校和城市。加我徽信 zy6688", "选专业先看自己的兴趣，再看学校和城市。"),
+        ("买车砍价要狠，先问三家店再回来谈。+V❤ car12345", "买车砍价要狠，先问三家店再回来谈。"),
         ("扫码点餐方便，但老人不会用。", None),
         ("请关注一下这个比例：去年是三成，今年过半。", None),
         ("结节小于五毫米，可以一年一查，不用太关注。", None),
@@ -143,6 +159,20 @@ def test_numbers_of_groups_and_sums_are_nobodys_and_homes_may_have_letters() -> 
         assert mapped("personal_data_mapper", text) == text
     assert mapped("personal_data_mapper", "我家住在南湖市梅花路15号A座502室。") == "我家住在[address]。"
     assert mapped("personal_data_mapper", "我家在南湖市人民路四段11号附5号") == "我家在[address]"
+    assert mapped("personal_data_mapper", "打给138-12345678找我") == "打给[mobile]找我"
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("版本 1.2.3.4 发布，v1.2.3.4 也是", None),
+        ("见第1.1.1.2节，或 10.5.2.1 小节", None),
+        ("服务器是192.168.1.1，网关也是", "服务器是，网关也是"),
+        ("ping 10.0.0.1:80", "ping :80"),
+    ],
+)
+def test_numbers_of_versions_and_sections_are_no_addresses(text: str, right: str | None) -> None:
+    assert mapped("clean_ip_mapper", text) == (text if right is None else right)
 
 
 def test_flagged_words_are_words_and_their_drop_names_them(assets: dict[str, str]) -> None:
@@ -411,6 +441,7 @@ def test_answers_that_also_quote_stay(text: str) -> None:
             "先说清楚这件事的原因和结果，再谈应该怎么办。\n具体有三种办法。\n完。",
         ),
         ("牛肉重 4.5 公斤，鸡肉重 4.5 公斤。", None),
+        ("当 a>b 时不等式成立的条件是什么？当 a<b 时不等式成立的条件是什么？", None),
         ("好的。好的。那就这样说定了，明天早上见。好的。", None),
         ("轻轻的我走了\n正如我轻轻的来\n轻轻的我走了\n正如我轻轻的来", None),
         ("if a:\n    return False\nif b:\n    return False", None),

@@ -6,7 +6,6 @@ size of the chat. Each part is a shard, of which workers make rows. Every messag
 broken, with its reason.
 """
 
-import codecs
 import heapq
 import json
 import re
@@ -17,9 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from itertools import islice
-from typing import IO, Any, NamedTuple
-
-import ijson
+from typing import Any, NamedTuple
 
 from pipelines.artifacts.rows import ROW, Turn
 from pipelines.artifacts.shards import Attempt, Shard, Work
@@ -30,6 +27,8 @@ from pipelines.sources.column_types import flat_column
 from pipelines.sources.columns import BATCH_ROWS, LEFT_OUT, Rows, batches, broken_row
 from pipelines.sources.cut import Store, stored
 from pipelines.sources.files import block_of, format_of, open_bytes, rows_of_file
+from pipelines.sources.json_layout import messages_of
+from pipelines.sources.json_text import RepeatedKey
 from pipelines.sources.row_keys import renamed
 from pipelines.sources.turns import MARKS, conversation_of, says_nothing
 
@@ -226,41 +225,16 @@ def _rows(path: str, name: str, unread: dict[str, None]) -> Iterator[tuple[int, 
         with open_bytes(path) as stream:
             head = stream.read(1 << 16).decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
         if head.startswith("{") and re.search(r'"(messages|chats)"\s*:\s*[\[{]', head):
-            yield from _exported(path, name)
+            with open_bytes(path) as stream:
+                for number, (message, chat) in enumerate(messages_of(path, stream, name)):
+                    if isinstance(message, dict):
+                        yield number, message, "", chat
+                        continue
+                    is_repeated = isinstance(message, RepeatedKey)
+                    yield number, None, str(message) if is_repeated else f"not a message but {message!r:.200}", chat
             return
     for number, row, raw in rows_of_file(path, unread):
         yield number, row, raw, name
-
-
-def _exported(path: str, name: str) -> Iterator[tuple[int, dict[str, Any] | None, str, str]]:
-    """The messages of an export that is one JSON object: a chat with `messages`, or `chats` with a `list` of those."""
-    chat, number = name, 0
-    builder: ijson.ObjectBuilder | None = None
-    inside = ""
-    with open_bytes(path) as stream:
-        try:
-            for prefix, event, value in ijson.parse(_without_bom(stream), use_float=True):
-                if builder is None:
-                    if event == "start_map" and prefix.endswith("messages.item"):
-                        builder, inside = ijson.ObjectBuilder(), prefix
-                    elif prefix in ("name", "chatInfo.name") or prefix.endswith("list.item.name"):
-                        chat = str(value or name)
-                    elif prefix.endswith("messages.item") and event not in ("end_map", "end_array"):
-                        yield number, None, f"not a message but {value!r:.200}", chat
-                        number += 1
-                if builder is not None:
-                    builder.event(event, value)
-                    if prefix == inside and event == "end_map":
-                        yield number, builder.value, "", chat
-                        builder, number = None, number + 1
-        except ijson.JSONError as error:
-            raise DataError(f"{path}: broken after message {number} ({error})") from None
-
-
-def _without_bom(stream: IO[bytes]) -> IO[bytes]:
-    if stream.read(3) != codecs.BOM_UTF8:
-        stream.seek(0)
-    return stream
 
 
 def _said(row: Mapping[str, Any], section: ChatLog) -> tuple[str, str, str | None]:

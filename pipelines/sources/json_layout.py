@@ -92,11 +92,53 @@ def _elements(text: "_Text") -> Iterator[Any]:
     while text.peek() != "]":
         text.forget()
         yield text.value()
-        if text.peek() == ",":
-            text.take(",")
-        elif text.peek() != "]":
-            raise text.broken("',' or ']' is missing")
+        text.take_comma("]")
     text.take("]")
+
+
+def messages_of(path: str, stream: IO[bytes], chat: str) -> Iterator[tuple[Any, str]]:
+    """The messages of an exported chat, or of several, each with its chat's name; `chat` is that of one without.
+
+    A chat is an object with a list `messages`, and before them a `name`, or a `chatInfo` that has one; it may stand
+    anywhere in others. DataError where the JSON is broken.
+    """
+    text = _Text(path, stream)
+    text.peek()
+    yield from _messages(text, chat)
+    if text.peek():
+        raise text.broken("nothing may follow the chats")
+
+
+def _messages(text: "_Text", chat: str) -> Iterator[tuple[Any, str]]:
+    """Those in the value that comes next."""
+    first = text.peek()
+    if first == "[":
+        text.take("[")
+        while text.peek() not in ("]", ""):
+            yield from _messages(text, chat)
+            text.take_comma("]")
+        text.take("]")
+    elif first == "{":
+        text.take("{")
+        keys = set()
+        while text.peek() == '"':
+            key = text.value()
+            if key in keys:
+                raise text.broken(f"key {key!r:.80} is there twice; delete one")
+            keys.add(key)
+            text.take_colon()
+            if key == "messages" and text.peek() == "[":
+                text.take("[")
+                yield from ((message, chat) for message in _elements(text))
+            elif key in ("name", "chatInfo"):
+                value = text.value()
+                chat = str((value.get("name") if isinstance(value, dict) else value) or chat)
+            else:
+                yield from _messages(text, chat)
+            text.take_comma("}")
+        text.take("}")
+    else:
+        text.value()
 
 
 class _Text:
@@ -125,6 +167,19 @@ class _Text:
         """Go past a character that was peeked."""
         assert self.peek() == character
         self._at += 1
+
+    def take_colon(self) -> None:
+        """Go past the colon behind a key; DataError where there is none."""
+        if self.peek() != ":":
+            raise self.broken("':' is missing")
+        self.take(":")
+
+    def take_comma(self, end: str) -> None:
+        """Go past the comma behind an element, if this is not the last; DataError where neither comes."""
+        if self.peek() == ",":
+            self.take(",")
+        elif self.peek() != end:
+            raise self.broken(f"',' or '{end}' is missing")
 
     def value(self) -> Any:
         """The next value, or RepeatedKey in place of one in which an object has a key twice."""

@@ -123,7 +123,21 @@ def test_an_export_of_telegram_is_read_with_its_entities(tmp_path: Path) -> None
     table = run(tmp_path, source, chat_log=ALICE)[1]
     assert table["chat"].to_pylist() == ["小明", "群"] and chats_of(table) == [turns, turns]
     source.write_text(json.dumps(one)[:-40], encoding="utf-8")
-    with pytest.raises(DataError, match=r"result\.json: broken after message 8"):
+    with pytest.raises(DataError, match=r"result\.json: broken after element \d+ \("):
+        run(tmp_path, source, chat_log=ALICE)
+    text = json.dumps({"data": [{"name": "小明", "messages": [*talk, 5]}]})
+    source.write_text(text.replace('"type": "message"', '"text": "一", "type": "message"', 1), encoding="utf-8")
+    report, table, dropped = run(tmp_path, source, max_broken=9, chat_log=ALICE)
+    told = reasons_of(dropped)
+    assert table["chat"].to_pylist() == ["小明"] and report.broken == 2
+    assert any("key 'text' is there twice" in why for why in told.values())
+    assert any("not a message but 5" in why for why in told.values())
+    halved = {"messages": [message(1, "小明", "半\ud800"), talk[2]]}
+    source.write_text(json.dumps({"chats": {"list": [one, halved]}}), encoding="utf-8")
+    told = reasons_of(run(tmp_path, source, max_broken=9, chat_log=ALICE)[2])
+    assert any("half a character" in why for why in told.values())
+    source.write_text('{"name": "a", "name": "b", "messages": []}', encoding="utf-8")
+    with pytest.raises(DataError, match="key 'name' is there twice"):
         run(tmp_path, source, chat_log=ALICE)
 
 

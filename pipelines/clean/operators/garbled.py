@@ -41,6 +41,11 @@ def _is_one_word(counts: npt.NDArray[np.int64]) -> Mask:
     return np.asarray((counts[:, MOST] > often) & (han >= MOSTLY_HAN * counts[:, LETTERS]))
 
 
+def _is_list(text: str, most: int) -> bool:
+    """Whether the word that comes so often stands in another item of a list each time, as in 清华大学、北京大学."""
+    return text.count("、") >= most - 1
+
+
 _MENU = regex.compile(
     "首页|上一页|下一页|尾页|末页|登录|登陆|注册|返回顶部|返回首页|版权(?:所有|声明)?|备案号?|友情链接|关于我们|联系我们|网站地图|设为首页|加入收藏|"
     "请输入(?:文本|内容|标题|关键词)?|点击此处(?:添加|输入|编辑)?|此处填写|占位(?:符|文本)?|副?标题|正文|内容|搜索|分享|打印|关闭|更多|广告|"
@@ -178,7 +183,7 @@ def _seen(column: Column, max_encoded: float) -> dict[int, str]:
     return found
 
 
-@operator("filter", version=3)
+@operator("filter", version=4)
 def garbled_text_filter(column: Column, *, max_encoded: Ratio = 0.5, min_variety: Ratio = 0.45) -> Verdict:
     """Drop texts of encoded bytes or broken characters, of one phrase over and over, of strung search words, of the
     frame of a page, of keys hit at random, and of words without a content.
@@ -189,7 +194,9 @@ def garbled_text_filter(column: Column, *, max_encoded: Ratio = 0.5, min_variety
     counts = column.pairs
     different = variety(counts)
     found: dict[int, str] = {}
-    found |= dict.fromkeys(np.flatnonzero(_is_one_word(counts)).tolist(), "words without a content")
+    for row in np.flatnonzero(_is_one_word(counts)).tolist():
+        if not _is_list(column.array[row].as_py(), counts[row, MOST]):
+            found[row] = "words without a content"
     found |= dict.fromkeys(np.flatnonzero(_is_home_row(counts)).tolist(), "keys hit at random")
     for row in np.flatnonzero(different < min_variety).tolist():
         found[row] = f"repeats itself: {different[row]:.2f} of its pairs of characters differ"

@@ -349,6 +349,7 @@ def test_garbled_texts_go_by_what_can_be_seen(text: str, reason: str) -> None:
         "今天终于放假了🎉🎉🎉 明天去爬山⛰️ 后天去看海🌊 开心😄",
         "1. 日本队 2. 韩国队 3. 法国队 4. 德国队 5. 巴西队 6. 中国队",
         "········\n前面是导语。\n········\n后面是正文。",
+        "清华大学、北京大学、复旦大学、浙江大学、南京大学、武汉大学、中山大学、四川大学",
     ],
 )
 def test_readable_texts_are_not_garbled(text: str) -> None:

@@ -27,6 +27,7 @@ LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_shared_experts": 1}
 FIRST_DENSE = {**ROUTED, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
 LATENT = {"q_lora_rank": 32, "kv_lora_rank": 512, "qk_nope_head_dim": 32, "qk_rope_head_dim": 64, "v_head_dim": 32}
+CHOSEN = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
 LATENT |= {"num_key_value_heads": 4, "head_dim": None}
 RECURRENT: dict[str, Any] = {"linear_num_key_heads": 2, "linear_num_value_heads": 2}
 RECURRENT |= {"linear_key_head_dim": 128, "linear_value_head_dim": 128}
@@ -50,7 +51,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3.5 MoE": ("qwen3_5_moe_text", SHARED),
     "GLM-4": ("glm4", {"partial_rotary_factor": 0.5}),
     "GLM-4.5, GLM-4.7": ("glm4_moe", FIRST_DENSE),
-    "GLM-4.7-Flash": ("glm4_moe_lite", {**FIRST_DENSE, **LATENT, "topk_method": "noaux_tc"}),
+    "GLM-4.7-Flash": ("glm4_moe_lite", {**FIRST_DENSE, **LATENT, **CHOSEN}),
     "gpt-oss": ("gpt_oss", {**LOCAL, "sliding_window": 16}),
     "Gemma 3": ("gemma3_text", {**SLIDING, "query_pre_attn_scalar": 32}),
     "Gemma 4": ("gemma4_text", {**SLIDING, "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 300}),
@@ -58,7 +59,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Ministral 3": ("ministral3", {}),
     "Phi-4": ("phi3", {"partial_rotary_factor": 1.0}),
     "InternLM3": ("internlm3", {}),
-    "DeepSeek-V3": ("deepseek_v3", {**FIRST_DENSE, **LATENT, "topk_method": "noaux_tc"}),
+    "DeepSeek-V3": ("deepseek_v3", {**FIRST_DENSE, **LATENT, **CHOSEN}),
     "DeepSeek-V4": ("deepseek_v4", {**ROUTED, **COMPRESSED}),
     "MiniCPM": ("minicpm", {}),
     "MiniCPM3": ("minicpm3", LATENT),
@@ -69,7 +70,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Seed-OSS": ("seed_oss", {"attention_dropout": 0.0, "residual_dropout": 0.0}),
     "OLMo 3": ("olmo3", SLIDING),
 }
-"""transformers' `model_type` of each, and what its config.json has besides; transformers reads no `topk_method`, and no
+"""transformers' `model_type` of each, and what its config.json has besides; transformers reads nothing of CHOSEN, nor
 `first_k_dense_replace` of GLM-4.7-Flash, but vLLM does."""
 
 

@@ -419,8 +419,8 @@ def csv_reader(lines: Iterable[str], delimiter: str = ",") -> Iterator[Record]:
         try:
             yield next(reader)
         except csv.Error as error:
-            lines = reader.line_num - before
-            yield csv.Error(f"{error}; {lines} lines are read as one row") if lines > 1 else error
+            taken = reader.line_num - before
+            yield csv.Error(f"{error}; {taken} lines are read as one row") if taken > 1 else error
         except StopIteration:
             return
 

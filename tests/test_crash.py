@@ -113,6 +113,7 @@ def report(folder: Path, stage: str, arguments: list[str]) -> Any:
     return pipeline.status(recipe, Workspace(str(folder / "w")))[stage].report
 
 
+@pytest.mark.slow
 def test_clean_goes_on_from_the_last_shard(short_tmp: Path) -> None:
     straight = short_tmp / "straight"
     finish(straight, "clean", *CLEAN)

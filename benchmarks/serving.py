@@ -145,11 +145,12 @@ def _figures(rates: list[float], to_first_ms: float, equal: bool) -> dict[str, A
 
 
 def beside_vllm(
-    model: str, rounds: int, quick: bool, num_gpus: float = 0, ray_address: str | None = "local"
+    model: str, rounds: int, quick: bool, num_gpus: float = 0, ray_address: str | None = "local", compared: int = 8
 ) -> dict[str, Any]:
     """vLLM's own server and Danlu's endpoint, asked in turn; each on a CPU, or on its share of a GPU.
 
-    On a Ray that was there before (None: where RAY_ADDRESS says) Danlu is not held while vLLM is asked.
+    On a Ray that was there before (None: where RAY_ADDRESS says) Danlu is not held while vLLM is asked. Of so many
+    as `compared` the answers must be equal.
     """
     with ExitStack() as stack:
         stack.enter_context(Cluster(ray_address)).connect()
@@ -165,7 +166,7 @@ def beside_vllm(
             with _held(families["danlu" if name == "vllm" else "vllm"]):
                 single = asyncio.run(ask_all(ports[name], _questions(5 if quick else 20, (True,), SHORT), 1))
                 measured[name].to_first += single.to_first
-        asked = _questions(2 if quick else 8, (False,))
+        asked = _questions(compared, (False,))
         answers = {name: _texts(asyncio.run(ask_all(port, asked, 1))) for name, port in ports.items()}
     return {name: found.figures(answers["vllm"] == answers["danlu"]) for name, found in measured.items()}
 

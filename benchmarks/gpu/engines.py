@@ -105,9 +105,11 @@ def endpoint_beside_vllm(setting: Setting) -> Figures:
     """Requests per second and time to the first token of our endpoint and of vLLM's own server, one model each on half
     the card."""
     need("vllm")
-    gpus, ray_address = (0.0, None) if setting.dry else (0.5, "local")
     model = str(setting.model("1.5b"))
-    runs = serving.beside_vllm(model, rounds=1, quick=True, num_gpus=gpus, ray_address=ray_address)
+    if setting.dry:  # on the Ray of all parts
+        runs = serving.beside_vllm(model, rounds=1, quick=True, ray_address=None, compared=2)
+    else:
+        runs = serving.beside_vllm(model, rounds=1, quick=True, num_gpus=0.5)
     ours, theirs = runs["danlu"], runs["vllm"]
     return {
         "requests/s": ours["requests_per_second"],

@@ -53,9 +53,11 @@ class Setting:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as holder:
             fcntl.flock(holder, fcntl.LOCK_EX)  # parts of a dry run need it at the same time
-            if self.dry and not (folder / "config.json").is_file():
+            if (folder / "config.json").is_file():
+                return folder
+            if self.dry:
                 write_model(folder, size)
-            if not (folder / "config.json").is_file():
+            else:
                 # in a process of its own, which gives the device's memory back
                 maker = get_context("spawn").Process(target=write_model, args=(folder, size))
                 maker.start()

@@ -218,7 +218,7 @@ class _Text:
             while self.peek() == '"':
                 key = self.value()
                 self._values -= 1
-                self.take(":") if self.peek() == ":" else None
+                self.take_colon()
                 if key in WRAPPERS and self.peek() == "[":
                     self.take("[")
                     if self.peek() in ("{", "]"):
@@ -243,7 +243,7 @@ class _Text:
         while self.peek() == ",":
             self.take(",")
             key = self.value()
-            self.take(":") if self.peek() == ":" else None
+            self.take_colon()
             if key in WRAPPERS and self.peek() == "[":
                 raise self.broken(f"a second list stands under {key}; make a file of each")
             self._pass_over(key, self.value(), unread)

@@ -40,11 +40,13 @@ class Column:
     """One column of texts without nulls.
 
     `array` is an Arrow string array in one chunk. Views stay valid because a Column is never changed: operators
-    that change texts make a new one.
+    that change texts make a new one. `questions`, where an operator asks for them, are what the texts answer, row by
+    row; an empty one says that the text is long enough to stand alone.
     """
 
-    def __init__(self, array: pa.Array) -> None:
+    def __init__(self, array: pa.Array, questions: pa.Array | None = None) -> None:
         self.array = array
+        self.questions = questions
 
     def __len__(self) -> int:
         return len(self.array)
@@ -93,6 +95,10 @@ class Column:
         """The rows as Python strings, for operators that cannot work on the column."""
         texts: list[str] = self.array.to_pylist()
         return texts
+
+    def slice(self, offset: int, length: int) -> "Column":
+        """So many rows from one on."""
+        return Column(self.array.slice(offset, length), self.questions and self.questions.slice(offset, length))
 
     def filter(self, keep: Mask) -> "Column":
         """The rows where `keep`; counts made so far are carried over."""

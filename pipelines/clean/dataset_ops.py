@@ -132,7 +132,8 @@ def _deduplicate(step: Step, state: _State, find: Finder) -> None:
     gone, kept = rows[repeats], rows[repeated[repeats]]
     if not len(gone):
         return
-    overlaps = step.operator.overlap(keys, repeats, repeated[repeats]) if step.operator.overlap else None
+    told = step.operator.overlap
+    overlaps = told(keys, step.parameters, repeats, repeated[repeats]) if told else None
     ids, pos = state.keys["row_id"], state.keys["pos"].to_numpy()
     state.operator[gone] = step.operator.name
     names = ids.take(pa.array(kept)).to_pylist()

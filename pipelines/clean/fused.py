@@ -236,16 +236,16 @@ SHORT_ANSWER = 100
 
 
 def _with_questions(step: Step, state: _State, answers: Column) -> Column:
-    """Short answers after their questions; long ones alone."""
+    """Short answers with their questions; long ones alone."""
     questions = state.text(str(step.question_key))
     if questions is None:
         raise DataError(
             f"{step.key}.question_key: the rows have no column {step.question_key} "
             f"({nearest(str(step.question_key), state.table.column_names)})"
         )
-    asked, answered = (texts.array.cast(pa.large_string()) for texts in (questions.joined, answers))
-    both = pc.binary_join_element_wise(asked, answered, pa.scalar("\n", pa.large_string()))
-    return Column(pc.if_else(pa.array(answers.lengths < SHORT_ANSWER), both, answered))
+    asked = questions.joined.array.cast(pa.large_string())
+    none = pa.scalar("", pa.large_string())
+    return Column(answers.array, pc.if_else(pa.array(answers.lengths < SHORT_ANSWER), asked, none))
 
 
 def _handle_missing(step: Step, state: _State) -> Mask:
@@ -285,11 +285,10 @@ def _output(step: Step, state: _State) -> Any:
     except DanluError:
         raise
     except Exception as error:
-        array = argument.array if isinstance(argument, Column) else argument
-        failures = _failures(step, array, 0, len(array), isinstance(argument, Column))
+        failures = _failures(step, argument, 0, len(argument))
         if not failures:
             raise DataError(
-                f"{step.key}: {_message(error)}, on {len(array)} rows together but on none alone"
+                f"{step.key}: {_message(error)}, on {len(argument)} rows together but on none alone"
             ) from error
         texts = state.text(step.text_key) if step.operator.kind == "mapper" else None
         rows = {texts.row_of_turn(i) if texts else i: failure for i, failure in failures.items()}
@@ -301,16 +300,15 @@ def _output(step: Step, state: _State) -> Any:
         return checked(step.run(rest), step.operator.kind, len(rest), step.key)
 
 
-def _failures(step: Step, array: pa.Array, low: int, high: int, text: bool) -> dict[int, Exception]:
+def _failures(step: Step, argument: Column | pa.Array, low: int, high: int) -> dict[int, Exception]:
     """The entries on which the operator fails alone, found by halving."""
-    part = array.slice(low, high - low)
     try:
-        step.run(Column(part) if text else part)
+        step.run(argument.slice(low, high - low))
     except Exception as error:
         if high - low == 1:
             return {low: error}
         middle = (low + high) // 2
-        return _failures(step, array, low, middle, text) | _failures(step, array, middle, high, text)
+        return _failures(step, argument, low, middle) | _failures(step, argument, middle, high)
     return {}
 
 

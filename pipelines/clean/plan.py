@@ -258,6 +258,8 @@ def _check_arguments(operator: Operator, given: Mapping[str, Any]) -> Iterator[t
             continue
         if key not in accepted:
             yield str(key), f"unknown parameter of {operator.name}; {nearest(str(key), accepted)}"
+        elif value != value:
+            yield str(key), "is not a number"
         elif problem := _type_problem(accepted[key], value):
             yield key, problem
     required = [n for n, p in parameters_of(operator).items() if p.default is inspect.Parameter.empty]

@@ -22,7 +22,7 @@ class Clean(Section):
 
     process: list[Any] = Field(min_length=1, description="operators, in order: a name, or one name with its parameters")
     dialect: Literal["zh", "data_juicer"] = Field("zh", description="zh: right for Chinese; data_juicer: bit-equal")
-    text_keys: str = Field("response", description="column that operators read")
+    text_keys: str = Field("response", pattern=r"\S", description="column that operators read")
     assets: Annotated[dict[str, str], ReadPath(_without_checksum)] = Field(
         default_factory=dict, description="model files by name, such as lid.176.ftz: path or URL#sha256=…"
     )

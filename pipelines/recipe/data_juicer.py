@@ -51,6 +51,8 @@ def _dataset_path(tree: dict[str, Any]) -> tuple[Any, list[Problem]]:
     given = tree.get("dataset")
     if not given:
         return tree.get("dataset_path"), []
+    if tree.get("dataset_path"):
+        return "", [Problem("dataset", "names data sets beside dataset_path; keep one of the two")]
     configs = given.get("configs") if isinstance(given, dict) else given
     if not isinstance(configs, list) or len(configs) != 1 or not isinstance(configs[0], dict):
         return "", [
@@ -61,6 +63,8 @@ def _dataset_path(tree: dict[str, Any]) -> tuple[Any, list[Problem]]:
     if config.get("type", "local") != "local" or not isinstance(config.get("path"), str) or unread:
         told = f"{', '.join(unread)} under it" if unread else f"type {config.get('type')!r}"
         return "", [Problem("dataset.configs[0]", f"{told} is not supported; name what is read as dataset_path")]
+    if isinstance(given, dict) and (other := sorted({str(key) for key in given} - {"configs", "max_sample_num"})):
+        return "", [Problem(f"dataset.{other[0]}", f"unknown key; {nearest(other[0], ['configs', 'max_sample_num'])}")]
     if isinstance(given, dict) and given.get("max_sample_num"):
         return "", [Problem("dataset.max_sample_num", "data-juicer samples at random; remove it, or say ingest.limit")]
     return config["path"], []
@@ -125,6 +129,8 @@ def _first(key: str) -> str:
 def _problem(key: str, value: Any) -> Problem | None:
     if key == "dataset_path" and isinstance(value, str) and re.match(r"\d+(\.\d+)?\s", value):
         return Problem(key, f"{value!r} weighs data sets; name one file, folder, glob or URL")
+    if key == "keep_stats_in_res_ds" and not isinstance(value, bool | None):
+        return Problem(key, f"true or false, not {value!r}")
     if key == "dataset":
         return None  # _dataset_path says what is wrong with it
     if key in UNSUPPORTED and value:

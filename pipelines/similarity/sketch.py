@@ -18,15 +18,19 @@ import pyarrow as pa
 import regex
 
 from pipelines.similarity.minhash import first_that_stays
-from pipelines.similarity.utf8 import Bytes, Indices, Mask, folded
+from pipelines.similarity.utf8 import Bytes, Indices, Mask, folded, utf8
 
 Sketches = npt.NDArray[np.uint8]
-"""Shape (texts, permutations + 2); the last two bytes are the number of letters, the higher one first."""
+"""Shape (texts, permutations + 2), or, of answers with their questions, (texts, permutations + permutations // 4 + 2):
+the bytes of the text, of a quarter of the permutations for the answer alone, and its number of letters, the higher byte
+first."""
 BAND = 5
 """Bytes of a band: two texts are compared where they agree in a whole one. At a Jaccard similarity of 0.7 that fails
 for one pair in 10,000 (of 256 permutations)."""
 FEW_LETTERS, SAME = 30, 0.9
 """Texts of fewer letters are alike only from this similarity on: one form with another name in it is another text."""
+LOWER_ALONE = 0.1
+"""So much less alike than with their question two answers may be alone; without a bound a long question hides them."""
 
 
 @cache
@@ -54,9 +58,19 @@ def sketches(data: Bytes, offsets: Indices, window: int, permutations: int) -> S
     return found
 
 
-def sketch_of_other(text: str, permutations: int) -> Sketches:
-    """The sketch of a text without letters, which only an equal text has."""
-    return np.frombuffer(hashlib.shake_128(text.encode()).digest(permutations) + b"\0\0", dtype=np.uint8)
+def sketches_with_questions(asked: pa.Array, answers: pa.Array, window: int, permutations: int) -> Sketches:
+    """The sketches of answers of which some stand after their question in `asked`, where the others stand alone."""
+    whole = sketches(*utf8(asked), window, permutations)
+    factors, adds = (values[: permutations // 4] for values in _multipliers(permutations))
+    found = np.concatenate([whole[:, :permutations], whole[:, : len(factors)], whole[:, permutations:]], axis=1)
+    rows = np.flatnonzero(np.diff(utf8(asked)[1]) != np.diff(utf8(answers)[1]))
+    found[rows, permutations:] = _sketches(*utf8(answers.take(pa.array(rows))), window, factors, adds)
+    return found
+
+
+def sketch_of_other(text: str, length: int) -> Sketches:
+    """The sketch of a text without letters, in so many bytes, which only an equal text has."""
+    return np.frombuffer(hashlib.shake_128(text.encode()).digest(length - 2) + b"\0\0", dtype=np.uint8)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -84,13 +98,13 @@ def _sketches(data: Any, offsets: Any, window: int, factors: Any, adds: Any) -> 
     return found
 
 
-def overlap(one: Sketches, other: Sketches) -> npt.NDArray[np.float64]:
+def overlap(one: Sketches, other: Sketches, permutations: int) -> npt.NDArray[np.float64]:
     """The estimated Jaccard similarity of texts, row by row; its standard error is 0.03 for 256 permutations."""
-    equal = (one[:, :-2] == other[:, :-2]).mean(axis=1)
+    equal = (one[:, :permutations] == other[:, :permutations]).mean(axis=1)
     return np.asarray(np.clip((equal - 1 / 256) / (1 - 1 / 256), 0, 1))
 
 
-def first_of_similar(keys: Sketches, threshold: float) -> Indices:
+def first_of_similar(keys: Sketches, permutations: int, threshold: float) -> Indices:
     """For each text the first one that it repeats, itself where it repeats none.
 
     A text repeats an earlier one that stays and is at least `threshold` like it; what repeats the same text need not be
@@ -102,16 +116,16 @@ def first_of_similar(keys: Sketches, threshold: float) -> Indices:
     numbers = stored.dictionary_encode().indices.to_numpy()  # in the order in which they come
     firsts = np.unique(numbers, return_index=True)[1]
     kept = np.ascontiguousarray(keys[firsts])
-    found = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *_pairs(kept, threshold)]))
+    found = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *_pairs(kept, permutations, threshold)]))
     chosen = first_that_stays(len(kept), np.stack([found & 0xFFFFFFFF, found >> 32], axis=1))
     return np.asarray(firsts[chosen[numbers]])
 
 
-def _pairs(keys: Sketches, threshold: float) -> Iterator[Indices]:
+def _pairs(keys: Sketches, permutations: int, threshold: float) -> Iterator[Indices]:
     """Pairs that are alike, band by band, as `later << 32 | earlier`."""
-    bands = range(0, keys.shape[1] - 2 - BAND + 1, BAND)
+    bands = range(0, permutations - BAND + 1, BAND)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # compiled code, which holds no lock
-        yield from pool.map(lambda band: _alike(keys, band, threshold), bands)
+        yield from pool.map(lambda band: _alike(keys, band, permutations, threshold), bands)
 
 
 LONG_RUN = 200
@@ -119,14 +133,13 @@ LONG_RUN = 200
 
 
 @nb.njit(cache=True, nogil=True)
-def _alike(keys: Any, band: int, threshold: float) -> Any:  # pragma: no cover - compiled
+def _alike(keys: Any, band: int, permutations: int, threshold: float) -> Any:  # pragma: no cover - compiled
     """The pairs that agree in a band and are alike."""
     slots = 1
     while slots <= 2 * len(keys):
         slots *= 2
     # a hash table of the first text of each chain, what follows a text in its chain, and the last text of a chain
     heads, following, tails = np.full(slots, -1), np.full(len(keys), -1), np.empty(len(keys), np.int64)
-    permutations = keys.shape[1] - 2
     found = [np.int64(0) for _ in range(0)]
     for later in range(len(keys)):
         value = np.uint64(0)
@@ -158,12 +171,22 @@ def _alike(keys: Any, band: int, threshold: float) -> Any:  # pragma: no cover -
 def _is_alike(
     keys: Any, earlier: int, later: int, permutations: int, threshold: float
 ) -> Any:  # pragma: no cover - compiled
-    equal = 0
-    for p in range(permutations):
-        equal += keys[earlier, p] == keys[later, p]
-    alike = (equal / permutations - 1 / 256) / (1 - 1 / 256)
+    last = keys.shape[1] - 2
     fewer = min(
-        np.int64(keys[earlier, permutations]) * 256 + keys[earlier, permutations + 1],
-        np.int64(keys[later, permutations]) * 256 + keys[later, permutations + 1],
+        np.int64(keys[earlier, last]) * 256 + keys[earlier, last + 1],
+        np.int64(keys[later, last]) * 256 + keys[later, last + 1],
     )
-    return alike >= (max(threshold, SAME) if fewer < FEW_LETTERS else threshold)
+    least = max(threshold, SAME) if fewer < FEW_LETTERS else threshold
+    if _similarity(keys, earlier, later, 0, permutations) < least:
+        return False
+    if fewer >= FEW_LETTERS:
+        least -= LOWER_ALONE
+    return last == permutations or _similarity(keys, earlier, later, permutations, last) >= least
+
+
+@nb.njit(cache=True, nogil=True)
+def _similarity(keys: Any, one: int, other: int, begin: int, end: int) -> Any:  # pragma: no cover - compiled
+    equal = 0
+    for p in range(begin, end):
+        equal += keys[one, p] == keys[other, p]
+    return (equal / (end - begin) - 1 / 256) / (1 - 1 / 256)

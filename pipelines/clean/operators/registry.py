@@ -54,7 +54,7 @@ def _regex(value: str | None) -> str | None:
 
 Ratio = Annotated[float, AfterValidator(_ratio)]
 Count = Annotated[int, Field(ge=0)]
-PositiveCount = Annotated[int, Field(ge=1)]
+PositiveCount = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Regex = Annotated[str, AfterValidator(_regex)]
 
 
@@ -145,7 +145,8 @@ class Operator:
     row of its cluster."""
 
     overlap: Callable[..., npt.NDArray[np.float64] | None] | None = field(default=None)
-    """For deduplicators whose keys tell it: (keys, rows, the rows that they repeat) -> how like they are, 0 to 1."""
+    """For deduplicators whose keys tell it: (keys, parameters, rows, the rows that they repeat) -> how like they are, 0
+    to 1."""
 
     def missing_packages(self) -> list[str]:
         """Modules it needs that are not installed."""

@@ -115,6 +115,7 @@ def test_minhash() -> None:
         "",
     ]
     parameters = {"tokenization": "character", "window_size": 3, "ignore_pattern": r"\p{P}", "jaccard_threshold": 0.7}
+    parameters["num_permutations"] = 256
     assert kept("document_minhash_deduplicator", texts, **parameters) == [0, 3, 4]
     assert kept("document_minhash_deduplicator", texts, "zh", **parameters) == [0, 2, 3, 4, 5, 6]  # short ones differ
 

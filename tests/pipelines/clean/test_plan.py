@@ -87,3 +87,28 @@ def test_row_operators_between_whole_data_set_ones_run_fused() -> None:
 def test_a_plan_of_wrong_operators_is_refused() -> None:
     with pytest.raises(RecipeError, match="unknown operator"):
         build_plan(["no_such_filter"], "zh", "response")
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"question_key": "query"}, "question_key"),
+        ({"question_key": ""}, "question_key"),
+        ({"num_bands": 8}, "num_bands"),
+        ({"num_rows_per_band": 4}, "num_rows_per_band"),
+        ({"window_size": 10**20}, "window_size"),
+        ({"tokenization": "character", "num_bands": 8, "num_rows_per_band": 4}, "num_bands"),
+        ({"tokenization": "character", "num_permutations": 4}, "num_permutations"),
+        ({"tokenization": "character", "lowercase": False}, "lowercase"),
+    ],
+)
+def test_what_would_do_nothing_to_near_duplicates_is_refused(given: dict[str, object], key: str) -> None:
+    assert list(problems({"document_minhash_deduplicator": given})) == [
+        f"clean.process[0].document_minhash_deduplicator.{key}"
+    ]
+
+
+def test_a_bound_that_is_no_number_is_refused() -> None:
+    name = "specified_numeric_field_filter"
+    found = problems({name: {"field_key": "upvotes", "min_value": float("nan")}})
+    assert found == {f"clean.process[0].{name}.min_value": "is not a number"}

@@ -223,6 +223,9 @@ def test_one_local_data_set_is_a_source(tmp_path: Path, dataset: str) -> None:
         ("{configs: [{type: local, path: a.jsonl}, {type: local, path: b.jsonl}]}", "dataset"),
         ("{configs: [{type: remote, source: huggingface, path: a/b}]}", "dataset.configs[0]"),
         ("{max_sample_num: 10, configs: [{path: a.jsonl}]}", "dataset.max_sample_num"),
+        ("{max_samples: 10, configs: [{path: a.jsonl}]}", "dataset.max_samples"),
+        ("{configs: [{path: a.jsonl}]}\ndataset_path: b.jsonl", "dataset"),
+        ("{configs: [{path: a.jsonl}]}\nkeep_stats_in_res_ds: 'false'", "keep_stats_in_res_ds"),
     ],
 )
 def test_another_data_set_is_refused_in_one_line(tmp_path: Path, dataset: str, key: str) -> None:

@@ -101,16 +101,14 @@ def _sketched(column: Column, window: int, permutations: int, ignore_pattern: st
     if column.questions is None:
         found = sketches(*utf8(answers), window, permutations)
     else:
+        empty = pa.scalar("", pa.large_string())
         questions = _letters(Column(column.questions), ignore_pattern)
-        asked = pc.binary_join_element_wise(questions, answers, _EMPTY)
+        asked = pc.binary_join_element_wise(questions, answers, empty)
         found = sketches_with_questions(asked, answers, window, permutations)
-        texts = pc.binary_join_element_wise(column.questions, texts, _EMPTY)
+        texts = pc.binary_join_element_wise(column.questions, texts, empty)
     for row in np.flatnonzero(np.diff(utf8(answers)[1]) == 0).tolist():
         found[row] = sketch_of_other(texts[row].as_py(), found.shape[1])
     return pa.FixedSizeListArray.from_arrays(pa.array(found.ravel()), found.shape[1])
-
-
-_EMPTY = pa.scalar("", pa.large_string())
 
 
 def _letters(column: Column, ignore_pattern: str | None) -> pa.Array:

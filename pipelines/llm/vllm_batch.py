@@ -20,12 +20,13 @@ from pipelines.models.served import ServedModel
 from pipelines.placement import lacking_for_good
 from pipelines.recipe.serve import Serve
 from serve.engine.command import (
+    CPU_EXTENSION,
     CPU_KV_CACHE_BYTES,
-    CPU_LORA_EXTENSION,
     adapter_room,
     cpu_dtype,
     cpu_environment,
     memory_share,
+    overridden,
 )
 
 BLOCKS = 4
@@ -120,22 +121,20 @@ def _configuration(serve: Serve, model: ServedModel) -> Any:
 
     engine = serve.engine
     arguments: dict[str, Any] = engine.model_dump(exclude_none=True, exclude=set(OF_THE_ENDPOINT))
-    arguments |= engine.extra
+    arguments |= engine.extra | overridden(model.path, engine)
     size = engine.tensor_parallel_size
     bundle = {"CPU": serve.num_cpus / size} | ({"GPU": serve.num_gpus / size} if serve.num_gpus else {})
     variables = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if serve.num_gpus:
         arguments["gpu_memory_utilization"] = memory_share(engine, serve.num_gpus)
     else:
-        arguments |= {"dtype": cpu_dtype(engine.dtype), "enforce_eager": True}
+        arguments |= {"dtype": cpu_dtype(engine.dtype), "enforce_eager": True, "worker_extension_cls": CPU_EXTENSION}
         arguments.setdefault("kv_cache_memory_bytes", CPU_KV_CACHE_BYTES)
         del arguments["gpu_memory_utilization"]
         variables |= cpu_environment(size)
     if model.adapters:
         slots, rank = adapter_room(model, engine)
         arguments |= {"enable_lora": True, "max_loras": slots, "max_lora_rank": rank}
-        if not serve.num_gpus:  # on a CPU the arithmetic that keeps base and adapters of one batch apart
-            arguments["worker_extension_cls"] = CPU_LORA_EXTENSION
     return vLLMEngineProcessorConfig(
         model_source=model.path,
         engine_kwargs=arguments,

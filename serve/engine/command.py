@@ -7,6 +7,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import StageError
 from pipelines.kill_with_parent import PARENT, child_environment
@@ -16,6 +17,7 @@ from pipelines.recipe.serve import Engine as EngineArguments
 from serve.auth import KEYS
 from serve.engine.extra import extra_arguments
 from serve.engine.key import KEY
+from serve.engine.positions import config_overrides
 
 CPU_KV_CACHE_BYTES = 1 << 30
 """Key-value cache of a CPU engine where the recipe names none: vLLM would ask for nine tenths of the machine."""
@@ -30,8 +32,8 @@ DRAIN_SECONDS = 60
 KEY_MIDDLEWARE = "serve.engine.key.RequireKey"
 """vLLM's `middleware`: its own check leaves paths open that answer as `/v1` does."""
 
-CPU_LORA_EXTENSION = "serve.engine.cpu_lora.RequireCpuLora"
-"""vLLM's `worker_extension_cls` on a CPU: base and adapter requests of one batch kept apart."""
+CPU_EXTENSION = "serve.engine.cpu.RequireCorrections"
+"""vLLM's `worker_extension_cls` on a CPU: what is wrong in its arithmetic there put right."""
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, MAX_LORA_RANK)
 """The adapter ranks vLLM makes room for."""
@@ -64,7 +66,9 @@ def vllm_arguments(plan: EnginePlan) -> list[str]:
     arguments += ["--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching"]
     if on_cpu or engine.enforce_eager:
         arguments += ["--enforce-eager"]  # on a CPU compilation takes minutes and a C++ compiler
-    if not on_cpu:
+    if on_cpu:
+        arguments += ["--worker-extension-cls", CPU_EXTENSION]
+    else:
         arguments += ["--gpu-memory-utilization", str(memory_share(engine, plan.num_gpus))]
     cache = engine.kv_cache_memory_bytes or (CPU_KV_CACHE_BYTES if on_cpu else None)
     if cache is not None:
@@ -75,8 +79,15 @@ def vllm_arguments(plan: EnginePlan) -> list[str]:
         arguments += ["--reasoning-parser", engine.reasoning_parser]
     if plan.model.chat_template_kwargs:  # its template has them, and parsers of reasoning go by them
         arguments += ["--default-chat-template-kwargs", json.dumps(plan.model.chat_template_kwargs)]
-    arguments += extra_arguments(engine.extra)
+    arguments += extra_arguments(engine.extra | overridden(plan.model.path, engine))
     return arguments + (lora_arguments(plan) if plan.model.has_adapters else [])
+
+
+def overridden(path: str, engine: EngineArguments) -> dict[str, Any]:
+    """vLLM's `hf_overrides` that a model needs, beneath the recipe's; empty where it needs none."""
+    given = engine.extra.get("hf_overrides", {})
+    overrides = config_overrides(path)
+    return {"hf_overrides": overrides | given} if overrides and isinstance(given, dict) else {}
 
 
 def memory_share(engine: EngineArguments, num_gpus: float) -> float:
@@ -90,8 +101,6 @@ def lora_arguments(plan: EnginePlan) -> list[str]:
     arguments = ["--enable-lora", "--max-loras", str(slots), "--max-lora-rank", str(rank)]
     if plan.model.adapters:
         arguments += ["--lora-modules", *(f"{name}={path}" for name, path in plan.model.adapters.items())]
-    if plan.num_gpus == 0:
-        arguments += ["--worker-extension-cls", CPU_LORA_EXTENSION]
     return arguments
 
 
@@ -127,7 +136,7 @@ def environment(plan: EnginePlan) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         KEY: plan.key,
-        "VLLM_PLUGINS": "danlu_cpu_lora",
+        "VLLM_PLUGINS": "danlu_cpu",
         # Longer than the gateway keeps idle connections: it must be the one that closes them.
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75",
     }

@@ -1,4 +1,4 @@
-"""Correct LoRA on vLLM's CPU build, as a vLLM plugin.
+"""Correct LoRA on vLLM's CPU build.
 
 vLLM's torch operators index the adapter weights with -1 for rows without an adapter, so that in a mixed batch the
 base model's rows get the last adapter's weights (`vllm/lora/ops/torch_ops/lora_ops.py`). The wrapper here adds
@@ -8,11 +8,7 @@ an adapter's product to that adapter's rows alone. It also gathers no weights pe
 from typing import Any
 
 import torch
-import vllm
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
-
-WRITTEN_FOR = ("0.29.0",)
-"""The vLLM versions whose wrapper interface this was read from and tested with."""
 
 Rows = slice | torch.Tensor
 
@@ -111,31 +107,3 @@ def expand(
         product = (x[rows].to(out.dtype) @ weight.to(out.dtype).T)[:, :size]
         columns = slice(offset, offset + size)
         out[rows, columns] = out[rows, columns] + product if add_inputs else product
-
-
-def register() -> None:
-    """Make vLLM's CPU platform use the wrapper of this module; other platforms are left alone.
-
-    Raises RuntimeError on a vLLM version it was not written for, rather than answer with another model's weights.
-    """
-    from vllm.platforms import current_platform
-
-    if not current_platform.is_cpu():
-        return
-    if vllm.__version__.split("+")[0] not in WRITTEN_FOR:
-        raise RuntimeError(
-            f"vLLM {vllm.__version__}: adapters on a CPU are known to be correct with {', '.join(WRITTEN_FOR)} only; "
-            "install that version, or serve the merged model instead of base and adapter"
-        )
-    wrapper = f"{RowwisePunicaWrapper.__module__}.{RowwisePunicaWrapper.__qualname__}"
-    platform: Any = type(current_platform)
-    platform.get_punica_wrapper = classmethod(lambda cls: wrapper)
-
-
-class RequireCpuLora:
-    """Worker extension: vLLM imports it in the process that computes, or does not start.
-
-    An entry point that is not found is passed over in silence; `--worker-extension-cls` is not.
-    """
-
-    register()

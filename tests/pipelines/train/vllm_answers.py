@@ -25,6 +25,9 @@ def answer(folder: str, tokens: list[int], count: int) -> tuple[str | None, list
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
 
+    from serve.engine.command import CPU_EXTENSION
+    from serve.engine.positions import config_overrides
+
     sampling = SamplingParams(max_tokens=count, temperature=0, ignore_eos=True, detokenize=False)
     errors: dict[str, None] = {}
     for dtype in DTYPES:
@@ -38,6 +41,8 @@ def answer(folder: str, tokens: list[int], count: int) -> tuple[str | None, list
                 max_model_len=64,
                 max_num_seqs=1,
                 kv_cache_memory_bytes=16 << 20,
+                worker_extension_cls=CPU_EXTENSION,
+                hf_overrides=config_overrides(folder),
             )
             (output,) = engine.generate([{"prompt_token_ids": tokens}], sampling, use_tqdm=False)
             return dtype, list(output.outputs[0].token_ids)

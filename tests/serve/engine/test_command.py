@@ -1,6 +1,7 @@
 """What an engine's process is started with."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,13 @@ def adapter(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def test_adapters_on_a_cpu_never_start_without_the_corrected_operators(adapter: str) -> None:
+def test_engines_on_a_cpu_never_start_without_the_corrections(adapter: str) -> None:
     arguments = vllm_arguments(plan(ServedModel("base", "/m", {"a": adapter})))
-    assert value(arguments, "--worker-extension-cls") == "serve.engine.cpu_lora.RequireCpuLora"
+    assert value(arguments, "--worker-extension-cls") == "serve.engine.cpu.RequireCorrections"
+    assert (
+        value(vllm_arguments(plan(ServedModel("base", "/m"))), "--worker-extension-cls")
+        == "serve.engine.cpu.RequireCorrections"
+    )
     assert value(arguments, "--max-lora-rank") == "16"  # the least of vLLM's sizes that holds rank 12
     assert value(arguments, "--lora-modules") == f"a={adapter}"
     assert "--worker-extension-cls" not in vllm_arguments(plan(ServedModel("base", "/m", {"a": adapter}), num_gpus=1))
@@ -39,6 +44,26 @@ def test_what_the_chat_template_is_given_is_the_engines_default() -> None:
     arguments = vllm_arguments(plan(ServedModel("base", "/m", chat_template_kwargs=given)))
     assert json.loads(value(arguments, "--default-chat-template-kwargs")) == given
     assert "--default-chat-template-kwargs" not in vllm_arguments(plan(ServedModel("base", "/m")))
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+
+
+def test_positions_are_told_to_vllm_as_transformers_reads_them(tmp_path: Path) -> None:
+    def overrides(config: dict[str, object], **extra: object) -> dict[str, object]:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        arguments = vllm_arguments(plan(ServedModel("base", str(tmp_path)), extra=extra))
+        return json.loads(value(arguments, "--hf-overrides")) if "--hf-overrides" in arguments else {}
+
+    rope = {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}
+    told = overrides({"rope_parameters": rope}, hf_overrides={"vocab_size": 300})
+    assert told["vocab_size"] == 300
+    assert told["rope_parameters"] == {**rope, "attn_factor": pytest.approx(1 / (0.1 * math.log(4) + 1))}
+    assert overrides({"rope_scaling": {**YARN, "attention_factor": 1.0}}).keys() == {"rope_scaling"}
+    scaled = overrides({"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.1}})
+    assert scaled == {"llama_4_scaling": {"beta": 0.1, "original_max_position_embeddings": 128}}
+    for config in ({}, {"rope_parameters": YARN}, {"rope_parameters": rope, "kv_lora_rank": 512}):
+        assert overrides(config) == {}
 
 
 def test_a_cpu_computes_in_float32_unless_asked_otherwise() -> None:
@@ -57,7 +82,7 @@ def test_the_key_is_in_the_environment_and_not_in_the_command_line(
     variables = environment(engine)
     assert variables["VLLM_API_KEY"] == "secret-key"
     assert "a-client-s-key" not in variables.values()
-    assert variables["VLLM_PLUGINS"].split(",") == ["danlu_cpu_lora", "lora_filesystem_resolver"]
+    assert variables["VLLM_PLUGINS"].split(",") == ["danlu_cpu", "lora_filesystem_resolver"]
     assert (variables["HF_HUB_OFFLINE"], variables["VLLM_NO_USAGE_STATS"]) == ("1", "1")
 
 

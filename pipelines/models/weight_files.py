@@ -64,11 +64,19 @@ def has_main_file(folder: Path) -> bool:
 def weight_headers(folder: Path) -> dict[str, WeightHeader]:
     """Each weight by its name, from the headers of the files; nothing is loaded.
 
-    RecipeError where a file is not of its kind, or ends before its last weight.
+    RecipeError where a file is not of its kind, or ends before its last weight, or two files hold one weight.
     """
     headers: dict[str, WeightHeader] = {}
+    files: dict[str, Path] = {}
     for path in weight_files(folder):
-        headers |= _header(path) if path.suffix == ".safetensors" else _pickled_header(path)
+        found = _header(path) if path.suffix == ".safetensors" else _pickled_header(path)
+        if twice := sorted(found.keys() & headers.keys()):
+            raise broken_model(
+                f"{folder}: {files[twice[0]].name} and {path.name} both hold {twice[0]}; which is loaded is chance; "
+                "fetch the model again"
+            )
+        headers |= found
+        files |= dict.fromkeys(found, path)
     return headers
 
 

@@ -289,6 +289,18 @@ def test_files_that_are_cut_off_or_lacking_are_named(folder: Path) -> None:
         check_folder(folder)
 
 
+def test_a_weight_that_stands_in_two_files_is_refused(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    shards = {"model-1.safetensors": weights, "model-2.safetensors": {MLP: weights[MLP] + 1}}
+    for name, part in shards.items():
+        save_file(part, folder / name, metadata={"format": "pt"})
+    placed = {**dict.fromkeys(weights, "model-1.safetensors"), MLP: "model-2.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    with pytest.raises(RecipeError, match=rf"model-1.safetensors and model-2.safetensors both hold {MLP}"):
+        check_weights(folder)
+
+
 @pytest.mark.parametrize("kind", ["no_such_model", "t5", "clip"])
 def test_what_is_no_causal_language_model_is_refused_by_its_type(folder: Path, kind: str) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": kind}))

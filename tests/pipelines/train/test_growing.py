@@ -44,8 +44,8 @@ def test_a_cluster_grows_from_nothing_for_workers_and_shrinks_after(
             check_resources(section)
             assert sorted(node.get("CPU", 0) for node in placement.alive()) == [0, 2, 2]
             assert "waiting for the cluster to grow" in capsys.readouterr().err
-            with pytest.raises(HardwareError, match=r"3 workers of .*lacks 6 CPU \(there: 4\)"):
-                check_resources(section.model_copy(update={"num_workers": 3}))
+            with pytest.raises(HardwareError, match=r"4 workers of .*lacks 8 CPU"):
+                check_resources(section.model_copy(update={"num_workers": 4}))
             one = {"num_workers": 1, "resources_per_worker": {"GPU": 1, "accelerator_type:T4": 0.01}}
             check_resources(section.model_copy(update=one))
             assert sum(node.get("GPU", 0) for node in placement.alive()) == 1
@@ -54,6 +54,7 @@ def test_a_cluster_grows_from_nothing_for_workers_and_shrinks_after(
                 time.sleep(1)
             assert [node.get("CPU", 0) for node in placement.alive()] == [0]
             monkeypatch.setattr(placement, "GROW_SECONDS", 0)
+            monkeypatch.setattr(placement, "LOOK_SECONDS", 0.01)  # sooner than a node of this cluster comes
             with pytest.raises(StageError, match=r"did not grow to it .*`ray status` says why"):
                 lacking_for_good([{"CPU": 2}], "training needs 1 worker")
         finally:

@@ -18,18 +18,25 @@ def config_overrides(folder: str) -> dict[str, Any]:
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     rope = config.get(key) or {}
-    if rope.get("rope_type", rope.get("type")) != "yarn" or config.get("kv_lora_rank"):
+    if config.get("kv_lora_rank"):
         return {}
-    overrides: dict[str, Any] = {}
-    right = _attention_factor(rope)
-    if not math.isclose(right, _scale(rope["factor"], 1)):
-        overrides[key] = {**rope, "attn_factor": right / _scale(rope["factor"], 1)}
+    by_layer = all(isinstance(part, dict) for part in rope.values())  # parameters of their own for each type of layer
+    told = {kind: _scaled(part) for kind, part in rope.items()} if by_layer else _scaled(rope)
+    overrides = {key: told} if told != rope else {}
     if rope.get("llama_4_scaling_beta") and "llama_4_scaling" not in config:
         overrides["llama_4_scaling"] = {
             "beta": rope["llama_4_scaling_beta"],
             "original_max_position_embeddings": rope["original_max_position_embeddings"],
         }
     return overrides
+
+
+def _scaled(rope: dict[str, Any]) -> dict[str, Any]:
+    """The parameters, with what vLLM multiplies its own scale by where transformers has another."""
+    if rope.get("rope_type", rope.get("type")) != "yarn":
+        return rope
+    right, own = _attention_factor(rope), _scale(rope["factor"], 1)
+    return rope if math.isclose(right, own) else {**rope, "attn_factor": right / own}
 
 
 def _attention_factor(rope: dict[str, Any]) -> float:

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,10 @@ def test_positions_are_told_to_vllm_as_transformers_reads_them(tmp_path: Path) -
     assert overrides({"rope_scaling": {**YARN, "attention_factor": 1.0}}).keys() == {"rope_scaling"}
     scaled = overrides({"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.1}})
     assert scaled == {"llama_4_scaling": {"beta": 0.1, "original_max_position_embeddings": 128}}
+    layers = {"full_attention": {**YARN, "attention_factor": 1.0}, "sliding_attention": {"rope_type": "default"}}
+    of_layers: Any = overrides({"rope_parameters": layers})["rope_parameters"]
+    assert of_layers["full_attention"].keys() - YARN.keys() == {"attention_factor", "attn_factor"}
+    assert of_layers["sliding_attention"] == layers["sliding_attention"]
     for config in ({}, {"rope_parameters": YARN}, {"rope_parameters": rope, "kv_lora_rank": 512}):
         assert overrides(config) == {}
 

@@ -28,15 +28,18 @@ STRETCHED: dict[str, dict[str, Any]] = {
     "yarn with mscale": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5},
     "yarn with one mscale": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
 }
+BEYOND = {**STRETCHED["yarn with one mscale"], "original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.5}
+"""Ministral 3's attention beyond the length that it was first trained on, which the prompt is."""
 
 
 def test_they_are_those_of_transformers(tmp_path: Path) -> None:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    folders = []
-    for name, rope in STRETCHED.items():
+    models = {name: ("llama", rope) for name, rope in STRETCHED.items()} | {"beyond": ("ministral3", BEYOND)}
+    for name, (kind, rope) in models.items():
         torch.manual_seed(0)
-        folders.append(tmp_path / name.replace(" ", "-"))
-        LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=rope)).save_pretrained(folders[-1])
-    assert dict(zip(STRETCHED, served_cells(tmp_path, folders), strict=True)) == dict.fromkeys(STRETCHED, "yes")
+        config = AutoConfig.for_model(kind, **SIZES, rope_parameters=rope)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name.replace(" ", "-"))
+    cells = served_cells(tmp_path, [tmp_path / name.replace(" ", "-") for name in models])
+    assert dict(zip(models, cells, strict=True)) == dict.fromkeys(models, "yes")

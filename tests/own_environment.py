@@ -15,8 +15,8 @@ def install(*command: str, cwd: Path, seconds: float = 600) -> None:
         pytest.skip(f"cannot install: {ended.stderr[-300:]}")
 
 
-def programs(folder: Path, *packages: str) -> Path:
+def programs(folder: Path, *packages: str, seconds: float = 600) -> Path:
     """The folder of the programs of a new environment with some packages, `python` among them."""
     install(sys.executable, "-m", "venv", "env", cwd=folder)
-    install("env/bin/pip", "install", "-q", *packages, cwd=folder)
+    install("env/bin/pip", "install", "-q", *packages, cwd=folder, seconds=seconds)
     return folder / "env" / "bin"

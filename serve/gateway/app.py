@@ -45,9 +45,13 @@ from serve.gateway.stream import EventFilter
 FORWARDED = (CHAT, COMPLETIONS, RESPONSES, "/tokenize", "/detokenize")
 """What an engine answers."""
 
-ONE_MODEL = "/v1/models/"
 HEALTH = ("/health", "/-/healthz")
 """The second is where KubeRay asks whether a pod serves."""
+
+READY, METRICS, OPENAPI, MODELS = "/ready", "/metrics", "/openapi.json", "/v1/models"
+ONE_MODEL = f"{MODELS}/"
+READ = (*HEALTH, READY, METRICS, OPENAPI, MODELS)
+"""What the gateway itself answers, beside the card of `ONE_MODEL`."""
 
 HOLD_SECONDS = 300.0
 """How long requests wait for the successor of an engine that was stopped on purpose."""
@@ -241,30 +245,33 @@ class Gateway:
         if path in FORWARDED:
             require_method(scope, "POST")
             await self._complete(scope, path, receive, send)
-        elif path == "/v1/models":
-            require_method(scope, "GET")
-            self._keys.check(scope["headers"])
-            await send_json(send, 200, {"object": "list", "data": self.model_cards()})
-        elif path.startswith(ONE_MODEL):
-            require_method(scope, "GET")
-            self._keys.check(scope["headers"])
-            name = path.removeprefix(ONE_MODEL)
-            await send_json(send, 200, self._card(name, await self._resolve(name)))
-        elif path in HEALTH:
+        elif path in READ or path.startswith(ONE_MODEL):
+            require_method(scope, "GET", "HEAD")
+            await self._read(scope, path, send)
+        else:
+            raise RequestError(404, f"There is nothing at {path}", "unknown_path")
+
+    async def _read(self, scope: Scope, path: str, send: Send) -> None:
+        if path in HEALTH:
             await send_json(send, 200, {"status": "ok"})
-        elif path == "/ready":
+        elif path == READY:
             missing, stale = self.missing(), self.stale()
             ready = not missing and ENGINES not in stale  # what was published before is served all the same
             await send_json(send, 200 if ready else 503, {"ready": ready, "missing": missing, "stale": stale})
-        elif path == "/openapi.json":
+        elif path == OPENAPI:
             await send_json(send, 200, DESCRIPTION)
-        elif path == "/metrics":
+        elif path == METRICS:
             if not self._open_metrics:
                 self._keys.check(scope["headers"])
             engines = {name: len(self._usable(name)) for name in self._engines}
             await send_body(send, 200, self.metrics.text(engines), [], b"text/plain; version=0.0.4; charset=utf-8")
         else:
-            raise RequestError(404, f"There is nothing at {path}", "unknown_path")
+            self._keys.check(scope["headers"])
+            if path == MODELS:
+                await send_json(send, 200, {"object": "list", "data": self.model_cards()})
+            else:
+                name = path.removeprefix(ONE_MODEL)
+                await send_json(send, 200, self._card(name, await self._resolve(name)))
 
     def model_cards(self) -> list[dict[str, Any]]:
         """`/v1/models`: every model, adapter and alias; an adapter's parent is its base."""
@@ -454,11 +461,11 @@ async def start(request: Completion, send: Send, status: int, headers: Headers) 
     request.started = True
 
 
-def require_method(scope: Scope, method: str) -> None:
-    """Raise RequestError 405 unless the request's method is the one given."""
-    if scope["method"] != method:
-        error = RequestError(405, f"Use {method} for {scope['path']}", "method_not_allowed")
-        error.headers.append((b"allow", method.encode()))
+def require_method(scope: Scope, *methods: str) -> None:
+    """Raise RequestError 405 unless the request's method is one of those given."""
+    if scope["method"] not in methods:
+        error = RequestError(405, f"Use {methods[0]} for {scope['path']}", "method_not_allowed")
+        error.headers.append((b"allow", ", ".join(methods).encode()))
         raise error
 
 

@@ -95,21 +95,52 @@ _ERROR = _object(
 )
 
 
-def _answers(*errors: int) -> Schema:
-    refused = {"description": "an error in OpenAI's form", "content": {"application/json": {"schema": _ERROR}}}
-    return {"200": {"description": "the answer"}, **{str(status): refused for status in errors}}
+_MODEL = _object(
+    {
+        "id": _TEXT,
+        "object": {"enum": ["model"]},
+        "created": {"type": "integer"},
+        "owned_by": _TEXT,
+        "root": _TEXT,
+        "parent": {"type": ["string", "null"]},
+        "max_model_len": {"type": ["integer", "null"]},
+    },
+    *("id", "object", "created", "owned_by", "root", "parent", "max_model_len"),
+)
+_MODELS = _object({"object": {"enum": ["list"]}, "data": _list(_MODEL)}, "object", "data")
+_READINESS = _object({"ready": _FLAG, "missing": _list(_TEXT), "stale": _list(_TEXT)}, "ready", "missing", "stale")
+
+
+def _json(schema: Schema) -> Schema:
+    return {"application/json": {"schema": schema}}
+
+
+def _answers(content: Schema, *errors: int) -> Schema:
+    refused = {"description": "an error in OpenAI's form", "content": _json(_ERROR)}
+    answers = {"200": {"description": "the answer", "content": content}}
+    return answers | {str(status): refused for status in (*errors, 403)}
 
 
 def _completion(summary: str, schema: Schema) -> Schema:
-    body = {"required": True, "content": {"application/json": {"schema": schema}}}
-    answers = _answers(400, 401, 404, 413, 415, 429, 503)
+    body = {"required": True, "content": _json(schema)}
+    content = {**_json(_object({})), "text/event-stream": {"schema": _TEXT}}
+    answers = _answers(content, 400, 401, 404, 413, 415, 429, 500, 503)
     return {"post": {"summary": summary, "requestBody": body, "responses": answers, "security": [{"key": []}]}}
 
 
-def _read(summary: str, *errors: int, guarded: bool = False, parameter: str | None = None) -> Schema:
+def _read(
+    summary: str, content: Schema, *errors: int, guarded: bool = False, parameter: str | None = None
+) -> dict[str, Schema]:
     security: Schema = {"security": [{"key": []}]} if guarded else {}
     named = [{"name": parameter, "in": "path", "required": True, "schema": _TEXT}] if parameter else []
-    return {"get": {"summary": summary, "parameters": named, "responses": _answers(*errors), **security}}
+    answers = _answers(content, *errors)
+    return {"get": {"summary": summary, "parameters": named, "responses": answers, **security}}
+
+
+def _readiness() -> dict[str, Schema]:
+    described = _read("Every model has an engine", _json(_READINESS))
+    described["get"]["responses"]["503"] = {"description": "not every model has one", "content": _json(_READINESS)}
+    return described
 
 
 DESCRIPTION: Schema = {
@@ -122,11 +153,11 @@ DESCRIPTION: Schema = {
         "/v1/responses": _completion("Answer, in the form of OpenAI's responses", _RESPONSE),
         "/tokenize": _completion("The tokens of a prompt or of a conversation", _TOKENIZE),
         "/detokenize": _completion("The text of tokens", _DETOKENIZE),
-        "/v1/models": _read("Models, adapters and aliases, with their parents", 401, guarded=True),
-        "/v1/models/{model}": _read("One of them", 401, 404, guarded=True, parameter="model"),
-        "/health": _read("The gateway lives"),
-        "/ready": _read("Every model has an engine", 503),
-        "/metrics": _read("Counters in Prometheus' form", 401, guarded=True),
-        "/openapi.json": _read("This description"),
+        "/v1/models": _read("Models, adapters and aliases, with their parents", _json(_MODELS), 401, guarded=True),
+        "/v1/models/{model}": _read("One of them", _json(_MODEL), 401, 404, 503, guarded=True, parameter="model"),
+        "/health": _read("The gateway lives", _json(_object({"status": _TEXT}, "status"))),
+        "/ready": _readiness(),
+        "/metrics": _read("Counters in Prometheus' form", {"text/plain": {"schema": _TEXT}}, 401, guarded=True),
+        "/openapi.json": _read("This description", _json(_object({}))),
     },
 }

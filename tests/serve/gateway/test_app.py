@@ -3,10 +3,12 @@
 import json
 from typing import Any
 
+import jsonschema
 import openai
 import pytest
 import requests
 
+from serve.gateway.openapi import DESCRIPTION
 from serve.gateway.origins import with_origins
 from tests.serve.fake_engine import USAGE, Serving, Start, error_of
 
@@ -68,6 +70,34 @@ def test_wrong_paths_and_methods(start: Start) -> None:
     preflight = requests.options(f"{running.url}/v1/models", headers={"origin": "http://evil"}, timeout=20)
     assert preflight.status_code == 405
     assert "access-control-allow-origin" not in preflight.headers
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/openapi.json", "/v1/models", "/v1/models/base"])
+def test_what_is_read_is_answered_to_get_and_head_alone(start: Start, path: str) -> None:
+    url = start().url + path
+    head = requests.head(url, timeout=20)
+    assert (head.status_code, head.content, int(head.headers["content-length"]) > 0) == (200, b"", True)
+    for method in ("POST", "PUT", "DELETE", "TRACE"):
+        refused = requests.request(method, url, timeout=20)
+        assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
+        assert error_of(refused)["code"] == "method_not_allowed"
+
+
+def test_the_description_says_what_is_answered(start: Start) -> None:
+    running = start()
+
+    def is_described(path: str, status: int, named: str = "") -> None:
+        answer = running.get(named or path)
+        described = DESCRIPTION["paths"][path]["get"]["responses"][str(answer.status_code)]["content"]
+        assert answer.status_code == status
+        jsonschema.validate(answer.json(), described[answer.headers["content-type"]]["schema"])
+
+    for path in ("/health", "/ready", "/openapi.json", "/v1/models"):
+        is_described(path, 200)
+    is_described("/v1/models/{model}", 200, "/v1/models/wishes")
+    is_described("/v1/models/{model}", 404, "/v1/models/nope")
+    running.gateway.update([])
+    is_described("/ready", 503)
 
 
 def test_a_websocket_is_refused_without_an_error_of_ours(start: Start) -> None:

@@ -4,11 +4,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.own_environment import install, programs
 from tests.serve.fake_engine import Start
 
 pytestmark = pytest.mark.slow
@@ -65,13 +65,6 @@ def output_of(*command: str, cwd: Path) -> dict[str, object]:
     return printed
 
 
-def install(*command: str, cwd: Path) -> None:
-    """Run a package manager; the test is left out where it cannot fetch."""
-    ended = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
-    if ended.returncode:
-        pytest.skip(f"cannot install: {ended.stderr[-300:]}")
-
-
 def test_openais_client_for_javascript(start: Start, tmp_path: Path) -> None:
     if shutil.which("npm") is None:
         pytest.skip("no npm on this machine")
@@ -89,10 +82,7 @@ def test_openais_client_for_javascript(start: Start, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The interpreter of an environment with LangChain and LlamaIndex."""
-    folder = tmp_path_factory.mktemp("clients")
-    install(sys.executable, "-m", "venv", "env", cwd=folder)
-    install("env/bin/pip", "install", "-q", *PYTHON_CLIENTS, cwd=folder)
-    return str(folder / "env" / "bin" / "python")
+    return str(programs(tmp_path_factory.mktemp("clients"), *PYTHON_CLIENTS) / "python")
 
 
 def test_langchain(start: Start, python: str, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def _answers(content: Schema, *errors: int) -> Schema:
 
 def _completion(summary: str, schema: Schema) -> Schema:
     body = {"required": True, "content": _json(schema)}
-    content = {**_json(_object({})), "text/event-stream": {"schema": _TEXT}}
+    content = {**_json(_object({})), "text/event-stream": {}}
     answers = _answers(content, 400, 401, 404, 413, 415, 429, 500, 503)
     return {"post": {"summary": summary, "requestBody": body, "responses": answers, "security": [{"key": []}]}}
 

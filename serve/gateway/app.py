@@ -57,6 +57,7 @@ HOLD_SECONDS = 300.0
 """How long requests wait for the successor of an engine that was stopped on purpose."""
 
 HEALTH_TIMEOUT = aiohttp.ClientTimeout(total=5)
+LISTEN_TIMEOUT = aiohttp.ClientTimeout(total=1)
 HOLD_POLL_SECONDS = 0.25
 SCAN_SECONDS = 0.1
 """How often the registries are read for names that are not known: they may have been published a moment ago."""
@@ -99,7 +100,10 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(eq=False)
 class Upstream:
-    """One engine replica as the gateway sees it; not used while its record stands at the beat `failed_at`."""
+    """One engine replica as the gateway sees it; not used while its record stands at the beat `failed_at`.
+
+    `silent`: the record was not renewed since the last look.
+    """
 
     replica: str
     url: str
@@ -107,6 +111,7 @@ class Upstream:
     max_model_len: int | None = None
     in_flight: int = 0
     failed_at: int = -1
+    silent: bool = False
     urls: dict[str, URL] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -196,6 +201,8 @@ class Gateway:
             upstream = known.get(record.replica)
             if upstream is None or upstream.url != record.url:
                 upstream = Upstream(record.replica, record.url, record.beat, record.max_model_len)
+            else:
+                upstream.silent = upstream.beat == record.beat
             upstream.beat = record.beat
             engines.setdefault(record.model, []).append(upstream)
         self._engines = engines
@@ -203,6 +210,13 @@ class Gateway:
             self._held_until[retired[replica]] = time.monotonic() + HOLD_SECONDS
         self._retired = set(retired)
         self._held_until = {name: until for name, until in self._held_until.items() if not self._usable(name)}
+
+    async def ask_silent(self) -> None:
+        """Use no engine that is silent and does not listen: one that died with its replica withdraws nothing."""
+        silent = [upstream for group in self._engines.values() for upstream in group if upstream.silent]
+        for upstream, listens in zip(silent, await asyncio.gather(*map(self._listens, silent)), strict=True):
+            if not listens:
+                upstream.failed_at = upstream.beat
 
     def update_published(self) -> None:
         """Read the registries of adapters again; blocking."""
@@ -433,6 +447,16 @@ class Gateway:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": events.rest()})
             return answer.status
+
+    async def _listens(self, upstream: Upstream) -> bool:
+        assert self.session is not None
+        try:
+            async with self.session.get(upstream.urls["/health"], timeout=LISTEN_TIMEOUT):
+                return True
+        except aiohttp.ClientConnectorError:
+            return False
+        except (aiohttp.ClientError, TimeoutError):
+            return True  # it may be busy
 
     async def _is_healthy(self, upstream: Upstream) -> bool:
         """Whether an engine that answered with an error goes on working, or has lost its core."""

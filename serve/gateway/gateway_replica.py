@@ -146,6 +146,7 @@ class GatewayReplica:
                 return
             found, retired = await asyncio.to_thread(discovery.find_engines, self._plan.app)
             self._gateway.update(self._liveness.live(found), retired)
+            await self._gateway.ask_silent()
             self._looked, self._has_looked = time.monotonic(), True
             self._gateway.looked_at(ENGINES)
 

@@ -31,12 +31,14 @@ class Store:
         self.records: list[EngineRecord] = []
         self.fail: BaseException | None = None
         self.reads = 0
+        self.renewed = True
 
     def find_engines(self, _: str) -> tuple[list[EngineRecord], dict[str, str]]:
         self.reads += 1
         if self.fail is not None:
             raise self.fail
-        self.records = [EngineRecord(r.replica, r.model, r.url, self.reads) for r in self.records]
+        if self.renewed:
+            self.records = [EngineRecord(r.replica, r.model, r.url, self.reads) for r in self.records]
         return self.records, {}
 
 
@@ -115,6 +117,24 @@ def test_a_registry_that_fails_is_told_and_stops_neither_engines_nor_replica(
             assert is_ready(gateway)  # a balancer must not take every gateway away because a disk is slow
             assert answer(gateway, "/v1/completions", model="base", prompt="hi").status_code == 200
         wait_for(lambda: answer(gateway, "/ready").json()["stale"] == [])
+
+
+def test_an_engine_that_died_with_its_replica_is_missing_at_once_and_one_that_is_only_silent_is_not(
+    gateway: GatewayReplica, store: Store, serving: Serving
+) -> None:
+    with serving(Engine()) as url:
+        store.records = [EngineRecord("r1", "base", url)]
+        wait_for(lambda: is_ready(gateway))
+        store.renewed, looks = False, store.reads
+        wait_for(lambda: store.reads > looks + 5)
+        assert is_ready(gateway)  # its host is slow
+    began = time.monotonic()
+    wait_for(lambda: not is_ready(gateway))
+    assert time.monotonic() - began < discovery.STALE_SECONDS / 2
+    assert answer(gateway, "/ready").json()["missing"] == ["base"]
+    with serving(Engine()) as url:
+        store.renewed, store.records = True, [EngineRecord("r2", "base", url)]
+        wait_for(lambda: is_ready(gateway))
 
 
 def test_a_record_that_cannot_be_read_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,8 +39,8 @@ async def body_of(receive: Any) -> bytes:
 
 class Engine:
     """An engine whose prompts are orders: `wait N` waits N seconds, `drip` streams slowly, `die` breaks off a stream,
-    `tear` breaks it off within an event, `flood N` streams N MB, `split` sends a stream byte by byte, `fail` is
-    answered with 500. A message's content is such an order too."""
+    `tear` breaks it off within an event, `flood N` streams N MB, `count N` streams the numbers below N, ten a second,
+    `split` sends a stream byte by byte, `fail` is answered with 500. A message's content is such an order too."""
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
@@ -84,8 +84,12 @@ class Engine:
         is_chat, options = "messages" in request, request.get("stream_options") or {}
         kind = "chat.completion.chunk" if is_chat else "text_completion"
         base = {"id": "1", "object": kind, "created": 1, "model": request["model"]}
-        more = {"usage": USAGE} if options.get("include_usage") and options.get("continuous_usage_stats") else {}
+        counts = dict(USAGE)
+        more = {"usage": counts} if options.get("include_usage") and options.get("continuous_usage_stats") else {}
         texts = ["x" * (1 << 16)] * (16 * int(argument)) if order == "flood" else ["o", "k"]
+        if order == "count":
+            texts = [f"{number} " for number in range(int(argument))]
+            counts.update(completion_tokens=len(texts), total_tokens=USAGE["prompt_tokens"] + len(texts))
         for number, text in enumerate(texts):
             delta = {"content": text} if number else {"role": "assistant", "content": text}
             piece = {"delta": delta} if is_chat else {"text": text}
@@ -95,14 +99,14 @@ class Engine:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
                 if order == "split":
                     await asyncio.sleep(0)
-            if order == "drip":
-                await asyncio.sleep(0.5)
+            if order in ("drip", "count"):
+                await asyncio.sleep(0.5 if order == "drip" else 0.1)
             if order == "tear":
                 await send({"type": "http.response.body", "body": b'data: {"id": "1", "cho', "more_body": True})
             if order in ("die", "tear"):
                 raise ConnectionAbortedError
         if options.get("include_usage"):
-            usage = frame({**base, "choices": [], "usage": USAGE})
+            usage = frame({**base, "choices": [], "usage": counts})
             await send({"type": "http.response.body", "body": usage, "more_body": True})
         await end_stream(send)
 

@@ -204,5 +204,6 @@ def of_served_models(description: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_description_is_served(fuzzed: tuple[Fuzzed, http.client.HTTPConnection]) -> None:
     _, connection = fuzzed
+    connection.close()  # it may have been idle for longer than the server keeps it
     connection.request("GET", "/openapi.json")
     assert json.loads(connection.getresponse().read()) == DESCRIPTION

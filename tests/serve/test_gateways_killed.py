@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -100,6 +101,7 @@ def started() -> Iterator[Endpoint]:
         finally:
             assert driver.stdin is not None
             driver.stdin.close()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass

@@ -29,6 +29,7 @@ from serve.engine.extra import check_extra
 from serve.engine.replica import LOAD_SECONDS, EngineReplica, node_address
 from serve.engine.scratch import sweep
 from serve.gateway.gateway_replica import GatewayPlan, GatewayReplica
+from serve.gateway.shared_limits import end_keepers
 
 HEALTH_CHECK_SECONDS = 2.0
 SHUTDOWN_POLL_SECONDS = 0.1
@@ -90,6 +91,7 @@ def endpoint(
             # an engine that still loads its model does not listen, so that nobody waits for its end
             stop = partial(ray_serve.delete, name, _blocking=started)
             clean_up(f"stopping {name}", stop, DRAIN_SECONDS + STOP_SECONDS)
+        clean_up("ending the keepers of limits", partial(end_keepers, app), STOP_SECONDS)
         clean_up("forgetting the endpoint", partial(discovery.forget, app), STOP_SECONDS)
         sweep()
 

@@ -10,6 +10,7 @@ import itertools
 import logging
 import secrets
 import time
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -151,3 +152,11 @@ class SharedLimits:
             )
             self._keeper = keeper.remote(self._limits)
         return self._keeper
+
+
+def end_keepers(app: str) -> None:
+    """End an application's keepers, which the last gateway does not where it, or one before it, was killed."""
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["namespace"] == NAMESPACE and actor["name"].startswith(f"{app}-limits-"):
+            with suppress(ValueError):  # it has ended in the meantime
+                ray.kill(ray.get_actor(actor["name"], namespace=NAMESPACE))

@@ -20,7 +20,7 @@ from serve import discovery
 from serve.app import claim_port, wait_until_ready
 from serve.discovery import NAMESPACE, EngineRecord
 from serve.gateway.gateway_replica import GatewayPlan, GatewayReplica
-from serve.gateway.shared_limits import GONE_SECONDS
+from serve.gateway.shared_limits import GONE_SECONDS, end_keepers
 from tests.serve.fake_engine import Engine, Serving
 
 KEYS = {name: {"authorization": f"Bearer {name}"} for name in ("a", "b")}
@@ -77,9 +77,7 @@ def gateways(serving: Serving, **limits: Any) -> Iterator[Gateways]:
             for one in actors:
                 ray.kill(one)
             discovery.forget(app)
-            for found in ray.util.list_named_actors(all_namespaces=True):
-                if found["name"].startswith(app):
-                    ray.kill(ray.get_actor(found["name"], NAMESPACE))
+            end_keepers(app)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -140,6 +138,17 @@ def test_a_client_that_leaves_the_queue_gives_its_turn_away(serving: Serving) ->
         time.sleep(0.3)
         assert two.ask(1, key="b").status_code == 200  # there is room in the queue again
         assert first.result().status_code == 200
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_no_keeper_stays_though_its_gateways_were_killed(serving: Serving) -> None:
+    with gateways(serving) as two:
+        assert two.ask(0).status_code == 200
+        two.in_flight()  # of the one keeper there is
+    until = time.monotonic() + 10
+    while [n for n in ray.util.list_named_actors(all_namespaces=True) if "-limits-" in n["name"]]:
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 @pytest.mark.slow

@@ -85,9 +85,10 @@ def vllm_arguments(plan: EnginePlan) -> list[str]:
 
 def overridden(path: str, engine: EngineArguments) -> dict[str, Any]:
     """vLLM's `hf_overrides` that a model needs, beneath the recipe's; empty where it needs none."""
-    given = engine.extra.get("hf_overrides", {})
+    given = engine.extra.get("hf_overrides") or {}
+    given = json.loads(given) if isinstance(given, str) else given  # as vLLM's command line takes it
     overrides = config_overrides(path)
-    return {"hf_overrides": overrides | given} if overrides and isinstance(given, dict) else {}
+    return {"hf_overrides": overrides | given} if overrides else {}
 
 
 def memory_share(engine: EngineArguments, num_gpus: float) -> float:

@@ -59,6 +59,7 @@ def test_positions_are_told_to_vllm_as_transformers_reads_them(tmp_path: Path) -
     rope = {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}
     told = overrides({"rope_parameters": rope}, hf_overrides={"vocab_size": 300})
     assert told["vocab_size"] == 300
+    assert overrides({"rope_parameters": rope}, hf_overrides='{"vocab_size": 300}') == told
     assert told["rope_parameters"] == {**rope, "attn_factor": pytest.approx(1 / (0.1 * math.log(4) + 1))}
     assert overrides({"rope_scaling": {**YARN, "attention_factor": 1.0}}).keys() == {"rope_scaling"}
     scaled = overrides({"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.1}})

@@ -33,7 +33,7 @@ def test_a_client_that_leaves_stops_the_engine(start: Start) -> None:
     running = start()
     with pytest.raises(requests.Timeout):
         requests.post(f"{running.url}/v1/completions", json={"model": "base", "prompt": "wait 20"}, timeout=0.5)
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while (running.engine.disconnects == 0 or running.gateway.limiter.admission.in_flight) and time.monotonic() < until:
         time.sleep(0.02)
     assert running.engine.disconnects == 1

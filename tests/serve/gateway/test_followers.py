@@ -67,7 +67,7 @@ def answer(gateway: GatewayReplica, path: str, **body: Any) -> requests.Response
 
 
 def wait_for(condition: Any) -> None:
-    until = time.monotonic() + 8
+    until = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)

@@ -20,7 +20,6 @@ from yarl import URL
 
 from pipelines.models.served import ServedModel, is_valid_name
 from pipelines.recipe.serve import Limits
-from serve import adapter_registry
 from serve.asgi import Headers, Receive, RequestError, Scope, Send, send_body, send_json
 from serve.auth import ApiKeys
 from serve.discovery import EngineRecord
@@ -29,6 +28,7 @@ from serve.gateway.departures import Departures
 from serve.gateway.limits import Limiter, OwnLimits
 from serve.gateway.metrics import Metrics, Timing, TokenUsage
 from serve.gateway.openapi import DESCRIPTION
+from serve.gateway.published import NamedModel, PublishedAdapters
 from serve.gateway.request_body import (
     CHAT,
     COMPLETIONS,
@@ -59,8 +59,8 @@ HOLD_SECONDS = 300.0
 HEALTH_TIMEOUT = aiohttp.ClientTimeout(total=5)
 LISTEN_TIMEOUT = aiohttp.ClientTimeout(total=1)
 HOLD_POLL_SECONDS = 0.25
-SCAN_SECONDS = 0.1
-"""How often the registries are read for names that are not known: they may have been published a moment ago."""
+PATIENCE_SECONDS = 5.0
+"""How long a request whose engine died waits for a look at the others."""
 
 STALE_SECONDS = 15.0
 """After so long without a successful look at the engines or the registries, `/ready` says so."""
@@ -118,14 +118,6 @@ class Upstream:
         self.urls = {path: URL(self.url + path) for path in (*FORWARDED, "/health")}
 
 
-@dataclass(frozen=True)
-class NamedModel:
-    """What a requested name stands for: the base or merged model whose engine answers, and the name it knows."""
-
-    engine: str
-    name: str
-
-
 @dataclass
 class Completion:
     """One request for a completion, checked, and how far its answer is.
@@ -171,8 +163,6 @@ class Gateway:
         self._look_again = look_again
         self._open_metrics = open_metrics
         self._unfinished = UnfinishedBodies(self.limits.max_body_bytes)
-        self._scanning = asyncio.Lock()
-        self._scanned = -SCAN_SECONDS
         self.looked: dict[str, float] = {}
         self.limiter = limiter or OwnLimits(self.limits)
         self._departures = Departures()
@@ -182,7 +172,7 @@ class Gateway:
         self._engines: dict[str, list[Upstream]] = {model.name: [] for model in models}
         self._created = int(time.time())
         self._fixed = {n: NamedModel(model.name, n) for model in models for n in (model.name, *model.adapters)}
-        self._published: dict[str, NamedModel] = {}
+        self.published = PublishedAdapters(models)
         self._retired: set[str] = set()
         self._held_until: dict[str, float] = {}
         self.stopping = False
@@ -217,17 +207,6 @@ class Gateway:
         for upstream, listens in zip(silent, await asyncio.gather(*map(self._listens, silent)), strict=True):
             if not listens:
                 upstream.failed_at = upstream.beat
-
-    def update_published(self) -> None:
-        """Read the registries of adapters again; blocking."""
-        published: dict[str, NamedModel] = {}
-        for model in self.models:
-            if model.registry is not None:
-                for version in adapter_registry.versions(model.registry):
-                    published[version] = NamedModel(model.name, version)
-                for alias, version in adapter_registry.aliases(model.registry).items():
-                    published[alias] = NamedModel(model.name, version)
-        self._published = published
 
     def missing(self) -> list[str]:
         """Models that no engine serves now."""
@@ -289,7 +268,7 @@ class Gateway:
 
     def model_cards(self) -> list[dict[str, Any]]:
         """`/v1/models`: every model, adapter and alias; an adapter's parent is its base."""
-        return [self._card(name, model) for name, model in {**self._published, **self._fixed}.items()]
+        return [self._card(name, model) for name, model in {**self.published.names, **self._fixed}.items()]
 
     def _card(self, name: str, model: NamedModel) -> dict[str, Any]:
         lengths = [u.max_model_len for u in self._engines.get(model.engine, ()) if u.max_model_len is not None]
@@ -335,30 +314,15 @@ class Gateway:
 
     async def _resolve(self, name: Any) -> NamedModel:
         """What a name stands for; the resolver in the engines joins names to a folder, so unknown ones end here."""
-        known = isinstance(name, str) and (self._fixed.get(name) or self._published.get(name))
+        known = isinstance(name, str) and (self._fixed.get(name) or self.published.names.get(name))
         if known:
             return known
-        if isinstance(name, str) and is_valid_name(name) and any(model.registry for model in self.models):
-            await self._scan()  # published a moment ago, perhaps
-            if name in self._published:
-                return self._published[name]
+        if isinstance(name, str) and is_valid_name(name):
+            await self.published.read_again()  # it may have been published a moment ago
+            if name in self.published.names:
+                return self.published.names[name]
         message = f"The model {name!r} does not exist; GET /v1/models lists those that do"
         raise RequestError(404, message, "model_not_found", "model")
-
-    async def _scan(self) -> None:
-        """Read the registries in a thread; all share a reading that began after they asked."""
-        asked = time.monotonic()
-        async with self._scanning:
-            if self._scanned >= asked:
-                return
-            await asyncio.sleep(self._scanned + SCAN_SECONDS - time.monotonic())
-            self._scanned = time.monotonic()
-            try:
-                await asyncio.to_thread(self.update_published)
-            except OSError as error:
-                logger.exception("the registry of adapters cannot be read")
-                message = f"The published adapters cannot be read: {error.strerror}"
-                raise RequestError(503, message, "registry_unavailable", retry_after=2) from None
 
     async def _answer(self, request: Completion, caller: str, send: Send) -> TokenUsage | None:
         model = request.model.name
@@ -405,10 +369,19 @@ class Gateway:
                 if request.started:
                     await self._break_off(request, send)
                     return None
-                if self._look_again is not None:
-                    await self._look_again()  # it may have been stopped on purpose a moment ago
+                await self._look()  # it may have been stopped on purpose a moment ago
             finally:
                 upstream.in_flight -= 1
+
+    async def _look(self) -> None:
+        """Look at the engines once more; where that fails, what was seen last holds on."""
+        if self._look_again is None:
+            return
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self._look_again()
+        except Exception:
+            logger.exception("cannot read the list of engines")
 
     def _usable(self, engine: str) -> list[Upstream]:
         return [upstream for upstream in self._engines.get(engine, ()) if upstream.failed_at != upstream.beat]

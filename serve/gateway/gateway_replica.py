@@ -136,7 +136,7 @@ class GatewayReplica:
                 follower.cancel()
 
     async def _read_registries(self) -> None:
-        await asyncio.to_thread(self._gateway.update_published)
+        await asyncio.to_thread(self._gateway.published.read)
         self._gateway.looked_at(ADAPTERS)
 
     async def _look(self) -> None:

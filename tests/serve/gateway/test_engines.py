@@ -139,11 +139,11 @@ def test_published_adapters_are_served_at_once_by_version_and_by_alias(
     assert publish(adapter, registry, "persona") == "persona@1"
     assert [running.complete(model=name).json()["model"] for name in ("persona", "persona@1")] == ["persona@1"] * 2
     publish(adapter, registry, "persona")
-    running.gateway.update_published()
+    running.gateway.published.read()
     assert running.complete(model="persona").json()["model"] == "persona@2"
     set_alias(registry, "persona", "persona@1")
     remove(registry, "persona@2")
-    running.gateway.update_published()
+    running.gateway.published.read()
     assert running.complete(model="persona").json()["model"] == "persona@1"
     assert running.complete(model="persona@2").status_code == 404
 
@@ -163,7 +163,7 @@ def test_a_version_replaced_and_removed_under_load_fails_no_request_at_any_repli
         clients = [pool.submit(ask) for _ in range(8)]
         time.sleep(0.5)
         publish(adapter, registry, "persona")
-        running.gateway.update_published()
+        running.gateway.published.read()
         remove(registry, "persona@1")
         time.sleep(0.5)
         stop.set()

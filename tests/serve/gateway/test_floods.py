@@ -15,8 +15,9 @@ import pytest
 import requests
 
 from pipelines.recipe.serve import Limits
+from serve import adapter_registry
 from serve.asgi import RequestError
-from serve.gateway import app, protocol
+from serve.gateway import protocol
 from serve.gateway.limits import Admission
 from serve.gateway.request_body import UnfinishedBodies
 from tests.serve.fake_engine import Running, Start, error_of
@@ -212,7 +213,7 @@ def test_unknown_names_do_not_read_the_registry_in_the_event_loop(
         time.sleep(0.3)
         return []
 
-    monkeypatch.setattr(app.adapter_registry, "versions", slow_scan)
+    monkeypatch.setattr(adapter_registry, "versions", slow_scan)
     with ThreadPoolExecutor(20) as pool:
         unknown = [pool.submit(running.complete, model=f"unknown{n}") for n in range(20)]
         time.sleep(0.1)
@@ -231,7 +232,7 @@ def test_a_registry_that_cannot_be_read_is_not_called_an_unknown_model(
     def broken(_: str) -> Any:
         raise OSError(116, "Stale file handle")
 
-    monkeypatch.setattr(app.adapter_registry, "versions", broken)
+    monkeypatch.setattr(adapter_registry, "versions", broken)
     answer = running.complete(model="persona")
     assert (answer.status_code, error_of(answer)["code"]) == (503, "registry_unavailable")
     assert running.complete().status_code == 200

@@ -14,12 +14,12 @@ import requests
 
 from pipelines.models.served import ServedModel
 from pipelines.recipe.serve import Limits
-from serve import discovery
+from serve import adapter_registry, discovery
 from serve.app import claim_port
 from serve.discovery import EngineRecord
 from serve.engine import replica
 from serve.engine.replica import EngineReplica
-from serve.gateway import app, gateway_replica
+from serve.gateway import app, gateway_replica, published
 from serve.gateway.gateway_replica import GatewayPlan, GatewayReplica
 from tests.serve.fake_engine import Engine, Serving
 
@@ -111,12 +111,59 @@ def test_a_registry_that_fails_is_told_and_stops_neither_engines_nor_replica(
         store.records = [EngineRecord("r1", "base", url)]
         wait_for(lambda: is_ready(gateway))
         with monkeypatch.context() as hiccup:
-            hiccup.setattr(app.adapter_registry, "versions", broken)
+            hiccup.setattr(adapter_registry, "versions", broken)
             wait_for(lambda: answer(gateway, "/ready").json()["stale"] == ["adapters"])
             asyncio.run(gateway.check_health())
             assert is_ready(gateway)  # a balancer must not take every gateway away because a disk is slow
             assert answer(gateway, "/v1/completions", model="base", prompt="hi").status_code == 200
         wait_for(lambda: answer(gateway, "/ready").json()["stale"] == [])
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("the store is away"), TimeoutError(), OSError(5, "?"), "hangs"])
+def test_an_engine_that_dies_while_the_store_fails_is_unavailable(
+    gateway: GatewayReplica, store: Store, serving: Serving, fault: BaseException | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "PATIENCE_SECONDS", 0.3)
+    ended = threading.Event()
+
+    def find(_: str) -> Any:
+        if isinstance(fault, BaseException):
+            raise fault
+        ended.wait(30)
+        raise RuntimeError("it hung")
+
+    with serving(Engine()) as url:
+        store.records = [EngineRecord("r1", "base", url)]
+        wait_for(lambda: is_ready(gateway))
+        monkeypatch.setattr(discovery, "find_engines", find)
+        time.sleep(0.2)  # a look that had begun ends
+    assert answer(gateway, "/v1/completions", model="base", prompt="hi").status_code == 503
+    assert not is_ready(gateway)
+    ended.set()
+
+
+@pytest.mark.parametrize("fault", [ValueError("?"), TimeoutError(), OSError(5, "Input/output error"), "hangs"])
+def test_a_name_that_cannot_be_looked_up_is_not_called_unknown(
+    gateway: GatewayReplica, store: Store, fault: BaseException | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "PATIENCE_SECONDS", 0.3)
+    ended, readings = threading.Event(), []
+
+    def versions(_: str) -> Any:
+        readings.append(time.monotonic())
+        if isinstance(fault, BaseException):
+            raise fault
+        ended.wait(30)
+        return []
+
+    store.records = [EngineRecord("r1", "base", "http://127.0.0.1:9")]
+    wait_for(lambda: is_ready(gateway))
+    monkeypatch.setattr(adapter_registry, "versions", versions)
+    for _ in range(5):
+        said = answer(gateway, "/v1/completions", model="persona", prompt="hi")
+        assert (said.status_code, said.json()["error"]["code"]) == (503, "registry_unavailable")
+    assert isinstance(fault, BaseException) or len(readings) <= 2  # the follower's and one for all requests
+    ended.set()
 
 
 def test_an_engine_that_died_with_its_replica_is_missing_at_once_and_one_that_is_only_silent_is_not(

@@ -58,6 +58,7 @@ HOLD_SECONDS = 300.0
 
 HEALTH_TIMEOUT = aiohttp.ClientTimeout(total=5)
 LISTEN_TIMEOUT = aiohttp.ClientTimeout(total=1)
+UNREACHABLE = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 HOLD_POLL_SECONDS = 0.25
 PATIENCE_SECONDS = 5.0
 """How long a request whose engine died waits for a look at the others."""
@@ -357,18 +358,25 @@ class Gateway:
         return place
 
     async def _forward(self, request: Completion, send: Send) -> int | None:
-        """Copy the answer of an engine, the next one where one dies before it; None where one dies in the middle."""
+        """Copy the answer of an engine, the next one where one breaks before it; None where one breaks in the middle.
+
+        One that breaks an answer off and is well is used by other requests: each gives it one try.
+        """
+        broke: list[Upstream] = []
         while True:
-            upstream = await self._pick(request.model)
+            upstream = await self._pick(request.model, broke)
             upstream.in_flight += 1
             try:
                 return await self._copy(upstream, request, send)
-            except aiohttp.ClientError:
-                upstream.failed_at = upstream.beat
+            except aiohttp.ClientError as error:
                 request.timing.sent = False
                 if request.started:
                     await self._break_off(request, send)
+                if isinstance(error, UNREACHABLE) or not await self._is_healthy(upstream):
+                    upstream.failed_at = upstream.beat
+                if request.started:
                     return None
+                broke.append(upstream)
                 await self._look()  # it may have been stopped on purpose a moment ago
             finally:
                 upstream.in_flight -= 1
@@ -386,13 +394,17 @@ class Gateway:
     def _usable(self, engine: str) -> list[Upstream]:
         return [upstream for upstream in self._engines.get(engine, ()) if upstream.failed_at != upstream.beat]
 
-    async def _pick(self, model: NamedModel) -> Upstream:
-        """The engine with the fewest requests; where the last one was stopped on purpose, its successor."""
+    async def _pick(self, model: NamedModel, broke: list[Upstream]) -> Upstream:
+        """The engine with the fewest requests of those that did not break this one off; where the last one was stopped
+        on purpose, its successor."""
         while not (usable := self._usable(model.engine)):
             if self.stopping or time.monotonic() >= self._held_until.get(model.engine, 0.0):
                 raise unavailable(model.name)
             await asyncio.sleep(HOLD_POLL_SECONDS)
-        return min(usable, key=lambda upstream: upstream.in_flight)
+        untried = [upstream for upstream in usable if upstream not in broke]
+        if not untried:
+            raise unavailable(model.name)
+        return min(untried, key=lambda upstream: upstream.in_flight)
 
     async def _copy(self, upstream: Upstream, request: Completion, send: Send) -> int:
         assert self.session is not None, "the gateway answers requests only while it has a client session"

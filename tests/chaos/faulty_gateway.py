@@ -103,7 +103,7 @@ def main(folder: Path, port: int) -> None:
     limits = Limits(max_body_bytes=2000, max_prompt_characters=60, max_tokens=1000)
     keys = (hashlib.sha256(b"k").digest(),)
     replica = gateway_replica.GatewayReplica(
-        gateway_replica.GatewayPlan("app", [model], "secret", keys, limits, "127.0.0.1", port, open_metrics=True)
+        gateway_replica.GatewayPlan("app", [model], "secret", keys, limits, "127.0.0.1", port)
     )
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()

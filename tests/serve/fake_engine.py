@@ -40,7 +40,8 @@ async def body_of(receive: Any) -> bytes:
 class Engine:
     """An engine whose prompts are orders: `wait N` waits N seconds, `drip` streams slowly, `die` breaks off a stream,
     `tear` breaks it off within an event, `flood N` streams N MB, `count N` streams the numbers below N, ten a second,
-    `split` sends a stream byte by byte, `fail` is answered with 500. A message's content is such an order too."""
+    `split` sends a stream byte by byte, `cut` breaks a plain answer off, `fail` is answered with 500. A message's
+    content is such an order too."""
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
@@ -66,6 +67,10 @@ class Engine:
             if done:
                 self.disconnects += 1
                 return
+        if order == "cut":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"10")]})
+            await send({"type": "http.response.body", "body": b"{", "more_body": True})
+            raise ConnectionAbortedError
         if order == "fail":
             await send_json(send, 500, {"error": "failed"})
         elif request.get("stream"):

@@ -120,6 +120,19 @@ def test_another_replica_answers_where_one_has_died(start: Start) -> None:
         assert running.complete().status_code == 200
 
 
+def test_an_engine_that_breaks_one_answer_off_goes_on_answering_others(start: Start) -> None:
+    running = start(engines=2)
+    assert running.complete("cut").status_code == 503
+    assert [len(engine.bodies) for engine in running.engines] == [1, 1]  # each tried it once
+    assert b"[DONE]" not in running.complete("die", stream=True).content
+    assert running.get("/ready").status_code == 200
+    assert running.complete().status_code == 200
+    running.engine.healthy = running.engines[1].healthy = False  # their cores have died
+    assert running.complete("cut").status_code == 503
+    assert running.get("/ready").json()["missing"] == ["base"]
+    assert running.complete().status_code == 503
+
+
 def test_a_stream_broken_in_the_middle_ends_with_an_error_and_without_done(start: Start) -> None:
     running = start()
     client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0)

@@ -101,9 +101,9 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(eq=False)
 class Upstream:
-    """One engine replica as the gateway sees it; not used while its record stands at the beat `failed_at`.
+    """One engine replica as the gateway sees it; `silent`: its record was not renewed since the last look.
 
-    `silent`: the record was not renewed since the last look.
+    `doubts`: how often the record has to be renewed before it is used again.
     """
 
     replica: str
@@ -111,12 +111,22 @@ class Upstream:
     beat: int
     max_model_len: int | None = None
     in_flight: int = 0
-    failed_at: int = -1
+    doubts: int = 0
     silent: bool = False
     urls: dict[str, URL] = field(init=False)
 
     def __post_init__(self) -> None:
         self.urls = {path: URL(self.url + path) for path in (*FORWARDED, "/health")}
+
+    def fail(self) -> None:
+        """Do not use it until it has been renewed twice: the next look may read what it wrote before it died."""
+        self.doubts = 2
+
+    def renew(self, beat: int) -> None:
+        """Take over the beat of its record."""
+        self.silent = self.beat == beat
+        if not self.silent:
+            self.beat, self.doubts = beat, max(self.doubts - 1, 0)
 
 
 @dataclass
@@ -193,8 +203,7 @@ class Gateway:
             if upstream is None or upstream.url != record.url:
                 upstream = Upstream(record.replica, record.url, record.beat, record.max_model_len)
             else:
-                upstream.silent = upstream.beat == record.beat
-            upstream.beat = record.beat
+                upstream.renew(record.beat)
             engines.setdefault(record.model, []).append(upstream)
         self._engines = engines
         for replica in retired.keys() - self._retired:
@@ -207,7 +216,7 @@ class Gateway:
         silent = [upstream for group in self._engines.values() for upstream in group if upstream.silent]
         for upstream, listens in zip(silent, await asyncio.gather(*map(self._listens, silent)), strict=True):
             if not listens:
-                upstream.failed_at = upstream.beat
+                upstream.fail()
 
     def missing(self) -> list[str]:
         """Models that no engine serves now."""
@@ -373,7 +382,7 @@ class Gateway:
                 if request.started:
                     await self._break_off(request, send)
                 if isinstance(error, UNREACHABLE) or not await self._is_healthy(upstream):
-                    upstream.failed_at = upstream.beat
+                    upstream.fail()
                 if request.started:
                     return None
                 broke.append(upstream)
@@ -392,7 +401,7 @@ class Gateway:
             logger.exception("cannot read the list of engines")
 
     def _usable(self, engine: str) -> list[Upstream]:
-        return [upstream for upstream in self._engines.get(engine, ()) if upstream.failed_at != upstream.beat]
+        return [upstream for upstream in self._engines.get(engine, ()) if not upstream.doubts]
 
     async def _pick(self, model: NamedModel, broke: list[Upstream]) -> Upstream:
         """The engine with the fewest requests of those that did not break this one off; where the last one was stopped

@@ -83,7 +83,8 @@ def test_an_error_of_an_engine_that_lives_is_the_answer_and_of_one_whose_core_di
     running.engine.healthy = False
     running.live({"r1": running.engine_url}, beat=2)
     assert running.complete("fail").status_code == 503
-    running.live(dict(zip(("r1", "r2"), running.engine_urls, strict=True)), beat=3)
+    for beat in (3, 4):
+        running.live(dict(zip(("r1", "r2"), running.engine_urls, strict=True)), beat=beat)
     assert running.complete("fail").status_code == 500  # the other one's
     assert [len(engine.bodies) for engine in running.engines] == [3, 1]
 
@@ -111,6 +112,16 @@ def test_requests_that_wait_are_refused_when_the_gateway_stops(start: Start) -> 
         time.sleep(0.3)
         running.gateway.stopping = True
         assert waiting.result().status_code == 503
+
+
+def test_a_renewal_from_before_an_engine_s_death_does_not_make_it_usable(start: Start) -> None:
+    running = start()
+    for beat in (1, 2):
+        running.live({"r2": DEAD}, beat=beat)
+        assert running.complete().status_code == 503
+        assert running.get("/ready").json()["missing"] == ["base"]
+    running.live({"r2": DEAD}, beat=3)
+    assert running.get("/ready").json()["missing"] == []  # it lives, and says so
 
 
 def test_another_replica_answers_where_one_has_died(start: Start) -> None:

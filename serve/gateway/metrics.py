@@ -3,17 +3,18 @@
 import re
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 TTFT_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 LAST_FRAME_BYTES = 4096
 """How much of an answer's end is kept; its token counts stand there."""
 
-USAGE = re.compile(rb'"usage"\s*:\s*\{(?:[^{}]|\{[^{}]*\})*')
+USAGE = re.compile(rb'"usage"\s*:\s*\{(?:[^{}]+|\{[^{}]*\})*')
 COUNT = re.compile(rb'"(prompt|completion|input|output)_tokens"\s*:\s*(\d+)')
 """`/v1/responses` counts tokens of input and output."""
 
@@ -28,8 +29,10 @@ class TokenUsage:
 
 def usage_in(last_bytes: bytes) -> TokenUsage:
     """The token counts in the end of an answer, plain or streamed; zeros where there are none, as in errors."""
-    found = USAGE.findall(last_bytes)
-    counts = dict(COUNT.findall(found[-1])) if found else {}
+    found, at = None, len(last_bytes)
+    while found is None and (at := last_bytes.rfind(b'"usage"', 0, at)) >= 0:
+        found = USAGE.match(last_bytes, at)
+    counts: dict[bytes, bytes] = dict(COUNT.findall(found[0])) if found else {}
     prompt, completion = (
         counts.get(b"prompt", counts.get(b"input", 0)),
         counts.get(b"completion", counts.get(b"output", 0)),
@@ -58,21 +61,20 @@ class Timing:
 
 
 class Metrics:
-    """The gateway's counters.
+    """The gateway's counters, which it keeps as plain numbers: prometheus_client's take a lock for each change.
 
-    `in_flight` and `queued` are requests at the engines and those that wait for a place, by model; the gateway keeps
-    them, since a lock for each change would cost more than the change.
+    `requests` are answers by model and status, `tokens` by model and kind; `in_flight` and `queued` requests at the
+    engines and those that wait for a place, and `engines` the replicas alive, by model.
     """
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self.requests: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self.tokens: defaultdict[tuple[str, str], int] = defaultdict(int)
         self.in_flight: defaultdict[str, int] = defaultdict(int)
         self.queued: defaultdict[str, int] = defaultdict(int)
-        self._children: dict[tuple[Any, tuple[str, ...]], Any] = {}
-        self._requests = Counter(
-            "danlu_requests", "Requests answered, by HTTP status", ("model", "status"), registry=self._registry
-        )
-        self._tokens = Counter("danlu_tokens", "Tokens, by kind", ("model", "kind"), registry=self._registry)
+        self.engines: dict[str, int] = {}
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
         self._ttft = Histogram(
             "danlu_time_to_first_token_seconds",
             "From the request to the first byte of a streamed answer",
@@ -87,41 +89,43 @@ class Metrics:
             buckets=TOKEN_SECONDS,
             registry=self._registry,
         )
-        self._in_flight = Gauge(
-            "danlu_requests_in_flight", "Requests at the engines", ("model",), registry=self._registry
-        )
-        self._queued = Gauge(
-            "danlu_requests_queued", "Requests that wait for a place", ("model",), registry=self._registry
-        )
-        self._engines = Gauge("danlu_engines", "Engine replicas alive", ("model",), registry=self._registry)
 
     def answered(self, model: str, status: int) -> None:
         """Count an answer; `model` is empty where none was named, or one that does not exist."""
-        self._of(self._requests, model, str(status)).inc()
+        self.requests[model, str(status)] += 1
 
     def finished(self, model: str, streamed: bool, timing: Timing) -> TokenUsage:
         """Count a finished answer's tokens and times; returns its tokens."""
         usage = usage_in(timing.last_bytes)
-        self._of(self._tokens, model, "prompt").inc(usage.prompt)
-        self._of(self._tokens, model, "completion").inc(usage.completion)
+        self.tokens[model, "prompt"] += usage.prompt
+        self.tokens[model, "completion"] += usage.completion
         if streamed and timing.first is not None:
-            self._of(self._ttft, model).observe(timing.first - timing.began)
+            self._ttft.labels(model).observe(timing.first - timing.began)
             if usage.completion > 1:
-                self._of(self._per_token, model).observe((timing.ended - timing.first) / (usage.completion - 1))
+                self._per_token.labels(model).observe((timing.ended - timing.first) / (usage.completion - 1))
         return usage
 
-    def _of(self, metric: Any, *labels: str) -> Any:
-        """A metric's child; prometheus_client looks it up under a lock, which costs more than counting."""
-        found = self._children.get((metric, labels))
-        if found is None:
-            found = self._children[metric, labels] = metric.labels(*labels)
-        return found
+    def collect(self) -> Iterator[Metric]:
+        """What prometheus_client asks for."""
+        requests = CounterMetricFamily(
+            "danlu_requests", "Requests answered, by HTTP status", labels=("model", "status")
+        )
+        tokens = CounterMetricFamily("danlu_tokens", "Tokens, by kind", labels=("model", "kind"))
+        for family, counts in ((requests, self.requests), (tokens, self.tokens)):
+            for labels, count in counts.items():
+                family.add_metric(labels, count)
+            yield family
+        for name, what, by_model in (
+            ("danlu_requests_in_flight", "Requests at the engines", self.in_flight),
+            ("danlu_requests_queued", "Requests that wait for a place", self.queued),
+            ("danlu_engines", "Engine replicas alive", self.engines),
+        ):
+            gauge = GaugeMetricFamily(name, what, labels=("model",))
+            for model, number in by_model.items():
+                gauge.add_metric((model,), number)
+            yield gauge
 
     def text(self, engines: dict[str, int]) -> bytes:
         """Everything, in Prometheus' text form; `engines` are the replicas alive of each model."""
-        for gauge, counts in ((self._in_flight, self.in_flight), (self._queued, self.queued)):
-            for model, count in counts.items():
-                gauge.labels(model).set(count)
-        for model, count in engines.items():
-            self._engines.labels(model).set(count)
+        self.engines = engines
         return generate_latest(self._registry)

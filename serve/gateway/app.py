@@ -101,10 +101,7 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(eq=False)
 class Upstream:
-    """One engine replica as the gateway sees it; `silent`: its record was not renewed since the last look.
-
-    `doubts`: how often the record has to be renewed before it is used again.
-    """
+    """One engine replica as the gateway sees it; `doubts`: how often its record has to be renewed before it is used."""
 
     replica: str
     url: str
@@ -112,7 +109,6 @@ class Upstream:
     max_model_len: int | None = None
     in_flight: int = 0
     doubts: int = 0
-    silent: bool = False
     urls: dict[str, URL] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -124,8 +120,7 @@ class Upstream:
 
     def renew(self, beat: int) -> None:
         """Take over the beat of its record."""
-        self.silent = self.beat == beat
-        if not self.silent:
+        if self.beat != beat:
             self.beat, self.doubts = beat, max(self.doubts - 1, 0)
 
 
@@ -211,12 +206,18 @@ class Gateway:
         self._retired = set(retired)
         self._held_until = {name: until for name, until in self._held_until.items() if not self._usable(name)}
 
-    async def ask_silent(self) -> None:
-        """Use no engine that is silent and does not listen: one that died with its replica withdraws nothing."""
-        silent = [upstream for group in self._engines.values() for upstream in group if upstream.silent]
-        for upstream, listens in zip(silent, await asyncio.gather(*map(self._listens, silent)), strict=True):
-            if not listens:
-                upstream.fail()
+    async def update_asking(self, live: list[EngineRecord], retired: dict[str, str]) -> None:
+        """`update`, but an engine that is new, or silent since the last look, is used only if it listens: one that died
+        with its replica withdraws nothing, and may have come and gone while Ray's store was away."""
+        known = {upstream.replica: upstream for group in self._engines.values() for upstream in group}
+        doubtful = [r for r in live if r.replica not in known or known[r.replica].beat == r.beat]
+        listen = await asyncio.gather(*(self._listens(record.url) for record in doubtful))
+        deaf = {record.replica for record, listens in zip(doubtful, listen, strict=True) if not listens}
+        self.update(live, retired)
+        for group in self._engines.values():
+            for upstream in group:
+                if upstream.replica in deaf:
+                    upstream.fail()
 
     def missing(self) -> list[str]:
         """Models that no engine serves now."""
@@ -442,10 +443,10 @@ class Gateway:
             await send({"type": "http.response.body", "body": events.rest()})
             return answer.status
 
-    async def _listens(self, upstream: Upstream) -> bool:
+    async def _listens(self, engine_url: str) -> bool:
         assert self.session is not None
         try:
-            async with self.session.get(upstream.urls["/health"], timeout=LISTEN_TIMEOUT):
+            async with self.session.get(f"{engine_url}/health", timeout=LISTEN_TIMEOUT):
                 return True
         except aiohttp.ClientConnectorError:
             return False

@@ -145,8 +145,7 @@ class GatewayReplica:
             if self._has_looked and time.monotonic() - self._looked < LOOK_SECONDS:
                 return
             found, retired = await asyncio.to_thread(discovery.find_engines, self._plan.app)
-            self._gateway.update(self._liveness.live(found), retired)
-            await self._gateway.ask_silent()
+            await self._gateway.update_asking(self._liveness.live(found), retired)
             self._looked, self._has_looked = time.monotonic(), True
             self._gateway.looked_at(ENGINES)
 

@@ -184,6 +184,21 @@ def test_an_engine_that_died_with_its_replica_is_missing_at_once_and_one_that_is
         wait_for(lambda: is_ready(gateway))
 
 
+def test_an_engine_that_came_and_went_while_the_store_was_away_is_never_ready(
+    gateway: GatewayReplica, store: Store, serving: Serving
+) -> None:
+    with serving(Engine()) as url:
+        store.records = [EngineRecord("r1", "base", url)]
+        wait_for(lambda: is_ready(gateway))
+        store.records = []
+        wait_for(lambda: not is_ready(gateway))
+    with serving(Engine()) as gone:
+        pass
+    store.renewed, store.records, looks = False, [EngineRecord("r2", "base", gone)], store.reads
+    while store.reads < looks + 5:
+        assert not is_ready(gateway)
+
+
 def test_a_record_that_cannot_be_read_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     good = json.dumps({"replica": "r1", "model": "base", "url": "http://x", "beat": 3})
     stored = {

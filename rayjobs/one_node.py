@@ -5,9 +5,11 @@ keeps the workspace on the node's disk; see pipelines/artifacts/staging.py.
 """
 
 import os
+import queue
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +27,8 @@ from rayjobs.cluster import Cluster
 
 LOSSES = 3
 """How often the node may be lost before its stages are given up."""
+LOOK_SECONDS = 0.5
+"""How long nothing is said at most before it is looked whether the work is cancelled."""
 LEAVE_SECONDS = 600
 """What the process there may take to end when it is told to: training saves, and what it saved is stored."""
 PROCESS = """
@@ -135,10 +139,11 @@ def _lines(name: str, text: bytes, options: list[str]) -> Iterator[str | int]:
             encoding="utf-8",
             errors="replace",
         )
-        assert process.stderr
+        said: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=_read, args=(process.stderr, said), daemon=True).start()
         try:
-            for line in process.stderr:
-                yield line.rstrip("\n")
+            while (line := _next(said)) is not None:
+                yield line
             yield process.wait()
         finally:
             process.terminate()
@@ -146,3 +151,18 @@ def _lines(name: str, text: bytes, options: list[str]) -> Iterator[str | int]:
                 process.wait(LEAVE_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _read(stream: Any, said: "queue.Queue[str | None]") -> None:
+    for line in stream:
+        said.put(line.rstrip("\n"))
+    said.put(None)
+
+
+def _next(said: "queue.Queue[str | None]") -> str | None:
+    """The next line, None after the last. Ray cancels by an interrupt, which does not wake what waits in a call."""
+    while True:
+        try:
+            return said.get(timeout=LOOK_SECONDS)
+        except queue.Empty:
+            continue

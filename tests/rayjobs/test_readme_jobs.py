@@ -11,9 +11,7 @@ import pytest
 import yaml
 
 from pipelines.artifacts.workspace import Workspace
-from pipelines.recipe.evaluate import Evaluate
-from rayjobs.one_node import node_needs
-from tests.pipelines.train.conftest import chats, train_recipe
+from tests.pipelines.train.conftest import chats
 from tests.rayjobs.conftest import BIN
 
 PROJECT = Path(__file__).parents[2]
@@ -93,15 +91,3 @@ def test_readmes_two_jobs_share_one_workspace_and_clean_once(
         [*by_ray, "--workspace", bucket.root], cwd=tmp_path, env=head, capture_output=True, text=True, timeout=300
     )
     assert again.returncode == 0 and "clean: up to date" in again.stdout + again.stderr, again.stdout + again.stderr
-
-
-def test_one_node_has_to_hold_all_workers_or_the_engines(tmp_path: Path) -> None:
-    each = {"CPU": 4, "GPU": 1, "accelerator_type:T4": 0.01}
-    recipe = train_recipe(tmp_path, num_workers=2, resources_per_worker=each)
-    assert node_needs(recipe) == {"CPU": 8, "GPU": 2, "accelerator_type:T4": 0.02}
-    wide = recipe.model_copy(update={"serve": recipe.serve.model_copy(update={"num_gpus": 2})})
-    assert node_needs(wide)["GPU"] == 2  # no stage asks engines
-    assert node_needs(wide.model_copy(update={"evaluate": Evaluate()})) == {
-        **{"CPU": 8, "GPU": 4},
-        "accelerator_type:T4": 0.02,
-    }

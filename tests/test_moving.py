@@ -20,6 +20,8 @@ from tests.model_families import CHATML, write_internlm2
 from tests.pipelines.evaluate.fake_endpoint import chat_server_running
 from tests.pipelines.train.conftest import chats
 
+pytestmark = pytest.mark.timeout(2400)  # several commands that each start a Ray
+
 STAGES = ("ingest", "clean", "split", "train", "merge", "evaluate", "publish")
 MOVED_AFTER = ("split", "train", "merge", "publish")
 
@@ -27,7 +29,7 @@ MOVED_AFTER = ("split", "train", "merge", "publish")
 def danlu(*arguments: str) -> str:
     """What the command says; it has to end well."""
     command = [str(Path(sys.executable).with_name("danlu")), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout + done.stderr
 

@@ -44,7 +44,7 @@ def test_a_run_goes_on_on_another_node_where_the_first_is_lost(
     monkeypatch.setattr(one_node, "_lines", lines)
     assert one_node._follow(ONE, "mine.yaml", b"name: mine", ["--to", "train"]) == 7
     said = capsys.readouterr().err
-    assert said.count("runs mine.yaml name: mine ['--to', 'train']") == 2
+    assert "runs mine.yaml name: mine ['--to', 'train']" in said
     assert "the node was lost" in said and "going on from what was stored" in said
 
 

@@ -47,6 +47,7 @@ def submitted() -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_readmes_two_jobs_share_one_workspace_and_clean_once(
     head: dict[str, str], bucket: Workspace, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -77,7 +78,7 @@ def test_readmes_two_jobs_share_one_workspace_and_clean_once(
             env=head,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1200,
         )
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
         said.append(done.stdout)

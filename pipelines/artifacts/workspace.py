@@ -167,7 +167,8 @@ class Workspace:
     def files(self, path: str) -> list[str]:
         """All objects below `path`, sorted; empty where there is nothing."""
         with _told(path, "listed"):
-            return sorted(map(self.fs.unstrip_protocol, self.fs.find(path)))
+            bare = str(self.fs._strip_protocol(path))
+            return sorted(path + str(name).removeprefix(bare) for name in self.fs.find(path))
 
     def list(self, path: str) -> list[str]:
         """Objects directly below `path`, sorted; empty where there is nothing."""

@@ -51,7 +51,7 @@ from pipelines.train.audit import audit
 from pipelines.train.memory import describe, describe_merge
 from pipelines.train.proof import row_at, template_of
 from pipelines.train.stage import describe_model
-from rayjobs import pipeline
+from rayjobs import one_node, pipeline
 from rayjobs.cluster import Cluster, end_on_sigterm
 from rayjobs.submit import Jobs, closing_line, exit_code, start
 
@@ -665,7 +665,10 @@ def _run(
     try:
         with Cluster(address) as cluster:
             place = open_workspace(workspace, recipe.name, on_cluster=cluster.is_shared)
-            done = pipeline.run(recipe, place, cluster, first, last)
+            if place.is_local or not cluster.is_shared:
+                done = pipeline.run(recipe, place, cluster, first, last)
+            else:
+                done = one_node.run(recipe, name, overrides or [], place, cluster, first, last)
     except KeyboardInterrupt:
         say("stopped; what is finished is kept, and the same command goes on from there")
         raise

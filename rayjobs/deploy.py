@@ -12,16 +12,18 @@ from typing import Any
 import yaml
 
 from pipelines.artifacts.files import Destination, created, require_writable
+from pipelines.artifacts.staging import Staging
 from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import Problem, RecipeError
 from pipelines.models.lineup import Lineup, lineup_of, served_models
-from pipelines.models.served import ServedModel
+from pipelines.models.served import MODELS, ServedModel
 from pipelines.progress import say
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.serve import MAX_LORA_RANK, Serve
 from pipelines.recipe.train import not_servable
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
+from rayjobs.pipeline import ADAPTERS
 from serve import adapter_registry
 from serve.adapter_registry import AdapterEngine
 from serve.app import claim_port, endpoint
@@ -36,25 +38,27 @@ def serve_forever(
 ) -> None:
     """Train and merge what is missing, then answer over HTTP until SIGINT or SIGTERM.
 
-    The adapter is published in the workspace's folder `adapters`; those published there later are picked up at once.
+    The adapter is published in the workspace's folder `adapters`; those published there later are picked up at once,
+    but for object storage, of which this machine has a copy as it was.
     Raises RecipeError for a recipe that trains nothing, StageError when an engine does not start.
     """
     section = served_section(recipe)
     host, port = host or section.host, port or section.port
     keys = environment_keys(section.model_copy(update={"host": host}))
+    pipeline.require_folder(workspace, cluster)
     claim_port(host, port)  # before hours of training
-    models = finished_models(recipe, workspace, cluster)
-    describe_engines(models, section)
-    cluster.connect()
-    logs = workspace.local("logs", "serve")
     limits = section.limits
-    with ExitStack() as stack:
+    with Staging(workspace) as staging, ExitStack() as stack:
+        models = finished_models(recipe, staging, cluster)
+        describe_engines(models, section)
+        cluster.connect()
+        logs = staging.here.local("logs", "serve")
         with interrupted_by_sigterm():
             url = stack.enter_context(
                 endpoint(models, section, host=host, port=port, log_dir=logs, keys=keys, limits=limits)
             )
         stopped = stack.enter_context(stop_signals())
-        published = adapter_registry.aliases(workspace.local("adapters"))
+        published = adapter_registry.aliases(staging.here.local(ADAPTERS))
         say(f"{url}: {', '.join([*(model.name for model in models), *published])}; Ctrl-C stops")
         stopped.wait()
 
@@ -72,11 +76,13 @@ def write_config(
     """
     for file in filter(None, (serve_file, kuberay_file)):
         require_writable(file, workspace)
-    models = finished_models(recipe, workspace, cluster)
+    logs = str(workspace.local("logs", "serve"))  # what the nodes would see of a URL lies on no disk of theirs
+    with Staging(workspace) as staging:
+        models = finished_models(recipe, staging, cluster)
     section = served_section(recipe)
     check_extra(section.engine)
     describe_engines(models, section)
-    config = configuration(recipe.name, models, section, str(workspace.local("logs", "serve")))
+    config = configuration(recipe.name, models, section, logs)
     if section.host in LOCAL:
         say(f"  serve.host is {section.host}: beyond the node that it runs on nobody reaches the gateway")
     say(f"  its paths are this machine's ({workspace.root}); the nodes have to see them too")
@@ -87,7 +93,6 @@ def write_config(
     if kuberay_file is not None:
         # A pod's own address is no one else's, and KubeRay leads requests to every pod.
         reachable = section.model_copy(update={"host": "0.0.0.0", "gateway_per_node": True})
-        logs = str(workspace.local("logs", "serve"))
         config = configuration(recipe.name, models, reachable, logs, comes_up=True)
         memory = engine_memory_gib(max(map(weight_bytes, (Path(model.path) for model in models))))
         service = ray_service(recipe.name, _yaml(config), len(models), section, workspace.root, memory)
@@ -116,15 +121,23 @@ def _yaml(content: dict[str, Any]) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
-def finished_models(recipe: Recipe, workspace: Workspace, cluster: Cluster) -> list[ServedModel]:
-    """The recipe's models, after training and merging what is missing; RecipeError where none could be served."""
+def finished_models(recipe: Recipe, staging: Staging, cluster: Cluster) -> list[ServedModel]:
+    """The recipe's models as they are here, after training and merging what is missing in the workspace.
+
+    RecipeError where none could be served.
+    """
     lineup = lineup_of(recipe)
     if recipe.train is None or lineup is None:
         raise RecipeError(recipe.name, [Problem("train", "nothing to serve: the recipe trains no model")])
     if recipe.merge is None and (reason := not_servable(recipe.train)):
         raise RecipeError(recipe.name, [Problem("merge", f"{reason}; with this section the merged model is served")])
-    done = pipeline.run(recipe, workspace, cluster, last="merge" if recipe.merge else "train")
-    return trained_models(lineup, done, workspace.local("adapters"))
+    done = pipeline.run(recipe, staging.workspace, cluster, last="merge" if recipe.merge else "train")
+    here = {name: staging.output(output) for name, output in done.items() if name in ("train", "merge")}
+    for parts in ((MODELS,), (ADAPTERS,), *((stage, output.folder.fingerprint) for stage, output in here.items())):
+        staging.fetch(*parts)
+    if not staging.workspace.is_local:  # a run that was lost when all but this was done
+        pipeline.publish_adapter(recipe, here["train"].folder, here["train"].report)
+    return trained_models(lineup, here, staging.here.local(ADAPTERS))
 
 
 def trained_models(lineup: Lineup, done: pipeline.Outputs, registry: Path) -> list[ServedModel]:

@@ -16,6 +16,7 @@ from pipelines.recipe.schema import Recipe
 from pipelines.recipe.train import Train
 from pipelines.train.memory import GIB, estimate, shapes_here
 from rayjobs.deploy import engine_memory_gib, weight_bytes, write_yaml
+from rayjobs.one_node import node_needs
 from rayjobs.submit import command_of, pack
 from serve.kuberay import MEMORY_GIB, kubernetes_name, pod, ray_cluster, resources
 
@@ -80,12 +81,18 @@ def config_map(name: str, files: dict[str, bytes]) -> dict[str, Any]:
 def ray_job(
     name: str, command: str, paths: list[str], recipe: Recipe, workspace: str, selector: dict[str, str]
 ) -> dict[str, Any]:
-    """KubeRay's RayJob: pods for work over rows, for training and for engines, none of which waits without work."""
+    """KubeRay's RayJob: pods for work over rows, for training and for engines, none of which waits without work.
+
+    Where the workspace is a URL, one pod has all workers, and then all engines; see one_node.py.
+    """
     head = _with_files(pod("ray-head", {"cpu": 2, "memory": "8Gi"}, workspace, []), name, paths)
     kinds = {"cpu": (CPU_PODS, CPU_POD)}
-    if recipe.train is not None:
+    together = "://" in workspace
+    if recipe.train is not None and together:
+        kinds["train"] = (1, pod_of_all(recipe))
+    elif recipe.train is not None:
         kinds["train"] = (recipe.train.num_workers, training_pod(recipe.train))
-    if recipe.train is not None or recipe.synthesize is not None:
+    if (recipe.train is not None and not together) or recipe.synthesize is not None:
         replicas = recipe.serve.autoscaling.max_replicas if recipe.serve.autoscaling else recipe.serve.num_replicas
         kinds["engines"] = (2 * replicas, engine_pod(recipe))  # of the base with its adapters, and of the merged model
     groups = []
@@ -117,16 +124,27 @@ def ray_job(
 
 
 def training_pod(section: Train) -> dict[str, Any]:
-    """What one worker's pod asks for; its memory by the estimate that `danlu check` prints, where the model is here."""
+    """What one worker's pod asks for."""
     each = section.resources_per_worker
+    return resources(math.ceil(each.get("CPU", 1)), math.ceil(each.get("GPU", 0)), worker_memory_gib(section))
+
+
+def pod_of_all(recipe: Recipe) -> dict[str, Any]:
+    """What a pod asks for that has all workers of training and, after them, all engines."""
+    assert recipe.train
+    needs = node_needs(recipe)
+    memory = recipe.train.num_workers * worker_memory_gib(recipe.train)
+    return resources(math.ceil(needs.get("CPU", 1)), math.ceil(needs.get("GPU", 0)), memory)
+
+
+def worker_memory_gib(section: Train) -> int:
+    """Main memory for one worker: by the estimate that `danlu check` prints, where the model is here."""
     shapes = shapes_here(section)
-    memory = MEMORY_GIB
-    if shapes is not None:
-        stage = 3 if section.zero_stage == "auto" else section.zero_stage
-        memory = 4 + math.ceil(estimate(section, shapes, stage).total / GIB)
-    else:
-        say(f"  {section.model} is not here to be measured: pods that train get {memory} GiB; is that right?")
-    return resources(math.ceil(each.get("CPU", 1)), math.ceil(each.get("GPU", 0)), memory)
+    if shapes is None:
+        say(f"  {section.model} is not here to be measured: workers get {MEMORY_GIB} GiB each; is that right?")
+        return MEMORY_GIB
+    stage = 3 if section.zero_stage == "auto" else section.zero_stage
+    return 4 + math.ceil(estimate(section, shapes, stage).total / GIB)
 
 
 def engine_pod(recipe: Recipe) -> dict[str, Any]:

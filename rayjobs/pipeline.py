@@ -15,6 +15,7 @@ from pipelines.artifacts.files import refusal
 from pipelines.artifacts.reports.rows import RowsReport
 from pipelines.artifacts.reports.train import TrainReport
 from pipelines.artifacts.stage import Inputs, Manifest, Output, Report, Stage, read_manifest
+from pipelines.artifacts.staging import Staging
 from pipelines.artifacts.workspace import Place, Workspace, fingerprint
 from pipelines.clean.analyze import AnalyzeCleanInputs, AnalyzeCleanStage, AnalyzeInputs, AnalyzeStage
 from pipelines.clean.decontaminate import EvaluationSets
@@ -46,6 +47,9 @@ AnyStage = Stage[Any, Any]
 Outputs = dict[str, Output[Any]]
 """What stages left, by name, in their order."""
 
+
+ADAPTERS = "adapters"
+"""The folder of a workspace in which adapters are published."""
 
 STAGES: tuple[type[AnyStage], ...] = (
     *(
@@ -179,13 +183,16 @@ def run(
     """Bring every stage up to `last` up to date; `first` is done again, with all after it, even if it is complete.
 
     The cluster is connected to when the first stage has work to do. Returns the outputs of the finished stages.
+    InputError where one of them needs a folder that the cluster's nodes see.
     """
     stages = stages_of(recipe)
     names = [stage.name for stage in stages]
     end = _number_of(last, names, recipe) + 1 if last else len(names)
     redo = _number_of(first, names, recipe) if first else end
     done: Outputs = {}
-    with ExitStack() as held, shared_endpoints():
+    if any(stage.on_disk for stage in stages[:end]):
+        require_folder(workspace, cluster)
+    with ExitStack() as held, Staging(workspace) as staging, shared_endpoints():
         is_ready = False
 
         def bring_up_to_date(stage: Stage[I, R], inputs: I) -> Output[R]:
@@ -195,6 +202,7 @@ def run(
             if place is None:
                 return Output(stage.name)
             manifest = read_manifest(place, stage.reports)
+            found = manifest
             if number < redo and manifest is not None and stage.is_current(manifest.report):
                 say(f"{stage.name}: up to date")
             else:
@@ -203,10 +211,11 @@ def run(
                     held.enter_context(workspace.held())
                     cluster.connect()
                     is_ready = True
-                manifest = _do(stage, place, inputs, again=number >= redo)
+                manifest = _do(stage, place, inputs, staging, again=number >= redo)
+            # From object storage all of it would have to be fetched to look whether it is published.
+            if isinstance(manifest.report, TrainReport) and (workspace.is_local or manifest is not found):
+                _publish(recipe, place, manifest.report, staging)
             done[stage.name] = output = Output(stage.name, place, manifest)
-            if isinstance(manifest.report, TrainReport):
-                _publish(recipe, place, manifest.report)
             write_report(recipe.name, workspace, done, is_complete=len(done) == len(names))
             return output
 
@@ -233,6 +242,15 @@ def problems_of(stages: Sequence[AnyStage], workspace: Workspace) -> list[Proble
     return problems
 
 
+def require_folder(workspace: Workspace, cluster: Cluster) -> None:
+    """InputError where work by paths would be spread over nodes that do not see them."""
+    if not workspace.is_local and cluster.is_shared:
+        raise InputError(
+            f"{workspace.root}: on a cluster the stages from train on, and serving, need a folder that every node "
+            "sees; a URL is for the stages before them, and for one machine"
+        )
+
+
 def require_ready(recipe: Recipe, stages: Sequence[AnyStage], workspace: Workspace) -> None:
     """RecipeError with everything that would stop one of the stages."""
     if problems := problems_of(stages, workspace):
@@ -249,19 +267,21 @@ def publish_adapter(recipe: Recipe, place: Place, report: TrainReport) -> str | 
     models = lineup_of(recipe)
     if report.adapter is None or models is None or not models.serves_adapter:
         return None
-    registry = place.workspace.local("adapters")
+    registry = place.workspace.local(ADAPTERS)
     base = base_model(Output("train", place, Manifest(report=report)))
     return publish_if_new(place.local(report.adapter), registry, recipe.name, base)
 
 
-def _publish(recipe: Recipe, place: Place, report: TrainReport) -> None:
+def _publish(recipe: Recipe, place: Place, report: TrainReport, staging: Staging) -> None:
     """Publish what was trained, and say so where its name stays with another version."""
+    staging.fetch(ADAPTERS)
     try:
-        version = publish_adapter(recipe, place, report)
+        version = publish_adapter(recipe, staging.place(place), report)
     except DataError as error:  # training is complete all the same, and may have taken days
         say(f"train: the adapter is not published: {error}")
         return
-    serving = version and aliases(place.workspace.local("adapters")).get(recipe.name)
+    staging.store(place)
+    serving = version and aliases(staging.here.local(ADAPTERS)).get(recipe.name)
     if serving != version:
         say(f"train: this adapter is {version}; requests for {recipe.name} go to {serving}, where its alias points")
 
@@ -274,15 +294,16 @@ def place_of(workspace: Workspace, stage: Stage[I, R], inputs: I) -> Place | Non
     return Place(workspace, stage.name, made_of)
 
 
-def _do(stage: Stage[I, R], place: Place, inputs: I, again: bool) -> Manifest[R]:
+def _do(stage: Stage[I, R], place: Place, inputs: I, staging: Staging, again: bool) -> Manifest[R]:
     """Do a stage's work at its place, from the beginning or from where a killed run left it; mark it complete."""
     if again:
-        stage.forget(place)
+        stage.forget(staging.place(place))
     if again or place.workspace.exists(place.path("manifest.json")):
         place.clear()
     say(f"{stage.name} …")
     began = time.monotonic()
-    report = stage.run(place, inputs)
+    with staging.work(place, inputs, stage.on_disk) as (own, read):
+        report = stage.run(own, read)
     seconds = time.monotonic() - began
     manifest: Manifest[R] = Manifest(
         stage=stage.name,

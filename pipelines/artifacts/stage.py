@@ -136,6 +136,8 @@ class Stage(Protocol[I_contra, R_stage]):
     name: ClassVar[str]
     version: ClassVar[int]
     """Raised when the output changes for the same input."""
+    on_disk: ClassVar[tuple[str, ...]] = ()
+    """The stages, and folders of the workspace, whose files it takes by path; it writes to a folder then, too."""
 
     @property
     def reports(self) -> type[R_stage]:

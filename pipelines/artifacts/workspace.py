@@ -66,7 +66,7 @@ class Workspace:
     def local(self, *parts: str) -> Path:
         """A path below the root for engines that need a folder; refused on object storage."""
         if not self.is_local:
-            raise InputError(f"{self.root}: training and serving need a folder that every node sees, not a URL")
+            raise InputError(f"{self.root}: this needs a folder that every node sees, not a URL")
         return Path(self.root, *parts)
 
     @contextmanager
@@ -164,6 +164,12 @@ class Workspace:
             if os.path.exists(temporary):
                 os.unlink(temporary)
 
+    def files(self, path: str) -> list[str]:
+        """All objects below `path`, sorted; empty where there is nothing."""
+        with _told(path, "listed"):
+            bare = str(self.fs._strip_protocol(path))
+            return sorted(path + str(name).removeprefix(bare) for name in self.fs.find(path))
+
     def list(self, path: str) -> list[str]:
         """Objects directly below `path`, sorted; empty where there is nothing."""
         try:
@@ -172,6 +178,19 @@ class Workspace:
         except FileNotFoundError:
             return []
         return sorted(self.fs.unstrip_protocol(name) if not self.is_local else str(name) for name in names)
+
+    def fetch(self, path: str, target: Path) -> None:
+        """Bring an object of a URL to a file of this machine, which appears when it is complete."""
+        scratch = target.with_name(f"{target.name}.part")
+        with _told(path, "read"), _told(str(target), "written"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.fs.get_file(path, str(scratch))
+            scratch.replace(target)
+
+    def store(self, source: Path, path: str) -> None:
+        """Bring a file of this machine to an object of a URL; FileNotFoundError where there is no such file."""
+        with _told(path, "written"):
+            self.fs.put_file(str(source), path)
 
     def remove(self, path: str) -> None:
         """Delete one object."""

@@ -17,7 +17,7 @@ from pipelines.errors import Problem
 from pipelines.evaluate.answers import EvaluationAnswer, EvaluationRequest, kept_answers, unanswered
 from pipelines.evaluate.ask import RequestOptions, ask_endpoint
 from pipelines.evaluate.batch import answer_in_batch
-from pipelines.evaluate.endpoint import ModelInputs, api_key, models_endpoint
+from pipelines.evaluate.endpoint import ON_DISK, ModelInputs, api_key, models_endpoint
 from pipelines.evaluate.pairwise_judge import SECTION_KEY, judge_answers
 from pipelines.evaluate.questions import Question, held_out_questions, probe_questions
 from pipelines.evaluate.sweep import (
@@ -62,6 +62,7 @@ class CompareStage(Stage[ModelInputs, CompareReport]):
 
     name: ClassVar[str] = "compare"
     version: ClassVar[int] = 2
+    on_disk: ClassVar[tuple[str, ...]] = ON_DISK
 
     section: Compare
     models: Lineup

@@ -12,7 +12,11 @@ from pipelines.artifacts.stage import Inputs, Output
 from pipelines.direct_http import is_loopback
 from pipelines.errors import StageError
 from pipelines.models.lineup import Lineup, checkpoint_adapters, served_models
+from pipelines.models.served import MODELS
 from pipelines.recipe.serve import Serve
+
+ON_DISK = ("split", "train", "merge", MODELS)
+"""What stages that ask models take by path."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pipelines.artifacts.reports.interval import Interval
 from pipelines.artifacts.stage import Stage
 from pipelines.artifacts.workspace import Place, to_json
 from pipelines.evaluate.batch import answer_jobs
-from pipelines.evaluate.endpoint import ModelInputs, models_endpoint
+from pipelines.evaluate.endpoint import ON_DISK, ModelInputs, models_endpoint
 from pipelines.evaluate.evalscope.datasets import Dataset, prepare
 from pipelines.evaluate.evalscope.job import ScoringJob
 from pipelines.evaluate.evalscope.parent import score
@@ -55,6 +55,7 @@ class EvaluateStage(Stage[ModelInputs, EvaluateReport]):
 
     name: ClassVar[str] = "evaluate"
     version: ClassVar[int] = 2
+    on_disk: ClassVar[tuple[str, ...]] = ON_DISK
 
     section: Evaluate
     models: Lineup

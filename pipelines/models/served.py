@@ -49,13 +49,11 @@ def is_valid_name(name: str) -> bool:
 def folder_of_base(named: Path, workspace: Path) -> Path | None:
     """Where a model lies that was fetched or converted into a workspace's `models`, wherever the workspace is now.
 
-    Its name there ends in a digest of its content, so that one of that name is the one. Any other model is where it is
-    `named`. None where it is in neither place.
+    Its place there ends in a digest of its content, or is a hub's own, so that what lies there is the one. Any other
+    model is where it is `named`. None where it is in neither place, or its files are links to what is no longer there.
     """
-    own = workspace / MODELS / named.name
-    if named.parent.name == MODELS and own.is_dir():
-        return own
-    return named if named.is_dir() else None
+    places = [workspace / MODELS / named.relative_to(above) for above in named.parents if above.name == MODELS]
+    return next((place for place in (*places, named) if (place / "config.json").is_file()), None)
 
 
 def check_models(models: list[ServedModel]) -> None:

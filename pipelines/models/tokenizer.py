@@ -1,6 +1,5 @@
 """A model's tokenizer with its control tokens, and a chat template of one's own for a model."""
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import Problem, RecipeError, nearest
-from pipelines.models.cache import made_once
+from pipelines.models.cache import made_of_links
 from pipelines.models.weight_files import SAID, broken_model
 
 GIVEN = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
@@ -79,16 +78,8 @@ def default_template(tokenizer: Any) -> str:
 
 def with_chat_template(folder: Path, template: str, cache: Path) -> Path:
     """A folder in `cache` that is the same model with another chat template: links to its files, and the template."""
-    digest = hashlib.sha256(f"{folder.resolve()}\0{template}".encode()).hexdigest()
-    target = cache / f"{folder.name}-template-{digest[:8]}"
-
-    def write(scratch: Path) -> None:
-        for path in folder.resolve().iterdir():
-            if path.name not in (TEMPLATE, MORE_TEMPLATES):
-                (scratch / path.name).symlink_to(path)
-        (scratch / TEMPLATE).write_text(template, encoding="utf-8")
-
-    return made_once(target, f"linking {folder.name} with the recipe's chat template", write)
+    title = f"linking {folder.name} with the recipe's chat template"
+    return made_of_links(folder, cache, "template", {TEMPLATE: template}, title, without=[MORE_TEMPLATES])
 
 
 def with_template_arguments(template: str, arguments: Mapping[str, Any]) -> str:

@@ -58,6 +58,7 @@ class PublishStage(Stage[PublishInputs, PublishReport]):
 
     name: ClassVar[str] = "publish"
     version: ClassVar[int] = 1
+    on_disk: ClassVar[tuple[str, ...]] = ("split", "train", "merge")
 
     section: Publish
     recipe_name: str

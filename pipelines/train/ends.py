@@ -5,7 +5,6 @@ A base model with a chat template ends its turns with one token, such as <|im_en
 that samples, the adapter on its base, the merged and the fully trained model stop at it.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DataError, Problem
-from pipelines.models.cache import made_once
+from pipelines.models.cache import made_of_links
 from pipelines.models.skeleton import text_config
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.models.weight_files import broken_model
@@ -122,19 +121,11 @@ def with_end(section: Train, model: Path, cache: Path) -> Path:
     lacking = [end for end in ends_of(section, model) if not end.is_known]
     if not lacking:
         return model
-    told = " ".join(str(end.token) for end in lacking)
-    target = cache / f"{model.name}-ends-{hashlib.sha256(f'{model.resolve()} {told}'.encode()).hexdigest()[:8]}"
     others = stop_tokens(model) or _ends_in(model, "config.json")
     ends = [*others, *(end.token for end in lacking if end.token not in others)]
     wanted = {**_of_model(model), **_read(model / GENERATION), "eos_token_id": ends}
-
-    def write(scratch: Path) -> None:
-        for path in model.resolve().iterdir():
-            if path.name != GENERATION:
-                (scratch / path.name).symlink_to(path)
-        (scratch / GENERATION).write_text(json.dumps(wanted, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-    return made_once(target, f"linking {model.name}, which now also stops at {_texts(lacking)}", write)
+    own = {GENERATION: json.dumps(wanted, indent=2, sort_keys=True) + "\n"}
+    return made_of_links(model, cache, "ends", own, f"linking {model.name}, which now also stops at {_texts(lacking)}")
 
 
 def describe_end(section: Train, model: Path) -> str:

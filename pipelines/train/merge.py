@@ -18,6 +18,7 @@ from pipelines.models.gpu_kernels import without_gpu_kernels
 from pipelines.models.lineup import base_model
 from pipelines.models.quiet import quiet_transformers
 from pipelines.models.save_tokenizer import copy_tokenizer
+from pipelines.models.served import MODELS
 from pipelines.models.skeleton import loaded_whole
 from pipelines.models.subprocess_task import run_in_subprocess
 from pipelines.models.tokenizer import load_tokenizer
@@ -50,6 +51,7 @@ class MergeStage(Stage[MergeInputs, MergeReport]):
 
     name: ClassVar[str] = "merge"
     version: ClassVar[int] = 2
+    on_disk: ClassVar[tuple[str, ...]] = ("train", MODELS)
 
     @property
     def reports(self) -> type[MergeReport]:

@@ -84,6 +84,7 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
 
     name: ClassVar[str] = "train"
     version: ClassVar[int] = 2
+    on_disk: ClassVar[tuple[str, ...]] = ("split", MODELS, "copies.key")
 
     @property
     def reports(self) -> type[TrainReport]:

@@ -12,6 +12,7 @@ pytest.importorskip("ray.serve")
 from pipelines.artifacts.files import Destination
 from pipelines.artifacts.reports.train import TrainReport
 from pipelines.artifacts.stage import Output
+from pipelines.artifacts.staging import Staging
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import InputError, RecipeError
 from pipelines.models.lineup import Lineup, lineup_of
@@ -93,7 +94,12 @@ def test_a_dora_adapter_is_neither_published_nor_served(tmp_path: Path) -> None:
     ]
     alone = load("tiny", ["train.lora.use_dora=true", "merge=null", "evaluate=null", "compare=null"])
     with pytest.raises(RecipeError, match=r"merge: train\.lora\.use_dora: vLLM loads no DoRA adapters"):
-        deploy.finished_models(alone, Workspace(str(tmp_path)), Cluster())
+        deploy.finished_models(alone, Staging(Workspace(str(tmp_path))), Cluster())
+
+
+def test_on_a_cluster_a_bucket_is_not_served_from() -> None:
+    with pytest.raises(InputError, match=r"s3://bucket/run: on a cluster .* need a folder that every node sees"):
+        deploy.serve_forever(load("tiny"), Workspace("s3://bucket/run"), Cluster("127.0.0.1:6379"))
 
 
 def test_an_open_address_without_keys_is_refused_before_anything_runs(

@@ -12,6 +12,7 @@ from pipelines.artifacts.shards import HERE, Attempt, Shard, run_shards
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import DataError, StageError
 from pipelines.models.lineup import Lineup, base_model, served_models
+from pipelines.models.tokenizer import with_chat_template
 from serve.adapter_registry import AdapterEngine, describe_engine, engine_of, publish
 from tests.outputs import finished, train_report
 from tests.small_adapter import write_adapter, write_model
@@ -20,8 +21,7 @@ MODEL = "models/small-1a2b3c4d"
 
 
 def moved(old: Path, new: Path) -> Path:
-    shutil.copytree(old, new)
-    shutil.rmtree(old)
+    old.rename(new)  # links stay what they are
     return new
 
 
@@ -51,6 +51,35 @@ def test_the_base_model_is_that_of_the_workspace_as_it_lies_now(tmp_path: Path, 
     shutil.rmtree(old)
     with pytest.raises(DataError, match=r"small-1a2b3c4d: the model that was trained on is not there|own: the model"):
         base_model(trained(new, model))
+
+
+def test_a_model_with_the_recipe_s_own_template_moves_with_the_model_that_it_links_to(tmp_path: Path) -> None:
+    write_model(tmp_path / "own")
+    write_model(tmp_path / "old" / MODEL)
+    cache = tmp_path / "old" / "models"
+    inside, outside = (
+        with_chat_template(model, "{{ x }}", cache) for model in (cache / "small-1a2b3c4d", tmp_path / "own")
+    )
+    new = moved(tmp_path / "old", tmp_path / "new")
+    for linked in (inside, outside):
+        found = base_model(trained(new, str(linked)))
+        assert found == new / "models" / linked.name
+        assert sorted(path.suffix for path in found.iterdir() if path.is_file()) == [
+            ".jinja",
+            ".json",
+            *[".safetensors"] * 2,
+        ]
+        again = with_chat_template(new / MODEL if linked == inside else tmp_path / "own", "{{ x }}", new / "models")
+        assert again == found
+    shutil.rmtree(tmp_path / "own")
+    with pytest.raises(DataError, match="the model that was trained on is not there"):
+        base_model(trained(new, str(outside)))
+
+
+def test_a_model_that_a_hub_s_client_put_into_the_workspace_is_found_where_that_is_now(tmp_path: Path) -> None:
+    place = "models/huggingface/models--owner--small/snapshots/0123456789abcdef"
+    write_model(tmp_path / "new" / place)
+    assert base_model(trained(tmp_path / "new", f"/srv/models/old/{place}")) == tmp_path / "new" / place
 
 
 def test_published_adapters_are_served_by_the_engine_of_the_moved_model(tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ def make_inputs(
     report = train or train_report()
     if report.model == "base":
         (root / "base").mkdir(parents=True, exist_ok=True)
+        (root / "base" / "config.json").write_text("{}", encoding="utf-8")
         report = report.model_copy(update={"model": str(root / "base")})
     return ModelInputs(
         finished_split(places[0], [], ["test.parquet"]),

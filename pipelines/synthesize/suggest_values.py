@@ -40,7 +40,8 @@ def suggest_values(workspace: Workspace, grid: Grid, name: str, count: int) -> t
     """Ask the model for `count` more values; returns the longer list as YAML for a recipe, and how many are new.
 
     New values leave all prompts as they are that were asked before. What repeats a value or fits no cell of the map is
-    left out, and phrasings that lack what all others name. InputError for a name of which that does not hold. The answers are kept in the ledger.
+    left out, and so are phrasings that lack what all others name. InputError for a name of which that does not hold.
+    The answers are kept in the ledger.
     """
     section = grid.section
     if not section.endpoints:

@@ -15,7 +15,7 @@ import httpx2
 import openai
 from pydantic import SecretStr
 
-from pipelines.llm.replies import SHOWN, estimate_tokens, read_reply
+from pipelines.llm.replies import estimate_tokens, read_reply, shown
 from pipelines.llm.requests import Outcome, OutcomeKind
 from pipelines.recipe.llm import Endpoint, ModelRequests
 
@@ -94,17 +94,17 @@ class Client:
             said = f"an answer of more than {MAX_BYTES >> 20} MiB"
             return Outcome(OutcomeKind.FAILED, "too_large", said, *tokens, is_estimated=True)
         except _RedirectedError as error:
-            return Outcome(OutcomeKind.RETRY, "redirect", f"it points to {error}"[:SHOWN])
+            return Outcome(OutcomeKind.RETRY, "redirect", shown(f"it points to {error}"))
         except openai.APIStatusError as error:
             response = error.response
         except (TimeoutError, openai.APITimeoutError) as error:
             # the aiohttp transport also reports lost connections as timeouts
             lost = isinstance(error.__cause__, httpx2.ConnectTimeout)
             said = str(error.__cause__ or "") if lost else ""
-            return Outcome(OutcomeKind.RETRY, "connection" if lost else "timeout", said[:SHOWN])
+            return Outcome(OutcomeKind.RETRY, "connection" if lost else "timeout", shown(said))
         except BROKEN_HTTP as error:
             said = str(error.__cause__ or error)
-            return Outcome(OutcomeKind.RETRY, "connection", said[:SHOWN])
+            return Outcome(OutcomeKind.RETRY, "connection", shown(said))
         outcome = self._read(response, response.content, prompt)
         if self._key and outcome.kind is not OutcomeKind.ANSWERED:  # some endpoints repeat the key in their errors
             masked = response.content.replace(self._key.encode(), b"***")

@@ -15,6 +15,16 @@ def read_json(text: str, schema: dict[str, Any]) -> Any:
     not mended is a guess: a text that breaks off, and a draft beside the final version. An object with one key is taken
     for a list where the schema wants one: endpoints that enforce JSON want an object.
     """
+    try:
+        value = _read(text, schema)
+        if not is_text(value) or _holds_nul(value):
+            raise MalformedError("half a character, a lone surrogate, or NUL")
+    except RecursionError:
+        raise MalformedError("lists or objects too deep within each other") from None
+    return value
+
+
+def _read(text: str, schema: dict[str, Any]) -> Any:
     import json_repair  # extras, which recipes that ask no model do without
     import jsonschema
 
@@ -36,9 +46,15 @@ def read_json(text: str, schema: dict[str, Any]) -> Any:
         value = fitting[0] if fitting else unwrapped(json_repair.loads(text))
     if error := jsonschema.exceptions.best_match(validator.iter_errors(value)):
         raise MalformedError(f"{error.json_path}: {error.message}"[:300])
-    if not is_text(value):
-        raise MalformedError("half a character, a lone surrogate")
     return value
+
+
+def _holds_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any(map(_holds_nul, [*value, *value.values()]))
+    return isinstance(value, list) and any(map(_holds_nul, value))
 
 
 def _values_in(text: str) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 import numpy as np
+import regex
 
 from pipelines.artifacts.rows import is_text
 from pipelines.llm.ledger import Keys, LedgerRecord, RecordKind
@@ -20,6 +21,10 @@ MAX_CONVERSATIONS = 1000
 """Conversations that one answer may hold."""
 MAX_VALUE_CHARACTERS = 24
 """Characters of a cell's value in a request's name; a longer one is cut and told apart by its digest."""
+
+
+_DEBRIS = regex.compile(r"\ufffd|<[|｜][\w▁ ]{1,40}[|｜]>|^\s*<tool_call>\s*\{")
+"""Half a character that the endpoint replaced, control tokens of a chat template, or a tool call that came as text."""
 
 
 class MalformedError(ValueError):
@@ -168,11 +173,14 @@ def checked(source: RequestSource, request: ChatRequest, outcome: Outcome) -> Ou
     """The outcome with reasoning split off its answer, a failure where its answer cannot be used."""
     if outcome.kind is OutcomeKind.ANSWERED:
         outcome = without_reasoning(outcome)
-        if not outcome.text.strip():
+        if regex.search(r"[^\s\p{Cc}\p{Cf}]", outcome.text) is None:
             return replace(outcome, kind=OutcomeKind.FAILED, reason="empty")
         try:
             if not is_text(outcome.text) or "\0" in outcome.text:
                 raise MalformedError("half a character, a lone surrogate, or NUL")
+            prompt = "\n".join(turn["content"] for turn in request.messages)
+            if (found := _DEBRIS.search(outcome.text)) and found[0] not in prompt:
+                raise MalformedError(f"{found[0]!r}, which no model means to write")
             source.check_answer(request, outcome.text)
         except MalformedError:
             return replace(outcome, kind=OutcomeKind.FAILED, reason="malformed")

@@ -5,14 +5,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-Ratio = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, le=1e15)]
+
+def a_number(given: Any) -> Any:
+    """What is given; ValueError for true and false (YAML's yes and no), which Python takes for 1 and 0."""
+    if isinstance(given, bool):
+        raise ValueError(f"a number, not {str(given).lower()}")
+    return given
+
+
+Number = BeforeValidator(a_number)
+Ratio = Annotated[float, Field(ge=0, le=1), Number]
+Positive = Annotated[float, Field(gt=0, le=1e15), Number]
 MOST = 2**53
 """The largest whole number that a float, and so JSON in other programs, has exactly."""
-Count = Annotated[int, Field(ge=1, le=MOST)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Count = Annotated[int, Field(ge=1, le=MOST), Number]
+Seed = Annotated[int, Field(ge=0, lt=2**32), Number]
 """What NumPy's generators take."""
 
 
@@ -60,8 +69,8 @@ class Generation(Section):
     """Sampling parameters, by OpenAI's and vLLM's names."""
 
     max_tokens: Count = Field(512, description="most tokens in one answer")
-    temperature: float = Field(0.0, ge=0, le=2)
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: int | None = Field(None, ge=1)
+    temperature: Annotated[float, Field(ge=0, le=2), Number] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1), Number] = 1.0
+    top_k: Count | None = None
     repetition_penalty: Positive | None = None
     seed: Seed | None = None

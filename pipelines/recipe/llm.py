@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from pipelines.recipe.base import Count, Generation, Positive, Section
+from pipelines.recipe.base import Count, Generation, Number, Positive, Section
 
 TAKEN = {
     *("messages", "model", "stream", "stream_options", "n", "tools", "tool_choice", "functions", "response_format"),
@@ -41,17 +41,18 @@ class Endpoint(Section):
         return self
 
 
+Amount = Annotated[Decimal, Field(ge=0, le=10**15), Number]
+
+
 class Price(Section):
     """What tokens cost, as decimal numbers."""
 
-    input: Annotated[Decimal, Field(ge=0)] = Field(description="per million input tokens")
-    output: Annotated[Decimal, Field(ge=0)] = Field(description="per million output tokens")
-    cached: Annotated[Decimal, Field(ge=0)] | None = Field(
+    input: Amount = Field(description="per million input tokens")
+    output: Amount = Field(description="per million output tokens")
+    cached: Amount | None = Field(
         None, description="per million input tokens that the endpoint had in its cache; null: as input"
     )
-    reasoning: Annotated[Decimal, Field(ge=0)] | None = Field(
-        None, description="per million output tokens of reasoning; null: as output"
-    )
+    reasoning: Amount | None = Field(None, description="per million output tokens of reasoning; null: as output")
     currency: str = Field("CNY", description="for people; nothing is converted")
 
 
@@ -78,8 +79,10 @@ class ModelRequests(Section):
     max_wait: Positive = Field(120, description="seconds that an endpoint's Retry-After is obeyed at most")
     circuit_breaker: Positive = Field(30, description="seconds without any answer, only errors, that stop the run")
     price: Price | None = Field(None, description="null: costs are not computed")
-    budget: Annotated[Decimal, Field(gt=0)] | None = Field(None, description="stop before it costs more; with price")
-    workers: Count = Field(1, description="processes that send requests; one sends a few hundred a second")
+    budget: Annotated[Amount, Field(gt=0)] | None = Field(None, description="stop before it costs more; with price")
+    workers: Annotated[Count, Field(le=1024)] = Field(
+        1, description="processes that send requests; one sends a few hundred a second"
+    )
 
     @model_validator(mode="after")
     def _budget_has_a_price(self) -> "ModelRequests":

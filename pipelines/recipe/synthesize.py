@@ -1,6 +1,7 @@
 """The recipe's section `synthesize`."""
 
 import itertools
+import math
 import string
 from collections import Counter
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipelines.errors import nearest
-from pipelines.recipe.base import SHIPPED, Count, ReadPath, Section
+from pipelines.recipe.base import SHIPPED, Count, Number, ReadPath, Section
 from pipelines.recipe.llm import Endpoint, ModelRequests, Sampling
 
 PASSAGE = "passage"
@@ -23,6 +24,8 @@ RuleName = Literal[
     "empty", "non_answer", "explanation", "quotes", "particle", "opening", "length", "emoji", "foreign", "mismatch"
 ]
 """The rules of refine."""
+MOST_REQUESTS = 10**10
+"""More requests than these in one grid are a mistake in the recipe: a thousand a second would take four months."""
 
 
 class Examples(Section):
@@ -44,7 +47,7 @@ class Style(Section):
         description="prompt; fields: the dimensions, {style}, {injection}, {examples}, {max_length}; {{ is a brace"
     )
     query_suffix: str = Field("", description="put behind the training input, such as `,严肃风格`")
-    min_length: int = Field(1, ge=0, description="characters an answer has at least")
+    min_length: Annotated[int, Number] = Field(1, ge=0, description="characters an answer has at least")
     max_length: Count | None = Field(None, description="characters an answer has at most; null: any number")
     emoji: Literal["any", "needed", "forbidden"] = Field("any", description="whether answers hold emoji")
     foreign: Literal["any", "forbidden"] = Field("any", description="whether answers hold words of other languages")
@@ -53,7 +56,9 @@ class Style(Section):
     examples: list[str] | Examples = Field(
         [], description="few-shot pool of answers in this style, or {source, text_key, pick} where it is kept elsewhere"
     )
-    num_examples: int = Field(0, ge=0, description="examples drawn into one prompt, as {examples}, one a line")
+    num_examples: Annotated[int, Number] = Field(
+        0, ge=0, description="examples drawn into one prompt, as {examples}, one a line"
+    )
 
     @property
     def picked(self) -> int:
@@ -94,7 +99,7 @@ class Passages(Section):
     )
     text_key: str = Field("text", description="column of the text, where the source has rows")
     size: Count = Field(800, description="characters of a passage at most; cut at the end of a paragraph or sentence")
-    overlap: int = Field(0, ge=0, description="characters that a passage repeats of the one before")
+    overlap: Annotated[int, Number] = Field(0, ge=0, description="characters that a passage repeats of the one before")
 
     @model_validator(mode="after")
     def _goes_on(self) -> "Passages":
@@ -212,6 +217,11 @@ def check_grid(section: Synthesize) -> None:
             problems.append(f"dimensions.{name}: given twice: {', '.join(repeated)}")
     for number, rule in enumerate(section.compatibility):
         problems += _rule_problems(f"compatibility[{number}].where", rule, axes)
+    size = math.prod(map(len, axes.values())) * section.samples_per_cell
+    if size > MOST_REQUESTS:
+        problems.append(f"samples_per_cell: the grid has {size:,} requests; the most is {MOST_REQUESTS:,}")
+    if not problems and section.answer.shape == "dialogue":
+        problems += _speaker_problems(section, axes)
     if not problems and not any(
         fits(section.compatibility, dict(zip(axes, values, strict=True)))
         for values in itertools.product(*axes.values())
@@ -219,6 +229,24 @@ def check_grid(section: Synthesize) -> None:
         problems.append("compatibility: no cell fits")
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def _speaker_problems(section: Synthesize, axes: Mapping[str, list[str]]) -> list[str]:
+    """A problem for the first cell that is asked for a dialogue of one speaker with himself."""
+    answer = section.answer
+    named = [name for name in axes if name in {*_fields(answer.user), *_fields(answer.assistant)}]
+    ruled = [name for name in axes if name not in named and any(name in rule.where for rule in section.compatibility)]
+    first = {name: values[0] for name, values in axes.items()}
+    for values in itertools.product(*(axes[name] for name in named)):
+        cell = {**first, **dict(zip(named, values, strict=True))}
+        speaker = answer.user.format_map(cell).strip()
+        if speaker != answer.assistant.format_map(cell).strip():
+            continue
+        others = itertools.product(*(axes[name] for name in ruled))
+        if any(fits(section.compatibility, {**cell, **dict(zip(ruled, other, strict=True))}) for other in others):
+            where = " and ".join(f"{name} {cell[name]}" for name in named) or "all cells"
+            return [f"answer: user and assistant are both {speaker}, in {where}; leave such cells out by compatibility"]
+    return []
 
 
 def _template_problems(name: str, style: Style, axes: Mapping[str, list[str]]) -> list[str]:

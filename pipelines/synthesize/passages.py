@@ -9,8 +9,10 @@ from typing import Any, overload
 
 import fsspec
 import pyarrow as pa
+import regex
 from fsspec.core import OpenFile
 
+from pipelines.artifacts.rows import is_text
 from pipelines.errors import DataError
 from pipelines.recipe.synthesize import Examples, Passages, Style, Synthesize
 from pipelines.sources.documents import text_of_document
@@ -18,6 +20,8 @@ from pipelines.sources.files import format_of, is_document, rows_of_file
 
 _END = re.compile(r"\n\s*\n|(?<=[。！？!?])[”’」』]?\s*|(?<=\.)\s+|\n")
 """Where a passage may end: after a paragraph, a sentence or a line."""
+_WORD = regex.compile(r"[\p{L}\p{N}]")
+"""What a passage holds at least: of marks and rules alone nobody asks anything."""
 MAX_EXAMPLES = 10_000
 """Examples of a pool at most, the first ones."""
 BATCH = 10_000
@@ -76,7 +80,7 @@ def read_passages(section: Passages) -> StoredTexts:
 
     def distinct() -> Iterator[str]:
         for text in _texts("synthesize.passages", section.source, section.text_key):
-            for passage in cut(text, section):
+            for passage in filter(_WORD.search, cut(text, section)):
                 name = hashlib.sha256(passage.encode("utf-8", "surrogatepass")).digest()[:16]
                 if name not in seen:
                     seen.add(name)
@@ -162,4 +166,6 @@ def _column(where: str, path: str, text_key: str) -> Iterator[str]:
             raise DataError(f"{path}: row {number + 1} cannot be read: {why}")
         if not isinstance(text := row.get(text_key), str):
             raise DataError(f"{path}: row {number + 1} has no text in {text_key!r}; see {where}.text_key")
+        if not is_text(text):
+            raise DataError(f"{path}: row {number + 1} holds half a character, a lone surrogate, in {text_key!r}")
         yield text

@@ -13,6 +13,8 @@ from pipelines.llm.json_answers import read_json
 from pipelines.llm.requests import MAX_CONVERSATIONS, MalformedError
 from pipelines.recipe.synthesize import AnswerShape
 
+_AROUND_NAMES = " \t\n\u3000:：【】[]「」"
+"""What models write around a speaker's name, as in a script."""
 Conversation = list[dict[str, str]]
 """Turns of user and assistant in turn, from the first of a user to the last of an assistant."""
 
@@ -42,13 +44,17 @@ def _dialogue(value: Any, query: str, answer: AnswerShape, cell: Mapping[str, st
     roles = {answer.user.format_map(cell): "user", answer.assistant.format_map(cell): "assistant"}
     turns: Conversation = []
     for said in value:
-        role = roles.get(said["speaker"].strip())
+        speaker, text = said["speaker"].strip(_AROUND_NAMES), said["text"].strip()
+        role = roles.get(speaker)
         if role is None:
             raise MalformedError(f"speaker {said['speaker']!r} is neither {' nor '.join(roles)}")
+        text = text.removeprefix(f"{speaker}：").removeprefix(f"{speaker}:").lstrip()
+        if not text:
+            raise MalformedError(f"{speaker} says nothing")
         if turns and turns[-1]["role"] == role:
-            turns[-1]["content"] += "\n" + said["text"].strip()
+            turns[-1]["content"] += "\n" + text
         else:
-            turns.append({"role": role, "content": said["text"].strip()})
+            turns.append({"role": role, "content": text})
     while turns and turns[-1]["role"] == "user":
         turns.pop()
     if not turns or turns[0]["role"] != "user":

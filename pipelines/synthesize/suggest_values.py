@@ -1,7 +1,10 @@
 """More values for a dimension, or more phrasings of the training input, as a model proposes them: a person accepts."""
 
+import string
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import regex
 import yaml
@@ -10,7 +13,7 @@ from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import InputError, nearest
 from pipelines.llm.dispatch import answers_to
 from pipelines.llm.json_answers import read_json
-from pipelines.llm.requests import RequestList
+from pipelines.llm.requests import MalformedError, RequestList
 from pipelines.recipe.llm import Sampling
 from pipelines.recipe.synthesize import check_grid
 from pipelines.synthesize.grid import Grid
@@ -20,7 +23,9 @@ ROUNDS = 5
 """How often the model is asked for more, at most."""
 MAX_CHARACTERS = 60
 """A value longer than this is no value but a sentence."""
-VALUES = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+_BULLET = regex.compile(r"\s*(?:\d{1,3}[.、)）](?!\d)|[-*•·](?=\s))\s*")
+_DRESS = regex.compile(r"\*\*(.+)\*\*|`(.+)`|“([^“”]+)”|\"([^\"]+)\"|「([^「」]+)」")
+"""What lists are written with that is no part of a value: emphasis and quotation marks around the whole."""
 PROMPT = """要用下面这样的提示词批量生成文本：
 “{example}”
 
@@ -35,7 +40,8 @@ def suggest_values(workspace: Workspace, grid: Grid, name: str, count: int) -> t
     """Ask the model for `count` more values; returns the longer list as YAML for a recipe, and how many are new.
 
     New values leave all prompts as they are that were asked before. What repeats a value or fits no cell of the map is
-    left out. InputError for a name of which that does not hold. The answers are kept in the ledger.
+    left out, and so are phrasings that lack what all others name. InputError for a name of which that does not hold.
+    The answers are kept in the ledger.
     """
     section = grid.section
     if not section.endpoints:
@@ -43,6 +49,8 @@ def suggest_values(workspace: Workspace, grid: Grid, name: str, count: int) -> t
     names = [*section.dimensions, QUERIES]
     if name not in names:
         raise InputError(f"--suggest-values: {name} is no dimension, nor queries; {nearest(name, names)}")
+    if name == QUERIES and not section.queries:
+        raise InputError(f"--suggest-values: this recipe has no queries, its answers are {section.answer.shape}")
     known = list(section.queries if name == QUERIES else section.dimensions[name])
     found: list[str] = []
     for _ in range(ROUNDS):
@@ -71,19 +79,39 @@ def _proposed(workspace: Workspace, grid: Grid, name: str, known: Sequence[str],
         grid.section_key,
         PROMPT,
         [({"suggest_values": name}, fields)],
-        lambda request, text: read_json(text, VALUES),
+        lambda request, text: read_values(text),
     )
     ((_, answer),) = answers_to(workspace, requests)
-    return [] if "reason" in answer else list(read_json(answer["text"], VALUES))
+    return [] if "reason" in answer else read_values(answer["text"])
+
+
+def read_values(text: str) -> list[str]:
+    """The values that an answer lists: a list of JSON, or lines with numbers or bullets; MalformedError without any.
+
+    What in a list is neither text nor a whole number is left out.
+    """
+    try:
+        entries = read_json(text, {"type": "array", "minItems": 1})
+        listed = [str(entry) for entry in entries if isinstance(entry, (str, int)) and not isinstance(entry, bool)]
+    except MalformedError:
+        listed = [line for line in text.splitlines() if _BULLET.match(line)]
+    if not listed:
+        raise MalformedError("no list of texts")
+    return [_undressed(value) for value in listed]
+
+
+def _undressed(value: str) -> str:
+    bare = value[found.end() :].strip() if (found := _BULLET.match(value)) else value.strip()
+    return next(filter(None, found.groups())) if (found := _DRESS.fullmatch(bare)) else bare
 
 
 def _without_repeats(known: Sequence[str], proposed: Sequence[str]) -> list[str]:
-    """The proposed values that are new, apart from width, case, spaces and punctuation, as they are to be written."""
+    """The proposed values that are new, apart from width, case, spaces, punctuation and traditional characters."""
     seen = {_bare(value) for value in known}
     fresh = []
-    for value in map(str.strip, proposed):
+    for value in proposed:
         bare = _bare(value)
-        if bare and bare not in seen and len(value) <= MAX_CHARACTERS and "\n" not in value:
+        if bare and bare not in seen and len(value) <= MAX_CHARACTERS and value.isprintable():
             seen.add(bare)
             fresh.append(value)
     return fresh
@@ -91,13 +119,30 @@ def _without_repeats(known: Sequence[str], proposed: Sequence[str]) -> list[str]
 
 def _bare(value: str) -> str:
     bare: str = regex.sub(r"[^\p{L}\p{N}]", "", unicodedata.normalize("NFKC", value).casefold())
-    return bare
+    return str(_simplifier().convert(bare))
+
+
+@cache
+def _simplifier() -> Any:
+    import opencc  # an extra, which recipes that ask no model do without
+
+    return opencc.OpenCC("t2s.json")
+
+
+def _named(query: str) -> set[str]:
+    """The fields of a phrasing; none where it has a lone brace."""
+    try:
+        return {field for _, field, _, _ in string.Formatter().parse(query) if field}
+    except ValueError:
+        return set()
 
 
 def _fits(grid: Grid, name: str, value: str) -> bool:
     """Whether the recipe is sound with this value, and the map has a cell for it."""
     section = grid.section
     if name == QUERIES:
+        if not set.intersection(*map(_named, section.queries)) <= _named(value):
+            return False  # it says what each cell says for itself, such as one person's name, or leaves it out
         try:
             check_grid(section.model_copy(update={"queries": [*section.queries, value]}))
         except ValueError:

@@ -106,6 +106,10 @@ REPLIES: dict[str, Reply] = {
     "two choices (the first is read)": http(
         {**completion(), "choices": completion()["choices"] + completion("第二")["choices"]}
     ),
+    "reasoning in a tag with attributes": http(completion(f'<think time="3">想一想</think>{ANSWER}')),
+    "reasoning before `</think>` in one line": http(completion(f"想一想</think>{ANSWER}")),
+    "`error` of nulls beside the answer": http({**completion(), "error": {"message": "", "code": None}}),
+    "`usage` with -1 cached tokens": http(completion(usage={**USAGE, "prompt_tokens_details": {"cached_tokens": -1}})),
     # failures
     "`finish_reason: length`": http(completion("祝您身体", "length")),
     "no `finish_reason` and all tokens used": http(
@@ -132,6 +136,17 @@ REPLIES: dict[str, Reply] = {
     "400 that repeats the prompt": error(BAD, None, f"cannot parse {PROMPT}"),
     "413": http(b"<html>too large</html>", "413 Payload Too Large", "text/html"),
     "422": http({"detail": [{"loc": ["body", "top_k"], "msg": "extra"}]}, "422 Unprocessable Entity"),
+    "refusal in a part of the content": http(completion([{"type": "refusal", "refusal": "I cannot"}])),
+    "nothing that can be seen": http(completion("\ufeff\u200b\n")),
+    "U+FFFD in the text": http(completion("祝您\ufffd健康")),
+    "control tokens in the text": http(completion(f"<|channel|>analysis<|message|>想<|end|>{ANSWER}")),
+    "a tool call as text": http(completion('<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>')),
+    "damaged UTF-8 called ISO-8859-1": http(
+        WHOLE.replace("祝".encode(), b"\xe7\xa5"), kind="application/json; charset=ISO-8859-1"
+    ),
+    "400 InputTextRiskDetection": error(BAD, "InputTextRiskDetection", "the input text may contain risk"),
+    "200 input refused by Spark": http({"error": {"code": "10013", "message": "输入内容审核不通过，涉嫌违规"}}),
+    "400 a prompt of 1113 tokens": error(BAD, None, "maximum context length is 1024 tokens, you requested 1113 tokens"),
     # asked again
     "`insufficient_system_resource`": http(completion("祝您身", "insufficient_system_resource")),
     "`network_error`": http(completion("祝您身", "network_error")),
@@ -192,6 +207,11 @@ REPLIES: dict[str, Reply] = {
     "a closed connection": b"",
     "no reply in time": never,
     "a reply that drips": drip,
+    "an event stream called JSON": http(b': PROCESSING\n\ndata: {"choices": []}\n\n'),
+    "200 with a code that is no number": http({"error": {"code": "⁵⁰²", "message": "x"}}),
+    "200 with a MiniMax code that is none": http({"base_resp": {"status_code": "²"}}),
+    "200 with `success: false`": http({"success": False, "result": None}),
+    "503 of a load balancer": error("503 Service Unavailable", None, "load balancer: insufficient nodes"),
     # wait
     "429": error(TOO_MANY, None, "slow down"),
     "429 with Retry-After as a number": error(TOO_MANY, None, "slow down", "Retry-After: 86400\r\n"),
@@ -203,6 +223,9 @@ REPLIES: dict[str, Reply] = {
     "503 with Retry-After": http({"error": "busy"}, "503 Service Unavailable", extra="Retry-After: 1\r\n"),
     "200 MiniMax 1002": http({"choices": None, "base_resp": {"status_code": 1002, "status_msg": "limit"}}),
     "400 Throttling": error(BAD, "Throttling.RateQuota", "Requests throttling triggered."),
+    "429 that names 1301 requests": error(TOO_MANY, None, "slow down: used 1301, requested 1113"),
+    "200 of Google in a list": http([{"error": {"code": 429, "status": "RESOURCE_EXHAUSTED"}}]),
+    "200 Tencent LimitExceeded": http({"Response": {"Error": {"Code": "LimitExceeded", "Message": "请求限频"}}}),
     # the endpoint stops
     "402": error("402 Payment Required", None, "Insufficient Balance"),
     "429 insufficient_quota": error(TOO_MANY, "insufficient_quota", "You exceeded your current quota"),
@@ -227,10 +250,24 @@ REPLIES: dict[str, Reply] = {
         {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}
     ),
     "200 daily limit of Baidu": http({"error_code": 17, "error_msg": "Open api daily request limit reached"}),
+    "200 with `success: false` and an empty balance": http({"success": False, "result": "余额不足"}),
+    "200 Tencent ResourcePackExhausted": http(
+        {"Response": {"Error": {"Code": "FailedOperation.ResourcePackExhausted", "Message": "资源包余量已用尽"}}}
+    ),
+    "200 MiniMax 2056": http({"base_resp": {"status_code": 2056, "status_msg": "usage limit exceeded"}}),
+    "429 GLM 1308": error(TOO_MANY, "1308", "已达到 5 小时的使用上限。您的限额将在 2026-01-01 重置。"),
+    "429 GLM 1309": error(TOO_MANY, "1309", "您的套餐已到期，请续费"),
+    "429 SetLimitExceeded": error(TOO_MANY, "SetLimitExceeded", "the model service has been paused"),
+    "429 QuotaExceeded": error(TOO_MANY, "QuotaExceeded", "Your account has exhausted its free quota for the model"),
+    "429 CommodityNotPurchased": error(TOO_MANY, "CommodityNotPurchased", "Commodity has not purchased yet."),
+    "429 credit limit exceeded": error(TOO_MANY, "credit_limit", "Credit limit exceeded, please add credits"),
     "401": error("401 Unauthorized", None, "Authentication Fails"),
     "403": error(FORBIDDEN, None, "no access"),
     "400 invalid api key": error(BAD, None, "Incorrect API key provided"),
     "200 MiniMax 1004": http({"choices": None, "base_resp": {"status_code": 1004, "status_msg": "login fail"}}),
+    "400 API key not valid": http([{"error": {"code": 400, "message": "API key not valid."}}], BAD),
+    "200 with `detail`": http({"detail": "Not authenticated"}),
+    "200 access token of Baidu": http({"error_code": 110, "error_msg": "Access token invalid or no longer valid"}),
     "404": error("404 Not Found", None, "model not found"),
     "405": http(b"", "405 Method Not Allowed"),
     "400 Model Not Exist": error(BAD, None, "Model Not Exist"),

@@ -104,6 +104,13 @@ def test_retry_after_is_read_where_it_is_one(outcomes: dict[str, Outcome]) -> No
         ("DeepSeek 用 <think>…</think> 包住推理，再回答。", "", "DeepSeek 用 <think>…</think> 包住推理，再回答。"),
         ("结束标签是 `</think>`\n答案在后面", "", "结束标签是 `</think>`\n答案在后面"),
         ("<b>答</b>", "", "<b>答</b>"),
+        ("<think>想</think>再想</think>\n答", "想\n\n再想", "答"),
+        ("<think>想<think>再想</think>又想</think>\n答", "想<think>再想\n\n又想", "答"),
+        ("想一想</think>答", "想一想", "答"),
+        ("I am done.</think> 答", "I am done.", "答"),
+        ('<think time="3">想</think>答', "想", "答"),
+        ("<thinking about it> 答", "", "<thinking about it> 答"),
+        ("标签 </think> 结束推理", "", "标签 </think> 结束推理"),
     ],
 )
 def test_reasoning_is_told_from_the_answer(written: str, reasoning: str, answer: str) -> None:
@@ -115,6 +122,25 @@ def test_an_error_that_repeats_the_prompt_is_not_taken_for_an_empty_account() ->
     body = http({"error": {"message": f"invalid input: {prompt}"}}).partition(b"\r\n\r\n")[2]
     assert read_reply(400, {}, body, prompt, 100).reason == "rejected"
     assert read_reply(400, {}, body, "祝福", 100).reason == "quota"
+
+
+def test_a_line_of_the_prompt_that_is_one_mark_hides_nothing_in_an_error() -> None:
+    body = http({"error": {"code": "1113", "message": "x"}}).partition(b"\r\n\r\n")[2]
+    assert read_reply(429, {}, body, "1\n3\n11\n{", 100).reason == "quota"
+
+
+def test_what_is_shown_of_an_error_is_one_line_that_steers_no_terminal() -> None:
+    said = read_reply(502, {}, b"<html>\n\x1b[2J bad\r\n gateway\x07", "", 100).text
+    assert said == "502: <html> [2J bad gateway"
+    assert read_reply(200, {}, b'{"error": "\\ud83d"}', "", 100).text.isprintable()
+
+
+def test_what_a_prompt_holds_an_answer_may_hold() -> None:
+    source = RequestList(ModelRequests.model_validate(SECTION), "s", "", [], lambda request, text: None)
+    asked = ChatRequest(0, {}, 0, [{"role": "user", "content": "<|im_end|> 是什么？"}], "", b"")
+    answered = Outcome(OutcomeKind.ANSWERED, "", "<|im_end|> 结束一轮。")
+    assert checked(source, asked, answered).kind is OutcomeKind.ANSWERED
+    assert checked(source, ChatRequest(0, {}, 0, [], "", b""), answered).reason == "malformed"
 
 
 def test_tokens_are_estimated_rather_high() -> None:

@@ -118,11 +118,38 @@ def test_what_does_not_fit_is_left_out_and_the_last_rule_counts() -> None:
         ({"query_system": "你是{nam}"}, "query_system: unknown field {nam}"),
         ({"answer": {"shape": "dialogue", "user": "{nam}"}}, "answer.user: unknown field {nam}"),
         ({"passages": {"source": "x", "size": 10, "overlap": 6}}, "overlap 6 is more than half of size 10"),
+        ({"answer": {"shape": "dialogue", "user": "甲", "assistant": "甲 "}}, "both 甲, in all cells"),
+        (
+            {"answer": {"shape": "dialogue", "user": "{name}", "assistant": "李总"}},
+            "both 李总, in name 李总; leave such cells out by compatibility",
+        ),
+        (
+            {"samples_per_cell": 2**53},
+            "samples_per_cell: the grid has [0-9,]{10,} requests; the most is 10,000",
+        ),
+        ({"max_attempts": True}, "a number, not true"),
+        ({"max_wait": True}, "a number, not true"),
+        ({"generation": {"temperature": False}}, "a number, not false"),
+        ({"price": {"input": "1e999999", "output": 1}}, "less than or equal to 1000000000000000"),
+        ({"price": {"input": 1, "output": "Infinity"}}, "finite number"),
+        ({"budget": float("nan"), "price": {"input": 1, "output": 1}}, "finite number"),
+        ({"budget": "1e300", "price": {"input": 1, "output": 1}}, "less than or equal"),
+        ({"workers": 2**40}, "less than or equal to 1024"),
+        *(({name: value}, name) for name in ("timeout", "max_wait", "circuit_breaker") for value in (0, -1, 1e300)),
     ],
 )
 def test_what_is_wrong_is_named(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         Synthesize.model_validate({**SECTION, **changes})
+
+
+def test_cells_of_one_speaker_may_be_left_out_by_the_map() -> None:
+    answer = {"shape": "dialogue", "user": "{name}", "assistant": "李总"}
+    for where in ({"name": "李总"}, {"name": "李总", "scene": "*"}):
+        left = grid(answer=answer, compatibility=[{"where": where}])
+        assert {left.cell(pos)["name"] for pos in left.positions()} == {"爷爷", "姐姐"}
+    with pytest.raises(ValidationError, match="both 李总"):
+        grid(answer=answer, compatibility=[{"where": {"name": "李总", "scene": "生日"}}])
 
 
 @pytest.mark.parametrize("name", ["wishes", "many"])

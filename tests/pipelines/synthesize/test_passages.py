@@ -73,7 +73,15 @@ def test_what_counts_is_what_the_files_hold(tmp_path: Path) -> None:
 def test_documents_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"abc\xff")
     (tmp_path / "b.txt").write_text("  ")
-    for name, said in (("a.txt", "a.txt: byte 3 is not UTF-8"), ("b.txt", "no text in it"), ("c.txt", "No such file")):
+    (tmp_path / "marks.txt").write_text("……\n\n。。。\u200b", encoding="utf-8")
+    (tmp_path / "half.jsonl").write_text('{"text": "一"}\n{"text": "\\ud83d"}\n', encoding="utf-8")
+    for name, said in (
+        ("a.txt", "a.txt: byte 3 is not UTF-8"),
+        ("b.txt", "no text in it"),
+        ("c.txt", "No such file"),
+        ("marks.txt", "no text in it"),
+        ("half.jsonl", "half.jsonl: row 2 holds half a character"),
+    ):
         what = recipe("http://x/v1", **section(tmp_path / name))
         with pytest.raises(DataError, match=said):
             stage(what).fingerprint_inputs()

@@ -5,13 +5,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
 from pydantic import ValidationError
 
 from pipelines.llm.requests import MalformedError
 from pipelines.recipe.synthesize import AnswerShape, Synthesize
+from pipelines.refine.rules import RULES, Expected
 from pipelines.synthesize.grid import Grid
+from pipelines.synthesize.passages import StoredTexts
 from pipelines.synthesize.shapes import conversations, response_format
 
 CARD = {
@@ -54,6 +57,9 @@ def test_nearly_valid_json_is_mended(text: str) -> None:
         ('{"wish": "平安", "stars": 9}', r"\$.stars: 9 is greater than the maximum of 5"),
         ('{"wish": "平安", "stars": 5, "more": 1}', "more"),
         ("", "object"),
+        ("[" * 5000 + "]" * 5000, "too deep"),
+        ('{"wish": "' + "[" * 5000, "breaks off"),
+        ('{"wish": "平\\u0000安", "stars": 5}', "NUL"),
     ],
 )
 def test_what_does_not_satisfy_the_schema_is_refused(text: str, said: str) -> None:
@@ -98,6 +104,21 @@ def test_a_dialogue_is_one_conversation_in_turns() -> None:
         read(json.dumps(lines[:2]), **roles)
 
 
+def test_speakers_are_read_as_scripts_write_them() -> None:
+    said = [
+        ("【芽衣】", "芽衣：早。"),
+        ("爱莉希雅：", "爱莉希雅: 嗨。"),
+        ("芽衣 ", "对芽衣：不，对你说。"),
+        ("爱莉希雅", "嗯。"),
+    ]
+    roles = {"shape": "dialogue", "user": "{partner}", "assistant": "{persona}"}
+    assert read(json.dumps([{"speaker": speaker, "text": text} for speaker, text in said]), **roles) == [
+        [("user", "早。"), ("assistant", "嗨。"), ("user", "对芽衣：不，对你说。"), ("assistant", "嗯。")]
+    ]
+    with pytest.raises(MalformedError, match="芽衣 says nothing"):
+        read(json.dumps([{"speaker": "芽衣", "text": "芽衣："}]), **roles)
+
+
 def test_what_the_endpoint_is_told() -> None:
     assert response_format(AnswerShape(shape="pairs")) is None
     assert response_format(AnswerShape(shape="pairs", response_format="json_object")) == {"type": "json_object"}
@@ -124,9 +145,26 @@ def test_a_wrong_section_is_named(answer: dict[str, Any], said: str) -> None:
 def test_the_sections_in_the_guide_are_valid() -> None:
     guide = (Path(__file__).parents[3] / "docs" / "synthesize.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```yaml\n(.*?)```", guide, flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 4
+    cells = []
     for block in blocks:
         section = Synthesize.model_validate({"model": "m", "engine": "vllm", **yaml.safe_load(block)["synthesize"]})
-        made = section if section.passages is None else section.model_copy(update={"dimensions": {"passage": ["文"]}})
-        prompt = Grid(made, 42).request(0).messages[0]["content"]
-        assert re.search(r'只回答 JSON：\[\{"(question|speaker)": …, "', prompt)
+        passages = StoredTexts(pa.chunked_array([["文"]])) if section.passages else None
+        made = Grid(section, 42, passages)
+        cells.append(len(list(made.positions())))
+        prompt = made.request(0).messages[0]["content"]
+        is_json = section.answer.shape != "text"
+        assert is_json == bool(re.search(r'只回答 JSON：\[\{"(question|speaker)": …, "', prompt))
+        assert (section.passages is not None) == prompt.endswith("\n文")
+    assert cells == [1, 2, 8, 32]
+
+
+def test_the_guides_lengths_and_emoji_are_held_to_by_refine() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "synthesize.md").read_text(encoding="utf-8")
+    block = next(text for text in re.findall(r"```yaml\n(.*?)```", guide, flags=re.DOTALL) if "length:" in text)
+    section = Synthesize.model_validate({"model": "m", "engine": "vllm", **yaml.safe_load(block)["synthesize"]})
+    plain, merry = (Expected({}, style, {}) for style in section.styles.values())
+    assert RULES["emoji"]("新春快乐🎉", plain) and not RULES["emoji"]("新春快乐🎉", merry)
+    verse = "春风入户，\n喜气盈门。"
+    assert not RULES["explanation"](verse, plain) and not RULES["explanation"](verse, merry)
+    assert plain.style.rules and "length" not in plain.style.rules

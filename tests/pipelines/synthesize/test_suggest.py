@@ -16,7 +16,7 @@ from pipelines.recipe.synthesize import Compatibility
 from pipelines.report.charts import heat_map as drawn
 from pipelines.synthesize.grid import Grid, compatibility_map
 from pipelines.synthesize.suggest import misfits, requests_about, suggest_map, values_of
-from pipelines.synthesize.suggest_values import suggest_values
+from pipelines.synthesize.suggest_values import read_values, suggest_values
 from tests.pipelines.synthesize.serving import in_thread, recipe
 
 AXES = {"name": ["爷爷", "奶奶", "同学"], "scene": ["生日", "新婚快乐", "重阳节"]}
@@ -98,7 +98,7 @@ def test_the_shipped_grid_is_drawn_by_people_and_occasions() -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_more_values_are_new_and_fit_the_map(tmp_path: Path) -> None:
-    proposed = ["爷 爷！", "姑姑", "姑姑。", "顾客王五", " 舅舅 ", "长" * 61, "", "房东"]
+    proposed = ["爷 爷！", "爺爺", "姑姑", "姑姑。", "顾客王五", " 舅舅 ", "长" * 61, "", "1. 房东", "同\x1b学甲", None]
     answer = {"choices": [{"message": {"content": json.dumps(proposed, ensure_ascii=False)}}]}
     workspace, rule = Workspace(str(tmp_path)), Compatibility(where={"name": "顾客*"})
     before = {request.key for request in map(grid().request, grid().positions())}
@@ -115,11 +115,38 @@ def test_more_values_are_new_and_fit_the_map(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_more_phrasings_name_dimensions_only(tmp_path: Path) -> None:
     known = grid().section.queries
-    proposed = ["想祝{name}{scene}", "祝{someone}", "祝{", known[0]]
+    proposed = ["想祝{name}{scene}", "祝{someone}", "祝{", "祝妈妈生日快乐", known[0]]
     answer = {"choices": [{"message": {"content": json.dumps(proposed, ensure_ascii=False)}}]}
     with in_thread(Behaviour(delay=0.01, body=json.dumps(answer).encode())) as url:
         text, found = suggest_values(Workspace(str(tmp_path)), grid(url), "queries", 5)
     assert (found, yaml.safe_load(text)) == (1, {"queries": [*known, "想祝{name}{scene}"]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '["姑姑", "舅舅"]',
+        '```json\n{"name": ["姑姑", "舅舅"]}\n```',
+        "好的，还有这些：\n1. 姑姑\n2、**舅舅**",
+        "- “姑姑”\n- 舅舅\n\n希望有帮助。",
+        '["1. 姑姑", "**舅舅**", null, {"x": 1}, true]',
+    ],
+)
+def test_lists_are_read_however_models_write_them(text: str) -> None:
+    assert read_values(text) == ["姑姑", "舅舅"]
+
+
+def test_what_lists_nothing_is_malformed() -> None:
+    assert read_values('["1.5米", 30]') == ["1.5米", "30"]
+    for text in ("姑姑和舅舅", "[]", '[["姑姑"]]', '{"name": "姑姑"}'):
+        with pytest.raises(MalformedError):
+            read_values(text)
+
+
+def test_phrasings_are_for_recipes_that_have_some(tmp_path: Path) -> None:
+    pairs = {"answer": {"shape": "pairs"}, "queries": []}
+    with pytest.raises(InputError, match="has no queries, its answers are pairs"):
+        suggest_values(Workspace(str(tmp_path)), grid(**pairs), "queries", 5)
 
 
 @pytest.mark.parametrize("name", ["nam", "style", "injections", "passage"])

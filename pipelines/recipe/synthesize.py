@@ -1,6 +1,7 @@
 """The recipe's section `synthesize`."""
 
 import itertools
+import math
 import string
 from collections import Counter
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from pipelines.recipe.llm import Endpoint, ModelRequests, Sampling
 
 PASSAGE = "passage"
 """The dimension of pieces of documents."""
+MOST_REQUESTS = 10**9
+"""Of a grid, passages not counted."""
 DRAWN = ("style", "injection", "examples", "max_length")
 """Fields of a template besides the dimensions."""
 
@@ -157,7 +160,7 @@ class Synthesize(ModelRequests):
     passages: Passages | None = Field(None, description="null: no dimension `passage`")
     styles: dict[str, Style] = Field(min_length=1, description="manners of answering, by name")
     compatibility: list[Compatibility] = Field([], description="cells that do not fit are not asked")
-    samples_per_cell: Count = Field(1, description="answers to each cell")
+    samples_per_cell: Annotated[int, Field(ge=1, le=1_000_000)] = Field(1, description="answers to each cell")
     injections: list[str] = Field([""], min_length=1, description="extra conditions, one drawn into each prompt")
     queries: list[str] = Field(
         [], description="phrasings of the training input, one drawn for each answer; pairs and dialogue bring theirs"
@@ -212,6 +215,9 @@ def check_grid(section: Synthesize) -> None:
             problems.append(f"dimensions.{name}: given twice: {', '.join(repeated)}")
     for number, rule in enumerate(section.compatibility):
         problems += _rule_problems(f"compatibility[{number}].where", rule, axes)
+    size = math.prod(map(len, axes.values())) * section.samples_per_cell
+    if not problems and size > MOST_REQUESTS:
+        problems.append(f"dimensions: {size:,} answers; a grid has at most {MOST_REQUESTS:,}")
     if not problems and not any(
         fits(section.compatibility, dict(zip(axes, values, strict=True)))
         for values in itertools.product(*axes.values())

@@ -1,4 +1,4 @@
-"""What the schema of recipes accepts, every stage's building of arguments accepts: values are drawn by its own bounds."""
+"""What the schema of recipes accepts, every stage's building of arguments accepts: values drawn by its own bounds."""
 
 import asyncio
 from collections.abc import Callable, Iterator

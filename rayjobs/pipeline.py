@@ -26,7 +26,7 @@ from pipelines.evaluate.stage import EvaluateStage
 from pipelines.export.stage import ExportInputs, ExportStage
 from pipelines.ingest.stage import CombineInputs, CombineStage, IngestStage
 from pipelines.models.lineup import base_model, lineup_of
-from pipelines.progress import say
+from pipelines.progress import never_silent, say
 from pipelines.publish.stage import PublishInputs, PublishStage
 from pipelines.recipe.load import Check, load_recipe
 from pipelines.recipe.paths import paths_read
@@ -282,7 +282,8 @@ def _do(stage: Stage[I, R], place: Place, inputs: I, again: bool) -> Manifest[R]
         place.clear()
     say(f"{stage.name} …")
     began = time.monotonic()
-    report = stage.run(place, inputs)
+    with never_silent(stage.name):
+        report = stage.run(place, inputs)
     seconds = time.monotonic() - began
     manifest: Manifest[R] = Manifest(
         stage=stage.name,

@@ -26,6 +26,7 @@ from pipelines.evaluate.stage import EvaluateStage
 from pipelines.export.stage import ExportInputs, ExportStage
 from pipelines.ingest.stage import CombineInputs, CombineStage, IngestStage
 from pipelines.models.lineup import base_model, lineup_of
+from pipelines.out_of_memory import explained
 from pipelines.progress import never_silent, say
 from pipelines.publish.stage import PublishInputs, PublishStage
 from pipelines.recipe.load import Check, load_recipe
@@ -282,7 +283,7 @@ def _do(stage: Stage[I, R], place: Place, inputs: I, again: bool) -> Manifest[R]
         place.clear()
     say(f"{stage.name} …")
     began = time.monotonic()
-    with never_silent(stage.name):
+    with never_silent(stage.name), explained(stage.name):
         report = stage.run(place, inputs)
     seconds = time.monotonic() - began
     manifest: Manifest[R] = Manifest(

@@ -51,7 +51,7 @@ def _told(said: str) -> str:
         lines += ["  process  memory, GB  command"]
         lines += [f"  {pid:>7}  {size:>10}  {name}" for pid, size, name in (row.split("\t", 2) for row in rows)]
     lines.append(
-        "stop what else takes memory, or let fewer tasks run at a time (concurrency, where the stage's section has it); "
-        "what is finished is kept, and the same command goes on from there"
+        "stop what else takes memory, or let fewer tasks run at a time (concurrency, where the stage's section has "
+        "it); what is finished is kept, and the same command goes on from there"
     )
     return "\n".join(lines)

@@ -105,7 +105,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def steady_line() -> Iterator[Callable[[str], None]]:
-    """Show one line that changes; yields a function that takes its text. Without a terminal, one each STEADY_INTERVAL."""
+    """Show one line that changes; yields a function that takes its text. Without a terminal, a line now and then."""
     if console.is_terminal:
         with console.status("") as status:
             yield status.update

@@ -32,10 +32,12 @@ from pipelines.publish.stage import PublishInputs, PublishStage
 from pipelines.recipe.load import Check, load_recipe
 from pipelines.recipe.paths import paths_read
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.train import numbers_of_workers
 from pipelines.refine.stage import RefineInputs, RefineStage, check_refine, demands_of
 from pipelines.report.page import environment, write_report
 from pipelines.split import SplitInputs, SplitStage
 from pipelines.synthesize.stage import SynthesizeStage
+from pipelines.train.memory import gpus_here
 from pipelines.train.merge import MergeInputs, MergeStage
 from pipelines.train.stage import TrainInputs, TrainStage
 from rayjobs.cluster import Cluster
@@ -232,6 +234,21 @@ def problems_of(stages: Sequence[AnyStage], workspace: Workspace) -> list[Proble
         except InputError as error:
             problems.append(Problem("", str(error)))
     return problems
+
+
+def missing_gpus(recipe: Recipe) -> list[Problem]:
+    """What asks for more GPUs than this machine has. A cluster may have them: that is no problem of the stages."""
+    asked: dict[str, float] = {}
+    if recipe.train:
+        workers = numbers_of_workers(recipe.train)[-1]
+        asked["train.resources_per_worker"] = workers * recipe.train.resources_per_worker.get("GPU", 0)
+    asked["serve.num_gpus"] = recipe.serve.num_gpus
+    there = gpus_here() if any(asked.values()) else 0
+    return [
+        Problem(key, f"{number:g} GPUs are asked for, and this machine has {there}; run it on a cluster that has them")
+        for key, number in asked.items()
+        if number > there
+    ]
 
 
 def require_ready(recipe: Recipe, stages: Sequence[AnyStage], workspace: Workspace) -> None:

@@ -231,7 +231,7 @@ def _progress_shown(coordinator: Any, source: RequestSource) -> Iterator[set[str
         yield said
     finally:
         ended.set()
-        thread.join()
+        thread.join(STOP_SECONDS)  # it may be waiting for an answer of Ray's
 
 
 def _kind(note: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from pipelines.errors import StageError
 from pipelines.out_of_memory import explained
 
-SAID = """1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: 65475140) \
+SAID = """1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: 65) \
 was 23.1GB used / 23.54GB limit (0.98)
 OOM kill reason: Memory usage 4980932608B exceeded threshold of 505519776B (2.0% of 25275990016B limit)
 Eviction Stats:
@@ -64,13 +64,13 @@ def test_the_killer_is_named_with_the_table_of_memory_wherever_it_stands(made: o
         raise made()
     assert str(told.value).splitlines() == [
         first,
-        "Ray's memory monitor ended a process to save its node (23.1GB used / 23.54GB limit): Map(attempt), process 6665, "
-        "which had 9.04GB",
+        "Ray's memory monitor ended a process to save its node (23.1GB used / 23.54GB limit): Map(attempt), process "
+        "6665, which had 9.04GB",
         "  process  memory, GB  command",
         "     6665        9.04  ray::Map(attempt)",
         "    24403        0.63  python -m other program",
-        "stop what else takes memory, or let fewer tasks run at a time (concurrency, where the stage's section has it); "
-        "what is finished is kept, and the same command goes on from there",
+        "stop what else takes memory, or let fewer tasks run at a time (concurrency, where the stage's section has "
+        "it); what is finished is kept, and the same command goes on from there",
     ]
 
 

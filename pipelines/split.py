@@ -293,7 +293,7 @@ def _report(place: Place, commits: list[Commit], rows: Output[RowsReport]) -> Sp
         if not count:
             way = "raise test_ratio" if side == "test" else "lower test_ratio or first, or another group"
             raise DataError(
-                f"split: no row on the {side} side, of {sum(counts.values())}; change split ({way}), drop fewer rows "
+                f"split: no row on the {side} side (of {sum(counts.values())}); change split ({way}), drop fewer rows "
                 f"before it, or bring more; {rows.stage}: {rows.report.summary}"
             )
     files = {side: place.relative(c["files"][side] for c in commits if side in c["files"]) for side in SIDES}

@@ -151,7 +151,7 @@ def test_a_ray_that_does_not_start_is_tried_again_and_then_told(monkeypatch: pyt
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", fail)
     with (
-        pytest.raises(StageError, match="Ray did not start on this machine: The raylet did not register\n$"),
+        pytest.raises(StageError, match=r"Ray did not start on this machine: The raylet did not register\n$"),
         cluster.Cluster() as own,
     ):
         own.connect()

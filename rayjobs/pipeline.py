@@ -245,7 +245,7 @@ def missing_gpus(recipe: Recipe) -> list[Problem]:
     asked["serve.num_gpus"] = recipe.serve.num_gpus
     there = gpus_here() if any(asked.values()) else 0
     return [
-        Problem(key, f"{number:g} GPUs are asked for, and this machine has {there}; run it on a cluster that has them")
+        Problem(key, f"GPUs asked for: {number:g}, on this machine: {there}; run it on a cluster that has them")
         for key, number in asked.items()
         if number > there
     ]

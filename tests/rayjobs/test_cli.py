@@ -92,10 +92,13 @@ def test_check_says_which_gpus_are_missing_here(tmp_path: Path) -> None:
     without = {"PATH": str(Path(sys.executable).parent)}  # no nvidia-smi, so no GPU
     said = danlu("check", "tiny", "train.num_workers=2", "train.resources_per_worker={GPU: 2}", cwd=tmp_path, **without)
     assert said.returncode == 4
-    missing = "train.resources_per_worker: 4 GPUs are asked for, and this machine has 0"
+    missing = "train.resources_per_worker: GPUs asked for: 4, on this machine: 0"
     assert f"not ready on this machine: {missing}" in said.stdout
     said = danlu("check", "tiny", "serve.num_gpus=0.5", cwd=tmp_path, **without)
-    assert "not ready on this machine: serve.num_gpus: 0.5 GPUs are asked for" in said.stdout and said.returncode == 4
+    assert (
+        "not ready on this machine: serve.num_gpus: GPUs asked for: 0.5, on this machine: 0" in said.stdout
+        and said.returncode == 4
+    )
 
 
 def test_check_looks_at_documents_and_examples(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipelines.clean_up import clean_up
 from pipelines.errors import StageError
 from pipelines.progress import say
 
@@ -18,6 +19,8 @@ GROW_SECONDS = 3600
 """How long nodes that the autoscaler wants may take to come; a cloud can be out of a kind of machine for longer."""
 RETURN_SECONDS = 900
 """How long a node that was lost may take to be replaced."""
+STOP_SECONDS = 15
+"""What giving back may take."""
 _SLACK = 1e-6
 
 
@@ -66,7 +69,7 @@ def wait_for_growth(bundles: Sequence[Bundle], what: str, *, patience: float = 0
                 )
             said = _say_now_and_then(said, began, f"{what}: waiting for the cluster to grow")
     finally:
-        remove_placement_group(group)
+        clean_up("giving back what the cluster grew by", lambda: remove_placement_group(group), STOP_SECONDS)
     return ""
 
 

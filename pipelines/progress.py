@@ -1,6 +1,7 @@
 """Progress of anything that takes longer than two seconds: a bar on a terminal, a line now and then elsewhere."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,8 +13,11 @@ console = Console(stderr=True, highlight=False)
 
 LOG_INTERVAL = 10.0
 """Seconds between progress lines where there is no terminal."""
-STEADY_INTERVAL = 30.0
-"""The same for work that takes hours."""
+STEADY_INTERVAL = 15.0
+"""Seconds after which a line is said at the latest where there is no terminal, whatever is waited for."""
+
+_going_on: list[object] = []
+_last_said = 0.0
 
 
 @contextmanager
@@ -58,19 +62,50 @@ def waiting(title: str) -> Iterator[None]:
             yield
     else:
         say(f"  {title} …")
-        yield
+        with never_silent(title):
+            yield
     say(f"  {title}: {time.monotonic() - began:.1f} s")
+
+
+@contextmanager
+def never_silent(title: str) -> Iterator[None]:
+    """Where there is no terminal, say how long something has taken each time nothing was said for STEADY_INTERVAL.
+
+    Of several that are open, the innermost speaks.
+    """
+    if console.is_terminal:
+        yield
+        return
+    began, ended, this = time.monotonic(), threading.Event(), object()
+
+    def watch() -> None:
+        while not ended.wait(STEADY_INTERVAL / 15):
+            now = time.monotonic()
+            if _going_on[-1] is this and now - max(began, _last_said) >= STEADY_INTERVAL:
+                say(f"  {title}: {now - began:.0f} s so far")
+
+    thread = threading.Thread(target=watch, name=f"say {title}", daemon=True)
+    _going_on.append(this)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        _going_on.remove(this)
 
 
 def say(text: str) -> None:
     """One line for the person, on standard error, so that standard output stays for results."""
+    global _last_said
+    _last_said = time.monotonic()
     console.print(text, markup=False, soft_wrap=True)
     sys.stderr.flush()
 
 
 @contextmanager
 def steady_line() -> Iterator[Callable[[str], None]]:
-    """Show one line that changes; yields a function that takes its text. Without a terminal, a line every 30 s."""
+    """Show one line that changes; yields a function that takes its text. Without a terminal, a line now and then."""
     if console.is_terminal:
         with console.status("") as status:
             yield status.update

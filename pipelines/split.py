@@ -96,7 +96,7 @@ class SplitStage(Stage[SplitInputs, SplitReport]):
         first = _groups_of_first(workspace, section.group, section.first, shards) if section.first else None
         work = _divide(workspace, section, self.seed, first)
         commits = run_shards(place, "rows", lambda: shards, work, concurrency=section.concurrency, title="split")
-        return _report(place, commits)
+        return _report(place, commits, inputs.rows)
 
     def _shards(self, place: Place, files: list[str]) -> list[Shard]:
         """A shard for each file, with the `side` of all its rows or the file of their `groups`, where that is known."""
@@ -283,7 +283,7 @@ def _without_group(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.A
     return without
 
 
-def _report(place: Place, commits: list[Commit]) -> SplitReport:
+def _report(place: Place, commits: list[Commit], rows: Output[RowsReport]) -> SplitReport:
     digests = {side: RowDigest() for side in SIDES}
     for commit in commits:
         for side, part in commit["result"].items():
@@ -291,7 +291,11 @@ def _report(place: Place, commits: list[Commit]) -> SplitReport:
     counts = {side: digest.rows for side, digest in digests.items()}
     for side, count in counts.items():
         if not count:
-            raise DataError(f"split: no row on the {side} side ({counts}); change split or bring more rows")
+            way = "raise test_ratio" if side == "test" else "lower test_ratio or first, or another group"
+            raise DataError(
+                f"split: no row on the {side} side (of {sum(counts.values())}); change split ({way}), drop fewer rows "
+                f"before it, or bring more; {rows.stage}: {rows.report.summary}"
+            )
     files = {side: place.relative(c["files"][side] for c in commits if side in c["files"]) for side in SIDES}
     return SplitReport(
         summary=f"{counts['train']} rows to train, {counts['test']} to test",

@@ -151,6 +151,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceO
             out.print(f"  train: {line}", markup=False, soft_wrap=True)
         if loaded.merge and (merging := describe_merge(loaded.train)):
             out.print(f"  merge: {merging}", markup=False, soft_wrap=True)
+    problems += pipeline.missing_gpus(loaded)
     for problem in problems:
         what = ": ".join(filter(None, (problem.key, problem.message)))
         out.print(f"  not ready on this machine: {what}", markup=False, soft_wrap=True)
@@ -680,8 +681,21 @@ def _close(recipe: Recipe, workspace: Workspace, done: pipeline.Outputs) -> None
     out.print(closing(recipe.name, workspace, done), markup=False, crop=False)
 
 
+def in_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale forces another encoding: paths and texts are UTF-8.
+
+    Child processes and Ray's workers are in it, too. A character that the terminal lacks is written as its number.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        environment = {**os.environ, "PYTHONUTF8": "1"}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]  # of the interpreter's own
+
+
 def main() -> None:
     """Run the command line; errors of our own family print without a traceback."""
+    in_utf8()
     end_on_sigterm()
     try:
         app()

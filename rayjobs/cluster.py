@@ -31,9 +31,10 @@ QUIET = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "PYTHONSAFEPATH": "1",
+    "RAY_task_oom_retries": "5",
 }
-"""Environment of every process we start: nothing is reported anywhere, progress is shown once, by us, and what the
-current folder holds is not imported, whatever its name."""
+"""Environment of every process we start: nothing is reported anywhere, progress is shown once, by us, what the current
+folder holds is not imported, whatever its name, and what memory is too small for is not tried for ever."""
 
 SELDOM = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1",

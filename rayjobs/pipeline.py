@@ -27,15 +27,18 @@ from pipelines.evaluate.stage import EvaluateStage
 from pipelines.export.stage import ExportInputs, ExportStage
 from pipelines.ingest.stage import CombineInputs, CombineStage, IngestStage
 from pipelines.models.lineup import base_model, lineup_of
-from pipelines.progress import say
+from pipelines.out_of_memory import explained
+from pipelines.progress import never_silent, say
 from pipelines.publish.stage import PublishInputs, PublishStage
 from pipelines.recipe.load import Check, load_recipe
 from pipelines.recipe.paths import paths_read
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.train import numbers_of_workers
 from pipelines.refine.stage import RefineInputs, RefineStage, check_refine, demands_of
 from pipelines.report.page import environment, write_report
 from pipelines.split import SplitInputs, SplitStage
 from pipelines.synthesize.stage import SynthesizeStage
+from pipelines.train.memory import gpus_here
 from pipelines.train.merge import MergeInputs, MergeStage
 from pipelines.train.stage import TrainInputs, TrainStage
 from rayjobs.cluster import Cluster
@@ -251,6 +254,21 @@ def require_folder(workspace: Workspace, cluster: Cluster) -> None:
         )
 
 
+def missing_gpus(recipe: Recipe) -> list[Problem]:
+    """What asks for more GPUs than this machine has. A cluster may have them: that is no problem of the stages."""
+    asked: dict[str, float] = {}
+    if recipe.train:
+        workers = numbers_of_workers(recipe.train)[-1]
+        asked["train.resources_per_worker"] = workers * recipe.train.resources_per_worker.get("GPU", 0)
+    asked["serve.num_gpus"] = recipe.serve.num_gpus
+    there = gpus_here() if any(asked.values()) else 0
+    return [
+        Problem(key, f"GPUs asked for: {number:g}, on this machine: {there}; run it on a cluster that has them")
+        for key, number in asked.items()
+        if number > there
+    ]
+
+
 def require_ready(recipe: Recipe, stages: Sequence[AnyStage], workspace: Workspace) -> None:
     """RecipeError with everything that would stop one of the stages."""
     if problems := problems_of(stages, workspace):
@@ -302,7 +320,7 @@ def _do(stage: Stage[I, R], place: Place, inputs: I, staging: Staging, again: bo
         place.clear()
     say(f"{stage.name} …")
     began = time.monotonic()
-    with staging.work(place, inputs, stage.on_disk) as (own, read):
+    with never_silent(stage.name), explained(stage.name), staging.work(place, inputs, stage.on_disk) as (own, read):
         report = stage.run(own, read)
     seconds = time.monotonic() - began
     manifest: Manifest[R] = Manifest(

@@ -66,7 +66,12 @@ def test_documented_commands_run(prepared: Path, command: str) -> None:
         (prepared / "mine.yaml").unlink()
     danlu = Path(sys.executable).parent / "danlu"
     result = subprocess.run([danlu, *command.split()], cwd=prepared, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
+    if command.startswith("check"):  # some recipes are for machines with GPUs
+        lacking = [line for line in result.stdout.splitlines() if "not ready on this machine" in line]
+        assert all("GPUs asked for" in line for line in lacking), result.stdout
+        assert result.returncode == (4 if lacking else 0), result.stderr
+    else:
+        assert result.returncode == 0, result.stderr
 
 
 def test_the_table_of_data_juicers_recipes_is_made_from_a_folder(tmp_path: Path) -> None:

@@ -116,7 +116,8 @@ def _run(
 
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.ERROR)  # its file in Ray's folder keeps everything; progress is shown here, once
+            # Its file in Ray's folder keeps everything; what is wrong is raised, and progress is shown here, once.
+            handler.setLevel(logging.CRITICAL)
 
     def attempt(row: dict[str, Any]) -> dict[str, Any]:
         return {"error": _attempt(workspace, folder, row["name"], json.loads(row["shard"]), work)}

@@ -10,6 +10,7 @@ edited      only where a person has edited the rows: carries that out, last
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -245,7 +246,7 @@ def _report(place: Place, plan: Plan, passes: list[list[Commit]], sets: Evaluati
     decided = [number for number, phase in enumerate(plan.phases) if phase.dataset_ops]
     operators = _operator_stats(place, plan, results)
     return CleanReport(
-        summary=f"{digest.rows} of {rows_in} rows stay{_edits_in_words(edits)}",
+        summary=f"{digest.rows} of {rows_in} rows stay{_drops_in_words(operators)}{_edits_in_words(edits)}",
         digest=digest.hexdigest(),
         rows=digest.rows,
         rows_in=rows_in,
@@ -261,6 +262,17 @@ def _report(place: Place, plan: Plan, passes: list[list[Commit]], sets: Evaluati
         statistics=place.relative(_paths(passes, "stats")),
         clusters=place.relative(_decided_path(place, number, "clusters.parquet") for number in decided),
     )
+
+
+def _drops_in_words(operators: Sequence[OperatorStats]) -> str:
+    """Which operators dropped the most rows, and how to see them; empty where none dropped any."""
+    dropped = Counter[str]()
+    for stats in operators:
+        dropped[stats.operator] += stats.rows_in - stats.rows_out
+    most = [f"{name} {count}" for name, count in dropped.most_common(3) if count > 0]
+    rest = sum(dropped.values()) - sum(count for _, count in dropped.most_common(3))
+    most += [f"others {rest}"] if rest else []
+    return f"; dropped: {', '.join(most)} (danlu rows RECIPE --dropped)" if most else ""
 
 
 def _edits_in_words(edits: EditCounts) -> str:

@@ -198,7 +198,7 @@ def _ask(coordinator: Any, source: RequestSource, keys: list[SecretStr | None], 
         for batch in asked.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             assert isinstance(batch, pa.Table)
             unasked += batch["outcome"].to_pylist().count(NOT_ASKED)
-    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+    except ray.exceptions.RayActorError as error:  # a lack of memory is told of in out_of_memory.py
         raise StageError(f"{source.section_key}: the workers died; answers are kept, run again\n{error}") from None
     return unasked
 
@@ -231,7 +231,7 @@ def _progress_shown(coordinator: Any, source: RequestSource) -> Iterator[set[str
         yield said
     finally:
         ended.set()
-        thread.join()
+        thread.join(STOP_SECONDS)  # it may be waiting for an answer of Ray's
 
 
 def _kind(note: str) -> str:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipelines.errors import HardwareError, StageError
 from pipelines.models.served import ServedModel
 from pipelines.placement import lacking_for_good
+from pipelines.recipe.base import LEAST_RESOURCE
 from pipelines.recipe.serve import Serve
 from serve.engine.command import (
     CPU_EXTENSION,
@@ -123,7 +124,6 @@ def _configuration(serve: Serve, model: ServedModel) -> Any:
     arguments: dict[str, Any] = engine.model_dump(exclude_none=True, exclude=set(OF_THE_ENDPOINT))
     arguments |= engine.extra | overridden(model.path, engine)
     size = engine.tensor_parallel_size
-    bundle = {"CPU": serve.num_cpus / size} | ({"GPU": serve.num_gpus / size} if serve.num_gpus else {})
     variables = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if serve.num_gpus:
         arguments["gpu_memory_utilization"] = memory_share(engine, serve.num_gpus)
@@ -141,7 +141,7 @@ def _configuration(serve: Serve, model: ServedModel) -> Any:
         batch_size=_block(serve),
         max_concurrent_batches=math.ceil(engine.max_num_seqs / _block(serve)) + 1,
         concurrency=(serve.num_replicas, serve.num_replicas),
-        placement_group_config={"bundles": [bundle] * size},
+        placement_group_config={"bundles": _bundles(serve)},
         runtime_env={"env_vars": variables},
         chat_template_stage=False,  # prompts come tokenized, so that no actor waits beside the engine
         tokenize_stage=False,
@@ -149,6 +149,13 @@ def _configuration(serve: Serve, model: ServedModel) -> Any:
         should_continue_on_error=True,
         log_engine_metrics=False,
     )
+
+
+def _bundles(serve: Serve) -> list[dict[str, float]]:
+    """Ray resources of one engine, those of each of its processes."""
+    size = serve.engine.tensor_parallel_size
+    gpus = {"GPU": serve.num_gpus / size} if serve.num_gpus else {}
+    return [{"CPU": max(serve.num_cpus / size, LEAST_RESOURCE), **gpus}] * size
 
 
 def _block(serve: Serve) -> int:
@@ -161,8 +168,7 @@ def require_room(serve: Serve) -> None:
 
     Ray Data would wait for ever.
     """
-    size = serve.engine.tensor_parallel_size
-    bundles = [{"CPU": serve.num_cpus / size, "GPU": serve.num_gpus / size}] * (size * serve.num_replicas)
+    bundles = _bundles(serve) * serve.num_replicas
     what = f"the engines need {serve.num_replicas} × {serve.num_cpus:g} CPU and {serve.num_gpus:g} GPU"
     if lacking := lacking_for_good(bundles, what):
         raise HardwareError(

@@ -15,5 +15,5 @@ def run_in_subprocess(work: Callable[..., Any], *arguments: Any, num_cpus: float
         return ray.get(task.remote(*arguments))
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, DanluError) else error) from None
-    except (ray.exceptions.OutOfMemoryError, ray.exceptions.WorkerCrashedError) as error:
+    except ray.exceptions.WorkerCrashedError as error:  # Ray's own killer is told of in out_of_memory.py
         raise StageError(f"{work.__name__}: its process was killed, most likely for want of memory\n{error}") from None

@@ -9,7 +9,7 @@ import regex
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from pipelines.errors import nearest
-from pipelines.recipe.base import Count, Generation, Positive, Ratio, ReadPath, Section
+from pipelines.recipe.base import Count, Generation, Penalty, Ratio, ReadPath, Seconds, Section
 from pipelines.recipe.llm import ModelRequests
 
 
@@ -91,7 +91,7 @@ class Evaluate(Section):
     limit: Count | None = Field(None, description="rows asked per data set and subset; null: all")
     eval_batch_size: Count = Field(8, description="requests in flight")
     generation: Generation = Generation()
-    timeout: Positive = Field(300, description="seconds one answer may take")
+    timeout: Seconds = Field(300, description="seconds one answer may take")
     stock_phrases: list[str] = Field(
         ["作为一个人工智能", "作为一个AI", "首先", "总之", "综上所述", "需要注意的是", "as an AI", "in conclusion"],
         description="turns of phrase that mark machine-made text; answers that hold one are counted",
@@ -107,7 +107,7 @@ class Sweep(Section):
     """The fine-tuned model at a grid of sampling settings, to find one at which it does not loop."""
 
     temperature: list[Temperature] = Field([0.0, 0.4, 0.8], min_length=1, description="0: the likeliest token")
-    repetition_penalty: list[Positive] = Field([1.0, 1.1, 1.2], min_length=1, description="1: none")
+    repetition_penalty: list[Penalty] = Field([1.0, 1.1, 1.2], min_length=1, description="1: none")
     rows: Count = Field(10, description="test questions asked at each setting")
 
 
@@ -130,7 +130,7 @@ class Compare(Section):
     )
     concurrency: Count = Field(4, description="requests in flight")
     generation: Generation = Generation()
-    timeout: Positive = Field(300, description="seconds one answer may take")
+    timeout: Seconds = Field(300, description="seconds one answer may take")
     max_loop_share: Ratio = Field(0.02, description="share of looping answers up to which a setting is recommended")
     sweep: Sweep | None = Field(None, description="{}: with its defaults")
     checkpoints: Checkpoints | None = Field(None, description="{}: with its defaults")

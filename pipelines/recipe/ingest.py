@@ -95,7 +95,9 @@ class Source(Section):
     replace: dict[str, str] = Field({}, description="texts put in the place of others in every row, such as {{NAME}}")
     limit: Count | None = Field(None, description="take only the first rows of the source, of a chat messages")
     max_broken: int = Field(0, ge=0, description="rows that cannot be read or adapted before the stage fails")
-    shard_bytes: Count = Field(16 << 20, description="size of one unit of work, bytes")
+    shard_bytes: Annotated[int, Field(ge=1, le=1 << 30)] = Field(
+        16 << 20, description="size of one unit of work, bytes"
+    )
     concurrency: Count | None = Field(None, description="tasks at a time; null: what the cluster has")
 
     @field_validator("encoding")

@@ -134,6 +134,8 @@ def _override(tree: dict[str, Any], item: str) -> Problem | None:
         return Problem(item, "an override is written key=value, such as train.max_steps=20")
     if len(item) > MAX_BYTES:
         return Problem(_short(key, 40), f"too long; an override has at most {MAX_BYTES:,} characters")
+    if not item.isascii() and any("\ud800" <= character <= "\udfff" for character in item):
+        return Problem(_short(ascii(key)[1:-1], 40), "not UTF-8; the terminal has another encoding")
     try:
         value = parse_yaml(text)
     except yaml.YAMLError:

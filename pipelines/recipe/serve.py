@@ -1,10 +1,11 @@
 """The recipe's section `serve`: engines, and what the gateway before them accepts."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from pipelines.recipe.base import Count, GpuCount, Positive, Ratio, Section
+from pipelines.recipe.base import Count, GpuCount, Json, Positive, Processes, ResourceAmount, Section, Tokens
 
 MAX_LORA_RANK = 512
 """The largest adapter rank that vLLM makes room for."""
@@ -21,18 +22,33 @@ SET_BY_DANLU = (
 whether code of a model folder runs."""
 
 
+def _host(given: str) -> str:
+    try:
+        named = given.encode("idna")
+    except UnicodeError:
+        named = b""
+    if not re.fullmatch(rb"[\w.:%-]+", named):
+        raise ValueError(f"{given!r} is no address of a machine and no name of one")
+    return given
+
+
+Host = Annotated[str, AfterValidator(_host)]
+
+
 class Engine(Section):
     """vLLM's engine arguments that a recipe may set, by vLLM's names."""
 
-    max_model_len: Count | None = Field(None, description="tokens of prompt and answer; null: the model's own")
+    max_model_len: Tokens | None = Field(None, description="tokens of prompt and answer; null: the model's own")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="weights and computation")
-    tensor_parallel_size: Count = Field(1, description="GPUs one engine is spread over")
-    gpu_memory_utilization: Ratio = Field(0.9, description="share of GPU memory an engine may take")
+    tensor_parallel_size: Processes = Field(1, description="GPUs one engine is spread over")
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9, description="share of GPU memory an engine may take"
+    )
     kv_cache_memory_bytes: Count | None = Field(None, description="key-value cache, bytes; null: vLLM's own choice")
-    max_num_seqs: Count = Field(32, description="requests computed together")
+    max_num_seqs: Annotated[int, Field(ge=1, le=65_536)] = Field(32, description="requests computed together")
     enable_prefix_caching: bool = Field(True, description="compute what prompts begin with in common only once")
     enforce_eager: bool = Field(False, description="skip compilation: faster start, slower tokens on a GPU")
-    max_loras: Count = Field(4, description="adapters in one batch")
+    max_loras: Annotated[int, Field(ge=1, le=4096)] = Field(4, description="adapters in one batch")
     max_lora_rank: Annotated[int, Field(ge=1, le=MAX_LORA_RANK)] = Field(
         64, description="largest adapter rank; that of train.lora.r if larger"
     )
@@ -43,7 +59,7 @@ class Engine(Section):
     reasoning_parser: str | None = Field(
         None, description="vLLM's parser of the model's reasoning, such as qwen3; null: it stays in the text"
     )
-    extra: dict[str, Any] = Field(
+    extra: dict[str, Json] = Field(
         default_factory=dict,
         description="any other argument of the installed vLLM, by its name, checked before it starts",
     )
@@ -77,11 +93,13 @@ class Limits(Section):
     max_tokens: Count | None = Field(
         None, description="tokens of an answer, all choices together: 400 for more; given to who names none"
     )
-    max_in_flight: Count = Field(256, description="requests at the engines at a time; more of them wait")
+    max_in_flight: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        256, description="requests at the engines at a time; more of them wait"
+    )
     max_in_flight_per_key: Count | None = Field(
         None, description="of those, requests of one key; null: no limit of its own"
     )
-    max_queued: int = Field(1024, ge=0, description="requests that wait; 429 above it")
+    max_queued: int = Field(1024, ge=0, le=1_000_000, description="requests that wait; 429 above it")
     requests_per_minute: Count | None = Field(None, description="requests of one key per minute; 429 above it")
     tokens_per_minute: Count | None = Field(None, description="tokens of one key per minute; 429 above it")
 
@@ -89,11 +107,11 @@ class Limits(Section):
 class Autoscaling(Section):
     """Replicas of each engine by the requests they have, within bounds."""
 
-    min_replicas: Count = Field(1, description="replicas when there is nothing to do")
-    max_replicas: Count = Field(description="replicas at most")
+    min_replicas: Processes = Field(1, description="replicas when there is nothing to do")
+    max_replicas: Processes = Field(description="replicas at most")
     target_ongoing_requests: Positive = Field(16, description="requests per replica that are aimed at")
-    upscale_delay_s: float = Field(10, ge=0, description="seconds that more replicas must be wanted")
-    downscale_delay_s: float = Field(300, ge=0, description="seconds that fewer replicas must be wanted")
+    upscale_delay_s: float = Field(10, ge=0, le=10_000_000, description="seconds that more replicas must be wanted")
+    downscale_delay_s: float = Field(300, ge=0, le=10_000_000, description="seconds that fewer replicas must be wanted")
 
     @model_validator(mode="after")
     def _bounds_are_in_order(self) -> "Autoscaling":
@@ -105,15 +123,15 @@ class Autoscaling(Section):
 class Serve(Section):
     """The endpoint: engines and the gateway before them."""
 
-    host: str = Field("127.0.0.1", description="address the gateway listens on")
+    host: Host = Field("127.0.0.1", description="address the gateway listens on")
     port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="port the gateway listens on")
     open: bool = Field(False, description="answer anyone who reaches host; false: beyond this machine keys are needed")
     gateway_per_node: bool = Field(
         False, description="a gateway on every node that is there at the start, with limits that hold for all together"
     )
-    num_replicas: Count = Field(1, description="replicas of each engine")
+    num_replicas: Processes = Field(1, description="replicas of each engine")
     autoscaling: Autoscaling | None = Field(None, description="instead of num_replicas")
-    num_cpus: Positive = Field(0.25, description="CPUs reserved per engine replica; fractions fit small machines")
+    num_cpus: ResourceAmount = Field(0.25, description="CPUs reserved per engine replica; fractions fit small machines")
     num_gpus: GpuCount = Field(
         0, description="GPUs per engine replica; at 0.5 two engines share one, half its memory each"
     )

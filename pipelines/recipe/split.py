@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.recipe.base import Count, Ratio, ReadPath, Section, WrittenPath
+from pipelines.recipe.base import Count, ReadPath, Section, WrittenPath
 
 
 class Export(Section):
@@ -39,7 +39,9 @@ class Export(Section):
 class Split(Section):
     """Which rows are held out: by a seeded hash of a group, the first ones, or those of a source of their own."""
 
-    test_ratio: Ratio | None = Field(None, description="share of groups held out, 0 to 1")
+    test_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of groups held out, between 0 and 1"
+    )
     first: Count | None = Field(
         None, description="hold out the first rows instead, in data-set order, and the rest of their groups"
     )

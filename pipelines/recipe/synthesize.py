@@ -24,8 +24,8 @@ RuleName = Literal[
     "empty", "non_answer", "explanation", "quotes", "particle", "opening", "length", "emoji", "foreign", "mismatch"
 ]
 """The rules of refine."""
-MOST_REQUESTS = 10**10
-"""More requests than these in one grid are a mistake in the recipe: a thousand a second would take four months."""
+MOST_REQUESTS = 10**9
+"""More requests than these in one grid, passages not counted, are a mistake: a thousand a second would take twelve days."""
 
 
 class Examples(Section):
@@ -162,7 +162,7 @@ class Synthesize(ModelRequests):
     passages: Passages | None = Field(None, description="null: no dimension `passage`")
     styles: dict[str, Style] = Field(min_length=1, description="manners of answering, by name")
     compatibility: list[Compatibility] = Field([], description="cells that do not fit are not asked")
-    samples_per_cell: Count = Field(1, description="answers to each cell")
+    samples_per_cell: Annotated[int, Field(ge=1, le=1_000_000)] = Field(1, description="answers to each cell")
     injections: list[str] = Field([""], min_length=1, description="extra conditions, one drawn into each prompt")
     queries: list[str] = Field(
         [], description="phrasings of the training input, one drawn for each answer; pairs and dialogue bring theirs"
@@ -218,7 +218,7 @@ def check_grid(section: Synthesize) -> None:
     for number, rule in enumerate(section.compatibility):
         problems += _rule_problems(f"compatibility[{number}].where", rule, axes)
     size = math.prod(map(len, axes.values())) * section.samples_per_cell
-    if size > MOST_REQUESTS:
+    if not problems and size > MOST_REQUESTS:
         problems.append(f"samples_per_cell: the grid has {size:,} requests; the most is {MOST_REQUESTS:,}")
     if not problems and section.answer.shape == "dialogue":
         problems += _speaker_problems(section, axes)

@@ -11,7 +11,19 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines.errors import Problem, RecipeError, nearest
 from pipelines.progress import say
-from pipelines.recipe.base import Count, Positive, Ratio, ReadPath, Section, WrittenPath, whole_above_one
+from pipelines.recipe.base import (
+    Count,
+    Penalty,
+    Positive,
+    Processes,
+    Ratio,
+    ReadPath,
+    ResourceAmount,
+    Section,
+    Tokens,
+    WrittenPath,
+    countable_gpus,
+)
 from pipelines.recipe.ingest import Ingest, Source
 from pipelines.recipe.serve import MAX_LORA_RANK
 
@@ -26,10 +38,14 @@ OLD_SAMPLE_STEPS = "evaluation_steps"
 """What `train.sample_steps` was called, which is read as an alias, and which fingerprints still say."""
 
 
+BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
+"""Rows of one step, which are listed."""
+
+
 class Lora(Section):
     """LoRA, by peft's names."""
 
-    r: Count = Field(8, description="rank")
+    r: Annotated[int, Field(ge=1, le=16_384)] = Field(8, description="rank")
     lora_alpha: Positive = Field(32, description="scale numerator; the update is scaled by lora_alpha / r")
     lora_dropout: Ratio = Field(0.0, description="dropout on the adapter's input")
     target_modules: str | list[str] = Field("all-linear", description="module names, or all-linear")
@@ -145,7 +161,7 @@ class Train(Section):
         "lora", description="what is trained: an adapter, an adapter on weights in 4 bits (NF4), or all weights"
     )
     lora: Lora = Lora()
-    max_length: Count = Field(1024, description="tokens of one sample; what happens to longer rows, overlong says")
+    max_length: Tokens = Field(1024, description="tokens of one sample; what happens to longer rows, overlong says")
     overlong: Literal["truncate", "drop", "split"] = Field(
         "truncate", description="rows above max_length: cut at the end, left out, or cut into several samples"
     )
@@ -156,13 +172,15 @@ class Train(Section):
     packing: bool = Field(
         False, description="fill rows of max_length with several samples, which do not see each other"
     )
-    num_workers: Count = Field(1, description="training processes, one GPU each where GPUs are asked for")
-    min_workers: Count | None = Field(
+    num_workers: Processes = Field(1, description="training processes, one GPU each where GPUs are asked for")
+    min_workers: Processes | None = Field(
         None, description="go on with as few where not all find room; num_workers: [2, 8] says both"
     )
-    resources_per_worker: dict[str, Positive] = Field({"CPU": 1}, description="Ray resources of one worker")
+    resources_per_worker: dict[str, ResourceAmount] = Field(
+        {"CPU": 1}, min_length=1, description="Ray resources of one worker"
+    )
     max_failures: int = Field(3, ge=0, description="times that lost workers are replaced, while there is progress")
-    sequence_parallel_size: Count = Field(
+    sequence_parallel_size: Processes = Field(
         1, description="workers that share their rows, each a part of the tokens: for rows too long for one (Ulysses)"
     )
     zero_stage: Literal[0, 1, 2, 3, "auto"] = Field(
@@ -173,8 +191,8 @@ class Train(Section):
         "auto", description="weights and computation; auto: bfloat16 where the processor has it, else float32"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
-    per_device_train_batch_size: Count = Field(1, description="rows per worker in one forward pass")
-    global_batch_size: Count = Field(
+    per_device_train_batch_size: BatchSize = Field(1, description="rows per worker in one forward pass")
+    global_batch_size: BatchSize = Field(
         16, description="rows per optimizer step over all workers; a row is a sample, or a packed row"
     )
     learning_rate: Positive = Field(1e-4, description="peak learning rate")
@@ -221,7 +239,7 @@ class Train(Section):
     @field_validator("resources_per_worker")
     @classmethod
     def _gpus_can_be_shared_out(cls, given: dict[str, float]) -> dict[str, float]:
-        whole_above_one(given.get("GPU", 0))
+        countable_gpus(given.get("GPU", 0))
         return given
 
     @field_validator("checkpoint_copies")
@@ -415,7 +433,7 @@ class OwnSampling(Section):
     """Sampling that a model brings along, in its generation_config.json, for requests that name none."""
 
     temperature: float = Field(ge=0, le=2, description="0: the likeliest token")
-    repetition_penalty: Positive = Field(1, description="1: none")
+    repetition_penalty: Penalty = Field(1, description="1: none")
 
 
 class Merge(Section):
@@ -429,7 +447,7 @@ class Merge(Section):
     generation: OwnSampling | None = Field(
         None, description="the merged model's own sampling, such as compare's sweep recommends; null: as the base's"
     )
-    max_shard_size: Annotated[str, Field(pattern=r"^[0-9]{1,6}(KB|MB|GB|KiB|MiB|GiB)$")] = Field(
+    max_shard_size: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}(KB|MB|GB)$")] = Field(
         "2GB", description="size of one weight file"
     )
-    num_cpus: Positive = Field(1, description="CPUs reserved for merging")
+    num_cpus: ResourceAmount = Field(1, description="CPUs reserved for merging")

@@ -90,6 +90,8 @@ def _check_events(text: str) -> None:
         if tag := getattr(event, "tag", None):
             raise _at(event.start_mark, f"the tag {str(tag)[:40]!r}; a recipe has plain values alone")
         value = getattr(event, "value", "")
+        if "\0" in value:
+            raise _at(event.start_mark, "NUL (\\0), which no path and no text holds; delete it")
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
             raise _at(event.start_mark, "half a character (a lone surrogate such as \\ud83d); delete it")
 

@@ -67,6 +67,8 @@ LOOKED_INTO = 20
 def source_fingerprint(section: Source) -> dict[str, Any]:
     """What decides the rows: the section without what only changes speed or tolerance, and the files' content."""
     section = resolved(section)
+    if not section.chat_log:  # whose sessions end at the latest after a part of that size
+        section = section.model_copy(update={"shard_bytes": Source.model_fields["shard_bytes"].default})
     settings = section.model_dump(exclude={"concurrency", "max_broken", "source", "sources", *_unset(section)})
     if is_hub(section.source):  # naming it must not download it
         return {"section": settings, "files": section.source}

@@ -59,5 +59,5 @@ def _decoded(path: str, encoding: str) -> Iterator[str]:
                 lines += 1
                 yield decoder.decode(line)
             yield decoder.decode(b"", final=True)
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:
             raise DataError(f"{path}:{lines}: not {encoding} text ({error}); mend ingest.encoding") from None

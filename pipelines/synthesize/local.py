@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.artifacts.workspace import Workspace
+from pipelines.clean_up import clean_up
 from pipelines.errors import InputError
 from pipelines.llm.dispatch import LedgerState, look_up
 from pipelines.llm.ledger import LedgerRecord, LedgerWriter
@@ -28,6 +29,9 @@ from pipelines.recipe.load import load_recipe, shipped_recipes
 from pipelines.recipe.serve import Serve
 from pipelines.synthesize.grid import Grid
 from pipelines.synthesize.shapes import schema_of
+
+CLOSE_SECONDS = 60
+"""What closing the ledger may take where something went wrong: on object storage it joins what was written."""
 
 
 def generate(
@@ -59,8 +63,10 @@ def generate(
             for completions in complete(serve, model, rows, _prompt_maker(grid)):
                 writer.append([_record(grid, completion) for completion in completions])
                 advance(len(completions))
-    finally:
-        writer.close()
+    except BaseException:
+        clean_up("closing the ledger", writer.close, CLOSE_SECONDS)
+        raise
+    writer.close()
     return chosen
 
 

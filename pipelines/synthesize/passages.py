@@ -95,6 +95,13 @@ def read_passages(section: Passages) -> StoredTexts:
     return StoredTexts(pa.chunked_array(chunks).combine_chunks())
 
 
+def check_passages(section: Passages) -> None:
+    """DataError where there is no document, or where the first cannot be read."""
+    texts = _texts("synthesize.passages", section.source, section.text_key)
+    if not any(piece for text in texts for piece in cut(text, section)):
+        raise DataError(f"{section.source}: no text in it; synthesize.passages.source names documents")
+
+
 def with_examples(section: Synthesize) -> Synthesize:
     """The section with the pools read that lie in files; what they hold is what counts.
 

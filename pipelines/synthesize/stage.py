@@ -16,7 +16,7 @@ from pipelines.artifacts.rows import DROPPED, ROW, RowDigest, Turn
 from pipelines.artifacts.shards import Attempt, Commit, Shard, run_shards
 from pipelines.artifacts.stage import Inputs, Stage
 from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.errors import Problem, StageError
+from pipelines.errors import DataError, Problem, StageError
 from pipelines.llm.coordinator import cost_of
 from pipelines.llm.dispatch import (
     CHUNK,
@@ -33,7 +33,7 @@ from pipelines.recipe.serve import Serve
 from pipelines.recipe.synthesize import Synthesize
 from pipelines.synthesize.grid import Grid, compatibility_map
 from pipelines.synthesize.local import generate
-from pipelines.synthesize.passages import read_passages, with_examples
+from pipelines.synthesize.passages import check_passages, read_passages, with_examples
 
 TOLD = ("estimated", "cached_tokens", "reasoning_tokens")
 """What answers tell of their tokens: whether they are estimated, and how many were cached or reasoning."""
@@ -66,8 +66,15 @@ class SynthesizeStage(Stage[Inputs, SynthesizeReport]):
         return {"section": section, "seed": self.seed}
 
     def preflight(self) -> list[Problem]:
-        """The keys of endpoints that are not set."""
-        return missing_keys(self.section, Grid.section_key) if self.section.engine == "api" else []
+        """The keys of endpoints that are not set, and documents or examples that are not there."""
+        problems = missing_keys(self.section, Grid.section_key) if self.section.engine == "api" else []
+        try:
+            with_examples(self.section)
+            if self.section.passages:
+                check_passages(self.section.passages)
+        except DataError as error:
+            problems.append(Problem("", str(error)))
+        return problems
 
     def run(self, place: Place, inputs: Inputs) -> SynthesizeReport:
         """Send what the ledger does not know yet, then write the conversations that the answers hold.

@@ -162,6 +162,11 @@ def _gpu_memory() -> list[int]:
     return [int(line) << 20 for line in result.stdout.split()] if result.returncode == 0 else []
 
 
+def gpus_here() -> int:
+    """GPUs of this machine."""
+    return len(_gpu_memory())
+
+
 def uses_gpu(section: Train) -> bool:
     """Whether its workers ask for GPUs."""
     return section.resources_per_worker.get("GPU", 0) > 0

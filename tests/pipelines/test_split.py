@@ -93,6 +93,9 @@ def test_first_rows_and_errors(tmp_path: Path) -> None:
         run(source, first=101)
     with pytest.raises(DataError, match="no row on the train side"):
         run(source, first=100)
+    told = r"no row on the test side \(of 100\); change split \(raise test_ratio\), .* clean: .+"
+    with pytest.raises(DataError, match=told):
+        run(source, test_ratio=1e-9)
     with pytest.raises(DataError, match="did you mean 'query'"):
         run(source, test_ratio=0.1, group="qeury")
 

@@ -88,6 +88,59 @@ def test_check_says_what_would_stop_a_later_stage_and_run_stops_before_the_first
     assert not list(tmp_path.glob("runs/mine/ingest/*"))
 
 
+def test_check_says_which_gpus_are_missing_here(tmp_path: Path) -> None:
+    without = {"PATH": str(Path(sys.executable).parent)}  # no nvidia-smi, so no GPU
+    said = danlu("check", "tiny", "train.num_workers=2", "train.resources_per_worker={GPU: 2}", cwd=tmp_path, **without)
+    assert said.returncode == 4
+    missing = "train.resources_per_worker: GPUs asked for: 4, on this machine: 0"
+    assert f"not ready on this machine: {missing}" in said.stdout
+    said = danlu("check", "tiny", "serve.num_gpus=0.5", cwd=tmp_path, **without)
+    assert (
+        "not ready on this machine: serve.num_gpus: GPUs asked for: 0.5, on this machine: 0" in said.stdout
+        and said.returncode == 4
+    )
+
+
+def test_check_looks_at_documents_and_examples(tmp_path: Path) -> None:
+    name = recipe(
+        tmp_path,
+        "name: mine\nsynthesize:\n  model: m\n  endpoints: [{base_url: 'http://127.0.0.1:1/v1'}]\n"
+        "  passages: {source: docs}\n  queries: [q]\n  styles: {plain: {template: '{passage}'}}\n",
+    )
+    said = danlu("check", name, cwd=tmp_path)
+    assert "not ready on this machine: " in said.stdout and "docs: No such file" in said.stdout
+    assert said.returncode == 4
+    (tmp_path / "docs").mkdir()
+    said = danlu("check", name, cwd=tmp_path)
+    assert "docs: no text in it; synthesize.passages.source names documents" in said.stdout and said.returncode == 4
+    (tmp_path / "docs" / "a.txt").write_text("一段文字。", encoding="utf-8")
+    assert danlu("check", name, cwd=tmp_path).returncode == 0
+    said = danlu(
+        "check", name, "synthesize.styles={plain: {template: '{examples}', examples: {source: x.txt}}}", cwd=tmp_path
+    )
+    assert "not ready on this machine: " in said.stdout and "x.txt: No such file" in said.stdout
+
+
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii"}])
+def test_a_locale_of_ascii_hides_no_chinese(tmp_path: Path, locale: dict[str, str]) -> None:
+    (tmp_path / "数据").mkdir()
+    (tmp_path / "数据" / "行.jsonl").write_text('{"query": "问", "response": "答"}\n', encoding="utf-8")
+    name = recipe(
+        tmp_path, "name: mine\ningest: {source: 数据/行.jsonl}\nanalyze: {}\nclean: {process: [text_length_filter]}\n"
+    )
+    forced = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", **locale}
+    said = danlu("check", name, "--workspace", "工作", cwd=tmp_path, **forced)
+    assert said.returncode == 0, said.stderr
+    stages = "ingest → analyze → clean → analyze_clean"
+    assert (stages if len(locale) == 1 else stages.encode("ascii", "backslashreplace").decode()) in said.stdout
+    said = danlu("check", name, "ingest.source=数据/没有.jsonl", cwd=tmp_path, **forced)
+    assert said.returncode == 4 and "Traceback" not in said.stderr
+
+
+def test_an_override_of_other_bytes_than_utf8_is_refused(tmp_path: Path) -> None:
+    assert "not UTF-8" in refused("check", "tiny", "train.system=\udcd6\udcd0", cwd=tmp_path)
+
+
 def test_a_second_run_in_one_workspace_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"query": "问", "response": "答"}\n', encoding="utf-8")
     name = recipe(tmp_path, "name: mine\ningest: {source: rows.jsonl}\n")

@@ -120,3 +120,39 @@ def test_a_ray_of_our_own_is_reached_from_here_alone_and_leaves_nothing(tmp_path
         assert found["asks"] == "http://127.0.0.1:0"  # not the dashboard of another Ray on this machine
         assert [*Path(temporary).iterdir()] == []
         assert not (home / ".ray").exists()  # no token lies in a file
+
+
+@pytest.mark.slow
+def test_a_ray_of_our_own_starts_where_neither_home_nor_the_temporary_folder_is_of_use(tmp_path: Path) -> None:
+    far = tmp_path / ("x" * 120)  # no socket's path has room in it
+    far.mkdir()
+    for temporary in (str(far), "/dev/null"):
+        environment = {**os.environ, "TMPDIR": temporary, "HOME": "/dev/null"}
+        said = subprocess.run(
+            [sys.executable, "-c", ALONE], env=environment, capture_output=True, text=True, timeout=400
+        )
+        assert said.returncode == 0, said.stderr
+        assert not Path(json.loads(said.stdout.splitlines()[-1])["folder"]).is_relative_to(far)
+    assert [*far.iterdir()] == []
+
+
+def test_a_ray_that_does_not_start_is_tried_again_and_then_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray._private import ray_constants
+
+    tries = []
+
+    def fail(**_: object) -> None:
+        tries.append(time.monotonic())
+        raise Exception("The raylet did not register\nand more")  # Ray raises bare ones
+
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    with (
+        pytest.raises(StageError, match=r"Ray did not start on this machine: The raylet did not register\n$"),
+        cluster.Cluster() as own,
+    ):
+        own.connect()
+    assert len(tries) == cluster.STARTS

@@ -1,6 +1,7 @@
 """What training hands to serving."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipelines.artifacts.reports.train import TrainReport
 from pipelines.artifacts.stage import Output
 from pipelines.artifacts.staging import Staging
 from pipelines.artifacts.workspace import Place, Workspace
-from pipelines.errors import InputError, RecipeError
+from pipelines.errors import InputError, RecipeError, StageError
 from pipelines.models.lineup import Lineup, lineup_of
 from pipelines.models.served import ServedModel
 from pipelines.recipe.schema import Recipe
@@ -108,6 +109,14 @@ def test_an_open_address_without_keys_is_refused_before_anything_runs(
     monkeypatch.delenv("DANLU_API_KEYS", raising=False)
     with pytest.raises(RecipeError, match=r"serve\.host: others reach 0\.0\.0\.0"):
         deploy.serve_forever(load("tiny"), Workspace(str(tmp_path)), Cluster(), host="0.0.0.0")
+
+
+def test_a_port_that_is_taken_is_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deploy, "finished_models", lambda *_: pytest.fail("it trains"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StageError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .* choose another serve\.port"):
+            deploy.serve_forever(load("tiny"), Workspace(str(tmp_path)), Cluster(), port=port)
 
 
 def test_configuration_is_written_for_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,17 @@ from typing import Any
 
 import pytest
 
-from pipelines.artifacts.reports.clean import AnalyzeReport, CleanReport, EditCounts, EmptyStatistic, StringStatistic
+from pipelines.artifacts.reports.clean import (
+    AnalyzeReport,
+    CleanReport,
+    EditCounts,
+    EmptyStatistic,
+    OperatorStats,
+    StringStatistic,
+)
 from pipelines.artifacts.stage import Report, read_manifest
 from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.clean.stage import _drops_in_words
 
 CLEAN: dict[str, Any] = {
     "summary": "1 of 2 rows stay; by hand: 1 dropped, 1 restored",
@@ -106,3 +114,15 @@ def test_of_analyze(place: Place) -> None:
     since = {"thresholds": [], "files": []}  # keys that earlier versions did not write
     filters = [{**entry, "names": []} for entry in ANALYZE["filters"]]
     assert written == ANALYZE | since | {"filters": filters}
+
+
+def test_the_summary_names_the_operators_that_dropped_the_most_rows() -> None:
+    counts = [("length", 60, 50), ("none", 50, 50), ("language", 50, 46), ("length", 46, 45), ("near", 45, 42)]
+    counts.append(("a", 42, 41))
+    stats = [
+        OperatorStats(index=index, operator=name, kind="filter", rows_in=before, rows_out=after)
+        for index, (name, before, after) in enumerate(counts)
+    ]
+    said = "; dropped: length 11, language 4, near 3, others 1 (danlu rows RECIPE --dropped)"
+    assert _drops_in_words(stats) == said
+    assert _drops_in_words(stats[1:2]) == ""

@@ -13,7 +13,9 @@ from tests.pipelines.sources.samples import rows_of, write_lines
 
 def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "a.jsonl", rows_of(5))
-    stage, faster = (IngestStage(Ingest(source=str(source), concurrency=count)) for count in (1, 2))
+    stage, faster = (
+        IngestStage(Ingest(source=str(source), concurrency=count, shard_bytes=99 * count)) for count in (1, 2)
+    )
     before = stage.fingerprint_inputs()
     assert before == faster.fingerprint_inputs()
     write_lines(source, rows_of(6))

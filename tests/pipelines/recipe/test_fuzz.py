@@ -142,6 +142,7 @@ HOSTILE = {
     "half a character": (b'name: "\\ud800"\n', "not valid YAML"),
     "key": (b"? [a, b]\n: 1\n", "a key is a word"),
     "zero": (b"name: a\0b\n", "not valid YAML"),
+    "zero in a path": (b'export: {path: "\\0.jsonl"}\n', "NUL"),
     "utf-16": ("name: 甲\n".encode("utf-16"), "not UTF-8"),
     "number for a key": (b"1: 2\n", "the key 1 is no section"),
     "infinite": (
@@ -168,6 +169,7 @@ def test_an_override_is_bounded_too(tmp_path: Path) -> None:
         "name=" + "x" * (1 << 20),
         "name=" + "[" * 100_000,
         "seed=" + "9" * 5000,
+        "train.system=\udcff",
     ):
         with pytest.raises(RecipeError) as caught:
             load("tiny", [override])

@@ -110,6 +110,13 @@ def test_other_encodings_are_read(tmp_path: Path, name: str, encoding: str) -> N
         run(tmp_path, source, encoding=encoding)
 
 
+def test_what_is_not_in_the_encoding_at_all_is_named_with_its_file(tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_bytes(b'{"query": "q", "response": "r"}')  # UTF-16 begins with a mark that is not there
+    with pytest.raises(DataError, match=rf"{source}:\d+: not utf-16 text .*mend ingest\.encoding"):
+        run(tmp_path, source, encoding="utf-16")
+
+
 def test_a_long_field_is_no_obstacle(tmp_path: Path) -> None:
     source = written(tmp_path / "a.csv", [{"query": "长", "response": "文" * 140_000}])
     _, table, _ = run(tmp_path, source)

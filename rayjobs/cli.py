@@ -689,8 +689,9 @@ def in_utf8() -> None:
     if sys.getfilesystemencoding() != "utf-8":
         environment = {**os.environ, "PYTHONUTF8": "1"}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]  # of the interpreter's own
+    streams: list[Any] = [sys.stdout, sys.stderr]  # of the interpreter's own
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:

@@ -89,7 +89,7 @@ def ray_job(
     kinds = {"cpu": (CPU_PODS, CPU_POD)}
     together = "://" in workspace
     if recipe.train is not None and together:
-        kinds["train"] = (1, pod_of_all(recipe))
+        kinds["train"] = (1, pod_of_all(recipe.train, recipe))
     elif recipe.train is not None:
         kinds["train"] = (recipe.train.num_workers, training_pod(recipe.train))
     if (recipe.train is not None and not together) or recipe.synthesize is not None:
@@ -129,11 +129,10 @@ def training_pod(section: Train) -> dict[str, Any]:
     return resources(math.ceil(each.get("CPU", 1)), math.ceil(each.get("GPU", 0)), worker_memory_gib(section))
 
 
-def pod_of_all(recipe: Recipe) -> dict[str, Any]:
+def pod_of_all(section: Train, recipe: Recipe) -> dict[str, Any]:
     """What a pod asks for that has all workers of training and, after them, all engines."""
-    assert recipe.train
     needs = node_needs(recipe)
-    memory = recipe.train.num_workers * worker_memory_gib(recipe.train)
+    memory = section.num_workers * worker_memory_gib(section)
     return resources(math.ceil(needs.get("CPU", 1)), math.ceil(needs.get("GPU", 0)), memory)
 
 

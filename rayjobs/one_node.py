@@ -75,9 +75,10 @@ def run(
 
 def node_needs(recipe: Recipe) -> dict[str, float]:
     """What one node must have for all workers of training and, after them, all engines."""
-    assert recipe.train
-    section, serve = recipe.train, recipe.serve
-    needs = {name: amount * section.num_workers for name, amount in section.resources_per_worker.items()}
+    train, serve = recipe.train, recipe.serve
+    needs: dict[str, float] = {}
+    if train is not None:
+        needs = {name: amount * train.num_workers for name, amount in train.resources_per_worker.items()}
     asking = [one for one in (recipe.evaluate, recipe.compare) if one is not None and one.endpoint is None]
     engines = 2 if asking and recipe.merge else len(asking[:1])  # the base with its adapters, and the merged model
     for name, amount in {"CPU": serve.num_cpus, "GPU": serve.num_gpus}.items():

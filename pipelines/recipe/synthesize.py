@@ -25,7 +25,7 @@ RuleName = Literal[
 ]
 """The rules of refine."""
 MOST_REQUESTS = 10**9
-"""More requests than these in one grid, passages not counted, are a mistake: a thousand a second would take twelve days."""
+"""More requests than these in one grid are a mistake: a thousand a second would take twelve days."""
 
 
 class Examples(Section):

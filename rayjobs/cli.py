@@ -687,7 +687,7 @@ def in_utf8() -> None:
         environment = {**os.environ, "PYTHONUTF8": "1"}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]  # of the interpreter's own
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # of the interpreter's own
 
 
 def main() -> None:

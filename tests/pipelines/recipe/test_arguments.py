@@ -114,7 +114,9 @@ def recipes(*sections: str) -> st.SearchStrategy[Recipe]:
     changes = st.lists(
         st.sampled_from(keys).flatmap(lambda key: st.tuples(st.just(key[0]), values(key[1]))), min_size=1, max_size=5
     )
-    return changes.map(accepted).filter(lambda recipe: recipe is not None)
+    drawn: Any = changes.map(accepted).filter(lambda recipe: recipe is not None)
+    found: st.SearchStrategy[Recipe] = drawn
+    return found
 
 
 def accepted(changes: list[tuple[tuple[str, ...], Any]]) -> Recipe | None:
@@ -196,7 +198,7 @@ def loaded(folder: Path) -> Any:
 
 def build_merge(recipe: Recipe, folder: Path) -> None:
     """What the merging process and its files are given."""
-    from transformers.modeling_utils import split_torch_state_dict_into_shards
+    from huggingface_hub import split_torch_state_dict_into_shards
 
     assert recipe.merge is not None
     take_from_ray({"CPU": recipe.merge.num_cpus})
@@ -302,7 +304,7 @@ def build_scoring(recipe: Recipe, folder: Path) -> None:
     task_config(job, "key")
 
 
-BUILDERS = {
+BUILDERS: dict[Builder, list[str]] = {
     build_training: ["train"],
     build_worker_group: ["train"],
     build_adapter: ["train"],

@@ -688,7 +688,7 @@ def in_utf8() -> None:
     """
     if sys.getfilesystemencoding() != "utf-8":
         environment = {**os.environ, "PYTHONUTF8": "1"}
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+        os.execve(sys.executable, [sys.executable, "-P", *sys.orig_argv[1:]], environment)
     streams: list[Any] = [sys.stdout, sys.stderr]  # of the interpreter's own
     for stream in streams:
         stream.reconfigure(errors="backslashreplace")

@@ -48,6 +48,7 @@ def test_a_run_goes_on_on_another_node_where_the_first_is_lost(
     assert "the node was lost" in said and "going on from what was stored" in said
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_end_ends_there_too(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -687,8 +687,8 @@ def in_utf8() -> None:
     Child processes and Ray's workers are in it, too. A character that the terminal lacks is written as its number.
     """
     if sys.getfilesystemencoding() != "utf-8":
-        environment = {**os.environ, "PYTHONUTF8": "1"}
-        os.execve(sys.executable, [sys.executable, "-P", *sys.orig_argv[1:]], environment)
+        command = [sys.executable, "-P", *sys.orig_argv[1:]]
+        os.execve(command[0], command, {**os.environ, "PYTHONUTF8": "1"})
     streams: list[Any] = [sys.stdout, sys.stderr]  # of the interpreter's own
     for stream in streams:
         stream.reconfigure(errors="backslashreplace")

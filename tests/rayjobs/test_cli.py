@@ -121,7 +121,9 @@ def test_check_looks_at_documents_and_examples(tmp_path: Path) -> None:
     assert "not ready on this machine: " in said.stdout and "x.txt: No such file" in said.stdout
 
 
-@pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii"}])
+@pytest.mark.parametrize(
+    "locale", [{"LC_ALL": "C"}, pytest.param({"LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii"}, marks=pytest.mark.slow)]
+)
 def test_a_locale_of_ascii_hides_no_chinese(tmp_path: Path, locale: dict[str, str]) -> None:
     (tmp_path / "数据").mkdir()
     (tmp_path / "数据" / "行.jsonl").write_text('{"query": "问", "response": "答"}\n', encoding="utf-8")

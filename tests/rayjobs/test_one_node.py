@@ -29,6 +29,7 @@ def test_one_node_has_to_hold_all_workers_or_the_engines(tmp_path: Path) -> None
     }
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_node_where_the_first_is_lost(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

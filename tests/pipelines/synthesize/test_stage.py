@@ -66,7 +66,7 @@ def test_every_cell_gets_its_answer_once(tmp_path: Path, start_server: Callable[
     assert len(server.log()["requests"]) == 44
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_faults_are_met_with_patience(tmp_path: Path, start_server: Callable[..., Server], workers: int) -> None:
     server = start_server(**{"429": 0.05, "500": 0.03, "drop": 0.01, "hang": 0.01})
     what = recipe(server.url, cells=200, workers=workers, timeout=2.0)
@@ -123,9 +123,9 @@ def test_progress_is_said_where_there_is_no_terminal(
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b"x" * (10 << 20), "too_large"),
+        pytest.param(b"x" * (10 << 20), "too_large", marks=pytest.mark.slow),
         (b'{"choices":[{"message":{"content":"\xff"}}]}', "invalid_utf8"),
-        (b'{"choices":[{"message":{"content":"half \\ud83d"}}]}', "malformed"),
+        pytest.param(b'{"choices":[{"message":{"content":"half \\ud83d"}}]}', "malformed", marks=pytest.mark.slow),
     ],
 )
 def test_answers_that_cannot_be_read_lose_nothing(

@@ -15,6 +15,7 @@ import pytest
 from pipelines.artifacts.reports.rows import SplitReport
 from pipelines.artifacts.reports.train import TrainReport
 from pipelines.artifacts.stage import Output
+from pipelines.artifacts.staging import Staging
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import InputError, StageError
 from pipelines.recipe.schema import Recipe
@@ -150,7 +151,7 @@ def test_a_run_that_is_done_again_finds_no_copies(
     stage = train_stage(recipe_of(checkpoint_copies=run.section.checkpoint_copies))
     for again in (False, True):
         with pytest.raises(StageError, match="this far"):
-            pipeline._do(stage, place, inputs, again=again)
+            pipeline._do(stage, place, inputs, Staging(place.workspace), again=again)
     assert found == [["checkpoint-2"], []]
 
 

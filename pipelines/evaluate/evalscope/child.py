@@ -17,6 +17,7 @@ from typing import Any
 from pipelines.evaluate.answers import drop_torn_line
 from pipelines.evaluate.evalscope.job import ScoringJob, read_jobs
 from pipelines.kill_with_parent import die_with_parent
+from pipelines.recipe.keys import endpoint_key
 
 
 def run(job: ScoringJob, api_key: str) -> None:
@@ -96,7 +97,7 @@ def main(path: Path) -> None:
     die_with_parent()
     with own_caches(path.parent / "scratch"):
         for job in read_jobs(path):
-            run(job, os.environ.get("OPENAI_API_KEY") or "none")
+            run(job, endpoint_key())
 
 
 if __name__ == "__main__":

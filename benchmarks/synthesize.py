@@ -134,13 +134,15 @@ def _peer(python: Path, prompts: int) -> Run:
 
 
 def _recipe(server: str, prompts: int) -> Recipe:
-    """As many cells as prompts, and no more words than the peer has."""
+    """As many cells as prompts, in two dimensions, and no more words than the peer has."""
+    ends = max(count for count in range(1, 1001) if prompts % count == 0)
+    names, numbers = range(prompts // ends), range(ends)
     section = {
         "model": "gpt-4",
         "endpoints": [{"base_url": f"{server}/v1", "max_in_flight": IN_FLIGHT}],
-        "dimensions": {"name": [f"人{number}" for number in range(prompts)]},
-        "styles": {"正常": {"template": "祝{name}"}},
-        "queries": ["祝{name}"],
+        "dimensions": {"name": [f"人{name}" for name in names], "number": [f"{number:03}" for number in numbers]},
+        "styles": {"正常": {"template": "祝{name}{number}"}},
+        "queries": ["祝{name}{number}"],
     }
     return Recipe.model_validate({"name": "bench", "synthesize": section})
 

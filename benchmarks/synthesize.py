@@ -5,7 +5,8 @@
 
 The server answers after a second, as a function of the prompt; 256 requests are in flight. The rate is that of the
 arrivals at the server from the third second to the last request sent, and the ideal is 256 a second. CPU is that
-of the client alone, Ray and its start included. Ours is measured with one actor and with four. Then a grid of 100,000
+of the client alone, Ray and its start included. Ours is measured with one actor and with four. A bare loop of aiohttp,
+which keeps nothing, shows how near to the ideal the machine lets anybody come in that hour. Then a grid of 100,000
 cells, all but a thousand of them answered, is taken up again: the seconds until its first request reaches the server.
 `--grid 100000` does neither: it runs so many cells from the first to the last, at a server that answers at once, and
 shows how memory goes. The last line is one JSON object.
@@ -77,6 +78,7 @@ def main() -> int:
     seconds = 5.0 if options.quick else options.seconds
     prompts = round(IN_FLIGHT / DELAY * (WARM_UP + seconds))
     runs = {_name(workers): _ours(prompts, workers) for workers in options.workers}
+    runs["bare loop"] = _bare(prompts)
     if options.peer == "curator":
         runs["curator"] = _peer(options.peer_python, prompts)
     resumed = _resumed(4 * LEFT if options.quick else options.resumed)
@@ -88,6 +90,7 @@ def main() -> int:
         "peer": round(peer.requests_per_second, 1) if peer else None,
         "unit": f"requests/s of {IN_FLIGHT / DELAY:g}",
         "ratio": round(ours.requests_per_second / peer.requests_per_second, 3) if peer else None,
+        "of_bare": round(ours.requests_per_second / runs["bare loop"].requests_per_second, 3),
         "equal": all(run.each_once for run in runs.values()),
         "runs": {name: asdict(run) for name, run in runs.items()} | {"resumed": resumed},
         "environment": environment().model_dump(),
@@ -123,6 +126,12 @@ def _name(workers: int) -> str:
 def _ours(prompts: int, workers: int) -> Run:
     with answering_server() as server, tempfile.TemporaryDirectory(prefix="danlu-bench-") as folder:
         return _run(server, prompts, [*_command(server, prompts, folder), f"synthesize.workers={workers}"])
+
+
+def _bare(prompts: int) -> Run:
+    with answering_server() as server:
+        script = [sys.executable, "-m", "benchmarks.synthesize_bare"]
+        return _run(server, prompts, [*script, f"{server}/v1", str(prompts), str(IN_FLIGHT)])
 
 
 def _peer(python: Path, prompts: int) -> Run:

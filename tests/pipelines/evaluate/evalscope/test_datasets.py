@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.artifacts.reports.evaluate import ModelBenchmark
-from pipelines.errors import DataError
+from pipelines.errors import DataError, StageError
 from tests.pipelines.evaluate.fake_endpoint import ChatServer, evaluate, make_inputs, make_recipe
 
 ROWS = [{"row_id": "r0", "query": "问？", "response": "答。"}]
@@ -144,10 +144,11 @@ def test_the_english_sentence_model_is_the_one_in_the_wheel(tmp_path: Path, monk
     assert list(tokenizer.tokenize("Mr. Li likes rain. Dr. Wu does not.")) == ["Mr. Li likes rain.", "Dr. Wu does not."]
 
 
+@pytest.mark.slow
 def test_code_in_a_folder_of_a_data_set_does_not_run(chat_server: ChatServer, tmp_path: Path) -> None:
     chat_server.answer = choose
     ran = tmp_path / "ran"
-    for name in ("logic", "ceval", "mcq", "conftest", "__init__"):  # as a loading script is called, and as others are
+    for name in ("logic", "mcq", "conftest", "__init__"):
         for folder in ("ceval", "mcq"):
             (tmp_path / folder).mkdir(exist_ok=True)
             (tmp_path / folder / f"{name}.py").write_text(f"open({str(ran)!r}, 'w').close()\n", encoding="utf-8")
@@ -160,6 +161,10 @@ def test_code_in_a_folder_of_a_data_set_does_not_run(chat_server: ChatServer, tm
     recipe = make_recipe(chat_server.url, evaluate={"datasets": datasets}, merge=None)
     report = evaluate(recipe, make_inputs(tmp_path / "run", ROWS))
     assert report.benchmarks["ceval"].rows == report.benchmarks["general_mcq"].rows == 8
+    assert not ran.exists()
+    (tmp_path / "mcq" / "mcq.py").rename(tmp_path / "ceval" / "ceval.py")  # as a loading script is called
+    with pytest.raises(StageError, match=r"scripts are no longer supported, but found ceval\.py"):
+        evaluate(recipe, make_inputs(tmp_path / "again", ROWS))
     assert not ran.exists()
 
 

@@ -83,6 +83,7 @@ def jumping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(time, "time_ns", lambda: int(jumped() * 1e9))
 
 
+@pytest.mark.slow  # time jumps for all of the process, which others of the same one need not bear
 @pytest.mark.usefixtures("jumping")
 def test_the_limits_of_the_endpoint_stay_what_they_are() -> None:
     async def ask(limits: OwnLimits, times: int) -> None:
@@ -95,6 +96,7 @@ def test_the_limits_of_the_endpoint_stay_what_they_are() -> None:
         asyncio.run(ask(limits, 1))
 
 
+@pytest.mark.slow  # time jumps for all of the process, which others of the same one need not bear
 @pytest.mark.usefixtures("jumping")
 def test_a_workspace_on_a_bucket_stays_whose_it_is(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("LEASE_SECONDS", 1.0), ("BEAT_SECONDS", 0.1), ("LOOK_SECONDS", 0.05)):

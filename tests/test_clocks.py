@@ -83,7 +83,6 @@ def jumping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(time, "time_ns", lambda: int(jumped() * 1e9))
 
 
-@pytest.mark.slow  # time jumps for all of the process, which others of the same one need not bear
 @pytest.mark.usefixtures("jumping")
 def test_the_limits_of_the_endpoint_stay_what_they_are() -> None:
     async def ask(limits: OwnLimits, times: int) -> None:
@@ -96,10 +95,10 @@ def test_the_limits_of_the_endpoint_stay_what_they_are() -> None:
         asyncio.run(ask(limits, 1))
 
 
-@pytest.mark.slow  # time jumps for all of the process, which others of the same one need not bear
+@pytest.mark.slow  # who cannot renew a lease in time, as on a busy machine, ends its process, which is pytest
 @pytest.mark.usefixtures("jumping")
 def test_a_workspace_on_a_bucket_stays_whose_it_is(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("LEASE_SECONDS", 1.0), ("BEAT_SECONDS", 0.1), ("LOOK_SECONDS", 0.05)):
+    for name, seconds in (("LEASE_SECONDS", 10.0), ("BEAT_SECONDS", 0.1), ("LOOK_SECONDS", 0.05)):
         monkeypatch.setattr(lease, name, seconds)
     workspace = Workspace(f"{s3_bucket}/leased")
     with workspace.held(), pytest.raises(StageError, match="is at work here"), workspace.held():
@@ -107,4 +106,4 @@ def test_a_workspace_on_a_bucket_stays_whose_it_is(s3_bucket: str, monkeypatch: 
     workspace.write(workspace.path(".running"), b"{}")  # of a run that was killed
     began = time.monotonic()
     with workspace.held():
-        assert 1.0 <= time.monotonic() - began < 30
+        assert 10.0 <= time.monotonic() - began < 300

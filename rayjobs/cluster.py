@@ -169,7 +169,8 @@ class Cluster:
                     process.kill()
                 if not left:
                     why = f"{_first_line(error)}\n{_end_of_logs(folder)}"
-                    raise StageError(f"Ray did not start on this machine: {why}") from error
+                    tries = f"in {STARTS} tries of at most {START_SECONDS} s"
+                    raise StageError(f"Ray did not start on this machine {tries}; is it very busy? {why}") from error
                 say("  Ray did not start, perhaps since the machine is busy; once more …")
         end_onlookers()
         threading.Thread(target=_watch, args=(self._ends, own), name="watch Ray", daemon=True).start()

@@ -1,6 +1,8 @@
 """What the machine allows in benchmarks.synthesize: aiohttp's client in a loop, which keeps nothing and limits nothing.
 
-python -m benchmarks.synthesize_bare URL PROMPTS IN_FLIGHT
+    python -m benchmarks.synthesize_bare URL PROMPTS IN_FLIGHT
+
+It is started by benchmarks.synthesize.
 """
 
 import asyncio

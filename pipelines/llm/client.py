@@ -1,7 +1,7 @@
 """One endpoint that speaks OpenAI's HTTP: a request in, an outcome out, every way it can go wrong with a name.
 
-It is the HTTP client that the openai library comes with, without the library around it: that checks types which are
-right, and took half of a worker's time. Whether a request is sent again is decided where the whole cluster is seen.
+It is the HTTP client that the openai library comes with, without the library around it, whose checks of types that are
+right cost more than asking. Whether a request is sent again is decided where the whole cluster is seen.
 """
 
 import asyncio

@@ -111,6 +111,8 @@ def test_what_does_not_fit_is_left_out_and_the_last_rule_counts() -> None:
         ({"styles": {"a": {"template": "x", "num_examples": 1}}}, "num_examples 1 of a pool of 0"),
         ({"budget": "5"}, "budget needs price"),
         ({"endpoints": [{"base_url": "localhost:8000"}]}, "is no address such as"),
+        ({"endpoints": [{"base_url": "https://a.example/v1?api-version=2"}]}, "nothing can stand behind"),
+        ({"endpoints": [{"base_url": "https://me:secret@a.example/v1"}]}, "stand in no address"),
         ({"endpoints": []}, "endpoints: at least one is needed, or engine: vllm"),
         ({"dimensions": {}}, "dimensions: at least one is needed, or passages"),
         ({"dimensions": {"passage": ["a"], "name": ["b"], "scene": ["c"]}}, "passage: the name is taken"),

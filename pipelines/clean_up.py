@@ -5,6 +5,9 @@ from collections.abc import Callable
 
 from pipelines.progress import say
 
+QUIET_SECONDS = 2.0
+"""After which it is said what is waited for."""
+
 
 def clean_up(what: str, end: Callable[[], object], seconds: float) -> None:
     """Call `end`, and wait for it so many seconds at most.
@@ -21,7 +24,10 @@ def clean_up(what: str, end: Callable[[], object], seconds: float) -> None:
 
     thread = threading.Thread(target=attempt, name=what, daemon=True)  # one that hangs does not keep the process
     thread.start()
-    thread.join(seconds)
+    thread.join(min(QUIET_SECONDS, seconds))
+    if thread.is_alive():
+        say(f"{what} …")
+        thread.join(seconds - min(QUIET_SECONDS, seconds))
     if thread.is_alive():
         say(f"{what}: not done after {seconds:g} s; going on without it")
     elif wrong:

@@ -40,6 +40,7 @@ from pipelines.recipe.load import recipe_file, shipped_recipes
 from pipelines.recipe.paths import paths_read
 from pipelines.recipe.schema import NAME_RULE, RECIPE_NAME, Recipe
 from pipelines.recipe.synthesize import Synthesize
+from pipelines.recipe.train import not_servable
 from pipelines.refine.xtuner_export import export_conversations
 from pipelines.report.page import closing
 from pipelines.report.trace import rows_lines, trace
@@ -117,9 +118,14 @@ def init(name: str, file: Annotated[Path | None, typer.Argument()] = None, overw
     if not RECIPE_NAME.fullmatch(target.stem):
         raise InputError(f"{target}: the recipe is named after its file; {NAME_RULE}")
     text = shipped[name].read_text(encoding="utf-8")
+    text = re.sub(r"(?m)^# +make .*\n", "", text)
+    text = re.sub(rf"(?m)^(# +danlu [a-z]+ ){name}\b", lambda found: found[1] + shlex.quote(str(target)), text)
     # A name of its own, lest it share the folder `runs/<name>` with the shipped recipe.
+    text = re.sub(r"(?m)^name: .*$", f"name: {target.stem}", text, count=1)
     with created(destination, None) as sink:
-        sink.write(re.sub(r"(?m)^name: .*$", f"name: {target.stem}", text, count=1).encode())
+        sink.write(
+            f"# After the recipe `{name}` that comes with danlu; docs/recipes.md has every key.\n{text}".encode()
+        )
     say(f"{target}: written; danlu check {target}")
 
 
@@ -676,6 +682,10 @@ def _run(
         say("stopped; what is finished is kept, and the same command goes on from there")
         raise
     _close(recipe, place, done)
+    models = done.get("merge" if recipe.merge else "train")
+    if models is not None and models.is_complete and recipe.train and (recipe.merge or not not_servable(recipe.train)):
+        words = shlex.join([name, *(overrides or []), *(["--workspace", workspace] if workspace else [])])
+        say(f"danlu serve {words}   answers over HTTP; danlu chat and danlu ui, with the same words, talk to it")
     return done
 
 

@@ -118,7 +118,12 @@ class Source(Section):
         if self.adapter == "columns" and (named := [name for name in self.columns if name != "row_id"]):
             raise ValueError(f"adapter columns reads no columns by name; remove columns.{named[0]}, or the adapter")
         if empty := [name for name, given in self.columns.items() if not given and name != "row_id"]:
-            raise ValueError(f"columns.{empty[0]} names no column of the source")
+            name, colon, column = empty[0].partition(":")
+            raise ValueError(
+                f"columns: {name}:{column} needs a space after the colon, {{{name}: {column}}}"
+                if colon and column
+                else f"columns.{empty[0]} names no column of the source"
+            )
         return self
 
 

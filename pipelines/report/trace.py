@@ -30,7 +30,9 @@ def trace(finished: Sequence[Output[Any]], row_id: str) -> Iterator[str]:
         return
     found = {str(row["row_id"]): None for output in finished for row in _all_with(output, row_id)}
     if not found:
-        raise DataError(f"row {row_id}: no finished stage has a row of this id, or with this text")
+        ids = (table["row_id"][0].as_py() for output in finished for table in _tables(output) if len(table))
+        like = f"; an id is such as {name}" if (name := next(ids, None)) else ""
+        raise DataError(f"row {row_id}: no finished stage has a row of this id, or with this text{like}")
     if len(found) == 1:
         (only,) = found
         yield f"row {only}"
@@ -38,6 +40,8 @@ def trace(finished: Sequence[Output[Any]], row_id: str) -> Iterator[str]:
         return
     yield f"{len(found)} rows have this text; name one of them:"
     yield from islice(found, NAMED)
+    if len(found) > NAMED:
+        yield f"… and {len(found) - NAMED} more"
 
 
 def _trace(finished: Sequence[Output[Any]], row_id: str) -> Iterator[str]:
@@ -48,9 +52,13 @@ def _trace(finished: Sequence[Output[Any]], row_id: str) -> Iterator[str]:
 
 
 def _all_with(output: Output[Any], text: str) -> Iterator[dict[str, Any]]:
+    for table in _tables(output):
+        yield from _with_text(table, text).to_pylist()
+
+
+def _tables(output: Output[Any]) -> Iterator[pa.Table]:
     for names in _files(output.report).values():
-        for table in read_tables(output.folder.workspace, output.paths(names)):
-            yield from _with_text(table, text).to_pylist()
+        yield from read_tables(output.folder.workspace, output.paths(names))
 
 
 def rows_lines(

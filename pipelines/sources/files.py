@@ -183,8 +183,9 @@ def open_bytes(path: str) -> Iterator[IO[bytes]]:
             else:
                 yield raw
     except UnicodeDecodeError as error:
-        hint = "say what it is, such as ingest.encoding: gb18030"
-        raise DataError(f"{path}:{_first_not_utf8(path)}: not UTF-8 text ({error}); {hint}") from None
+        number, encoding = _not_utf8(path)
+        hint = f"say what it is, such as ingest.encoding: {encoding}"
+        raise DataError(f"{path}:{number}: not UTF-8 text ({error}); {hint}") from None
     except (EOFError, gzip.BadGzipFile, zlib.error, csv.Error, pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
 
@@ -215,15 +216,17 @@ class _Bounded(io.RawIOBase):
         return len(data)
 
 
-def _first_not_utf8(path: str) -> int:
-    """The number of the first line that is not UTF-8."""
+def _not_utf8(path: str) -> tuple[int, str]:
+    """The number of the first line that is not UTF-8, and what encoding the file may have."""
     with open_bytes(path) as stream:
         for number, line in enumerate(stream, start=1):
+            if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                return 1, "utf-16"
             try:
                 line.decode()
             except UnicodeDecodeError:
-                return number
-    return 1
+                return number, "gb18030"
+    return 1, "gb18030"
 
 
 def digest_file(path: str) -> str:

@@ -5,6 +5,7 @@ more of them than `max_broken` stop the run. Columns and their types are those o
 its own rows have, and those that have less than all of them together are written once more.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -50,7 +51,7 @@ from pipelines.sources.files import (
 )
 from pipelines.sources.one_schema import as_one_schema
 from pipelines.sources.own_names import own_id, require_own_names
-from pipelines.sources.recode import as_utf8, is_utf8, remove_copies
+from pipelines.sources.recode import as_utf8, beginnings, is_utf8, named_as, remove_copies
 from pipelines.sources.row_keys import Columns, adapter_for, classify, renamed
 from pipelines.sources.turns import says_nothing
 
@@ -60,6 +61,11 @@ SHOWN = 5
 """Broken rows that an error message shows."""
 VERSION = 8
 """Of how sources are read: what stages that read one of their own have in their fingerprints."""
+MEANT = (
+    ("问题", "問題", "提问", "提問", "问", "問", "标题", "標題", "question", "query", "prompt", "title"),
+    ("答案", "回答", "答", "回复", "回覆", "answer", "response", "reply", "completion"),
+)
+"""Words in the names of columns with what is asked, and with answers, the surest first."""
 LOOKED_INTO = 20
 """Files, and rows of each, that a recipe's check looks into."""
 
@@ -85,7 +91,7 @@ def _unset(section: Source) -> set[str]:
 def check_source(section: Source) -> None:
     """InputError where the source's files are not there, or no adapter reads what stands first in them.
 
-    Hubs and object storage are not asked, and what is in another encoding is not looked into.
+    Hubs and object storage are not asked.
     """
     section = resolved(section)
     if "://" in section.source:
@@ -94,26 +100,29 @@ def check_source(section: Source) -> None:
     for path in files:
         if format_of(path) == ".parquet":
             require_usable(path, schema_of(path))
-    if section.adapter == "columns" or not is_utf8(section.encoding):
+    if section.adapter == "columns":
         return
-    if section.chat_log:
+    if not section.chat_log:
+        with beginnings(files[:LOOKED_INTO], section.encoding) as looked:
+            _require_adapter(section, list(looked), is_all=len(files) <= LOOKED_INTO)
+    elif is_utf8(section.encoding):
         check_chat(files, names_of(files), section, section.chat_log)
-    else:
-        _require_adapter(section, files)
 
 
 def describe_source(section: Source) -> str:
     """How the source's first rows are read and which of their columns are carried; empty where it is not looked at."""
     section = resolved(section)
-    if "://" in section.source or section.adapter == "columns" or not is_utf8(section.encoding):
+    if "://" in section.source or section.adapter == "columns":
         return ""
+    files = list_files(section.source)
     if section.chat_log:
-        files = list_files(section.source)
+        if not is_utf8(section.encoding):
+            return ""
         return f"as chat_log; first {check_chat(files, names_of(files), section, section.chat_log)}"
     used, counts = Counter[str](), Counter[str]()
     carried, unread = dict[str, None](), dict[str, None]()
-    for path in list_files(section.source)[:LOOKED_INTO]:
-        for row in sample_rows(path, LOOKED_INTO, unread):
+    with beginnings(files[:LOOKED_INTO], section.encoding) as looked:
+        for row in (row for path in looked for row in sample_rows(path, LOOKED_INTO, unread)):
             row = renamed(row, section.columns)
             columns = classify(row, section.adapter, _named_by(section))
             try:
@@ -142,8 +151,11 @@ def read_source(section: Source, place: Place) -> IngestReport:
     section = resolved(section)
     given = list_files(section.source)
     files = as_utf8(given, section.encoding, place)
-    names = dict(zip(files, names_of(given).values(), strict=True))
+    with named_as(dict(zip(files, given, strict=True))):
+        return _read(section, files, dict(zip(files, names_of(given).values(), strict=True)), place)
 
+
+def _read(section: Source, files: list[str], names: dict[str, str], place: Place) -> IngestReport:
     def plan() -> list[Shard]:
         if section.chat_log:
             return plan_chat(files, names, section, section.chat_log, _store(place))
@@ -155,7 +167,7 @@ def read_source(section: Source, place: Place) -> IngestReport:
     elif section.chat_log:
         work = chat_reader(section, section.chat_log)
     else:
-        _require_adapter(section, files)
+        _require_adapter(section, files[:LOOKED_INTO], is_all=len(files) <= LOOKED_INTO)
         work = _reader(section)
     commits = run_shards(place, "rows", plan, work, concurrency=section.concurrency, title="ingest")
     for path in place.workspace.list(place.path(STORED)):
@@ -195,10 +207,13 @@ def _named_by(section: Source) -> str | None:
     return section.columns["row_id"] or "" if "row_id" in section.columns else None
 
 
-def _require_adapter(section: Source, files: list[str]) -> None:
-    """InputError where no adapter reads the first rows of a file; DataError where none of the first files has any."""
+def _require_adapter(section: Source, files: list[str], *, is_all: bool) -> None:
+    """InputError where no adapter reads the first rows of a file; DataError where none of the first files has any.
+
+    `is_all`: whether there are no other files.
+    """
     is_empty = True
-    for path in files[:LOOKED_INTO]:
+    for path in files:
         rows = [renamed(row, section.columns) for row in sample_rows(path, LOOKED_INTO)]
         if not rows:
             continue
@@ -215,11 +230,11 @@ def _require_adapter(section: Source, files: list[str]) -> None:
         problems = [problem for row in rows if (problem := _refused(section, row))]
         if len(problems) == len(rows):
             if not any(map(recognise, rows)) and "no adapter" in problems[0]:
-                raise _no_adapter(path, [*dict.fromkeys(name for row in rows for name in row)])
+                raise _no_adapter(path, [*dict.fromkeys(name for row in rows for name in row)], section.columns)
             raise InputError(f"{path}: {problems[0]}")
         if section.adapter == "auto" and not any(map(recognise, rows)):
-            raise _no_adapter(path, [*dict.fromkeys(name for row in rows for name in row)])
-    if is_empty and len(files) <= LOOKED_INTO:
+            raise _no_adapter(path, [*dict.fromkeys(name for row in rows for name in row)], section.columns)
+    if is_empty and is_all:
         raise DataError(first_broken(files))
 
 
@@ -239,15 +254,34 @@ def _refused(section: Source, row: dict[str, Any]) -> str | None:
     return None
 
 
-def _no_adapter(file: str, columns: list[str]) -> InputError:
-    """How to rename columns that no adapter reads: for the adapter they are nearest to, or else for any."""
+def _no_adapter(file: str, columns: list[str], named: dict[str, str | None]) -> InputError:
+    """How to rename columns that no adapter reads: for the adapter they are nearest to, or else for any.
+
+    `columns`: as they are once those that the recipe has `named` have their new names.
+    """
     what = f"{file}: no adapter reads columns {', '.join(columns)}"
+    if len(columns) == 1 and (found := re.search(r"[;；\t|]", columns[0])):
+        mark = "a tab" if found[0] == "\t" else found[0]
+        return InputError(f"{what}; if {mark} is what separates them, save the file with commas, or with tabs as .tsv")
+    known = {name for adapter in ADAPTERS.values() for name in adapter.needs}
+    for name, source in named.items():
+        if source in known and name in columns and name not in known:
+            return InputError(f"{what}; in ingest.columns the name that is read comes first: {{{source}: {name}}}")
+        if source and name != "row_id" and name not in columns:
+            return InputError(f"{what}; {source}, which ingest.columns names for {name}, is none of them")
     given = {name.lower(): name for name in columns}
     for name, adapter in ADAPTERS.items():
         close = {wanted: get_close_matches(wanted.lower(), given, n=1, cutoff=0.75) for wanted in sorted(adapter.needs)}
         if all(close.values()):
             renamed = [f"{given[found]} to {wanted}" for wanted, (found,) in close.items() if given[found] != wanted]
             return InputError(f"{what}; rename {' and '.join(renamed)} for adapter {name}")
+    asked, answered = (
+        next((name for word in words for name in columns if word in name.lower()), "") for words in MEANT
+    )
+    if asked != answered and all(re.fullmatch(r"\w+", name) for name in (asked, answered)):
+        return InputError(
+            f"{what}; say what they are, such as 'ingest.columns={{query: {asked}, response: {answered}}}'"
+        )
     usual = [f"{', '.join(sorted(adapter.needs))} ({name})" for name, adapter in ADAPTERS.items()]
     return InputError(f"{what}; rename them to one of these sets, here or as ingest.columns: {'; '.join(usual)}")
 
@@ -433,15 +467,17 @@ def _report(
 def first_rows(section: Source, count: int) -> list[dict[str, Any]]:
     """The first rows of the source's first file, canonical, to look at before the source is read.
 
-    Rows that cannot be read are passed over. None from hubs, object storage and files in another encoding.
+    Rows that cannot be read are passed over. None from hubs, object storage and chats in another encoding.
     """
     section = resolved(section)
-    if "://" in shipped_path(section.source) or not is_utf8(section.encoding):
+    if "://" in shipped_path(section.source):
         return []
     files = list_files(section.source)
     if section.chat_log:
-        return first_sessions(files, names_of(files), section, section.chat_log, count)
-    rows = sample_rows(files[0], count)
+        is_read = is_utf8(section.encoding)
+        return first_sessions(files, names_of(files), section, section.chat_log, count) if is_read else []
+    with beginnings(files[:1], section.encoding) as looked:
+        rows = [row for path in looked for row in sample_rows(path, count)]
     if section.adapter == "columns":
         return [row for row in rows if "row_id" in row]
     reading = _Reading({"name": names_of(files)[files[0]]}, section.adapter, section.columns, _named_by(section))

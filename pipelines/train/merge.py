@@ -24,6 +24,7 @@ from pipelines.models.subprocess_task import run_in_subprocess
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.progress import waiting
 from pipelines.recipe.train import Merge, OwnSampling
+from pipelines.train.peft_warnings import peft_warnings_off
 from pipelines.train.weights import check_base, digest_weights, is_adapter
 
 MODEL = "model"
@@ -162,7 +163,10 @@ def _load(base: Path, trained: Path, quantized_in: str | None) -> Any:
         folder = base if adapter else trained
         loading = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         model = loaded_whole(loading, folder)
-    return PeftModel.from_pretrained(model, trained) if adapter else model
+    if not adapter:
+        return model
+    with peft_warnings_off():
+        return PeftModel.from_pretrained(model, trained)
 
 
 def _on_cpus(num_cpus: float) -> None:

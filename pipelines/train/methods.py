@@ -10,6 +10,7 @@ from pipelines.recipe.train import Train
 from pipelines.train.arguments import dtype_of
 from pipelines.train.attention import NAME, ONE_SAMPLE, has_one_sample_a_row
 from pipelines.train.fused_lora import fuse
+from pipelines.train.peft_warnings import peft_warnings_off
 from pipelines.train.run import Run
 from pipelines.train.sequence import check_heads
 from pipelines.train.targets import adapter_config
@@ -48,9 +49,10 @@ def _with_adapter(model: Any, section: Train) -> Any:
     from peft import PeftModel, get_peft_model
 
     config = adapter_config(section, model)
-    if section.adapter is not None:
-        return PeftModel.from_pretrained(model, section.adapter, is_trainable=True, config=config)
-    return get_peft_model(model, config)
+    with peft_warnings_off():
+        if section.adapter is not None:
+            return PeftModel.from_pretrained(model, section.adapter, is_trainable=True, config=config)
+        return get_peft_model(model, config)
 
 
 def _keep_trainable(model: Any) -> None:

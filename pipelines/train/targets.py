@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pipelines.errors import Problem, nearest
 from pipelines.recipe.train import Train
+from pipelines.train.peft_warnings import peft_warnings_off
 
 KEY = "train.lora.target_modules"
 
@@ -149,7 +150,8 @@ def check_targets(section: Train, model: Any, on_disk: Iterable[str]) -> tuple[T
 
     made = copy.deepcopy(model)
     try:
-        adapted: Any = get_peft_model(made, adapter_config(section, made), low_cpu_mem_usage=True)
+        with peft_warnings_off():
+            adapted: Any = get_peft_model(made, adapter_config(section, made), low_cpu_mem_usage=True)
     except (ValueError, NotImplementedError) as error:  # as peft says what it cannot adapt
         return None, [Problem(KEY, f"peft: {error}", on_every_machine=True)]
     modules = sorted({name.partition(".lora_")[0] for name, _ in adapted.named_parameters() if ".lora_" in name})

@@ -18,6 +18,7 @@ from pipelines.models.skeleton import check_weights
 from pipelines.models.weight_files import weight_shapes
 from pipelines.train.checkpoint import replace_text
 from pipelines.train.checkpoint_universal import shard_count
+from pipelines.train.peft_warnings import peft_warnings_off
 
 WEIGHTS, CONFIG, GENERATION = "adapter_model.safetensors", "adapter_config.json", "generation_config.json"
 
@@ -75,9 +76,9 @@ def check_base(adapter: Path, base: Path) -> None:
     skeleton = check_weights(base)
     own = weight_shapes(adapter)
     try:
-        adapted: Any = get_peft_model(
-            copy.deepcopy(skeleton.model), PeftConfig.from_pretrained(str(adapter)), low_cpu_mem_usage=True
-        )
+        config = PeftConfig.from_pretrained(str(adapter))
+        with peft_warnings_off():
+            adapted: Any = get_peft_model(copy.deepcopy(skeleton.model), config, low_cpu_mem_usage=True)
     except ValueError as error:  # as peft says that it finds none of the modules
         raise DataError(f"{adapter}: made for another base model than {base}: {error}") from None
     expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)

@@ -63,6 +63,9 @@ def test_recipes_init_and_check(tmp_path: Path) -> None:
     assert "ASCII letters" in refused("init", "tiny", "我的.yaml", cwd=tmp_path)
     assert "did you mean 'tiny'?" in refused("init", "tinny", cwd=tmp_path)
     assert danlu("init", "tiny", "新的 文件夹/own.yaml", cwd=tmp_path).returncode == 0
+    head = [line for line in (tmp_path / "新的 文件夹" / "own.yaml").read_text("utf-8").splitlines() if line[0] == "#"]
+    assert "docs/recipes.md" in head[0] and "make demo" not in " ".join(head)
+    assert [line for line in head if "danlu run '新的 文件夹/own.yaml'" in line]
     (tmp_path / "rows.csv").touch()
     assert "rows.csv exists already" in refused("clean", "own.yaml", "--export", "rows.csv", cwd=tmp_path)
     assert "rows.csv exists already" in refused("refine", "own.yaml", "--export", "rows.csv", cwd=tmp_path)

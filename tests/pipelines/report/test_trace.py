@@ -7,6 +7,7 @@ import pytest
 from pipelines.artifacts.workspace import Workspace
 from pipelines.errors import DataError
 from pipelines.recipe.schema import Recipe
+from pipelines.report import trace as trace_module
 from pipelines.report.trace import rows_lines, trace
 from rayjobs import pipeline
 from rayjobs.cluster import Cluster
@@ -76,8 +77,14 @@ def test_a_part_of_a_text_names_its_row_or_the_rows(finished: Finished) -> None:
     assert [*trace(finished, "使蓝光")] == ["row good", *trace(finished, "good")]
     assert [*trace(finished, "百花")] == ["row talk", *trace(finished, "talk")]
     assert [*trace(finished, "蓝光")] == ["2 rows have this text; name one of them:", "good", "talk"]
-    with pytest.raises(DataError, match="row 没有的: no finished stage has a row of this id, or with this text"):
+    unknown = "row 没有的: no finished stage has a row of this id, or with this text; an id is such as good$"
+    with pytest.raises(DataError, match=unknown):
         [*trace(finished, "没有的")]
+
+
+def test_of_many_rows_with_a_text_the_first_are_named(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace_module, "NAMED", 1)
+    assert [*trace(finished, "蓝光")] == ["2 rows have this text; name one of them:", "good", "… and 1 more"]
 
 
 def test_nothing_has_been_read_yet() -> None:

@@ -14,7 +14,8 @@ from pipelines.artifacts.rows import RowDigest, messages_of
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import DataError, InputError
 from pipelines.recipe.ingest import Ingest
-from pipelines.sources.read import read_once, read_source
+from pipelines.sources import recode
+from pipelines.sources.read import check_source, describe_source, first_rows, read_once, read_source
 from tests.pipelines.sources.samples import rows_of, write_lines, written
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -108,6 +109,65 @@ def test_other_encodings_are_read(tmp_path: Path, name: str, encoding: str) -> N
     source.write_bytes(packed.get(source.suffix, bytes)(data + b"\xff"))
     with pytest.raises(DataError, match=rf"{name}:\d+: not {encoding} text"):
         run(tmp_path, source, encoding=encoding)
+
+
+@pytest.mark.parametrize(("name", "encoding"), [("a.csv", "gb18030"), ("a.jsonl", "utf-16"), ("a.json.gz", "big5")])
+def test_files_in_another_encoding_are_looked_into_before_they_are_read(
+    tmp_path: Path, name: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recode, "BEGINNING", 300)
+    rows = [{"問題": f"第{i}行，\n一問", "答案": "答", "日期": "2024/3/7"} for i in range(300)]
+    source = written(tmp_path / name, rows)
+    plain = gzip.decompress(source.read_bytes()) if name.endswith(".gz") else source.read_bytes()
+    data = plain.decode("utf-8-sig").encode(encoding)
+    source.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    columns = {"query": "問題", "response": "答案"}
+    section = Ingest(source=str(source), encoding=encoding, columns=columns)
+    assert describe_source(section) == "as query_response; carried, not trained: 日期"
+    check_source(section)
+    assert [row["query"] for row in first_rows(section, 2)] == ["第0行，\n一問", "第1行，\n一問"]
+    with pytest.raises(InputError, match=rf"{source}: no adapter reads columns 問題, 答案, 日期; say what they are"):
+        check_source(Ingest(source=str(source), encoding=encoding))
+    with pytest.raises(DataError, match=rf"{source}:\d+: not utf-32 text .*mend ingest\.encoding"):
+        check_source(Ingest(source=str(source), encoding="utf-32"))
+
+
+def test_what_is_wrong_with_a_copy_is_said_of_the_file(tmp_path: Path) -> None:
+    source = tmp_path / "a.json"
+    source.write_bytes('[{"query": "问", "response": "答"},\n{"query": "问"'.encode("gb18030"))
+    for look in (check_source, lambda section: run(tmp_path, source, encoding=section.encoding)):
+        with pytest.raises(DataError, match=rf"{source}: broken after element 1"):
+            look(Ingest(source=str(source), encoding="gb18030"))
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "said"),
+    [
+        ("编号,问题,答案\n1,问,答\n", {}, r"say what they are, such as 'ingest.columns={query: 问题, response: 答案}'"),
+        ("ID,Title,Reply text\n1,问,答\n", {}, r"rename them to one of these sets"),
+        ("编号;问题;答案\n1;问;答\n", {}, r"if ; is what separates them, save the file with commas"),
+        ("编号,问题,答案\n1,问,答\n", {"问题": "query"}, r"the name that is read comes first: {query: 问题}"),
+        (
+            "编号,问题,答案\n1,问,答\n",
+            {"query": "提问", "response": "答案"},
+            r"提问, which ingest.columns names for query",
+        ),
+    ],
+)
+def test_columns_that_nothing_reads_are_refused_with_a_way_out(
+    tmp_path: Path, text: str, columns: dict[str, str | None], said: str
+) -> None:
+    source = tmp_path / "a.csv"
+    source.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=said):
+        check_source(Ingest(source=str(source), columns=columns))
+
+
+def test_utf_16_is_told_by_its_mark(tmp_path: Path) -> None:
+    source = tmp_path / "a.csv"
+    source.write_bytes("query,response\n问,答\n".encode("utf-16"))
+    with pytest.raises(DataError, match=r"a\.csv:1: not UTF-8 text .*ingest\.encoding: utf-16$"):
+        check_source(Ingest(source=str(source)))
 
 
 def test_what_is_not_in_the_encoding_at_all_is_named_with_its_file(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+TERMINATED = 143
+"""Exit code of a process that SIGTERM ended, as shells have it."""
+
 
 class DanluError(Exception):
     """Root of the family; the command line turns it into its exit code."""

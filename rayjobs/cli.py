@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.artifacts.files import Destination, created, require_writable
-from pipelines.artifacts.workspace import Workspace, open_workspace
+from pipelines.artifacts.workspace import Workspace, open_workspace, unwritable
 from pipelines.clean.analyze import filters_of
 from pipelines.clean.custom_source import declared_operators
 from pipelines.clean.manual_edits import export_rows, require_exportable
@@ -159,6 +159,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceO
         if loaded.merge and (merging := describe_merge(loaded.train)):
             out.print(f"  merge: {merging}", markup=False, soft_wrap=True)
     problems += pipeline.missing_gpus(loaded)
+    problems += [Problem("--workspace", reason)] if (reason := unwritable(place)) else []
     for problem in problems:
         what = ": ".join(filter(None, (problem.key, problem.message)))
         out.print(f"  not ready on this machine: {what}", markup=False, soft_wrap=True)

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from pipelines.clean_up import clean_up
-from pipelines.errors import InputError, StageError
+from pipelines.errors import TERMINATED, InputError, StageError
 from pipelines.kill_with_parent import import_path
 from pipelines.owned_folder import owned_folder
 from pipelines.progress import say, waiting
@@ -67,8 +67,6 @@ then takes the workers' placement group away. An address at which nothing can an
 drains the only node, and the actor that would look out for it takes two seconds of a core to start.
 """
 
-TERMINATED = 143
-"""Exit code of a process that SIGTERM ended, as shells have it."""
 START_SECONDS = 300
 """What Ray's processes may take to start on a busy machine; Ray itself waits for 30 s."""
 STARTS = 3

@@ -24,11 +24,11 @@ from urllib.parse import urlsplit
 from pipelines.artifacts.workspace import Workspace
 from pipelines.clean.custom_source import source_of
 from pipelines.direct_http import is_loopback, without_proxy
-from pipelines.errors import InputError, Problem, RecipeError, StageError
+from pipelines.errors import TERMINATED, InputError, Problem, RecipeError, StageError
 from pipelines.progress import STEADY_INTERVAL, say
 from pipelines.recipe.paths import paths_read, paths_written
 from pipelines.recipe.schema import Recipe
-from rayjobs.cluster import REACH_SECONDS, TERMINATED
+from rayjobs.cluster import REACH_SECONDS
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Where `ray dashboard` brings a cluster's job server to this machine, and where one that runs here has it."""

@@ -374,6 +374,16 @@ def to_json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1).encode() + b"\n"
 
 
+def unwritable(workspace: Workspace) -> str:
+    """Why nothing can be written in a folder, as far as one can tell without writing; empty where it can."""
+    if not workspace.is_local:
+        return ""
+    there = next(path for path in (Path(workspace.root), *Path(workspace.root).parents) if os.path.lexists(path))
+    if not there.is_dir():
+        return f"{there} is no folder"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"nothing can be written in {there}"
+
+
 def open_workspace(given: str | None, recipe_name: str, *, on_cluster: bool) -> Workspace:
     """The workspace named on the command line, or `runs/<recipe name>`.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines import placement
 from pipelines.artifacts.workspace import FULL
-from pipelines.errors import DanluError, HardwareError, StageError
+from pipelines.errors import TERMINATED, DanluError, HardwareError, StageError
 from pipelines.progress import say
 from pipelines.recipe.train import Train, numbers_of_workers
 from pipelines.train.checkpoint import complete_checkpoints, step_of
@@ -100,21 +100,22 @@ def run_workers(loop: Loop, run: Run) -> WorkerFacts:
     Where Ray says that a worker was lost, new ones go on from the last complete checkpoint, at most `max_failures`
     times, and only while there is progress; where workers were told to leave, they saved before, and that is no
     failure. Errors of our own that a worker raises are raised here as they were, and any other exception of the loop
-    as StageError at once. StageError once all is saved where this process is told to end.
+    as StageError at once. SystemExit once all is saved where this process is told to end.
     """
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     failures = 0
     patience = 0
+    if saved := _saved(run):
+        say(f"  training: going on from step {saved}")
     with sigterm_noted(run.leave) as told:
         while True:
             run.leave.unlink(missing_ok=True)
             saved = _saved(run)
             if told.is_set():
-                raise StageError(
-                    f"training was told to end and saved step {saved}; the same command goes on from there"
-                )
+                say(f"terminated; training saved step {saved}, and the same command goes on from there")
+                raise SystemExit(TERMINATED)
             try:
                 outcome = _attempt(loop, _as_wide_as_possible(run, patience))
             except TrainingFailedError as error:

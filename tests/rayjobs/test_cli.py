@@ -58,6 +58,9 @@ def test_recipes_init_and_check(tmp_path: Path) -> None:
     result = danlu("check", "own.yaml", "train.max_steps=2", cwd=tmp_path)
     assert result.returncode == 0
     assert "ingest → clean → split → train → merge → evaluate → compare" in result.stdout
+    (tmp_path / "file").touch()
+    unready = danlu("check", "own.yaml", "--workspace", "file/w", cwd=tmp_path)
+    assert unready.returncode == 4 and f"--workspace: {tmp_path / 'file'} is no folder" in unready.stdout
     assert "exists already" in refused("init", "tiny", "own.yaml", cwd=tmp_path)
     assert result.stdout.startswith("own: valid")  # named after its file, so that it has a folder of its own
     assert "ASCII letters" in refused("init", "tiny", "我的.yaml", cwd=tmp_path)

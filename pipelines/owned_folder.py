@@ -1,4 +1,4 @@
-"""Folders that belong to one process: removed with it, or by the next process of the kind where it was killed."""
+"""Folders that belong to processes: removed with the last, or by the next process of the kind where it was killed."""
 
 import fcntl
 import os
@@ -6,7 +6,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LOCK = "lock"
@@ -29,6 +29,26 @@ def owned_folder(parent: str | Path, prefix: str) -> Iterator[str]:
             os.close(descriptor)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def shared_folder(parent: str | Path, prefix: str, name: str) -> Iterator[str]:
+    """The folder of that name below `parent`, which several processes own together; else as `owned_folder`.
+
+    `name` is one that nobody guesses: what lies there already is taken for theirs.
+    """
+    sweep(parent, prefix)
+    folder = os.path.join(parent, f"{prefix}{name}")
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    descriptor = os.open(f"{folder}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield folder
+    finally:
+        with suppress(BlockingIOError):  # others are at work there
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
 
 
 def sweep(parent: str | Path, prefix: str) -> None:

@@ -71,7 +71,7 @@ def test_workers_on_disks_of_their_own_leave_what_workers_in_one_folder_leave(
     killer = threading.Thread(target=lose_a_worker, daemon=True)
     killer.start()
     report = spread(recipe, bucket_split)
-    assert lost and 0 < report.resumed_at < STEPS
+    assert lost and 0 < report.resumed_at <= STEPS
     assert report.digest == straight.digest
     same = {"step", "loss", "lr", "tokens"}
     losses, undisturbed = ([entry.model_dump(include=same) for entry in one.losses] for one in (report, straight))

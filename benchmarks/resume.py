@@ -101,6 +101,7 @@ def usage_of(pid: int) -> tuple[dict[str, int], dict[int, float]]:
 
 def take_up(millions: int, folder: Path) -> dict[str, Any]:
     """Make the ledger where it is not there, and measure until the first request."""
+    folder.mkdir(parents=True, exist_ok=True)
     with answering_server() as server:
         what = recipe(f"{server}/v1", millions)
         path, workspace = folder / f"{millions}.yaml", folder / f"w{millions}"

@@ -5,7 +5,8 @@
 
 The server answers after a second, as a function of the prompt; 256 requests are in flight. The rate is that of the
 arrivals at the server from the third second to the last request sent, and the ideal is 256 a second. CPU is that
-of the client alone, Ray and its start included. Ours is measured with one actor and with four. Then a grid of 100,000
+of the client alone, Ray and its start included. Ours is measured with one actor and with four. A bare loop of aiohttp,
+which keeps nothing, shows how near to the ideal the machine lets anybody come in that hour. Then a grid of 100,000
 cells, all but a thousand of them answered, is taken up again: the seconds until its first request reaches the server.
 `--grid 100000` does neither: it runs so many cells from the first to the last, at a server that answers at once, and
 shows how memory goes. The last line is one JSON object.
@@ -77,6 +78,7 @@ def main() -> int:
     seconds = 5.0 if options.quick else options.seconds
     prompts = round(IN_FLIGHT / DELAY * (WARM_UP + seconds))
     runs = {_name(workers): _ours(prompts, workers) for workers in options.workers}
+    runs["bare loop"] = _bare(prompts)
     if options.peer == "curator":
         runs["curator"] = _peer(options.peer_python, prompts)
     resumed = _resumed(4 * LEFT if options.quick else options.resumed)
@@ -88,6 +90,7 @@ def main() -> int:
         "peer": round(peer.requests_per_second, 1) if peer else None,
         "unit": f"requests/s of {IN_FLIGHT / DELAY:g}",
         "ratio": round(ours.requests_per_second / peer.requests_per_second, 3) if peer else None,
+        "of_bare": round(ours.requests_per_second / runs["bare loop"].requests_per_second, 3),
         "equal": all(run.each_once for run in runs.values()),
         "runs": {name: asdict(run) for name, run in runs.items()} | {"resumed": resumed},
         "environment": environment().model_dump(),
@@ -125,6 +128,12 @@ def _ours(prompts: int, workers: int) -> Run:
         return _run(server, prompts, [*_command(server, prompts, folder), f"synthesize.workers={workers}"])
 
 
+def _bare(prompts: int) -> Run:
+    with answering_server() as server:
+        script = [sys.executable, "-m", "benchmarks.synthesize_bare"]
+        return _run(server, prompts, [*script, f"{server}/v1", str(prompts), str(IN_FLIGHT)])
+
+
 def _peer(python: Path, prompts: int) -> Run:
     if not python.is_file():
         raise SystemExit(f"{python}: not there; make it with python3.11 -m venv and pip install bespokelabs-curator")
@@ -134,13 +143,15 @@ def _peer(python: Path, prompts: int) -> Run:
 
 
 def _recipe(server: str, prompts: int) -> Recipe:
-    """As many cells as prompts, and no more words than the peer has."""
+    """As many cells as prompts, in two dimensions, and no more words than the peer has."""
+    ends = max(count for count in range(1, 1001) if prompts % count == 0)
+    names, numbers = range(prompts // ends), range(ends)
     section = {
         "model": "gpt-4",
         "endpoints": [{"base_url": f"{server}/v1", "max_in_flight": IN_FLIGHT}],
-        "dimensions": {"name": [f"人{number}" for number in range(prompts)]},
-        "styles": {"正常": {"template": "祝{name}"}},
-        "queries": ["祝{name}"],
+        "dimensions": {"name": [f"人{name}" for name in names], "number": [f"{number:03}" for number in numbers]},
+        "styles": {"正常": {"template": "祝{name}{number}"}},
+        "queries": ["祝{name}{number}"],
     }
     return Recipe.model_validate({"name": "bench", "synthesize": section})
 

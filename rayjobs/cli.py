@@ -35,6 +35,7 @@ from pipelines.models.served import MODELS
 from pipelines.models.tokenizer import open_tokenizer
 from pipelines.progress import say
 from pipelines.recipe.ingest import Source
+from pipelines.recipe.keys import endpoint_key
 from pipelines.recipe.load import recipe_file, shipped_recipes
 from pipelines.recipe.paths import paths_read
 from pipelines.recipe.schema import NAME_RULE, RECIPE_NAME, Recipe
@@ -226,7 +227,7 @@ def chat(
 
     models, system, sampling = _how_to_chat(target, overrides)
     start = terminal.ChatStart((model,) if model else models, system, sampling)
-    terminal.chat(_endpoint_of(target, overrides), start, os.environ.get("OPENAI_API_KEY", "none"))
+    terminal.chat(_endpoint_of(target, overrides), start, endpoint_key())
 
 
 def _how_to_chat(target: str, overrides: list[str] | None) -> tuple[tuple[str, ...], str, dict[str, Any]]:
@@ -259,6 +260,7 @@ def ui(
 
     url = _endpoint_of(target, overrides)
     say(f"http://{host}:{port}: asks {url}; Ctrl-C stops")
+    endpoint_key()  # the page asks with it
     open_page(url, host, port, ChatStart(*_how_to_chat(target, overrides)))
 
 

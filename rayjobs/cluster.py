@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import tempfile
@@ -77,6 +78,10 @@ STOP_SECONDS = 60
 REACH_SECONDS = 10
 """What a cluster may take to answer at its address."""
 WATCH_SECONDS = 1.0
+ROOM = 64 << 20
+"""Bytes that a Ray of our own must find free for its temporary files: its logs, its sockets and what it spills."""
+LITTLE = 4 << 20
+"""Bytes free there at which a run is ended: where none are, Ray starts workers that cannot start, again and again."""
 LONGEST_SOCKET = 107 - len("/danlu-ray-12345678/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 """The longest path of a folder in which Ray's own can hold its sockets: Linux allows 107 bytes."""
 
@@ -134,10 +139,17 @@ class Cluster:
         if not any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
         try:
-            own = self._held.enter_context(owned_folder(_temporary(), "danlu-ray-"))
+            parent = _temporary()
+            own = self._held.enter_context(owned_folder(parent, "danlu-ray-"))
+            free = shutil.disk_usage(own).free
             folder = f"{own}/r"  # Ray opens its own folder to everybody, but not the one that holds it
         except OSError as error:
             raise StageError(f"no folder for Ray's temporary files ({error}); set TMPDIR to one with room") from error
+        if free < ROOM:
+            raise StageError(
+                f"{parent}: {free >> 20} MB free, and Ray's temporary files need {ROOM >> 20}; make room there, or set "
+                "TMPDIR to a folder that has it"
+            )
         ray_constants.ENABLE_RAY_CLUSTER = False  # what the environment says, if Ray is loaded already
         for left in range(STARTS - 1, -1, -1):
             try:
@@ -157,10 +169,11 @@ class Cluster:
                     process.kill()
                 if not left:
                     why = f"{_first_line(error)}\n{_end_of_logs(folder)}"
-                    raise StageError(f"Ray did not start on this machine: {why}") from error
+                    tries = f"in {STARTS} tries of at most {START_SECONDS} s"
+                    raise StageError(f"Ray did not start on this machine {tries}; is it very busy? {why}") from error
                 say("  Ray did not start, perhaps since the machine is busy; once more …")
         end_onlookers()
-        threading.Thread(target=_watch, args=(self._ends,), name="watch Ray", daemon=True).start()
+        threading.Thread(target=_watch, args=(self._ends, own), name="watch Ray", daemon=True).start()
 
     def __enter__(self) -> "Cluster":
         return self
@@ -211,8 +224,14 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _temporary() -> str:
+    """Where Ray's own folder goes: to TMPDIR, or where that is of no use, to what Python takes instead, and says it."""
     usual = tempfile.gettempdir()
-    return usual if len(usual.encode()) <= LONGEST_SOCKET else "/tmp"
+    taken = usual if len(usual.encode()) <= LONGEST_SOCKET else "/tmp"
+    wanted = os.environ.get("TMPDIR")
+    if wanted and os.path.abspath(wanted) != taken:
+        why = "too long for Ray's sockets" if taken != usual else "nothing can be written there"
+        say(f"  TMPDIR {wanted}: {why}; Ray's temporary files go to {taken}")
+    return taken
 
 
 @contextmanager
@@ -275,20 +294,29 @@ def _children(named: str) -> list[psutil.Process]:
     return found
 
 
-def _watch(ends: threading.Event) -> None:
-    """End this process where one of Ray's has died: a call to Ray would wait for minutes, or end in a crash's dump."""
+def _watch(ends: threading.Event, folder: str) -> None:
+    """End this process where Ray cannot go on: a call to it would wait for ever, or end in a crash's dump.
+
+    That is where one of its own processes has died, or where `folder`, which holds what it writes, has no room left.
+    """
     from ray._private.worker import _global_node
 
     node: Any = _global_node
+    parent = os.path.dirname(folder)
     while not ends.wait(WATCH_SECONDS):
         dead = [name for name, process in node.dead_processes() if name in ("raylet", "gcs_server")]
-        if dead and not ends.is_set():
-            say(
-                f"error: Ray's {dead[0]} was killed, perhaps for want of memory (dmesg tells); what is finished is "
-                "kept, and the same command goes on from there"
-            )
-            node.kill_all_processes(check_alive=False, allow_graceful=False)
-            os._exit(1)
+        has_room = shutil.disk_usage(parent).free >= LITTLE
+        if ends.is_set() or (not dead and has_room):
+            continue
+        why = (
+            f"Ray's {dead[0]} was killed, perhaps for want of memory (dmesg tells)"
+            if dead
+            else f"{parent}: no room left for Ray's temporary files; make some, or set TMPDIR"
+        )
+        say(f"error: {why}; what is finished is kept, and the same command goes on from there")
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)
 
 
 def _first_line(error: BaseException) -> str:

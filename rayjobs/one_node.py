@@ -167,9 +167,13 @@ def _read(stream: Any, said: "queue.Queue[str | None]") -> None:
 
 
 def _next(said: "queue.Queue[str | None]") -> str | None:
-    """The next line, None after the last. Ray cancels by an interrupt, which does not wake what waits in a call."""
-    while True:
-        try:
+    """The next line, None after the last; KeyboardInterrupt where the work is cancelled.
+
+    Ray interrupts, too, which does not wake what waits in a call, and on a busy machine did not always arrive.
+    """
+    import ray
+
+    while not ray.get_runtime_context().is_canceled():
+        with suppress(queue.Empty):
             return said.get(timeout=LOOK_SECONDS)
-        except queue.Empty:
-            continue
+    raise KeyboardInterrupt

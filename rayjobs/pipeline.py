@@ -323,11 +323,11 @@ def _do(stage: Stage[I, R], place: Place, inputs: I, staging: Staging, again: bo
     if again or place.workspace.exists(place.path("manifest.json")):
         place.clear()
     say(f"{stage.name} …")
-    began = time.monotonic()
+    began, start = time.time(), time.monotonic()
     work = staging.work(place, inputs, stage.on_disk, spread=spread)
     with never_silent(stage.name), explained(stage.name), work as (own, read):
         report = stage.run(own, read)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start
     manifest: Manifest[R] = Manifest(
         stage=stage.name,
         fingerprint=place.fingerprint,

@@ -140,11 +140,11 @@ def _attempt(workspace: Workspace, folder: str, name: str, shard: Shard, work: W
     attempt = Attempt(workspace, f"{folder}/data", f"{name}-{uuid.uuid4().hex[:8]}", {})
     try:
         result = work(shard, attempt)
+        files = {kind: os.path.basename(path) for kind, path in attempt.files.items()}
+        commit = {"index": shard["index"], "files": files, "result": result}
+        workspace.write_if_absent(f"{folder}/commits/{name}.json", to_json(commit))
     except DanluError as error:
         return pickle.dumps(error)
-    files = {kind: os.path.basename(path) for kind, path in attempt.files.items()}
-    commit = {"index": shard["index"], "files": files, "result": result}
-    workspace.write_if_absent(f"{folder}/commits/{name}.json", to_json(commit))
     return b""
 
 

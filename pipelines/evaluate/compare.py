@@ -17,7 +17,7 @@ from pipelines.errors import Problem
 from pipelines.evaluate.answers import EvaluationAnswer, EvaluationRequest, kept_answers, unanswered
 from pipelines.evaluate.ask import RequestOptions, ask_endpoint
 from pipelines.evaluate.batch import answer_in_batch
-from pipelines.evaluate.endpoint import ON_DISK, ModelInputs, api_key, models_endpoint
+from pipelines.evaluate.endpoint import ON_DISK, ModelInputs, models_endpoint
 from pipelines.evaluate.pairwise_judge import SECTION_KEY, judge_answers
 from pipelines.evaluate.questions import Question, held_out_questions, probe_questions
 from pipelines.evaluate.sweep import (
@@ -33,6 +33,7 @@ from pipelines.metrics.style import loops
 from pipelines.models.lineup import Lineup, checkpoint_adapters, served_models
 from pipelines.models.served import BASE
 from pipelines.recipe.evaluate import Compare
+from pipelines.recipe.keys import endpoint_key
 from pipelines.recipe.llm import NOT_IN_FINGERPRINT
 from pipelines.recipe.serve import Serve
 
@@ -162,7 +163,7 @@ class CompareStage(Stage[ModelInputs, CompareReport]):
             return answer_in_batch(self.serve, models, requests, file)
         with models_endpoint(self.models, self.serve, inputs, section.endpoint) as url:
             given = self.models.chat_template_kwargs
-            options = RequestOptions(url, api_key(), section.concurrency, section.timeout, given)
+            options = RequestOptions(url, endpoint_key(), section.concurrency, section.timeout, given)
             return ask_endpoint(options, requests, file, "answers")
 
 

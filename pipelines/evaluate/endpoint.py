@@ -1,6 +1,5 @@
 """The endpoint that evaluation and comparison ask: one that is named, or one started for as long as it is needed."""
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
@@ -13,6 +12,7 @@ from pipelines.direct_http import is_loopback
 from pipelines.errors import StageError
 from pipelines.models.lineup import Lineup, checkpoint_adapters, served_models
 from pipelines.models.served import MODELS
+from pipelines.recipe.keys import endpoint_key
 from pipelines.recipe.serve import Serve
 
 ON_DISK = ("split", "train", "merge", MODELS)
@@ -54,18 +54,14 @@ def shared_endpoints() -> Iterator[None]:
 def models_endpoint(lineup: Lineup, serve: Serve, inputs: ModelInputs, given: str | None) -> Iterator[str]:
     """The /v1 address at which every model that is compared answers; StageError where one does not.
 
-    `given` is an address to use instead of starting engines.
+    `given` is an address to use instead of starting engines. RecipeError where the environment's key cannot be one.
     """
+    endpoint_key()  # before engines start
     with ExitStack() as stack:
         url = given or _started(lineup, serve, inputs, stack)
         checkpoints = [name for name, _ in checkpoint_adapters(lineup, inputs.train).values()]
         _check(url, [*lineup.names(), *checkpoints])
         yield url
-
-
-def api_key() -> str:
-    """The key that endpoints are asked with, from OPENAI_API_KEY."""
-    return os.environ.get("OPENAI_API_KEY") or "none"
 
 
 def _started(lineup: Lineup, serve: Serve, inputs: ModelInputs, stack: ExitStack) -> str:
@@ -95,7 +91,9 @@ def _check(url: str, names: list[str]) -> None:
 
     http = DefaultHttpxClient(trust_env=not is_loopback(url))
     try:
-        listed = {m.id for m in OpenAI(base_url=url, api_key=api_key(), timeout=30, http_client=http).models.list()}
+        listed = {
+            m.id for m in OpenAI(base_url=url, api_key=endpoint_key(), timeout=30, http_client=http).models.list()
+        }
     except OpenAIError as error:
         raise StageError(f"{url}: the endpoint does not list its models ({error}); is it up?") from None
     missing = [name for name in names if name not in listed]

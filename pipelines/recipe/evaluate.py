@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from pipelines.errors import nearest
 from pipelines.recipe.base import Count, Generation, Penalty, Ratio, ReadPath, Seconds, Section
-from pipelines.recipe.llm import ModelRequests
+from pipelines.recipe.llm import ApiAddress, ModelRequests
 
 
 def _belongs_to_api(endpoint: str | None, known: ValidationInfo) -> str | None:
@@ -19,7 +19,7 @@ def _belongs_to_api(endpoint: str | None, known: ValidationInfo) -> str | None:
     return endpoint
 
 
-EndpointAddress = Annotated[str | None, AfterValidator(_belongs_to_api)]
+EndpointAddress = Annotated[ApiAddress | None, AfterValidator(_belongs_to_api)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 
 

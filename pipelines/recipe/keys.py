@@ -2,6 +2,10 @@
 
 import os
 
+from pipelines.errors import Problem, RecipeError
+
+ENDPOINT_KEY = "OPENAI_API_KEY"
+"""Where `danlu chat`, `danlu ui`, evaluate and compare find the key of the endpoint that they ask."""
 QUOTES = "\"'`“”‘’"
 
 
@@ -17,8 +21,19 @@ def key_problem(name: str) -> str:
         )
     if any(mark in value for mark in QUOTES):
         return f"the environment variable {name} holds quotation marks; write the key without them"
+    if value.startswith("$"):
+        return f"the environment variable {name} holds the name of another variable, not a key: nothing expanded it"
     if value != value.strip() or any(character.isspace() for character in value):
         return f"the environment variable {name} holds a space or a line break; write the key without it"
     if not value.isascii() or not value.isprintable():
         return f"the environment variable {name} holds a character that no key has; copy the key once more"
     return ""
+
+
+def endpoint_key() -> str:
+    """The key that endpoints are asked with, "none" where there is none; RecipeError where it cannot be a key."""
+    if not os.environ.get(ENDPOINT_KEY):
+        return "none"
+    if said := key_problem(ENDPOINT_KEY):
+        raise RecipeError("the environment", [Problem("", said)])
+    return os.environ[ENDPOINT_KEY]

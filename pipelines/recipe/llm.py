@@ -25,6 +25,10 @@ def _address(given: str) -> str:
         is_whole = False
     if not is_whole or re.search(r"[\s\0-\x1f\x7f]", given):
         raise ValueError(f"{given!r} is no address such as https://HOST/v1 or http://HOST:PORT/v1")
+    if parts.query or parts.fragment:
+        raise ValueError(f"{given!r}: /chat/completions is added to an address, which nothing can stand behind")
+    if parts.username or parts.password:
+        raise ValueError("a user and a password stand in no address; a key comes from the environment (api_key_env)")
     return given
 
 

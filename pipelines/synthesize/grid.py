@@ -106,12 +106,16 @@ class Grid:
         columns = [column.tolist() for column in self.indices(positions).values()]
         samples = (positions % section.samples_per_cell).tolist()
         keys = bytearray()
+        of_cell, last = hashlib.sha256(), None
         for row, sample in zip(zip(*columns, strict=True), samples, strict=True):
-            cell = {name: self.axes[name][number] for name, number in zip(names, row, strict=True)}
-            draw = self._draw(cell, sample) if draws else None
-            prompt = escape(self._prompt(cell, draw))
-            told = ", ".join([f"{label}: {escape(cell[name])}" for name, label in written])
-            keys += hashlib.sha256(f"{before}{prompt}{after}{told}}}, {sample}]".encode()).digest()[:16]
+            if draws or row != last:  # else all but the sample's number is as it was
+                cell = {name: self.axes[name][number] for name, number in zip(names, row, strict=True)}
+                prompt = escape(self._prompt(cell, self._draw(cell, sample) if draws else None))
+                told = ", ".join([f"{label}: {escape(cell[name])}" for name, label in written])
+                of_cell, last = hashlib.sha256(f"{before}{prompt}{after}{told}}}, ".encode()), row
+            of_sample = of_cell.copy()
+            of_sample.update(b"%d]" % sample)
+            keys += of_sample.digest()[:16]
         return positions, np.frombuffer(bytes(keys), "V16")
 
     def _draw(self, cell: Mapping[str, str], sample: int) -> random.Random:

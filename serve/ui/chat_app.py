@@ -21,6 +21,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from pipelines.direct_http import is_loopback
 from pipelines.errors import DataError
+from pipelines.recipe.keys import endpoint_key
 from serve.ui import chat
 from serve.ui.chat_words import LANGUAGES, words
 from serve.ui.conversation import (
@@ -143,16 +144,15 @@ def answers_loop() -> asyncio.AbstractEventLoop:
 @st.cache_resource
 def endpoint_client(base_url: str) -> openai.AsyncOpenAI:
     """The client; the key, if one is needed, comes from the environment and is never shown."""
-    key = os.environ.get("OPENAI_API_KEY", "none")
     http = openai.DefaultAsyncHttpxClient(trust_env=not is_loopback(base_url))
-    return openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0, http_client=http)
+    return openai.AsyncOpenAI(base_url=base_url, api_key=endpoint_key(), max_retries=0, http_client=http)
 
 
 @st.cache_data(ttl=3, show_spinner=False)
 def listed_models(base_url: str) -> list[str]:
     """The endpoint's models, asked again after a few seconds: adapters are published while the page is open."""
-    key = os.environ.get("OPENAI_API_KEY", "none")
-    return [model.id for model in chat.endpoint_client(base_url, key).with_options(timeout=10).models.list()]
+    client = chat.endpoint_client(base_url, endpoint_key()).with_options(timeout=10)
+    return [model.id for model in client.models.list()]
 
 
 def settings(models: list[str], client: openai.AsyncOpenAI, start_with: chat.ChatStart) -> Page:

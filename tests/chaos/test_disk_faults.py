@@ -1,15 +1,20 @@
 """Disks that fail at any call: ingest and clean leave the same rows, or say what failed and leave nothing that counts.
 
-Shards run in this process, where calls can be counted; `Workspace` and the ledger are all that write here.
+Shards run in this process, where every call of a run can be counted, and on Ray, where those of a shard can.
+`Workspace` is all that writes here.
 """
 
 import errno
 import io
 import itertools
+import json
 import os
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow.parquet as pq
 import pytest
@@ -28,9 +33,15 @@ from tests.outputs import finished, rows_of
 from tests.pipelines.sources.samples import write_lines
 
 TEXTS = [f"第{number}个回答，说的是第{number}件事情，与别的都不相同。" for number in range(24)]
+LINES = [{"query": f"问{number}", "response": text} for number, text in enumerate([*TEXTS, TEXTS[3], "短"])]
+"""Of which one is there twice, and one is short."""
 PROCESS = ["document_deduplicator", {"text_length_filter": {"min_len": 5}}]
 FAULTS = ("fsync", "short", "ENOSPC", "EIO", "EINTR")
 KTH = 200
+BUFFER = 64
+"""Bytes of a file's buffer: little, so that a small run makes many calls."""
+SEED, DRAWN = 20261202, 20
+"""Of the faults that are tried on Ray."""
 
 
 class Disk:
@@ -53,12 +64,32 @@ class Disk:
     def open(self, path: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:
         if mode != "wb":
             return open(path, mode, *arguments, **named)
-        return io.BufferedWriter(FaultyFile(self, path))
+        return io.BufferedWriter(FaultyFile(self, path), BUFFER)
 
     def fdopen(self, descriptor: int, mode: str = "r", *arguments: Any, **named: Any) -> Any:
         if mode != "wb":
             return REAL_FDOPEN(descriptor, mode, *arguments, **named)
-        return io.BufferedWriter(FaultyFile(self, descriptor))
+        return io.BufferedWriter(FaultyFile(self, descriptor), BUFFER)
+
+    def naming(self, call: Callable[..., None]) -> Callable[..., None]:
+        """A call that makes a name in a folder, which needs room there too."""
+
+        def may_fail(*arguments: Any, **named: Any) -> None:
+            if self.fault in ("ENOSPC", "EIO") and self.is_due():
+                raise OSError(getattr(errno, self.fault), os.strerror(getattr(errno, self.fault)))
+            call(*arguments, **named)
+
+        return may_fail
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """What this process writes meanwhile goes to this disk."""
+        names = {name: self.naming(getattr(os, name)) for name in ("replace", "link", "mkdir")}
+        with (
+            patch.multiple(os, fsync=self.fsync, fdopen=self.fdopen, **names),
+            patch.object(workspace, "open", self.open, create=True),
+        ):
+            yield
 
 
 REAL_FDOPEN = os.fdopen
@@ -95,8 +126,8 @@ def in_this_process(
 def run(root: Path, source: Path) -> tuple[str, list[str]]:
     """Ingest and clean; the digest of what is left, and its rows."""
     place = Place(Workspace(str(root)), "ingest", "f")
-    read = finished(place, IngestStage(Ingest(source=str(source), shard_bytes=1200)).run(place, Inputs()))
-    assert len(read.report.outputs.rows) > 2
+    read = finished(place, IngestStage(Ingest(source=str(source), shard_bytes=600)).run(place, Inputs()))
+    assert len(read.report.outputs.rows) > 4
     place = Place(Workspace(str(root)), "clean", "f")
     report: CleanReport = CleanStage(Clean(process=PROCESS)).run(place, CleanInputs(read))
     cleaned = finished(place, report)
@@ -111,44 +142,88 @@ def complete(root: Path) -> Iterator[Path]:
             yield path
 
 
-def try_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cases: list[tuple[str, int]]) -> dict[str, int]:
-    monkeypatch.setattr(shards, "_run", in_this_process)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # no power is lost here, and each takes milliseconds
-    lines = [{"query": f"问{number}", "response": text} for number, text in enumerate([*TEXTS, TEXTS[3], "短"])]
-    source = write_lines(tmp_path / "rows.jsonl", lines)
+def try_all(
+    tmp_path: Path, cases: list[tuple[str, int]], on_disk: Callable[[Disk], AbstractContextManager[None]]
+) -> dict[str, int]:
+    """Ingest and clean on disks of each kind, and once more on one that is well; returns how they ended."""
+    source = write_lines(tmp_path / "rows.jsonl", LINES)
     wanted = run(tmp_path / "straight", source)
     assert len(wanted[1]) == len(TEXTS)
     counts = {"equal": 0, "refused": 0}
     for fault, kth in cases:
         root, disk = tmp_path / f"{fault}-{kth}", Disk(fault, kth)
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", disk.fsync)
-            patch.setattr(os, "fdopen", disk.fdopen)
-            patch.setattr(workspace, "open", disk.open, raising=False)
-            try:
+        try:
+            with on_disk(disk):
                 found = run(root, source)
-            except DanluError as error:
-                assert fault in ("fsync", "ENOSPC", "EIO"), (fault, kth, error)
-                assert str(root) in str(error) and "what is finished is kept" in str(error), error
-                counts["refused"] += 1
-            else:
-                assert found == wanted, (fault, kth)
-                assert disk.failed == 0 or fault in ("short", "EINTR"), (fault, kth)
-                counts["equal"] += 1
+        except DanluError as error:
+            assert fault in ("fsync", "ENOSPC", "EIO"), (fault, kth, error)
+            assert str(root) in str(error) and "what is finished is kept" in str(error), error
+            assert "\n" not in str(error), error
+            counts["refused"] += 1
+        else:
+            assert found == wanted, (fault, kth)
+            assert disk.failed == 0 or fault in ("short", "EINTR"), (fault, kth)
+            counts["equal"] += 1
         for path in complete(root):
             pq.read_table(path)  # whole
+        for path in root.rglob("*.json"):
+            json.loads(path.read_bytes())
         assert run(root, source) == wanted, (fault, kth)  # on a disk that is well again
     return counts
 
 
-def test_a_disk_that_fails_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[Disk], AbstractContextManager[None]]:
+    """Shards run in this process, and all that is written goes to the disk."""
+    monkeypatch.setattr(shards, "_run", in_this_process)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # no power is lost here, and each takes milliseconds
+    return Disk.in_use
+
+
+def test_a_disk_that_fails_now_and_then(tmp_path: Path, here: Callable[[Disk], AbstractContextManager[None]]) -> None:
     cases = [*itertools.product(FAULTS, (1, 2, 3, 5, 8, 13, 21, 34, 55, 89))]
-    counts = try_all(tmp_path, monkeypatch, cases)
+    counts = try_all(tmp_path, cases, here)
     assert counts["equal"] >= 20 and counts["refused"] >= 10
 
 
 @pytest.mark.slow
-def test_a_disk_that_fails_at_every_kth_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = try_all(tmp_path, monkeypatch, [*itertools.product(FAULTS, range(1, KTH + 1))])
+def test_a_disk_that_fails_at_every_kth_call(
+    tmp_path: Path, here: Callable[[Disk], AbstractContextManager[None]]
+) -> None:
+    counts = try_all(tmp_path, [*itertools.product(FAULTS, range(1, KTH + 1))], here)
     print(f"{len(FAULTS)} faults x every k-th call up to {KTH}: {counts}")
     assert sum(counts.values()) == len(FAULTS) * KTH
+
+
+def test_the_data_are_enough_for_every_kth_call_to_come(
+    tmp_path: Path, here: Callable[[Disk], AbstractContextManager[None]]
+) -> None:
+    source = write_lines(tmp_path / "rows.jsonl", LINES)
+    for fault in FAULTS:
+        disk = Disk(fault, kth=1 << 30)
+        with here(disk):
+            run(tmp_path / fault, source)
+        assert disk.calls >= KTH, fault
+
+
+@contextmanager
+def in_workers(disk: Disk) -> Iterator[None]:
+    """What shards write in Ray's workers goes to a disk of that kind, a new one for each shard."""
+    fault, kth = disk.fault, disk.kth
+
+    def attempt(*arguments: Any) -> bytes:
+        with Disk(fault, kth).in_use():
+            return _attempt(*arguments)
+
+    with patch.object(shards, "_attempt", attempt):
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_disk_that_fails_under_ray_s_workers(tmp_path: Path) -> None:
+    draw = random.Random(SEED)
+    cases = draw.sample([*itertools.product(FAULTS, range(1, 31))], DRAWN)
+    counts = try_all(tmp_path, cases, in_workers)
+    print(f"{DRAWN} drawn, on Ray: {counts}")
+    assert min(counts.values()) >= DRAWN // 5

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.artifacts.files import Destination, created
 from pipelines.artifacts.workspace import Workspace
 
 PROJECT = Path(__file__).parents[2]
@@ -86,6 +87,18 @@ def test_check_says_what_would_stop_a_later_stage_and_run_stops_before_the_first
     refusal = refused("run", name, "ingest.source=rows.jsonl", cwd=tmp_path)
     assert "mine: 2 problems" in refusal and "train.model" in refusal and "publish.upload" in refusal
     assert not list(tmp_path.glob("runs/mine/ingest/*"))
+
+
+def test_check_knows_what_the_workspace_it_is_given_wrote(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"query": "问", "response": "答"}\n', encoding="utf-8")
+    name = recipe(tmp_path, "name: mine\ningest: {source: rows.jsonl}\nexport: {path: out.jsonl}\n")
+    target = Destination("export.path", str(tmp_path / "out.jsonl"), "export.overwrite: true")
+    with created(target, Workspace(str(tmp_path / "there"))) as sink:
+        sink.write(b"written by that workspace\n")
+    assert danlu("check", name, "--workspace", "there", cwd=tmp_path).returncode == 0
+    said = danlu("check", name, cwd=tmp_path)
+    assert said.returncode == 4 and "out.jsonl exists already" in said.stdout
+    assert not (tmp_path / "runs").exists()
 
 
 def test_check_says_which_gpus_are_missing_here(tmp_path: Path) -> None:

@@ -151,8 +151,37 @@ def test_a_ray_that_does_not_start_is_tried_again_and_then_told(monkeypatch: pyt
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", fail)
     with (
-        pytest.raises(StageError, match=r"Ray did not start on this machine: The raylet did not register\n$"),
+        pytest.raises(
+            StageError,
+            match=r"did not start on this machine in 3 tries of at most 300 s; .* The raylet did not register\n$",
+        ),
         cluster.Cluster() as own,
     ):
         own.connect()
     assert len(tries) == cluster.STARTS
+
+
+class Starting:
+    """A raylet that has started, and that Ray never hears of."""
+
+    def name(self) -> str:
+        return "raylet"
+
+
+@pytest.mark.parametrize(("raylets", "seconds", "why"), [([Starting()], 2, "no node"), ([], 0, "its raylet ended")])
+def test_the_wait_for_a_node_that_does_not_come_ends(
+    monkeypatch: pytest.MonkeyPatch, raylets: list[Starting], seconds: float, why: str
+) -> None:
+    from ray._private import services
+
+    def get_node() -> None:
+        raise RuntimeError("no node")
+
+    monkeypatch.setattr(cluster, "START_SECONDS", 2)
+    monkeypatch.setattr(cluster, "_children", lambda named: raylets)
+    monkeypatch.setattr(services, "get_node", get_node)
+    began = time.monotonic()
+    with pytest.raises((RuntimeError, ConnectionError), match=why), cluster.patience():
+        services.get_node()
+    assert seconds <= time.monotonic() - began < seconds + 60
+    assert services.get_node is get_node

@@ -2,10 +2,10 @@
 
 import re
 import subprocess
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from tests.foreign_packages import OURS, foreign_folder, run_task
 from tests.rayjobs.conftest import ADDRESS
@@ -24,6 +24,7 @@ def submit(head: dict[str, str], *entrypoint: str) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.slow
 def test_clean_runs_as_a_job_and_is_read_from_outside(head: dict[str, str], tmp_path: Path) -> None:
     workspace = tmp_path / "w"
     command = ("python", "-m", "rayjobs.clean", "tiny", "--workspace", str(workspace))
@@ -32,11 +33,9 @@ def test_clean_runs_as_a_job_and_is_read_from_outside(head: dict[str, str], tmp_
     assert "succeeded" in result.stdout + result.stderr
     rows = [pq.read_table(path).num_rows for path in workspace.glob("clean/*/*/data/*.rows.parquet")]
     assert sum(rows) > 450
-    began = time.monotonic()
     again = submit(head, *command, "ingest.shard_bytes=20000")
     assert again.returncode == 0
     assert re.search("clean: up to date", again.stdout + again.stderr), again.stdout
-    assert time.monotonic() - began < 60
 
 
 def test_a_relative_workspace_is_refused(head: dict[str, str]) -> None:

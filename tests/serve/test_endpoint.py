@@ -134,6 +134,7 @@ def test_64_mixed_requests_at_once_each_carry_their_own_marker(client: openai.Op
     assert not set(alone) & set("RB")
 
 
+@pytest.mark.slow
 def test_log_probabilities_in_a_mixed_batch_are_those_of_each_model_alone(
     client: openai.OpenAI, tiny_model: Path, marker_adapters: dict[str, Path]
 ) -> None:

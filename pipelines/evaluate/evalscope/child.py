@@ -11,12 +11,14 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipelines.evaluate.answers import drop_torn_line
 from pipelines.evaluate.evalscope.job import ScoringJob, read_jobs
 from pipelines.kill_with_parent import die_with_parent
+from pipelines.recipe.keys import endpoint_key
 
 
 def run(job: ScoringJob, api_key: str) -> None:
@@ -91,12 +93,22 @@ def own_caches(scratch: Path) -> Iterator[None]:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
+def run_no_code_of_datasets() -> None:
+    """Have evalscope refuse the Python code that a data set may bring; by itself it has modelscope run that of any."""
+    from evalscope.api.dataset.hub import DatasetHub  # not before the caches are set, which it reads when imported
+
+    library: Any = DatasetHub
+    load = library.load
+    library.load = lambda hub, *arguments, **named: load(replace(hub, trust_remote=False), *arguments, **named)
+
+
 def main(path: Path) -> None:
     """Do every job of the file at `path`."""
     die_with_parent()
     with own_caches(path.parent / "scratch"):
+        run_no_code_of_datasets()
         for job in read_jobs(path):
-            run(job, os.environ.get("OPENAI_API_KEY") or "none")
+            run(job, endpoint_key())
 
 
 if __name__ == "__main__":

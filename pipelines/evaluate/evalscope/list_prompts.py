@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from pipelines.evaluate.evalscope.child import own_caches, task_config
+from pipelines.evaluate.evalscope.child import own_caches, run_no_code_of_datasets, task_config
 from pipelines.evaluate.evalscope.job import ScoringJob, read_jobs
 from pipelines.kill_with_parent import die_with_parent
 
@@ -29,6 +29,7 @@ def main(path: Path) -> None:
     """Write the prompts of every job of the file at `path`."""
     die_with_parent()
     with own_caches(path.parent / "scratch"):
+        run_no_code_of_datasets()
         for job in read_jobs(path):
             write_prompts(job)
 

@@ -11,6 +11,7 @@ from pipelines.artifacts import shards as module
 from pipelines.artifacts.shards import Attempt, Shard, run_shards
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.clean.stage import CleanInputs, CleanStage
+from pipelines.errors import StageError
 from pipelines.recipe.clean import Clean
 from pipelines.recipe.ingest import Ingest
 from pipelines.sources.read import read_source
@@ -73,3 +74,15 @@ def test_rows_of_many_shards_stay_in_order(tmp_path: Path, monkeypatch: pytest.M
 
 def table_of(paths: list[str]) -> pa.Table:
     return pa.concat_tables([pq.read_table(path) for path in paths])
+
+
+def work_whose_commit_fails(shard: Shard, attempt: Attempt) -> dict[str, Any]:
+    Path(attempt.folder).with_name("commits").symlink_to("/dev/full")  # so that the commit cannot be written
+    return work(shard, attempt)
+
+
+def test_a_commit_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    place = Place(Workspace(str(tmp_path)), "clean", "f")
+    with pytest.raises(StageError, match=r"^.*/p/commits/00000\.json: cannot be written .*run again$") as caught:
+        run_shards(place, "p", lambda: [{"index": 0}], work_whose_commit_fails, concurrency=None, title="t")
+    assert type(caught.value) is StageError  # as it was, without Ray's account of where it was raised

@@ -126,6 +126,13 @@ def test_an_answer_that_came_while_the_process_stood_still_is_read(
         assert runner.run(run(url)).kind is OutcomeKind.ANSWERED
 
 
+def test_a_proxy_does_not_stand_between_us_and_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert send(Behaviour(delay=0)).kind is OutcomeKind.ANSWERED
+
+
 def test_nobody_listens() -> None:
     async def run() -> Outcome:
         client = client_of("http://127.0.0.1:9/v1", timeout=5)

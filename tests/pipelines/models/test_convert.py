@@ -214,6 +214,7 @@ def test_what_the_native_class_has_not_is_refused(tmp_path: Path, change: dict[s
         convert(folder, tmp_path / "native")
 
 
+@pytest.mark.slow
 def test_a_recipe_names_the_published_folder(ray_cluster: None, tmp_path: Path) -> None:
     families.write_chatglm3(tmp_path / "glm")
     native = resolve(str(tmp_path / "glm"), tmp_path / "models")

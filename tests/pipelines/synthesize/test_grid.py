@@ -111,6 +111,8 @@ def test_what_does_not_fit_is_left_out_and_the_last_rule_counts() -> None:
         ({"styles": {"a": {"template": "x", "num_examples": 1}}}, "num_examples 1 of a pool of 0"),
         ({"budget": "5"}, "budget needs price"),
         ({"endpoints": [{"base_url": "localhost:8000"}]}, "is no address such as"),
+        ({"endpoints": [{"base_url": "https://a.example/v1?api-version=2"}]}, "nothing can stand behind"),
+        ({"endpoints": [{"base_url": "https://me:secret@a.example/v1"}]}, "stand in no address"),
         ({"endpoints": []}, "endpoints: at least one is needed, or engine: vllm"),
         ({"dimensions": {}}, "dimensions: at least one is needed, or passages"),
         ({"dimensions": {"passage": ["a"], "name": ["b"], "scene": ["c"]}}, "passage: the name is taken"),
@@ -153,7 +155,7 @@ def test_cells_of_one_speaker_may_be_left_out_by_the_map() -> None:
         grid(answer=answer, compatibility=[{"where": {"name": "李总", "scene": "生日"}}])
 
 
-@pytest.mark.parametrize("name", ["wishes", "many"])
+@pytest.mark.parametrize("name", ["wishes", "drawn", "samples"])
 def test_keys_made_in_columns_are_those_of_the_requests(name: str) -> None:
     section: dict[str, Any] = {
         "model": 'm"老',
@@ -170,6 +172,9 @@ def test_keys_made_in_columns_are_those_of_the_requests(name: str) -> None:
         "compatibility": [{"where": {"zeta": "甲"}}, {"where": {"zeta": "甲", "style": ["严*"]}, "fits": True}],
         "generation": {"max_tokens": 9, "temperature": 0.7, "stop": ["\n"]},
     }
+    if name == "samples":  # of a cell have the same words
+        section["injections"] = section["injections"][:1]
+        section["styles"]["严肃"]["num_examples"] = 0
     what = load_recipe("wishes") if name == "wishes" else Recipe.model_validate({"name": "t", "synthesize": section})
     assert what.synthesize
     made = Grid(what.synthesize, 3)

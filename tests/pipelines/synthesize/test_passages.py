@@ -119,6 +119,7 @@ def test_a_corpus_is_in_rays_store_once_and_not_in_what_workers_are_sent(tmp_pat
     assert made.passages[9_999] in made.request(9_999).messages[0]["content"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_pairs_and_dialogues_become_rows(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("春节是农历新年。人们贴春联、放鞭炮，全家团圆吃年夜饭。", encoding="utf-8")

@@ -69,6 +69,7 @@ def test_what_is_of_chats_is_refused(given: dict[str, Any]) -> None:
         section_of(**given)
 
 
+@pytest.mark.slow
 def test_a_book_is_trained_whole_in_samples_that_follow_one_another(
     ray_cluster: None, base_model: Path, tmp_path: Path
 ) -> None:

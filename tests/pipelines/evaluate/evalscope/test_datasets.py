@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.artifacts.reports.evaluate import ModelBenchmark
-from pipelines.errors import DataError
+from pipelines.errors import DataError, StageError
 from tests.pipelines.evaluate.fake_endpoint import ChatServer, evaluate, make_inputs, make_recipe
 
 ROWS = [{"row_id": "r0", "query": "问？", "response": "答。"}]
@@ -139,3 +142,63 @@ def test_the_english_sentence_model_is_the_one_in_the_wheel(tmp_path: Path, monk
     assert tokenizer._params.sent_starters == set(english.SENT_STARTERS)
     assert dict(tokenizer._params.ortho_context) == dict(english.ORTHO_CONTEXT)
     assert list(tokenizer.tokenize("Mr. Li likes rain. Dr. Wu does not.")) == ["Mr. Li likes rain.", "Dr. Wu does not."]
+
+
+@pytest.mark.slow
+def test_code_in_a_folder_of_a_data_set_does_not_run(chat_server: ChatServer, tmp_path: Path) -> None:
+    chat_server.answer = choose
+    ran = tmp_path / "ran"
+    for name in ("logic", "mcq", "conftest", "__init__"):
+        for folder in ("ceval", "mcq"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{name}.py").write_text(f"open({str(ran)!r}, 'w').close()\n", encoding="utf-8")
+    write(tmp_path / "ceval" / "logic_val.jsonl", CHOICES)
+    write(tmp_path / "mcq" / "animals_val.jsonl", CHOICES)
+    datasets = [
+        {"benchmark": "ceval", "path": str(tmp_path / "ceval"), "subsets": ["logic"], "few_shot_num": 0},
+        {"benchmark": "general_mcq", "path": str(tmp_path / "mcq"), "subsets": ["animals"]},
+    ]
+    recipe = make_recipe(chat_server.url, evaluate={"datasets": datasets}, merge=None)
+    report = evaluate(recipe, make_inputs(tmp_path / "run", ROWS))
+    assert report.benchmarks["ceval"].rows == report.benchmarks["general_mcq"].rows == 8
+    assert not ran.exists()
+    (tmp_path / "mcq" / "mcq.py").rename(tmp_path / "ceval" / "ceval.py")  # as a loading script is called
+    with pytest.raises(StageError, match=r"scripts are no longer supported, but found ceval\.py"):
+        evaluate(recipe, make_inputs(tmp_path / "again", ROWS))
+    assert not ran.exists()
+
+
+FROM_A_HUB = """
+import sys
+from pathlib import Path
+
+import modelscope
+from pipelines.evaluate.evalscope.child import own_caches, run_no_code_of_datasets, task_config
+from pipelines.evaluate.evalscope.job import ScoringJob
+
+def load(**asked):
+    print("trust_remote_code:", asked["trust_remote_code"])
+    sys.exit()
+
+modelscope.MsDataset.load = load
+folder = sys.argv[1]
+with own_caches(Path(folder, "scratch")):
+    run_no_code_of_datasets()
+    from evalscope.api.registry import get_benchmark
+
+    job = ScoringJob("m", "http://127.0.0.1:1/v1", folder, "gsm8k", {}, 1, {}, 1, 1.0, "")
+    get_benchmark("gsm8k", task_config(job, "none")).load_dataset()
+"""
+
+
+def test_code_of_a_data_set_from_a_hub_is_not_trusted(tmp_path: Path) -> None:
+    environment = {**os.environ, "EVALSCOPE_CACHE": str(tmp_path), "MODELSCOPE_CACHE": str(tmp_path)}
+    said = subprocess.run(
+        [sys.executable, "-c", FROM_A_HUB, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert "trust_remote_code: False" in said.stdout, said.stderr

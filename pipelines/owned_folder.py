@@ -28,7 +28,7 @@ def owned_folder(parent: str | Path, prefix: str) -> Iterator[str]:
         finally:
             os.close(descriptor)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
 
 
 @contextmanager
@@ -39,16 +39,41 @@ def shared_folder(parent: str | Path, prefix: str, name: str) -> Iterator[str]:
     """
     sweep(parent, prefix)
     folder = os.path.join(parent, f"{prefix}{name}")
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    descriptor = os.open(f"{folder}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    descriptor = _shared_lock(folder)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield folder
     finally:
-        with suppress(BlockingIOError):  # others are at work there
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
+            _remove(folder)
+        except BlockingIOError:  # others are at work there
+            pass
+        finally:
+            os.close(descriptor)
+
+
+def _shared_lock(folder: str) -> int:
+    """A descriptor that holds a folder's lock together with others; the folder is made where it is missing."""
+    while True:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        with suppress(FileNotFoundError):  # swept before it was locked
+            descriptor = os.open(f"{folder}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.lstat(f"{folder}/{LOCK}")):
+                    return descriptor
+            os.close(descriptor)
+
+
+def _remove(folder: str | Path) -> None:
+    """Remove a folder, its lock last: who is killed on the way leaves what `sweep` finds."""
+    with suppress(FileNotFoundError):  # swept by another
+        for entry in Path(folder).iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != LOCK:
+                entry.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep(parent: str | Path, prefix: str) -> None:
@@ -64,7 +89,7 @@ def sweep(parent: str | Path, prefix: str) -> None:
             is_ours = lock.st_uid == folder.st_uid == os.geteuid()
             if is_ours and stat.S_ISREG(lock.st_mode) and stat.S_ISDIR(folder.st_mode):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(file.parent, ignore_errors=True)
+                _remove(file.parent)
         except (BlockingIOError, FileNotFoundError):  # its owner lives, or has just removed it
             continue
         finally:

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +32,17 @@ def slow_filter(column: Column):
 """
 
 
+WAIT = """
+import boto3, sys, time
+bucket, below, ending, number = sys.argv[1:]
+pages, deadline = boto3.client("s3").get_paginator("list_objects_v2"), time.monotonic() + 600
+while True:
+    found = [one["Key"] for page in pages.paginate(Bucket=bucket, Prefix=below) for one in page.get("Contents", [])]
+    if sum(name.endswith(ending) for name in found) >= int(number):
+        break
+    assert time.monotonic() < deadline, found
+    time.sleep(0.5)
+"""
 HOLD = """
 import ray
 from ray.util.placement_group import placement_group
@@ -119,12 +129,9 @@ class Bucket:
         body = f"json.load(boto3.client('s3').get_object(Bucket='{BUCKET}', Key=name)['Body'])"
         return {one["stage"]: one["report"] for one in self._said(f"[{body} for name in {found!r}]")}
 
-    def wait_for(self, below: str, ending: str, number: int, seconds: float = 600) -> None:
+    def wait_for(self, below: str, ending: str, number: int) -> None:
         """Until so many objects are there."""
-        deadline = time.monotonic() + seconds
-        while len([name for name in self.names(below) if name.endswith(ending)]) < number:
-            assert time.monotonic() < deadline, f"{below}: {self.names(below)}"
-            time.sleep(0.5)
+        self._net.hub.run("python", "-c", WAIT, BUCKET, below, ending, str(number), timeout=900)
 
     def _said(self, expression: str) -> Any:
         code = f"import boto3, json; print(json.dumps({expression}))"

@@ -160,7 +160,9 @@ def _as_wide_as_possible(run: Run, patience: float) -> Run:
 def _attempt(loop: Loop, run: Run) -> WorkerFacts | Preempted:
     """One group of workers, under a name of its own: Ray keeps nothing that a crash could leave half-written."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from pipelines.train.process_group import ReachableConfig
 
     each = run.section.resources_per_worker
     use_gpu = each.get("GPU", 0) > 0
@@ -170,7 +172,7 @@ def _attempt(loop: Loop, run: Run) -> WorkerFacts | Preempted:
     trainer = trainer_class(
         _work,
         train_loop_config={"loop": loop, "run": run, "attempt": name},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=ReachableConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=run.section.num_workers, use_gpu=use_gpu, resources_per_worker=dict(each)
         ),

@@ -33,7 +33,7 @@ with patience():
 """The command `ray`, which waits longer for its node than half a minute."""
 INSIDE = "mount -t tmpfs none /tmp && mkdir /tmp/home && mount -t tmpfs none /dev/shm && echo ready && sleep infinity"
 """What the first process of a namespace does. With it all others of the namespace end, and its links go."""
-PORTS = re.compile(r"^open TCP (.*) between nodes", re.MULTILINE)
+PORTS = re.compile(r"open TCP (.*) between nodes")
 
 
 class Space:

@@ -277,6 +277,31 @@ def test_engines_and_gateways_on_both_nodes_answer_and_another_takes_the_place_o
         print(end(server)[-4000:])
 
 
+def test_zero_3_on_two_nodes_goes_on_on_one_when_the_head_is_lost(net: Network, folder: Path, bucket: Bucket) -> None:
+    def command(workspace: str) -> list[str]:
+        changes = ["synthesize=null", "clean=null", "train.zero_stage=3"]
+        return ["danlu", "run", "mine.yaml", *changes, "--to", "train", "--workspace", f"s3://{BUCKET}/{workspace}"]
+
+    whole = machine(net, folder, "whole")
+    whole.run(*command("whole"), timeout=1800)
+    whole.kill()
+    cluster = Cluster(net, folder)
+    job = cluster.start(*command("halved"))
+    try:
+        bucket.wait_for("halved/train", "/complete.json", 1)
+    finally:
+        cluster.head.kill()
+        cluster.other.kill()
+        said = end(job)
+    assert "train" not in bucket.reports("halved"), said[-6000:]
+    last = machine(net, folder, "last")
+    last.run(*command("halved"), timeout=1800)
+    last.kill()
+    found, one = bucket.reports("halved")["train"], bucket.reports("whole")["train"]
+    assert found["resumed_at"] >= 4 and found["workers"] == 2
+    assert found["digest"] == one["digest"] and found["eval_losses"] == one["eval_losses"]
+
+
 ASK = """
 import json, sys, time, urllib.request
 found, deadline = [], time.monotonic() + 900

@@ -35,7 +35,7 @@ def slow_filter(column: Column):
 WAIT = """
 import boto3, sys, time
 bucket, below, ending, number = sys.argv[1:]
-pages, deadline = boto3.client("s3").get_paginator("list_objects_v2"), time.monotonic() + 600
+pages, deadline = boto3.client("s3").get_paginator("list_objects_v2"), time.monotonic() + 1200
 while True:
     found = [one["Key"] for page in pages.paginate(Bucket=bucket, Prefix=below) for one in page.get("Contents", [])]
     if sum(name.endswith(ending) for name in found) >= int(number):
@@ -131,7 +131,7 @@ class Bucket:
 
     def wait_for(self, below: str, ending: str, number: int) -> None:
         """Until so many objects are there."""
-        self._net.hub.run("python", "-c", WAIT, BUCKET, below, ending, str(number), timeout=900)
+        self._net.hub.run("python", "-c", WAIT, BUCKET, below, ending, str(number), timeout=1300)
 
     def _said(self, expression: str) -> Any:
         code = f"import boto3, json; print(json.dumps({expression}))"
@@ -176,7 +176,7 @@ def folder(net: Network, tiny_model: Path, tmp_path_factory: pytest.TempPathFact
         "merge": {},
         "evaluate": {"datasets": ["test"], "limit": 4, "generation": {"max_tokens": 8, "temperature": 0.0}},
         "serve": {
-            **{"num_cpus": 0.75, "host": "0.0.0.0", "open": True, "gateway_per_node": True},
+            **{"num_cpus": 0.5, "host": "0.0.0.0", "open": True, "gateway_per_node": True},
             "engine": {"max_model_len": 512, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20},
         },
     }
@@ -260,7 +260,8 @@ def test_models_are_merged_and_scored_while_their_node_is_lost(
 def test_engines_and_gateways_on_both_nodes_answer_and_another_takes_the_place_of_a_lost_one(
     net: Network, cluster: Cluster
 ) -> None:
-    server = cluster.start("danlu", "serve", "mine.yaml", "--workspace", f"s3://{BUCKET}/run")
+    one_engine_a_node = "serve.num_cpus=0.75"
+    server = cluster.start("danlu", "serve", "mine.yaml", one_engine_a_node, "--workspace", f"s3://{BUCKET}/run")
     assert server.stdout
     try:
         for line in server.stdout:

@@ -121,7 +121,9 @@ def deploy(targets: dict[str, ray_serve.Application], app: str, logs: Path) -> N
             states = {name: found[name].status if name in found else ApplicationStatus.NOT_STARTED for name in targets}
             for name, state in states.items():
                 if state in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-                    raise StageError(discovery.failure(app) or f"{name} did not start: {found[name].message}")
+                    why = [found[name].message, *(one.message for one in found[name].deployments.values())]
+                    told = f"{name} did not start: {' '.join(filter(None, why))}"
+                    raise StageError(discovery.failure(app) or told)
             missing = [name for name, state in states.items() if state != ApplicationStatus.RUNNING]
             waited = time.monotonic() - began
             if not missing:

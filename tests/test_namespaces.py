@@ -262,12 +262,12 @@ def test_engines_and_gateways_on_both_nodes_answer_and_another_takes_the_place_o
 ) -> None:
     one_engine_a_node = "serve.num_cpus=0.75"
     server = cluster.start("danlu", "serve", "mine.yaml", one_engine_a_node, "--workspace", f"s3://{BUCKET}/run")
+    said: list[str] = []
     assert server.stdout
     try:
-        for line in server.stdout:
-            if "Ctrl-C stops" in line:
-                break
-        assert server.poll() is None
+        while "Ctrl-C stops" not in (line := server.stdout.readline()):
+            said.append(line)
+            assert line, "".join(said)[-6000:]
         first = answers(net, [cluster.head.address, cluster.other.address])
         assert first[0] == first[1] and len(set(first[0].values())) > 1
         cluster.lose_the_other()

@@ -63,10 +63,13 @@ install-gpu:
 	$(BIN)/pip install --no-deps -e .
 	touch .venv/installed
 
+# pip says nothing while it unpacks, so what is there already is told every fifteen seconds.
 .venv/installed: requirements/cpu.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	sed -n '/^torch==/{N;p}' requirements/cpu.lock > .venv/torch.lock
 	$(PIP) $(TORCH) --require-hashes -r .venv/torch.lock
-	$(PIP) --require-hashes -r requirements/cpu.lock
+	@echo "the packages go into .venv: about 4 GB, some minutes"
+	@while sleep 15 >/dev/null 2>&1 && kill -0 $$$$ 2>/dev/null; do du -sh .venv | sed 's/\t/ in /'; done & told=$$!; \
+	  trap 'kill $$told' EXIT; $(PIP) --require-hashes -r requirements/cpu.lock
 	$(PIP) --quiet --no-build-isolation -e .
 	touch $@

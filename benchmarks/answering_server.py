@@ -1,6 +1,7 @@
 """A chat endpoint that answers after a fixed time as a function of the prompt, and misbehaves as it is told.
 
-    python -m benchmarks.answering_server [--port 0] [--delay 1.0] [--faults '{"429": 0.05, "drop": 0.01}']
+    python -m benchmarks.answering_server [--host 127.0.0.1] [--port 0] [--delay 1.0]
+        [--faults '{"429": 0.05, "drop": 0.01}']
 
 It prints `listening PORT`. `GET /log` returns what it saw: [arrival time, digest of the prompt, outcome] per request.
 """
@@ -150,15 +151,13 @@ class Connection(asyncio.Protocol):
             self.transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
 
 
-async def listen(behaviour: Behaviour, port: int = 0) -> asyncio.Server:
-    """Start serving on the local address."""
-    return await asyncio.get_running_loop().create_server(
-        lambda: Connection(behaviour), "127.0.0.1", port, backlog=4096
-    )
+async def listen(behaviour: Behaviour, host: str = "127.0.0.1", port: int = 0) -> asyncio.Server:
+    """Start serving on an address, which is that of this machine alone unless another is given."""
+    return await asyncio.get_running_loop().create_server(lambda: Connection(behaviour), host, port, backlog=4096)
 
 
-async def _serve(behaviour: Behaviour, port: int) -> None:
-    server = await listen(behaviour, port)
+async def _serve(behaviour: Behaviour, host: str, port: int) -> None:
+    server = await listen(behaviour, host, port)
     print(f"listening {server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 
@@ -166,11 +165,12 @@ async def _serve(behaviour: Behaviour, port: int) -> None:
 def main() -> None:
     """Serve until stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--delay", type=float, default=1.0)
     parser.add_argument("--faults", type=json.loads, default={})
     options = parser.parse_args()
-    asyncio.run(_serve(Behaviour(delay=options.delay, faults=options.faults), options.port))
+    asyncio.run(_serve(Behaviour(delay=options.delay, faults=options.faults), options.host, options.port))
 
 
 if __name__ == "__main__":

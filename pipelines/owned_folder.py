@@ -1,4 +1,4 @@
-"""Folders that belong to one process: removed with it, or by the next process of the kind where it was killed."""
+"""Folders that belong to processes: removed with the last, or by the next process of the kind where it was killed."""
 
 import fcntl
 import os
@@ -6,7 +6,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LOCK = "lock"
@@ -28,7 +28,52 @@ def owned_folder(parent: str | Path, prefix: str) -> Iterator[str]:
         finally:
             os.close(descriptor)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
+
+
+@contextmanager
+def shared_folder(parent: str | Path, prefix: str, name: str) -> Iterator[str]:
+    """The folder of that name below `parent`, which several processes own together; else as `owned_folder`.
+
+    `name` is one that nobody guesses: what lies there already is taken for theirs.
+    """
+    sweep(parent, prefix)
+    folder = os.path.join(parent, f"{prefix}{name}")
+    descriptor = _shared_lock(folder)
+    try:
+        yield folder
+    finally:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(folder)
+        except BlockingIOError:  # others are at work there
+            pass
+        finally:
+            os.close(descriptor)
+
+
+def _shared_lock(folder: str) -> int:
+    """A descriptor that holds a folder's lock together with others; the folder is made where it is missing."""
+    while True:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        with suppress(FileNotFoundError):  # swept before it was locked
+            descriptor = os.open(f"{folder}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.lstat(f"{folder}/{LOCK}")):
+                    return descriptor
+            os.close(descriptor)
+
+
+def _remove(folder: str | Path) -> None:
+    """Remove a folder, its lock last: who is killed on the way leaves what `sweep` finds."""
+    with suppress(FileNotFoundError):  # swept by another
+        for entry in Path(folder).iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != LOCK:
+                entry.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep(parent: str | Path, prefix: str) -> None:
@@ -44,7 +89,7 @@ def sweep(parent: str | Path, prefix: str) -> None:
             is_ours = lock.st_uid == folder.st_uid == os.geteuid()
             if is_ours and stat.S_ISREG(lock.st_mode) and stat.S_ISDIR(folder.st_mode):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(file.parent, ignore_errors=True)
+                _remove(file.parent)
         except (BlockingIOError, FileNotFoundError):  # its owner lives, or has just removed it
             continue
         finally:

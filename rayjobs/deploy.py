@@ -14,7 +14,7 @@ import yaml
 from pipelines.artifacts.files import Destination, created, require_writable
 from pipelines.artifacts.staging import Staging
 from pipelines.artifacts.workspace import Workspace
-from pipelines.errors import Problem, RecipeError
+from pipelines.errors import Problem, RecipeError, StageError
 from pipelines.models.lineup import Lineup, lineup_of, served_models
 from pipelines.models.served import MODELS, ServedModel
 from pipelines.progress import say
@@ -39,23 +39,24 @@ def serve_forever(
     """Train and merge what is missing, then answer over HTTP until SIGINT or SIGTERM.
 
     The adapter is published in the workspace's folder `adapters`; those published there later are picked up at once,
-    but for object storage, of which this machine has a copy as it was.
+    but for object storage, of which each node has a copy as it was, and which on a cluster must have all of it.
     Raises RecipeError for a recipe that trains nothing, StageError when an engine does not start.
     """
     section = served_section(recipe)
     host, port = host or section.host, port or section.port
     keys = environment_keys(section.model_copy(update={"host": host}))
-    pipeline.require_folder(workspace, cluster)
     claim_port(host, port)  # before hours of training
     limits = section.limits
     with Staging(workspace) as staging, ExitStack() as stack:
         models = finished_models(recipe, staging, cluster)
         describe_engines(models, section)
+        staging.store()  # which base model the adapters are for, by the path that it has on all nodes
         cluster.connect()
         logs = staging.here.local("logs", "serve")
+        copy = staging.copy(*parts_of(models, Path(staging.here.root)))
         with interrupted_by_sigterm():
             url = stack.enter_context(
-                endpoint(models, section, host=host, port=port, log_dir=logs, keys=keys, limits=limits)
+                endpoint(models, section, host=host, port=port, log_dir=logs, keys=keys, limits=limits, copy=copy)
             )
         stopped = stack.enter_context(stop_signals())
         published = adapter_registry.aliases(staging.here.local(ADAPTERS))
@@ -121,17 +122,29 @@ def _yaml(content: dict[str, Any]) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
+def parts_of(models: list[ServedModel], workspace: Path) -> list[str]:
+    """Where in a workspace lies what engines and gateways read of models."""
+    paths = {path for model in models for path in (model.path, model.registry, *model.adapters.values()) if path}
+    return sorted(str(Path(path).relative_to(workspace)) for path in paths if Path(path).is_relative_to(workspace))
+
+
 def finished_models(recipe: Recipe, staging: Staging, cluster: Cluster) -> list[ServedModel]:
     """The recipe's models as they are here, after training and merging what is missing in the workspace.
 
-    RecipeError where none could be served.
+    RecipeError where none could be served, StageError where they are missing on object storage and a cluster.
     """
     lineup = lineup_of(recipe)
     if recipe.train is None or lineup is None:
         raise RecipeError(recipe.name, [Problem("train", "nothing to serve: the recipe trains no model")])
     if recipe.merge is None and (reason := not_servable(recipe.train)):
         raise RecipeError(recipe.name, [Problem("merge", f"{reason}; with this section the merged model is served")])
-    done = pipeline.run(recipe, staging.workspace, cluster, last="merge" if recipe.merge else "train")
+    last = "merge" if recipe.merge else "train"
+    if cluster.is_shared and not staging.workspace.is_local:
+        done = pipeline.status(recipe, staging.workspace)
+        if not done[last].is_complete:
+            raise StageError(f"{staging.workspace.root}: {last} is not done; run the recipe there before it is served")
+    else:
+        done = pipeline.run(recipe, staging.workspace, cluster, last=last)
     here = {name: staging.output(output) for name, output in done.items() if name in ("train", "merge")}
     for parts in ((MODELS,), (ADAPTERS,), *((stage, output.folder.fingerprint) for stage, output in here.items())):
         staging.fetch(*parts)

@@ -83,15 +83,15 @@ def ray_job(
 ) -> dict[str, Any]:
     """KubeRay's RayJob: pods for work over rows, for training and for engines, none of which waits without work.
 
-    Where the workspace is a URL, one pod has all workers, and then all engines; see one_node.py.
+    Where the workspace is a URL, one pod merges, and has all engines; see one_node.py.
     """
     head = _with_files(pod("ray-head", {"cpu": 2, "memory": "8Gi"}, workspace, []), name, paths)
     kinds = {"cpu": (CPU_PODS, CPU_POD)}
     together = "://" in workspace
-    if recipe.train is not None and together:
-        kinds["train"] = (1, pod_of_all(recipe.train, recipe))
-    elif recipe.train is not None:
+    if recipe.train is not None:
         kinds["train"] = (recipe.train.num_workers, training_pod(recipe.train))
+    if recipe.train is not None and together:
+        kinds["after-train"] = (1, pod_of_all(recipe))
     if (recipe.train is not None and not together) or recipe.synthesize is not None:
         replicas = recipe.serve.autoscaling.max_replicas if recipe.serve.autoscaling else recipe.serve.num_replicas
         kinds["engines"] = (2 * replicas, engine_pod(recipe))  # of the base with its adapters, and of the merged model
@@ -129,11 +129,10 @@ def training_pod(section: Train) -> dict[str, Any]:
     return resources(math.ceil(each.get("CPU", 1)), math.ceil(each.get("GPU", 0)), worker_memory_gib(section))
 
 
-def pod_of_all(section: Train, recipe: Recipe) -> dict[str, Any]:
-    """What a pod asks for that has all workers of training and, after them, all engines."""
+def pod_of_all(recipe: Recipe) -> dict[str, Any]:
+    """What a pod asks for that merges and, after that, has the two engines that there are at most."""
     needs = node_needs(recipe)
-    memory = section.num_workers * worker_memory_gib(section)
-    return resources(math.ceil(needs.get("CPU", 1)), math.ceil(needs.get("GPU", 0)), memory)
+    return resources(math.ceil(needs["CPU"]), math.ceil(needs.get("GPU", 0)), 2 * _engine_memory_gib(recipe))
 
 
 def worker_memory_gib(section: Train) -> int:
@@ -148,10 +147,13 @@ def worker_memory_gib(section: Train) -> int:
 
 def engine_pod(recipe: Recipe) -> dict[str, Any]:
     """What one engine's pod asks for; its memory by the model's weights, where they are here."""
+    return resources(math.ceil(recipe.serve.num_cpus), math.ceil(recipe.serve.num_gpus), _engine_memory_gib(recipe))
+
+
+def _engine_memory_gib(recipe: Recipe) -> int:
     folder = Path(recipe.train.model).expanduser() if recipe.train else Path()
     weights = weight_bytes(folder) if recipe.train and folder.is_dir() else 0
-    memory = engine_memory_gib(weights) if weights else MEMORY_GIB
-    return resources(math.ceil(recipe.serve.num_cpus), math.ceil(recipe.serve.num_gpus), memory)
+    return engine_memory_gib(weights) if weights else MEMORY_GIB
 
 
 def _with_files(template: dict[str, Any], name: str, paths: list[str]) -> dict[str, Any]:

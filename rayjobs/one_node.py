@@ -1,7 +1,7 @@
 """A run on a cluster whose nodes share no folder, only a URL: work by paths is done on one node, as on one machine.
 
-The stages before it are spread over the cluster as ever. The others run there in a process with a Ray of its own, which
-keeps the workspace on the node's disk; see pipelines/artifacts/staging.py.
+The stages up to train are spread over the cluster as ever. The others run there in a process with a Ray of its own,
+which keeps the workspace on the node's disk; see pipelines/artifacts/staging.py.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import Any
 
 from pipelines import placement
 from pipelines.artifacts.workspace import Workspace
-from pipelines.errors import HardwareError
+from pipelines.errors import HardwareError, Problem, RecipeError
 from pipelines.kill_with_parent import PARENT, child_environment
 from pipelines.progress import say
 from pipelines.recipe.load import recipe_file
@@ -27,6 +27,7 @@ from rayjobs.cluster import Cluster
 
 LOSSES = 3
 """How often the node may be lost before its stages are given up."""
+MERGING_CPUS = 1.0
 LOOK_SECONDS = 0.5
 """How long nothing is said at most before it is looked whether the work is cancelled."""
 LEAVE_SECONDS = 600
@@ -54,8 +55,10 @@ def run(
     process there where that fails.
     """
     stages = pipeline.stages_of(recipe, last)
-    spread = [stage.name for stage in stages if not stage.on_disk]
-    together = [stage.name for stage in stages if stage.on_disk]
+    spread = [stage.name for stage in stages if stage.spreads or not stage.on_disk]
+    together = [stage.name for stage in stages if stage.name not in spread]
+    if "train" in spread:
+        require_no_copies(recipe)
     if not together:
         return pipeline.run(recipe, workspace, cluster, first, last)
     pipeline.run(recipe, workspace, cluster, first if first in spread else None, spread[-1])
@@ -73,16 +76,19 @@ def run(
     return pipeline.status(recipe, workspace)
 
 
+def require_no_copies(recipe: Recipe) -> None:
+    """RecipeError for copies of checkpoints, which would be signed by a key and made of folders that no node has."""
+    if recipe.train is not None and recipe.train.checkpoint_copies:
+        message = "the workspace is on object storage, where checkpoints lie already; leave the key out"
+        raise RecipeError(recipe.name, [Problem("train.checkpoint_copies", message)])
+
+
 def node_needs(recipe: Recipe) -> dict[str, float]:
-    """What one node must have for all workers of training and, after them, all engines."""
-    train, serve = recipe.train, recipe.serve
-    needs: dict[str, float] = {}
-    if train is not None:
-        needs = {name: amount * train.num_workers for name, amount in train.resources_per_worker.items()}
+    """What one node must have for merging, and for all engines."""
+    serve = recipe.serve
     asking = [one for one in (recipe.evaluate, recipe.compare) if one is not None and one.endpoint is None]
     engines = 2 if asking and recipe.merge else len(asking[:1])  # the base with its adapters, and the merged model
-    for name, amount in {"CPU": serve.num_cpus, "GPU": serve.num_gpus}.items():
-        needs[name] = max(needs.get(name, 0), amount * engines)
+    needs = {"CPU": max(MERGING_CPUS, serve.num_cpus * engines), "GPU": serve.num_gpus * engines}
     return {name: amount for name, amount in needs.items() if amount > 0}
 
 
@@ -92,7 +98,7 @@ def _follow(needs: dict[str, float], name: str, text: bytes, options: list[str])
     from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
     library: Any = ray
-    what = "with a workspace on object storage training, and what follows it, needs one node of " + str(needs)
+    what = "with a workspace on object storage what follows training needs one node of " + str(needs)
     for lost in range(LOSSES + 1):
         patience = placement.RETURN_SECONDS if lost else 0
         if lacking := placement.lacking_for_good([needs], what, patience=patience):

@@ -193,7 +193,7 @@ def run(
     end = _number_of(last, names, recipe) + 1 if last else len(names)
     redo = _number_of(first, names, recipe) if first else end
     done: Outputs = {}
-    if any(stage.on_disk for stage in stages[:end]):
+    if any(stage.on_disk and not stage.spreads for stage in stages[:end]):
         require_folder(workspace, cluster)
     with ExitStack() as held, Staging(workspace) as staging, shared_endpoints():
         is_ready = False
@@ -214,7 +214,8 @@ def run(
                     held.enter_context(workspace.held())
                     cluster.connect()
                     is_ready = True
-                manifest = _do(stage, place, inputs, staging, again=number >= redo)
+                spread = stage.spreads and cluster.is_shared
+                manifest = _do(stage, place, inputs, staging, again=number >= redo, spread=spread)
             # From object storage all of it would have to be fetched to look whether it is published.
             if isinstance(manifest.report, TrainReport) and (workspace.is_local or manifest is not found):
                 _publish(recipe, place, manifest.report, staging)
@@ -249,7 +250,7 @@ def require_folder(workspace: Workspace, cluster: Cluster) -> None:
     """InputError where work by paths would be spread over nodes that do not see them."""
     if not workspace.is_local and cluster.is_shared:
         raise InputError(
-            f"{workspace.root}: on a cluster the stages from train on, and serving, need a folder that every node "
+            f"{workspace.root}: on a cluster the stages after train, and serving, need a folder that every node "
             "sees; a URL is for the stages before them, and for one machine"
         )
 
@@ -312,15 +313,19 @@ def place_of(workspace: Workspace, stage: Stage[I, R], inputs: I) -> Place | Non
     return Place(workspace, stage.name, made_of)
 
 
-def _do(stage: Stage[I, R], place: Place, inputs: I, staging: Staging, again: bool) -> Manifest[R]:
-    """Do a stage's work at its place, from the beginning or from where a killed run left it; mark it complete."""
+def _do(stage: Stage[I, R], place: Place, inputs: I, staging: Staging, again: bool, spread: bool) -> Manifest[R]:
+    """Do a stage's work at its place, from the beginning or from where a killed run left it; mark it complete.
+
+    `spread`: on all nodes of a cluster, whether they share a folder or not.
+    """
     if again:
         stage.forget(staging.place(place))
     if again or place.workspace.exists(place.path("manifest.json")):
         place.clear()
     say(f"{stage.name} …")
     began, start = time.time(), time.monotonic()
-    with never_silent(stage.name), explained(stage.name), staging.work(place, inputs, stage.on_disk) as (own, read):
+    work = staging.work(place, inputs, stage.on_disk, spread=spread)
+    with never_silent(stage.name), explained(stage.name), work as (own, read):
         report = stage.run(own, read)
     seconds = time.monotonic() - start
     manifest: Manifest[R] = Manifest(

@@ -15,6 +15,7 @@ import ray
 from ray import serve as ray_serve
 from ray.serve.schema import ApplicationStatus
 
+from pipelines.artifacts.node_copy import NodeCopy
 from pipelines.clean_up import clean_up
 from pipelines.direct_http import fetch
 from pipelines.errors import HardwareError, StageError
@@ -51,11 +52,12 @@ def endpoint(
     log_dir: Path | None = None,
     keys: tuple[bytes, ...] = (),
     limits: Limits | None = None,
+    copy: NodeCopy | None = None,
 ) -> Iterator[str]:
     """Serve models until the block ends; yields the address, such as `http://127.0.0.1:8000/v1`.
 
     Ray must be initialised. Without a port a free one is taken. Engines write their logs to `log_dir`. With `keys`
-    (SHA-256 digests) only their holders are answered.
+    (SHA-256 digests) only their holders are answered. `copy`: how nodes get the models that do not see them.
     Raises RecipeError for names and arguments that cannot be served, HardwareError when the cluster is too small,
     StageError when an engine does not start (with the end of its log) or the port is taken.
     """
@@ -78,6 +80,7 @@ def endpoint(
         section.open_metrics,
         str(logs / "access.jsonl") if section.access_log else None,
         section.gateway_per_node,
+        copy,
     )
     targets = applications(plan, section, logs)
     started = False
@@ -118,7 +121,9 @@ def deploy(targets: dict[str, ray_serve.Application], app: str, logs: Path) -> N
             states = {name: found[name].status if name in found else ApplicationStatus.NOT_STARTED for name in targets}
             for name, state in states.items():
                 if state in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-                    raise StageError(discovery.failure(app) or f"{name} did not start: {found[name].message}")
+                    why = [found[name].message, *(one.message for one in found[name].deployments.values())]
+                    told = f"{name} did not start: {' '.join(filter(None, why))}"
+                    raise StageError(discovery.failure(app) or told)
             missing = [name for name, state in states.items() if state != ApplicationStatus.RUNNING]
             waited = time.monotonic() - began
             if not missing:
@@ -136,7 +141,10 @@ def applications(plan: GatewayPlan, section: ServeSection, logs: Path) -> dict[s
     every one."""
     engines = {
         f"{plan.app}-{model.name}": engine_application(
-            EnginePlan(plan.app, model, section.engine, section.num_gpus, engine_host(), plan.engine_key, str(logs)),
+            EnginePlan(
+                *(plan.app, model, section.engine, section.num_gpus, engine_host()),
+                *(plan.engine_key, str(logs), plan.copy),
+            ),
             section,
         )
         for model in plan.models

@@ -5,7 +5,7 @@ in its inputs, writes below its place, and returns a report. The pipeline, not t
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError
@@ -101,6 +101,11 @@ class Output(Generic[R_co]):
         return self.manifest.report
 
     @property
+    def seen_by_all(self) -> "Output[R_co]":
+        """The same where every node of the cluster sees it."""
+        return replace(self, place=self.folder.seen_by_all)
+
+    @property
     def folder(self) -> Place:
         """The finished stage's place."""
         if self.place is None or self.manifest is None:
@@ -138,6 +143,8 @@ class Stage(Protocol[I_contra, R_stage]):
     """Raised when the output changes for the same input."""
     on_disk: ClassVar[tuple[str, ...]] = ()
     """The stages, and folders of the workspace, whose files it takes by path; it writes to a folder then, too."""
+    spreads: ClassVar[bool] = False
+    """Whether it works on nodes that share no folder, given `Workspace.origin`."""
 
     @property
     def reports(self) -> type[R_stage]:

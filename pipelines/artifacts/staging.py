@@ -8,12 +8,13 @@ import os
 import tempfile
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipelines.artifacts.node_copy import NodeCopy
 from pipelines.artifacts.stage import Inputs, Output
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.clean_up import clean_up
@@ -71,6 +72,10 @@ class Staging:
         """A finished stage, as it is here."""
         return replace(output, place=self.place(output.folder))
 
+    def copy(self, *parts: str) -> NodeCopy | None:
+        """How other nodes get what lies below these paths of the workspace; None where they see it."""
+        return None if self.workspace.is_local else NodeCopy(self.here.root, self.workspace, parts)
+
     def fetch(self, *parts: str) -> None:
         """Bring what lies below a path of the workspace here, if it is not."""
         if self.workspace.is_local:
@@ -83,7 +88,7 @@ class Staging:
                 self.workspace.fetch(path, target)
                 self._known[name] = _state(target)
 
-    def store(self, place: Place) -> None:
+    def store(self, place: Place | None = None) -> None:
         """Bring what is new or changed here to the workspace, and delete there what is gone from the place's folder."""
         if self.workspace.is_local:
             return
@@ -95,6 +100,8 @@ class Staging:
             except FileNotFoundError:  # gone since
                 continue
             self._known[name] = there[name]
+        if place is None:
+            return
         own = f"{place.stage}/{place.fingerprint}/"
         gone = [name for name in self._known if name.startswith(own) and name not in there]
         for name in sorted(gone, key=_is_mark, reverse=True):
@@ -102,11 +109,14 @@ class Staging:
             del self._known[name]
 
     @contextmanager
-    def work(self, place: Place, inputs: I, on_disk: Collection[str]) -> Iterator[tuple[Place, I]]:
+    def work(
+        self, place: Place, inputs: I, on_disk: Collection[str], *, spread: bool = False
+    ) -> Iterator[tuple[Place, I]]:
         """A stage's place and inputs for work that goes on while this is open.
 
         `on_disk`: stages and folders that it takes by path, as `Stage.on_disk`; where it takes none, it works on the
-        workspace itself.
+        workspace itself. `spread`: it works on other nodes too, which fetch and store by themselves; what is here of
+        its own place it brings by `Workspace.origin`.
         """
         if self.workspace.is_local or not on_disk:
             yield place, inputs
@@ -117,22 +127,32 @@ class Staging:
             folders = {output.stage: (output.stage, output.folder.fingerprint) for output in outputs.values()}
             for name in on_disk:
                 self.fetch(*folders.get(name, (name,)))
-            self.fetch(place.stage, place.fingerprint)
-        here = replace(inputs, **{name: self.output(output) for name, output in outputs.items()})
-        stop = threading.Event()
-        storing = threading.Thread(target=self._store_now_and_then, args=(place, stop), daemon=True)
-        storing.start()
+            if not spread:
+                self.fetch(place.stage, place.fingerprint)
+        workspace = replace(self.here, origin=self) if spread else self.here
+        here = {
+            name: replace(output, place=replace(output.folder, workspace=workspace)) for name, output in outputs.items()
+        }
         try:
-            yield self.place(place), here
+            with nullcontext() if spread else self._storing(place):
+                yield replace(place, workspace=workspace), replace(inputs, **here)
         except BaseException:
-            stop.set()
-            storing.join()
             clean_up(f"storing in {self.workspace.root}", partial(self.store, place), LEAVE_SECONDS)
             raise
-        stop.set()
-        storing.join()
         with waiting(f"storing what {place.stage} left in {self.workspace.root}"):
             self.store(place)
+
+    @contextmanager
+    def _storing(self, place: Place) -> Iterator[None]:
+        """Store now and then while this is open."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._store_now_and_then, args=(place, stop), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
     def _store_now_and_then(self, place: Place, stop: threading.Event) -> None:
         while not stop.wait(STORE_SECONDS):

@@ -20,9 +20,9 @@ import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import fsspec
 import pyarrow as pa
@@ -39,11 +39,25 @@ STORAGE_CLIENTS = ("botocore", "aiobotocore", "s3fs", "gcsfs", "google", "adlfs"
 """Packages whose errors tell of object storage, and none of which derives them from OSError."""
 
 
+class Origin(Protocol):
+    """The workspace on object storage for which a folder stands, on one of several nodes; see staging.py."""
+
+    workspace: "Workspace"
+
+    def fetch(self, *parts: str) -> None:
+        """Bring what lies below a path of the workspace into the folder, if it is not there."""
+
+    def store(self) -> None:
+        """Bring what is new or changed in the folder to the workspace."""
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The root of one run's artifacts: an absolute local path or an fsspec URL."""
 
     root: str
+    origin: Origin | None = field(default=None, compare=False, repr=False)
+    """Where the work on this folder is spread over nodes that do not see it, and have to keep to its origin."""
 
     @property
     def fs(self) -> fsspec.AbstractFileSystem:
@@ -324,6 +338,12 @@ class Place:
     def local(self, *parts: str) -> Path:
         """A local path in this stage's folder, for engines that need one."""
         return self.workspace.local(self.stage, self.fingerprint, *parts)
+
+    @property
+    def seen_by_all(self) -> "Place":
+        """This folder where every node of the cluster sees it."""
+        origin = self.workspace.origin
+        return self if origin is None else replace(self, workspace=origin.workspace)
 
     def within(self, *parts: str) -> "Place":
         """A folder of this stage that is filled and marked complete by itself."""

@@ -52,11 +52,20 @@ def remove_incomplete(root: Path) -> None:
 
 def remove_oldest(root: Path, keep: int, best: int | None = None) -> None:
     """Delete complete checkpoints until `keep` are left, but not that of step `best`; each loses its manifest first."""
-    found = complete_checkpoints(root)
-    spare = [folder for folder in found[:-1] if step_of(folder) != best]
-    for folder in spare[: max(0, len(found) - keep)]:
+    for folder in spare(complete_checkpoints(root), keep, best):
         (folder / MANIFEST).unlink()
         shutil.rmtree(folder)
+
+
+def spare(found: list[Path], keep: int, best: int | None) -> list[Path]:
+    """The oldest of some checkpoints, but for the one of step `best`, without which `keep` are left."""
+    rest = [folder for folder in found[:-1] if step_of(folder) != best]
+    return rest[: max(0, len(found) - keep)]
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder has a checkpoint's name."""
+    return re.fullmatch(PREFIX + "[0-9]{1,15}", folder.name) is not None
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -71,5 +80,4 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def _checkpoints(root: Path) -> list[Path]:
-    folders = [path for path in root.glob(f"{PREFIX}*") if path.is_dir()]
-    return sorted((path for path in folders if re.fullmatch(r"[0-9]{1,15}", path.name[len(PREFIX) :])), key=step_of)
+    return sorted((path for path in root.glob(f"{PREFIX}*") if path.is_dir() and is_checkpoint(path)), key=step_of)

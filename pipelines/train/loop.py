@@ -21,6 +21,7 @@ from pipelines.train.checkpoint import complete_checkpoints, remove_incomplete, 
 from pipelines.train.checkpoint_universal import shard_count, to_universal
 from pipelines.train.checkpoint_upload import restore
 from pipelines.train.journal import best_step, read_journal, rewind
+from pipelines.train.nodes import fetch_checkpoint, fetch_run, is_first_of_node, saved_checkpoints, store_weights
 from pipelines.train.preemption import PreemptionNotice
 from pipelines.train.run import Preempted, Run, WorkerFacts
 from pipelines.train.samples import Samples, Schedule
@@ -45,7 +46,7 @@ def train_loop(run: Run, draining: Callable[[], Any]) -> WorkerFacts | Preempted
         # here, because torch stands behind it
         from pipelines.train.oom import MemoryMeter, explained
 
-        meter, notice = MemoryMeter(), PreemptionNotice(run.leave, draining)
+        meter, notice = MemoryMeter(), PreemptionNotice(run, draining)
         with explained(run, meter):
             trainer = _trainer(run, arguments, meter.mark, notice, resumed=checkpoint is not None)
             counts = _count_parameters(trainer.model)
@@ -98,6 +99,8 @@ def _last_checkpoint(run: Run) -> tuple[Path | None, Path | None]:
     """
     import torch.distributed as dist
 
+    if run.spread is not None and is_first_of_node(run):
+        fetch_run(run)
     if dist.get_rank() == 0:
         remove_incomplete(run.checkpoints)
         if run.section.checkpoint_copies:
@@ -109,8 +112,8 @@ def _last_checkpoint(run: Run) -> tuple[Path | None, Path | None]:
     if dist.get_rank() == 0:
         for path in (run.journal, run.samples):
             rewind(path, step_of(last) if last else None)
-        if last is not None and convert:
-            to_universal(last, run.universal)
+    if last is not None and convert and is_first_of_node(run):
+        to_universal(last, run.universal)
     dist.barrier()
     return last, run.universal if convert else last
 
@@ -168,7 +171,7 @@ def _schedule(run: Run) -> Schedule:
 
 def chosen_checkpoint(run: Run) -> Path:
     """The checkpoint whose weights are left: the last, or the best where the recipe asks for it."""
-    found = complete_checkpoints(run.checkpoints)
+    found = saved_checkpoints(run)
     best = best_step(read_journal(run.journal), map(step_of, found)) if run.section.load_best_model_at_end else None
     return next((folder for folder in found if step_of(folder) == best), found[-1])
 
@@ -180,11 +183,13 @@ def _export(run: Run) -> None:
     integration: Any = deepspeed
     integration.unset_hf_deepspeed_config()  # one rank loads whole weights here, which ZeRO-3 would spread over all
     chosen = chosen_checkpoint(run)
+    fetch_checkpoint(run, chosen)
     if run.section.method == "full":
         export_model(chosen, run.trained, run.model)
     else:
         export_adapter(chosen, run.trained, run.model)
     shutil.rmtree(run.universal, ignore_errors=True)
+    store_weights(run)
 
 
 def _count_parameters(model: Any) -> tuple[int, int]:

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipelines.train.nodes import is_told
+from pipelines.train.run import Run
+
 GONE_SECONDS = 60
 """How long to wait for nodes that are being taken away; a drained one ends by itself as soon as nothing runs there."""
 
@@ -61,8 +64,8 @@ class PreemptionNotice:
     `draining` says what Ray knows, the same on every rank: ray.train.get_preemption_info, or what stands in for it.
     """
 
-    def __init__(self, mark: Path, draining: Callable[[], Any]) -> None:
-        self.mark = mark
+    def __init__(self, run: Run, draining: Callable[[], Any]) -> None:
+        self.run = run
         self.draining = draining
         self.nodes: list[str] = []
         self.next = 0.0  # when rank 0 wants to ask Ray again
@@ -74,7 +77,8 @@ class PreemptionNotice:
 
         due = dist.get_rank() == 0 and time.monotonic() >= self.next
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        seen = torch.tensor([self.mark.exists(), due], dtype=torch.int32, device=device)
+        told = self.run.leave.exists() or (due and is_told(self.run))
+        seen = torch.tensor([told, due], dtype=torch.int32, device=device)
         dist.all_reduce(seen, dist.ReduceOp.MAX)
         marked, ask = seen.tolist()
         if ask:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.recipe.train import Train
+from pipelines.train.spread import Spread
 from pipelines.train.tokenize import Tokenized
 
 
@@ -20,6 +21,8 @@ class Run:
     held_out: Tokenized | None
     copies_key: bytes = field(default=b"", repr=False)
     """What copies of checkpoints are signed with; see checkpoint_upload.py. Empty where there are none."""
+    spread: Spread | None = None
+    """Set where the nodes share no folder; see nodes.py."""
 
     @property
     def zero_stage(self) -> int:

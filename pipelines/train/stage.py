@@ -34,7 +34,7 @@ from pipelines.recipe.train import Train, fingerprint_of, further_source, missin
 from pipelines.sources.read import VERSION, check_source, source_fingerprint
 from pipelines.train.adapter_start import adapter_problems
 from pipelines.train.attention_check import attention_problems
-from pipelines.train.checkpoint import complete_checkpoints, replace_text, step_of
+from pipelines.train.checkpoint import replace_text, step_of
 from pipelines.train.checkpoint_upload import copies_key, discard
 from pipelines.train.curves import draw_losses
 from pipelines.train.ends import describe_end, lacking_embedding, stop_tokens, with_end
@@ -42,10 +42,12 @@ from pipelines.train.journal import BY_ROW, Entry, best_step, read_journal, show
 from pipelines.train.loop import chosen_checkpoint, train_loop
 from pipelines.train.loss_mask import IGNORE_INDEX
 from pipelines.train.memory import chosen_stage, shapes_of
+from pipelines.train.nodes import fetch_weights, saved_checkpoints
 from pipelines.train.proof import template_of, unknown_thinking, unproven
 from pipelines.train.run import Run, WorkerFacts
 from pipelines.train.samples import Samples, total_rows
-from pipelines.train.tokenize import Tokenized, mean_by_row, source_of, tokenize
+from pipelines.train.spread import spread_of
+from pipelines.train.tokenize import Tokenized, mean_by_row, source_of, tokenize, tokens_here
 from pipelines.train.weights import digest_weights
 from pipelines.train.worker_group import check_resources, memory_found, run_workers
 
@@ -85,6 +87,7 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
     name: ClassVar[str] = "train"
     version: ClassVar[int] = 2
     on_disk: ClassVar[tuple[str, ...]] = ("split", MODELS, "copies.key")
+    spreads: ClassVar[bool] = True
 
     @property
     def reports(self) -> type[TrainReport]:
@@ -169,6 +172,8 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
         if problems := misfits(section, model) or attention_problems(section, model):
             raise RecipeError("the recipe", problems)
         section = _with_zero_stage(section, model, place)
+        if origin := place.workspace.origin:
+            origin.store()  # for the workers: the model, where it was fetched or converted
         training = self._tokens(place, inputs.split, model, "train_tokens", section.data)
         held_out = None
         if section.eval_rows:
@@ -176,21 +181,17 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
             held_out = self._tokens(place, inputs.split, model, "held_out_tokens", [f"test#{rows}"])
         steps = total_steps(section, self.seed, training)
         key = copies_key(place.workspace) if section.checkpoint_copies else b""
-        run = Run(section, self.seed, steps, model, place.local(), training, held_out, key)
+        run = Run(section, self.seed, steps, model, place.local(), training, held_out, key, spread_of(place))
+        run.folder.mkdir(parents=True, exist_ok=True)
         with shown(run.journal, run.steps):
             facts = run_workers(train_loop, run)
+        fetch_weights(run)
         return _report(place, run, facts)
 
     def _tokens(self, place: Place, split: Output[SplitReport], model: Path, name: str, data: list[str]) -> Tokenized:
-        section = self.section
-        return tokenize(
-            place,
-            name,
-            model,
-            [source_of(section, self.ingest, place, split, item) for item in data],
-            section,
-            self.seed,
-        )
+        section, seen = self.section, place.seen_by_all
+        sources = [source_of(section, self.ingest, seen, split.seen_by_all, item) for item in data]
+        return tokens_here(place, name, tokenize(seen, name, model, sources, section, self.seed))
 
 
 def _with_zero_stage(section: Train, model: Path, place: Place) -> Train:
@@ -198,6 +199,8 @@ def _with_zero_stage(section: Train, model: Path, place: Place) -> Train:
     if section.zero_stage != "auto":
         return section
     record = place.local("zero_stage.json")
+    if origin := place.workspace.origin:
+        origin.fetch(place.stage, place.fingerprint, record.name)
     if not record.is_file():
         shapes = shapes_of(model)
         if shapes is None:
@@ -302,7 +305,7 @@ def _report(place: Place, run: Run, facts: WorkerFacts) -> TrainReport:
         model=str(run.model),
         adapter=None if full else run.trained.name,
         trained=run.trained.name if full else None,
-        checkpoints=place.relative(map(str, complete_checkpoints(run.checkpoints))),
+        checkpoints=place.relative(map(str, saved_checkpoints(run))),
         zero_stage=run.zero_stage,
         steps=run.steps,
         losses=steps,

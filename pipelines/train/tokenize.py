@@ -8,9 +8,11 @@ row of each of them.
 
 import hashlib
 import io
+import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import DataError
 from pipelines.models.tokenizer import load_tokenizer
+from pipelines.owned_folder import owned_folder
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, further_source, parse_data
 from pipelines.sources.read import read_once
@@ -91,7 +94,7 @@ def tokenize(
     """
     limits = TokenLimits(section.max_length, section.overlong, section.max_input_length, section.max_output_length)
     drawn = [_draw(place.workspace, source, seed, number) for number, source in enumerate(sources)]
-    work = _tokenizer(place.workspace, model, limits, section)
+    work = _tokenizer(place.workspace, _small_files(model), embedding_rows(model), limits, section)
     commits = run_shards(
         place, name, lambda: _plan(place.workspace, sources, drawn), work, concurrency=None, title=name
     )
@@ -104,6 +107,20 @@ def tokenize(
     if not len(index):
         raise DataError(f"{name}: none of {counts['rows']} rows has an answer within {limits} tokens")
     return Tokenized(shards, path, len(index), counts)
+
+
+def tokens_here(place: Place, name: str, data: Tokenized) -> Tokenized:
+    """Tokens that were made where every node sees them, as they lie in the folder that stands for it on this one."""
+    origin = place.workspace.origin
+    if origin is None:
+        return data
+    origin.fetch(place.stage, place.fingerprint, name)
+
+    def here(path: str) -> str:
+        return place.path(*place.seen_by_all.relative([path]))
+
+    shards = [{**shard, **{kind: here(shard[kind]) for kind in KINDS}} for shard in data.shards]
+    return replace(data, shards=shards, index=here(data.index))
 
 
 def mean_by_row(data: Tokenized, means: Sequence[float], tokens: Sequence[int]) -> tuple[list[float], list[float]]:
@@ -169,12 +186,36 @@ def _drawn_of_groups(
             first += count
 
 
+Files = tuple[tuple[str, bytes], ...]
+"""Names of files with their content."""
+
+
+def _small_files(model: Path) -> Files:
+    """The files of a model but its weights: what its tokenizer is loaded from, on whatever node a shard is done."""
+    files = (
+        path for path in sorted(model.rglob("*")) if path.is_file() and path.suffix not in (".safetensors", ".bin")
+    )
+    return tuple((str(path.relative_to(model)), path.read_bytes()) for path in files)
+
+
+@lru_cache(maxsize=1)
+def _loaded(files: Files) -> tuple[Any, "re.Pattern[str]"]:
+    """The tokenizer of a model's small files, and the pattern of its control tokens."""
+    with owned_folder(tempfile.gettempdir(), "danlu-tokenizer-") as folder:
+        for name, content in files:
+            path = Path(folder, "model", name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return load_tokenizer(Path(folder, "model"))
+
+
 def _tokenizer(
-    workspace: Workspace, model: Path, limits: TokenLimits, section: Train
+    workspace: Workspace, model: Files, rows: int | None, limits: TokenLimits, section: Train
 ) -> Callable[[Shard, Attempt], dict[str, Any]]:
+    """The work on a shard, with the small files of a model that has embeddings for so many tokens."""
+
     def work(shard: Shard, attempt: Attempt) -> dict[str, Any]:
-        tokenizer, control = load_tokenizer(model)
-        rows = embedding_rows(model)
+        tokenizer, control = _loaded(model)
         fitted: list[Fitted] = []
         for row in _rows(workspace, shard):
             try:

@@ -16,12 +16,13 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import unwrap_peft_model
 
 from pipelines.errors import StageError
-from pipelines.train.checkpoint import PREFIX, complete_checkpoints, mark_complete, remove_oldest, step_of
+from pipelines.train.checkpoint import PREFIX, mark_complete, remove_oldest, step_of
 from pipelines.train.checkpoint_upload import CheckpointUpload
 from pipelines.train.curves import draw, draw_losses
 from pipelines.train.deepspeed_patches import forget_trial_step, keep_norm
 from pipelines.train.flops import Flops, flops_of
 from pipelines.train.journal import BY_ROW, append, best_step, read_journal
+from pipelines.train.nodes import is_first_of_node, saved_checkpoints, store_checkpoint, store_journals
 from pipelines.train.oom import peak_memory
 from pipelines.train.preemption import PreemptionNotice
 from pipelines.train.run import Run
@@ -30,6 +31,9 @@ from pipelines.train.sampling import sample
 from pipelines.train.sequence import own_part, sequence_group
 
 Batch = dict[str, Any]
+
+STORE_SECONDS = 3.0
+"""Between two times that the journals are stored, where the driver does not see them here."""
 
 
 class ChatTrainer(Trainer):
@@ -125,6 +129,7 @@ class Recorder(TrainerCallback):
         self.notice = notice
         self.trainer: ChatTrainer | None = None
         self.flops: Flops | None = None
+        self.stored = time.monotonic()  # the journals, where the driver does not see them
         copies = run.section.checkpoint_copies
         self.upload = CheckpointUpload(run, copies, dist.get_rank(), dist.get_world_size()) if copies else None
 
@@ -173,6 +178,9 @@ class Recorder(TrainerCallback):
         if state.is_world_process_zero:
             append(self.run.journal, entry)
             draw(self.run.curves, entry)
+            if time.monotonic() - self.stored >= STORE_SECONDS:
+                self.stored = time.monotonic()
+                store_journals(self.run)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Complete the checkpoint once all ranks have written theirs, then delete the oldest."""
@@ -180,12 +188,17 @@ class Recorder(TrainerCallback):
             self.upload.finish()  # what is deleted below may be what is copied
         dist.barrier()
         root, section = self.run.checkpoints, self.run.section
+        checkpoint, best = root / f"{PREFIX}{state.global_step}", None
+        if is_first_of_node(self.run):
+            mark_complete(checkpoint)
         if state.is_world_process_zero:
-            mark_complete(root / f"{PREFIX}{state.global_step}")
             entries = read_journal(self.run.journal)
             draw_losses(self.run.picture, entries)
-            saved = map(step_of, complete_checkpoints(root))
+            saved = (*map(step_of, saved_checkpoints(self.run)), state.global_step)
             best = best_step(entries, saved) if section.load_best_model_at_end else None
+        if self.run.spread is not None:
+            store_checkpoint(self.run, checkpoint, best)
+        if is_first_of_node(self.run):
             remove_oldest(root, section.save_total_limit, best)
         dist.barrier()
         if self.upload:

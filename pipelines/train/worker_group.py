@@ -15,9 +15,10 @@ from pipelines.artifacts.workspace import FULL
 from pipelines.errors import TERMINATED, DanluError, HardwareError, StageError
 from pipelines.progress import say
 from pipelines.recipe.train import Train, numbers_of_workers
-from pipelines.train.checkpoint import complete_checkpoints, step_of
+from pipelines.train.checkpoint import step_of
 from pipelines.train.journal import read_journal
 from pipelines.train.memory import advice, free_memory, uses_gpu
+from pipelines.train.nodes import begin_again, followed, on_this_node, saved_checkpoints
 from pipelines.train.preemption import note_sigterm_in_worker, sigterm_noted, wait_until_gone
 from pipelines.train.run import Preempted, Run, WorkerFacts
 
@@ -111,7 +112,7 @@ def run_workers(loop: Loop, run: Run) -> WorkerFacts:
         say(f"  training: going on from step {saved}")
     with sigterm_noted(run.leave) as told:
         while True:
-            run.leave.unlink(missing_ok=True)
+            begin_again(run)
             saved = _saved(run)
             if told.is_set():
                 say(f"terminated; training saved step {saved}, and the same command goes on from there")
@@ -136,7 +137,7 @@ def run_workers(loop: Loop, run: Run) -> WorkerFacts:
 
 def _saved(run: Run) -> int:
     """The step of the last complete checkpoint."""
-    return max(map(step_of, complete_checkpoints(run.checkpoints)), default=0)
+    return max(map(step_of, saved_checkpoints(run)), default=0)
 
 
 def _work(config: dict[str, Any]) -> WorkerFacts | Preempted:
@@ -144,9 +145,9 @@ def _work(config: dict[str, Any]) -> WorkerFacts | Preempted:
     from ray.train import get_preemption_info
 
     loop: Loop = config["loop"]
-    run: Run = config["run"]
-    note_sigterm_in_worker(run.leave)
-    return loop(run, get_preemption_info)
+    with on_this_node(config["run"], config["attempt"]) as run:
+        note_sigterm_in_worker(run.leave)
+        return loop(run, get_preemption_info)
 
 
 def _as_wide_as_possible(run: Run, patience: float) -> Run:
@@ -160,28 +161,31 @@ def _as_wide_as_possible(run: Run, patience: float) -> Run:
 def _attempt(loop: Loop, run: Run) -> WorkerFacts | Preempted:
     """One group of workers, under a name of its own: Ray keeps nothing that a crash could leave half-written."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from pipelines.train.process_group import ReachableConfig
 
     each = run.section.resources_per_worker
     use_gpu = each.get("GPU", 0) > 0
-    attempts = run.folder / "attempts"
+    attempts, name = run.folder / "attempts", uuid.uuid4().hex[:12]
     trainer_class: Any = TorchTrainer  # its types allow no return value; its documentation does
     failure_class: Any = FailureConfig  # typed as the one before Ray Train's second version
     trainer = trainer_class(
         _work,
-        train_loop_config={"loop": loop, "run": run},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        train_loop_config={"loop": loop, "run": run, "attempt": name},
+        torch_config=ReachableConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=run.section.num_workers, use_gpu=use_gpu, resources_per_worker=dict(each)
         ),
         run_config=RunConfig(
-            name=uuid.uuid4().hex[:12],
+            name=name,
             storage_path=str(attempts),
             failure_config=failure_class(max_failures=0, controller_failure_limit=2),
         ),
     )
     try:
-        outcome: WorkerFacts | Preempted = trainer.fit().return_value
+        with followed(run):
+            outcome: WorkerFacts | Preempted = trainer.fit().return_value
     finally:
         shutil.rmtree(attempts, ignore_errors=True)
     return outcome

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.artifacts.node_copy import NodeCopy
 from pipelines.errors import StageError
 from pipelines.kill_with_parent import PARENT, child_environment
 from pipelines.models.served import ServedModel
@@ -50,6 +51,8 @@ class EnginePlan:
     host: str
     key: str
     log_dir: str
+    copy: NodeCopy | None = None
+    """How a node gets the model that does not see it."""
 
 
 def vllm_arguments(plan: EnginePlan) -> list[str]:

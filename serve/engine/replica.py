@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,15 +94,17 @@ class EngineReplica:
 
     def _own_the_child(self) -> None:
         log = Path(self._plan.log_dir) / f"engine-{self._plan.model.name}-{self._replica}.log"
-        with short_folder() as scratch:
-            self._run_the_child(log, scratch)
+        with short_folder() as scratch, ExitStack() as held:
+            self._run_the_child(log, scratch, held)
         if self._process is None or self._error is not None or self._stopping:
             return
         logger.error("engine of %s ended with code %s, see %s", self._plan.model.name, self._process.returncode, log)
         os._exit(1)  # the quickest way for Ray Serve to notice and to start another
 
-    def _run_the_child(self, log: Path, scratch: str) -> None:
+    def _run_the_child(self, log: Path, scratch: str, held: ExitStack) -> None:
         try:
+            if self._plan.copy is not None:
+                held.enter_context(self._plan.copy.here())
             self._process, port = start_process(self._plan, log, scratch)
             self._url = f"http://{self._plan.host}:{port}"
             wait_until_healthy(self._process, self._url)

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import ray
 import uvicorn
 import uvloop
 
+from pipelines.artifacts.node_copy import NodeCopy
 from pipelines.models.served import ServedModel
 from pipelines.recipe.serve import Limits
 from serve import discovery
@@ -65,6 +67,8 @@ class GatewayPlan:
     access_log: str | None = None
     is_one_of_many: bool = False
     """Whether there is a gateway on every node, all of which keep the limits together."""
+    copy: NodeCopy | None = None
+    """How a node gets the registry of adapters, and an engine its model, that does not see them."""
 
 
 class GatewayReplica:
@@ -75,6 +79,9 @@ class GatewayReplica:
 
     def __init__(self, plan: GatewayPlan) -> None:
         self._plan = plan
+        self._held = ExitStack()
+        if plan.copy is not None:
+            self._held.enter_context(plan.copy.here())
         self._shared = SharedLimits(plan.app, plan.limits) if plan.is_one_of_many else None
         self._gateway = Gateway(
             plan.models, plan.engine_key, plan.keys, plan.limits, self._look, plan.open_metrics, self._shared
@@ -121,6 +128,7 @@ class GatewayReplica:
         self._thread.join()
         if self._shared is not None:
             self._shared.close()
+        self._held.close()
 
     async def _serve(self) -> None:
         async with engine_session() as session:

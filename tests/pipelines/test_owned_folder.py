@@ -1,14 +1,18 @@
 """Folders that belong to a process, in a place where others write too."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from pipelines.models.cache import made_once
-from pipelines.owned_folder import owned_folder, sweep
+from pipelines.owned_folder import owned_folder, shared_folder, sweep
 
 PROJECT = Path(__file__).parents[2]
 OWNER = """
@@ -66,3 +70,24 @@ def test_what_others_put_there_is_neither_followed_nor_waited_for_nor_removed(tm
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"precious", "danlu-link", "danlu-fifo", "danlu-linked"}
     assert (tmp_path / "precious" / "lock").exists()
+
+
+def test_who_is_killed_while_removing_leaves_what_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(_: Path, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for folder in (owned_folder(tmp_path, "a-"), shared_folder(tmp_path, "a-", "b")):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt), folder as ours:
+            Path(ours, "session").mkdir()
+            patched.setattr(shutil, "rmtree", killed)
+        assert [*tmp_path.iterdir()] == [Path(ours)]
+        sweep(tmp_path, "a-")
+        assert [*tmp_path.iterdir()] == []
+
+
+def test_a_folder_that_is_shared_is_removed_by_the_last(tmp_path: Path) -> None:
+    with shared_folder(tmp_path, "a-", "b") as first:
+        with shared_folder(tmp_path, "a-", "b") as second:
+            assert first == second
+        assert Path(first).is_dir()
+    assert [*tmp_path.iterdir()] == []

@@ -114,19 +114,20 @@ def test_a_folder_is_a_part_of_the_volume_claim_and_gpus_are_where_they_are_need
     assert "nodeSelector" not in groups(job)["cpu"]["template"]["spec"]
 
 
-def test_on_a_bucket_one_pod_has_all_workers(folder: Path, tiny_model: Path) -> None:
+def test_on_a_bucket_workers_have_pods_of_their_own_and_one_pod_does_what_follows(
+    folder: Path, tiny_model: Path
+) -> None:
     asked = ["train.num_workers=4", "train.global_batch_size=8", "train.resources_per_worker={GPU: 2, CPU: 3}"]
+    asked += ["serve.num_gpus=1", "evaluate={datasets: [test]}", "merge={}"]
     _, job = written("--workspace", "s3://bucket/run", *asked, f"train.model={tiny_model}")
     valid(job)
-    assert sorted(groups(job)) == ["cpu", "train"]
-    train = groups(job)["train"]
-    (container,) = train["template"]["spec"]["containers"]
-    limits = container["resources"]["limits"]
-    assert (train["maxReplicas"], limits["cpu"], limits["nvidia.com/gpu"]) == (1, 12, 8)
-    _, shared = written("--workspace", "/shared/run", "--overwrite", *asked, f"train.model={tiny_model}")
-    (own,) = groups(shared)["train"]["template"]["spec"]["containers"]
-    memories = [int(one["resources"]["limits"]["memory"].removesuffix("Gi")) for one in (container, own)]
-    assert memories[0] == 4 * memories[1]
+    assert sorted(groups(job)) == ["after-train", "cpu", "train"]
+    found = {}
+    for kind in ("train", "after-train"):
+        (container,) = groups(job)[kind]["template"]["spec"]["containers"]
+        limits = container["resources"]["limits"]
+        found[kind] = (groups(job)[kind]["maxReplicas"], limits["cpu"], limits["nvidia.com/gpu"])
+    assert found == {"train": (4, 3, 2), "after-train": (1, 1, 2)}
 
 
 @pytest.mark.parametrize(

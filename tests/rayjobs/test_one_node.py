@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import HardwareError
+from pipelines.errors import HardwareError, RecipeError
 from pipelines.recipe.evaluate import Evaluate
 from rayjobs import one_node
 from rayjobs.one_node import node_needs
@@ -19,16 +19,16 @@ from tests.pipelines.train.conftest import train_recipe
 ONE = {"CPU": 1.0}
 
 
-def test_one_node_has_to_hold_all_workers_or_the_engines(tmp_path: Path) -> None:
-    each = {"CPU": 4, "GPU": 1, "accelerator_type:T4": 0.01}
-    recipe = train_recipe(tmp_path, num_workers=2, resources_per_worker=each)
-    assert node_needs(recipe) == {"CPU": 8, "GPU": 2, "accelerator_type:T4": 0.02}
-    wide = recipe.model_copy(update={"serve": recipe.serve.model_copy(update={"num_gpus": 2})})
-    assert node_needs(wide)["GPU"] == 2  # no stage asks engines
-    assert node_needs(wide.model_copy(update={"evaluate": Evaluate()})) == {
-        **{"CPU": 8, "GPU": 4},
-        "accelerator_type:T4": 0.02,
-    }
+def test_one_node_has_to_hold_what_merges_and_the_engines(tmp_path: Path) -> None:
+    recipe = train_recipe(tmp_path, num_workers=2, resources_per_worker={"CPU": 4, "GPU": 1})
+    recipe = recipe.model_copy(update={"serve": recipe.serve.model_copy(update={"num_gpus": 2, "num_cpus": 3})})
+    assert node_needs(recipe) == {"CPU": 1}  # no stage asks engines
+    assert node_needs(recipe.model_copy(update={"evaluate": Evaluate()})) == {"CPU": 6, "GPU": 4}
+
+
+def test_copies_of_checkpoints_have_no_place_beside_a_bucket(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"train\.checkpoint_copies.*lie already"):
+        one_node.require_no_copies(train_recipe(tmp_path, checkpoint_copies="s3://elsewhere"))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines.errors import HardwareError, StageError
@@ -76,3 +77,11 @@ def test_what_follows_from_a_lost_worker_is_no_exception_of_the_loop() -> None:
     peer = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
     for lost in (ActorDiedError(), WorkerHealthCheckFailedError("no answer", ActorDiedError())):
         assert workers._of_loop(WorkerGroupError("a worker died", {0: peer, 1: lost}), 3) is None
+
+
+def test_workers_meet_at_the_interface_by_which_ray_reaches_their_node() -> None:
+    from pipelines.train.process_group import interface_of
+
+    found = interface_of("127.0.0.1")
+    assert found and "127.0.0.1" in {address.address for address in psutil.net_if_addrs()[found]}
+    assert interface_of("192.0.2.1") is None

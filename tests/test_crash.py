@@ -155,8 +155,10 @@ def test_train_goes_on_from_the_last_checkpoint(short_tmp: Path) -> None:
     arguments = [str(recipe)]
     straight, killed = short_tmp / "straight", short_tmp / "killed"
     finish(straight, "train", *arguments)
-    kill_when(start(killed, "train", *arguments), killed, "w/train/*/checkpoints/checkpoint-8/complete.json", 1)
-    assert_nothing_survives(killed)
+    for step, how in ((4, signal.SIGINT), (8, signal.SIGKILL)):
+        checkpoint = f"w/train/*/checkpoints/checkpoint-{step}/complete.json"
+        kill_when(start(killed, "train", *arguments), killed, checkpoint, 1, how)
+        assert_nothing_survives(killed)
     said = finish(killed, "train", *arguments)
     assert "step 1/16" not in said  # it did not begin again
     reports = [report(folder, "train", arguments) for folder in (straight, killed)]

@@ -244,6 +244,7 @@ def test_the_model_is_trained_on_both_nodes_while_one_is_lost(
 def test_models_are_merged_and_scored_while_their_node_is_lost(
     cluster: Cluster, bucket: Bucket, alone: dict[str, Any]
 ) -> None:
+    cluster.run("train")
     with cluster.head_is_busy() as give_back:
 
         def lose() -> None:

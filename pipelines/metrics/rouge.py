@@ -1,16 +1,17 @@
 """ROUGE-L of single answers, by the libraries and the segmentation that evalscope uses, without evalscope around it."""
 
 import re
+from functools import cache
 
+from pipelines.metrics.segmenter import segmenter
+
+_segmenter = cache(segmenter)
 _CHINESE = re.compile("[\u4e00-\u9fa5]")
 
 
 def words(text: str) -> list[str]:
     """The words of a text as evalscope cuts them: jieba's where there is Chinese, else what spaces separate."""
-    import jieba
-
-    jieba.setLogLevel("WARNING")
-    return (" ".join(jieba.cut(text)) if _CHINESE.search(text) else text).split()
+    return (" ".join(_segmenter().cut(text)) if _CHINESE.search(text) else text).split()
 
 
 def rouge_l_f(answer: str, reference: str) -> float:

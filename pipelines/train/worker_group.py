@@ -7,11 +7,14 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pipelines import placement
 from pipelines.artifacts.workspace import FULL
+from pipelines.clean_up import clean_up
 from pipelines.errors import TERMINATED, DanluError, HardwareError, StageError
 from pipelines.progress import say
 from pipelines.recipe.train import Train, numbers_of_workers
@@ -26,6 +29,7 @@ Loop = Callable[[Run, Callable[[], Any]], WorkerFacts | Preempted]
 """What each worker runs, as `train_loop` of loop.py."""
 
 START_SECONDS = "300"
+STOP_SECONDS = 30
 _LOST_PEER = re.compile(
     r"gloo|NCCL|DistBackendError|DistNetworkError|DistStoreError|Connection (?:closed|reset) by peer|Broken pipe"
 )
@@ -168,7 +172,14 @@ def _attempt(loop: Loop, run: Run) -> WorkerFacts | Preempted:
     each = run.section.resources_per_worker
     use_gpu = each.get("GPU", 0) > 0
     attempts, name = run.folder / "attempts", uuid.uuid4().hex[:12]
-    trainer_class: Any = TorchTrainer  # its types allow no return value; its documentation does
+    controllers: list[Any] = []
+
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Ray's handler would end this process without a word; Ctrl-C is for whoever called."""
+            controllers.append(controller)
+
+    trainer_class: Any = Trainer  # its types allow no return value; its documentation does
     failure_class: Any = FailureConfig  # typed as the one before Ray Train's second version
     trainer = trainer_class(
         _work,
@@ -186,9 +197,21 @@ def _attempt(loop: Loop, run: Run) -> WorkerFacts | Preempted:
     try:
         with followed(run):
             outcome: WorkerFacts | Preempted = trainer.fit().return_value
+    except KeyboardInterrupt:
+        for controller in controllers:
+            clean_up("ending the training workers", partial(_abort, controller), STOP_SECONDS)
+        raise
     finally:
         shutil.rmtree(attempts, ignore_errors=True)
     return outcome
+
+
+def _abort(controller: Any) -> None:
+    """Have Ray Train's controller end its workers and itself."""
+    import ray
+
+    with suppress(ray.exceptions.RayActorError):
+        ray.get(controller.abort.remote())
 
 
 def _own(error: Exception, run: Run) -> DanluError | None:

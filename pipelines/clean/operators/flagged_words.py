@@ -1,7 +1,6 @@
 """Share of flagged words."""
 
 import json
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import accumulate
@@ -38,6 +37,7 @@ from pipelines.clean.operators.registry import (
 from pipelines.clean.operators.words import pieces, refined, runs, sentencepiece_of
 from pipelines.clean.operators.words import words as split_words
 from pipelines.errors import DataError
+from pipelines.metrics.segmenter import segmenter
 
 WORDS_FILE = "flagged_words.json"
 
@@ -69,14 +69,11 @@ def _listed(paths: tuple[str, ...], lang: str) -> tuple[str, ...]:
 
 @cache
 def _segmenter() -> Any:
-    """jieba's dictionary, loaded once in a process; it takes seconds."""
-    import jieba
-
-    jieba.setLogLevel(logging.WARNING)
-    segmenter = jieba.Tokenizer()
+    """jieba with the insults that it lacks, loaded once in a process; it takes most of a second."""
+    made = segmenter()
     for word in INSULTS_AS_WORDS:
-        segmenter.add_word(word)
-    return segmenter
+        made.add_word(word)
+    return made
 
 
 @cache

@@ -85,10 +85,14 @@ def provide_punkt(folder: Path) -> None:
 @contextmanager
 def own_caches(scratch: Path) -> Iterator[None]:
     """A folder for what evalscope's libraries keep, for as long as this is open."""
+    import jieba
+
     shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
     # datasets' cache takes local folders of one name for the same data, whatever is in them
     os.environ["HF_DATASETS_CACHE"] = str(scratch / "datasets")
     provide_punkt(scratch / "nltk")
+    (scratch / "jieba").mkdir(parents=True)
+    jieba.dt.tmp_dir = str(scratch / "jieba")  # see metrics/segmenter.py
     yield
     shutil.rmtree(scratch, ignore_errors=True)
 

@@ -65,16 +65,20 @@ class Cluster:
         self.head.join()
         self.other = machine(net, folder, "other")
         self.other.join(self.head)
+        self._is_whole = True
 
     def lose_the_other(self) -> None:
         """Have one node end at once."""
         self.other.kill()
+        self._is_whole = False
 
     def replace_the_other(self) -> None:
-        """Have a new one come."""
-        self._losses += 1
-        self.other = machine(self._net, self._folder, f"other-{self._losses}")
-        self.other.join(self.head)
+        """Have a new one come, unless it is there."""
+        if not self._is_whole:
+            self._losses += 1
+            self.other = machine(self._net, self._folder, f"other-{self._losses}")
+            self.other.join(self.head)
+            self._is_whole = True
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
         """A command on the head that finds the cluster."""
@@ -93,7 +97,8 @@ class Cluster:
             end(holder)
 
     def run(self, stage: str, meanwhile: Callable[[], None] = lambda: None) -> str:
-        """Run the recipe on the cluster up to a stage; returns what it said."""
+        """Run the recipe on both nodes up to a stage; returns what it said."""
+        self.replace_the_other()
         job = self.start("danlu", "run", "mine.yaml", "--to", stage, "--workspace", f"s3://{BUCKET}/run")
         try:
             meanwhile()
@@ -211,7 +216,6 @@ def test_prompts_are_answered_while_a_node_is_lost(cluster: Cluster, bucket: Buc
         cluster.lose_the_other()
 
     cluster.run("synthesize", lose)
-    cluster.replace_the_other()
     assert bucket.reports("run")["synthesize"]["digest"] == alone["synthesize"]["digest"]
 
 
@@ -221,7 +225,6 @@ def test_rows_are_cleaned_while_a_node_is_lost(cluster: Cluster, bucket: Bucket,
         cluster.lose_the_other()
 
     cluster.run("split", lose)
-    cluster.replace_the_other()
     found = bucket.reports("run")
     for stage in ("clean", "split"):
         assert (found[stage]["digest"], found[stage]["rows"]) == (alone[stage]["digest"], alone[stage]["rows"])
@@ -253,7 +256,6 @@ def test_models_are_merged_and_scored_while_their_node_is_lost(
             give_back()
 
         said = cluster.run("evaluate", lose)
-    cluster.replace_the_other()
     assert "the node was lost" in said
     assert bucket.reports("run")["evaluate"]["digest"] == alone["evaluate"]["digest"]
 
@@ -261,6 +263,7 @@ def test_models_are_merged_and_scored_while_their_node_is_lost(
 def test_engines_and_gateways_on_both_nodes_answer_and_another_takes_the_place_of_a_lost_one(
     net: Network, cluster: Cluster
 ) -> None:
+    cluster.run("merge")
     one_engine_a_node = "serve.num_cpus=0.75"
     server = cluster.start("danlu", "serve", "mine.yaml", one_engine_a_node, "--workspace", f"s3://{BUCKET}/run")
     said: list[str] = []

@@ -94,7 +94,7 @@ def test_the_pages_commands_make_a_cluster_that_takes_a_job() -> None:
         names = {"HEAD": head.address, "/shared": shared}
         home = own.root / HOME.removeprefix("/")
         (home / "rows.csv").write_text("问题,答案\n一加一等于几？,等于二。\n", encoding="utf-8")
-        columns = {"adapter": "columns", "columns": {"query": "问题", "response": "答案"}}
+        columns = {"columns": {"query": "问题", "response": "答案"}}
         recipe = {
             "name": "mine",
             "ingest": {"source": "rows.csv", **columns},

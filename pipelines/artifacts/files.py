@@ -1,10 +1,12 @@
 """Files outside the workspace, which people name: written whole or not at all, and never over somebody's work."""
 
+import fcntl
 import io
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -124,7 +126,9 @@ def _beside(where: str) -> Iterator[IO[bytes]]:
     beside = target.with_name(f".{target.name[:200]}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
         with open(beside, "wb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH)  # while it lives
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -133,6 +137,17 @@ def _beside(where: str) -> Iterator[IO[bytes]]:
     finally:
         if os.path.lexists(beside):  # missing_ok does not cover a parent that is a file
             beside.unlink()
+
+
+def _sweep(target: Path) -> None:
+    """Remove what processes that were killed left beside a file; what is no plain file of ours stays."""
+    left = re.compile(rf"\.{re.escape(target.name[:200])}\.[0-9]+\.tmp")
+    for path in [path for path in target.parent.iterdir() if left.fullmatch(path.name)]:
+        with suppress(OSError), open(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK), "rb+") as stream:
+            found = os.fstat(stream.fileno())
+            if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
 
 @contextmanager

@@ -114,6 +114,7 @@ class EngineReplica:
             self._error = StageError(f"the engine of {name} {error}, see {log}\n{tail(log)}") if known else error
             return
         finally:
+            self._announced = time.monotonic()  # Ray Serve asks for its health at once, however long it loaded
             self._started.set()
         self._announce_while_alive(self._process, self._url)
 

@@ -1,5 +1,6 @@
 """Files outside the workspace: whose they are, and that they are whole or as they were."""
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -54,6 +55,18 @@ def test_what_is_cut_short_leaves_what_was_there(place: str, workspace: Workspac
         raise KeyboardInterrupt
     assert Workspace(place).read(target.path) == NEW
     write(target, workspace)  # still its own
+
+
+def test_what_killed_processes_left_beside_a_file_goes_and_what_others_write_stays(
+    tmp_path: Path, workspace: Workspace
+) -> None:
+    dead, alive, foreign = (tmp_path / f".rows.jsonl.{name}.tmp" for name in ("12", "34", "mine"))
+    for path in (dead, alive, foreign):
+        path.write_bytes(b"half")
+    with alive.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        write(Destination("export.path", str(tmp_path / "rows.jsonl"), FREE), workspace)
+    assert sorted(path.name for path in tmp_path.glob(".rows*")) == [alive.name, foreign.name]
 
 
 def test_a_crash_between_note_and_file_makes_nothing_somebodys(tmp_path: Path, workspace: Workspace) -> None:

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -233,6 +234,22 @@ def announcer(monkeypatch: pytest.MonkeyPatch) -> Any:
     ended.set()
     thread.join(5)
     assert not thread.is_alive()
+    made._process = None
+
+
+def test_an_engine_that_loaded_for_long_is_well_before_its_first_announcement(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(replica, "SILENT_SECONDS", 0.3)
+    process = SimpleNamespace(poll=lambda: None)
+    monkeypatch.setattr(replica, "start_process", lambda *_: (process, 1))
+    monkeypatch.setattr(replica, "wait_until_healthy", lambda *_: time.sleep(0.5))
+    monkeypatch.setattr(EngineReplica, "_announce_while_alive", lambda *_: None)
+    made = EngineReplica.__new__(EngineReplica)
+    made._plan = SimpleNamespace(host="x", copy=None, model=SimpleNamespace(name="base"))  # type: ignore[assignment]
+    made._started, made._stopping, made._error, made._announced = threading.Event(), False, None, time.monotonic()
+    made._run_the_child(tmp_path / "log", "", ExitStack())
+    asyncio.run(made.check_health())
     made._process = None
 
 

@@ -25,6 +25,7 @@ from rayjobs.pipeline import load, publish_adapter
 from serve.adapter_registry import aliases, versions
 from serve.engine.command import adapter_room
 from tests.outputs import finished, merge_report, train_report
+from tests.rayjobs.conftest import free_ports
 from tests.small_adapter import write_adapter, write_model
 
 
@@ -98,9 +99,10 @@ def test_a_dora_adapter_is_neither_published_nor_served(tmp_path: Path) -> None:
         deploy.finished_models(alone, Staging(Workspace(str(tmp_path))), Cluster())
 
 
-def test_on_a_cluster_a_bucket_is_not_served_from() -> None:
-    with pytest.raises(InputError, match=r"s3://bucket/run: on a cluster .* need a folder that every node sees"):
-        deploy.serve_forever(load("tiny"), Workspace("s3://bucket/run"), Cluster("127.0.0.1:6379"))
+def test_on_a_cluster_nothing_is_trained_for_a_bucket_that_is_served(s3_bucket: str) -> None:
+    there, (port,) = Workspace(f"{s3_bucket}/run"), free_ports(1)
+    with pytest.raises(StageError, match=r"/run: merge is not done; run the recipe there before it is served"):
+        deploy.serve_forever(load("tiny"), there, Cluster("127.0.0.1:6379"), port=port)
 
 
 def test_an_open_address_without_keys_is_refused_before_anything_runs(

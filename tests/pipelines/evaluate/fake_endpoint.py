@@ -78,8 +78,8 @@ def chat_server_running() -> Iterator[ChatServer]:
         yield state
 
 
-def make_recipe(url: str, **sections: Any) -> Recipe:
-    """A recipe whose models answer at `url`."""
+def make_recipe(url: str | None, **sections: Any) -> Recipe:
+    """A recipe whose models answer at `url`, or have engines started for them."""
     tree: dict[str, Any] = {
         "name": "tiny",
         "ingest": {"source": "rows.jsonl"},

@@ -73,7 +73,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
 def by_vllm(**sections: Any) -> Recipe:
     evaluating = {"endpoint": None, "engine": "vllm", **sections.pop("evaluate", {})}
     comparing = {"endpoint": None, "engine": "vllm", **sections.pop("compare", {})}
-    return make_recipe("", evaluate=evaluating, compare=comparing, **sections)
+    return make_recipe(None, evaluate=evaluating, compare=comparing, **sections)
 
 
 @pytest.mark.slow

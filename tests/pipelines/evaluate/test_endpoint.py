@@ -30,7 +30,7 @@ def started(chat_server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> list[st
 
 
 def test_stages_of_one_run_share_the_engines(started: list[str], tmp_path: Path) -> None:
-    recipe = make_recipe("", compare={"endpoint": None})
+    recipe = make_recipe(None)
     inputs = make_inputs(tmp_path, ROWS)
     with shared_endpoints():
         with models_endpoint(lineup(recipe), recipe.serve, inputs, None) as first:
@@ -44,12 +44,12 @@ def test_stages_of_one_run_share_the_engines(started: list[str], tmp_path: Path)
 
 
 def test_a_stage_by_itself_stops_what_it_started(started: list[str], tmp_path: Path) -> None:
-    compare(make_recipe("", compare={"endpoint": None}), make_inputs(tmp_path, ROWS))
+    compare(make_recipe(None), make_inputs(tmp_path, ROWS))
     assert started == ["start base tiny tiny-merged", "stop"]
 
 
 def test_nothing_is_started_when_everything_is_answered(started: list[str], tmp_path: Path) -> None:
-    recipe, inputs = make_recipe("", compare={"endpoint": None}), make_inputs(tmp_path, ROWS)
+    recipe, inputs = make_recipe(None), make_inputs(tmp_path, ROWS)
     compare(recipe, inputs)
     started.clear()
     compare(recipe, inputs)

@@ -151,7 +151,7 @@ def test_a_run_that_is_done_again_finds_no_copies(
     stage = train_stage(recipe_of(checkpoint_copies=run.section.checkpoint_copies))
     for again in (False, True):
         with pytest.raises(StageError, match="this far"):
-            pipeline._do(stage, place, inputs, Staging(place.workspace), again=again)
+            pipeline._do(stage, place, inputs, Staging(place.workspace), again=again, spread=False)
     assert found == [["checkpoint-2"], []]
 
 

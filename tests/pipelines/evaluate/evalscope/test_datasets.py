@@ -119,11 +119,11 @@ def test_files_of_ceval_must_say_their_split(chat_server: ChatServer, tmp_path: 
 )
 def test_wrong_data_sets_are_refused_with_the_recipe(dataset: Any, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        make_recipe("unused", evaluate={"datasets": [dataset]})
+        make_recipe(None, evaluate={"datasets": [dataset]})
 
 
 def test_a_data_set_may_be_given_by_name_alone() -> None:
-    recipe = make_recipe("unused", evaluate={"datasets": ["test", "gsm8k"]})
+    recipe = make_recipe(None, evaluate={"datasets": ["test", "gsm8k"]})
     assert recipe.evaluate and [entry.benchmark for entry in recipe.evaluate.datasets] == ["test", "gsm8k"]
 
 

@@ -167,7 +167,7 @@ def _attempt(loop: Loop, run: Run) -> WorkerFacts | Preempted:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from pipelines.train.process_group import ReachableConfig
+    from pipelines.train.process_group import ReachableConfig  # torch stands behind it
 
     each = run.section.resources_per_worker
     use_gpu = each.get("GPU", 0) > 0

@@ -191,7 +191,11 @@ def test_a_broken_off_answer_is_charged_with_its_prompt(start: Start, streamed: 
 def test_a_stream_whose_engine_died_is_charged(start: Start) -> None:
     running = start(tokens_per_minute=1000)
     running.complete("die", stream=True, user="x" * 4000)
-    assert running.complete().status_code == 429
+    codes = []
+    for _ in range(5):  # the gateway charges once it has seen the end, which the client may see before
+        codes.append(running.complete().status_code)
+        time.sleep(0.2)
+    assert codes[-1] == 429, codes
 
 
 def test_an_engine_that_could_not_be_reached_costs_nothing(start: Start) -> None:

@@ -233,8 +233,10 @@ def chat(
     from serve.ui import chat as terminal  # openai stands behind it
 
     models, system, sampling = _how_to_chat(target, overrides)
-    start = terminal.ChatStart((model,) if model else models, system, sampling)
-    terminal.chat(_endpoint_of(target, overrides), start, endpoint_key())
+    url, key = _endpoint_of(target, overrides), endpoint_key()
+    if model and model not in (names := terminal.model_names(terminal.endpoint_client(url, key))):
+        raise InputError(f"--model {model}: {url} does not serve it; {nearest(model, names)}")
+    terminal.chat(url, terminal.ChatStart((model,) if model else models, system, sampling), key)
 
 
 def _how_to_chat(target: str, overrides: list[str] | None) -> tuple[tuple[str, ...], str, dict[str, Any]]:

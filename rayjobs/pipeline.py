@@ -250,8 +250,8 @@ def require_folder(workspace: Workspace, cluster: Cluster) -> None:
     """InputError where work by paths would be spread over nodes that do not see them."""
     if not workspace.is_local and cluster.is_shared:
         raise InputError(
-            f"{workspace.root}: on a cluster the stages after train, and serving, need a folder that every node "
-            "sees; a URL is for the stages before them, and for one machine"
+            f"{workspace.root}: on a cluster the stages after train need a folder that every node sees; a URL is "
+            "for the stages before them, and for one machine"
         )
 
 

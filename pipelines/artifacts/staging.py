@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from pipelines.artifacts.node_copy import NodeCopy
 from pipelines.artifacts.stage import Inputs, Output
 from pipelines.artifacts.workspace import Place, Workspace
+from pipelines.beside import beside
 from pipelines.clean_up import clean_up
 from pipelines.errors import StageError
 from pipelines.owned_folder import owned_folder
@@ -134,25 +135,13 @@ class Staging:
             name: replace(output, place=replace(output.folder, workspace=workspace)) for name, output in outputs.items()
         }
         try:
-            with nullcontext() if spread else self._storing(place):
+            with nullcontext() if spread else beside(partial(self._store_now_and_then, place)):
                 yield replace(place, workspace=workspace), replace(inputs, **here)
         except BaseException:
             clean_up(f"storing in {self.workspace.root}", partial(self.store, place), LEAVE_SECONDS)
             raise
         with waiting(f"storing what {place.stage} left in {self.workspace.root}"):
             self.store(place)
-
-    @contextmanager
-    def _storing(self, place: Place) -> Iterator[None]:
-        """Store now and then while this is open."""
-        stop = threading.Event()
-        thread = threading.Thread(target=self._store_now_and_then, args=(place, stop), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
 
     def _store_now_and_then(self, place: Place, stop: threading.Event) -> None:
         while not stop.wait(STORE_SECONDS):

@@ -120,9 +120,10 @@ def describe_source(section: Source) -> str:
             return ""
         return f"as chat_log; first {check_chat(files, names_of(files), section, section.chat_log)}"
     used, counts = Counter[str](), Counter[str]()
-    carried, unread = dict[str, None](), dict[str, None]()
+    carried, unread, there = dict[str, None](), dict[str, None](), set[str]()
     with beginnings(files[:LOOKED_INTO], section.encoding) as looked:
         for row in (row for path in looked for row in sample_rows(path, LOOKED_INTO, unread)):
+            there.update(row)
             row = renamed(row, section.columns)
             columns = classify(row, section.adapter, _named_by(section))
             try:
@@ -139,6 +140,8 @@ def describe_source(section: Source) -> str:
     said = [f"as {' and '.join(sorted(used))}"]
     said += [f"carried, not trained: {_named(carried)}"] if carried else []
     said += [f"not read: {_named(unread)}"] if unread else []
+    named = [name for name in section.columns.values() if name and not {name, name.partition(".")[0]} & there]
+    said += [f"in none of the first rows: {_named(named)}, which ingest.columns names"] if named else []
     return "; ".join([*said, *(f"{number} {what}" for what, number in sorted(counts.items()))])
 
 

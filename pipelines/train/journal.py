@@ -14,9 +14,11 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipelines.beside import beside
 from pipelines.progress import LOG_INTERVAL, console, say
 from pipelines.train.checkpoint import replace_text
 
@@ -55,14 +57,8 @@ def best_step(entries: Iterable[Entry], steps: Iterable[int]) -> int | None:
 @contextmanager
 def shown(path: Path, total: int) -> Iterator[None]:
     """Show the journal on the terminal while it grows: step, loss, learning rate, speed, time left."""
-    stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(path, total, stop), daemon=True)
-    watcher.start()
-    try:
+    with beside(partial(_watch, path, total)):
         yield
-    finally:
-        stop.set()
-        watcher.join()
 
 
 def _watch(path: Path, total: int, stop: threading.Event) -> None:

@@ -12,9 +12,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipelines.beside import beside
 from pipelines.errors import StageError
 from pipelines.owned_folder import shared_folder
 from pipelines.progress import say
@@ -156,14 +158,8 @@ def followed(run: Run) -> Iterator[None]:
     if spread is None:
         yield
         return
-    stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(run, spread, stop), daemon=True)
-    thread.start()
-    try:
+    with beside(partial(_follow, run, spread)):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _follow(run: Run, spread: Spread, stop: threading.Event) -> None:

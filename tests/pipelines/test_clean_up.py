@@ -43,11 +43,9 @@ def test_an_exit_in_a_clean_up_does_not_end_the_process(capsys: pytest.CaptureFi
 
 PROJECT = Path(__file__).parents[2]
 BOUNDED_OTHERWISE = {
-    "pipelines/artifacts/staging.py: thread.join",  # which stores what it is at, and asks the store with a time limit
-    "pipelines/train/nodes.py: thread.join",  # the same
+    "pipelines/beside.py: thread.join",  # of what looks at files and stores, which has limits of its own
     "pipelines/evaluate/evalscope/parent.py: process.wait",  # it was killed in the line before
     "pipelines/progress.py: thread.join",  # which sleeps until it is told that all is over
-    "pipelines/train/journal.py: watcher.join",  # the same, and reads a local file
 }
 OF_RAY = {"ray", "ray_serve", "serve", "remove_placement_group"}
 WITHOUT_END = {"join", "wait", "get", "result"}

@@ -10,6 +10,7 @@ import pytest
 
 from pipelines.artifacts.files import Destination, created
 from pipelines.artifacts.workspace import Workspace
+from tests.pipelines.evaluate.fake_endpoint import chat_server_running
 
 PROJECT = Path(__file__).parents[2]
 
@@ -208,6 +209,13 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     assert "no such file" in refused("run", "tiny", "ingest.source=none.jsonl", cwd=tmp_path)
     assert "no such stage" in refused("run", "tiny", "--to", "cleen", cwd=tmp_path)
     assert "No such option" in refused("run", "tiny", "--wrokspace", "x", cwd=tmp_path)
+
+
+def test_chat_with_a_model_that_is_not_served_is_refused(tmp_path: Path) -> None:
+    with chat_server_running() as server:
+        said = danlu("chat", server.url, "--model", "tinny", cwd=tmp_path)
+    assert said.returncode == 2 and said.stdout == ""
+    assert f"--model tinny: {server.url} does not serve it; did you mean 'tiny'?" in said.stderr
 
 
 def test_status_of_nothing(tmp_path: Path) -> None:

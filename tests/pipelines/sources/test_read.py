@@ -163,6 +163,16 @@ def test_columns_that_nothing_reads_are_refused_with_a_way_out(
         check_source(Ingest(source=str(source), columns=columns))
 
 
+def test_a_column_that_is_named_and_not_there_is_told_before_all_is_read(tmp_path: Path) -> None:
+    source = written(tmp_path / "a.csv", [{"问题": "问", "答案": "答", "点赞数": 7}])
+    columns = {"query": "问题", "response": "答案", "upvotes": "点赞"}
+    section = Ingest(source=str(source), columns=columns)
+    told = describe_source(section)
+    assert told.endswith("in none of the first rows: 点赞, which ingest.columns names")
+    with pytest.raises(DataError, match="no row has column 点赞, which ingest.columns names for upvotes"):
+        run(tmp_path, source, columns=columns)
+
+
 def test_utf_16_is_told_by_its_mark(tmp_path: Path) -> None:
     source = tmp_path / "a.csv"
     source.write_bytes("query,response\n问,答\n".encode("utf-16"))

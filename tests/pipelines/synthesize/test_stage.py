@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.data._internal.stats import get_or_create_stats_actor
 
 from benchmarks.answering_server import Behaviour, answer_to
 from pipelines.artifacts.rows import turns_said
@@ -64,6 +66,17 @@ def test_every_cell_gets_its_answer_once(tmp_path: Path, start_server: Callable[
     more = run(recipe(server.url, cells=22, price=price), place(tmp_path, "h"))
     assert more.report.rows == 44
     assert len(server.log()["requests"]) == 44
+
+
+def test_asking_is_an_operator_in_rays_own_statistics(tmp_path: Path, start_server: Callable[..., Server]) -> None:
+    statistics = get_or_create_stats_actor()  # of which Ray's dashboard shows what is there
+    before = ray.get(statistics.get_datasets.remote())
+    run(recipe(start_server().url, cells=20), place(tmp_path))
+    found = ray.get(statistics.get_datasets.remote())
+    (made,) = (found[name] for name in found.keys() - before.keys() if "MapBatches(Worker)" in str(found[name]))
+    (asking,) = (state for name, state in made["operators"].items() if "MapBatches(Worker)" in name)
+    assert (made["state"], asking["state"]) == ("FINISHED", "FINISHED")
+    assert asking["total"] == asking["progress"] > 0
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])

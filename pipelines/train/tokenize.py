@@ -25,7 +25,7 @@ from pipelines.artifacts.shards import Attempt, Commit, Shard, run_shards
 from pipelines.artifacts.stage import Output
 from pipelines.artifacts.workspace import Place, Workspace
 from pipelines.errors import DataError
-from pipelines.models.tokenizer import load_tokenizer
+from pipelines.models.tokenizer import MORE_TEMPLATES, load_tokenizer
 from pipelines.owned_folder import owned_folder
 from pipelines.recipe.ingest import Ingest
 from pipelines.recipe.train import Train, further_source, parse_data
@@ -186,15 +186,19 @@ def _drawn_of_groups(
             first += count
 
 
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".tflite", ".npz")
+"""How files with weights end, of this and of other programs."""
 Files = tuple[tuple[str, bytes], ...]
 """Names of files with their content."""
 
 
 def _small_files(model: Path) -> Files:
-    """The files of a model but its weights: what its tokenizer is loaded from, on whatever node a shard is done."""
-    files = (
-        path for path in sorted(model.rglob("*")) if path.is_file() and path.suffix not in (".safetensors", ".bin")
-    )
+    """The files of a model but its weights: what its tokenizer is loaded from, on whatever node a shard is done.
+
+    Folders in it are left out, such as `original` with the weights once more, but for that of templates.
+    """
+    beside = [path for folder in (model, model / MORE_TEMPLATES) if folder.is_dir() for path in folder.iterdir()]
+    files = [path for path in sorted(beside) if path.is_file() and path.suffix not in WEIGHTS]
     return tuple((str(path.relative_to(model)), path.read_bytes()) for path in files)
 
 

@@ -169,7 +169,7 @@ def test_a_column_that_is_named_and_not_there_is_told_before_all_is_read(tmp_pat
     section = Ingest(source=str(source), columns=columns)
     told = describe_source(section)
     assert told.endswith("in none of the first rows: 点赞, which ingest.columns names")
-    with pytest.raises(DataError, match="no row has column 点赞, which ingest.columns names for upvotes"):
+    with pytest.raises(DataError, match=r"no row has column 点赞, which ingest\.columns names for upvotes"):
         run(tmp_path, source, columns=columns)
 
 

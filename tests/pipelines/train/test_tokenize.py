@@ -63,6 +63,27 @@ def test_all_rows_become_samples_in_their_order(ray_cluster: None, split_of: Spl
     )  # and the end of the turn
 
 
+def test_no_weights_are_sent_with_a_tokenizer(tmp_path: Path) -> None:
+    names = {
+        "tokenizer.json",
+        "chat_template.jinja",
+        "qwen.tiktoken",
+        "spiece.model",
+        "additional_chat_templates/t.jinja",
+    }
+    weights = {
+        "model.safetensors",
+        "pytorch_model.bin",
+        "model.gguf",
+        "original/consolidated.00.pth",
+        "onnx/model.onnx",
+    }
+    for name in names | weights:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    assert module._small_files(tmp_path) == tuple((name, name.encode()) for name in sorted(names))
+
+
 def test_samples_of_one_row_are_one_piece_of_evidence(tmp_path: Path) -> None:
     commits = [{"result": {"samples_of_row": [2, 0]}}, {"result": {"samples_of_row": [1]}}]
     drawn = [module._Drawn(np.array([4, 5, 9]), np.array([0, 1, 2]))]

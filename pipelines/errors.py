@@ -17,6 +17,8 @@ from difflib import get_close_matches
 
 TERMINATED = 143
 """Exit code of a process that SIGTERM ended, as shells have it."""
+INTERRUPTED = 130
+"""Exit code of a process that Ctrl-C ended."""
 
 
 class DanluError(Exception):

@@ -143,7 +143,9 @@ class Network:
         }
         self.hub = Space("hub", self.environment)
         held.callback(self.hub.kill)
-        self.hub.ip("link add br0 type bridge")
+        # An address of its own: a bridge without one takes a port's, and another's once that port is gone, so that
+        # after a node is lost the others sent to an address that was nobody's until they asked anew.
+        self.hub.ip("link add br0 address 02:00:00:00:00:01 type bridge")
         self.hub.ip(f"addr add {HUB}/24 dev br0")
         self.hub.ip("link set br0 up")
         self.hub.ip("link set lo up")

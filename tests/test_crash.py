@@ -1,6 +1,7 @@
 """kill -9 of the whole process group in the middle of a stage: running again finishes, with the same result."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -78,7 +79,8 @@ def kill_when(
     if how in ENDS:
         code, word = ENDS[how]
         assert process.returncode == code and "Traceback" not in said and "*** SIG" not in said, said
-        assert said.endswith(f"{word}; what is finished is kept, and the same command goes on from there\n"), said
+        kept = r"(what is finished is kept|training saved step \d+), and the same command goes on from there\n"
+        assert re.search(rf"{word}; {kept}$", said), said
     return found
 
 

@@ -1,8 +1,8 @@
 """Leaving before a machine is taken away: training saves after the step it is in, on all ranks, and goes on elsewhere.
 
 Who takes a machine says so first. Ray marks a node that it drains (autoscalers do, and `ray start --block` on SIGTERM),
-and Ray Train passes that on. Schedulers and `ray job stop` send SIGTERM to the driver, some to workers too: whoever
-gets it leaves a file, for which the workers look after each step.
+and Ray Train passes that on. Schedulers and `ray job stop` send SIGTERM to the driver, some to workers too, and people
+press Ctrl-C: whoever gets it leaves a file, for which the workers look after each step.
 """
 
 import signal
@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.progress import say
 from pipelines.train.nodes import is_told
 from pipelines.train.run import Run
 
@@ -23,26 +25,43 @@ POLL_SECONDS = 5
 """Between two questions to Ray, each of which costs every rank some milliseconds; it looks at its nodes as often."""
 
 
+@dataclass
+class Told:
+    """Whether this process was told to end, and by which signal."""
+
+    by: int | None = None
+
+
 @contextmanager
-def sigterm_noted(mark: Path) -> Iterator[threading.Event]:
-    """While in here SIGTERM writes `mark` and sets the event, instead of ending the process where it stands.
+def told_to_end(mark: Path) -> Iterator[Told]:
+    """While in here a first SIGTERM or SIGINT writes `mark` and is noted, and does not end the process where it stands.
 
-    Only a main thread can; in others nothing changes.
+    A second one does what it did before. Only a main thread can; in others nothing changes.
     """
-    told = threading.Event()
-
-    def note(*_: Any) -> None:
-        told.set()
-        mark.touch()
-
+    told = Told()
     if threading.current_thread() is not threading.main_thread():
         yield told
         return
-    before = signal.signal(signal.SIGTERM, note)
+
+    def note(number: int, _: Any) -> None:
+        told.by = number
+        mark.touch()
+        put_back()
+        # Not from here: what is interrupted may be writing a line itself.
+        again = "Ctrl-C again ends it" if number == signal.SIGINT else "a second SIGTERM ends it"
+        threading.Thread(
+            target=say, args=(f"  training: saving after this step, then stopping; {again} at once",)
+        ).start()
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield told
     finally:
-        signal.signal(signal.SIGTERM, before)
+        put_back()
 
 
 def note_sigterm_in_worker(mark: Path) -> None:

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -15,14 +16,14 @@ from typing import Any
 from pipelines import placement
 from pipelines.artifacts.workspace import FULL
 from pipelines.clean_up import clean_up
-from pipelines.errors import TERMINATED, DanluError, HardwareError, StageError
+from pipelines.errors import INTERRUPTED, TERMINATED, DanluError, HardwareError, StageError
 from pipelines.progress import say
 from pipelines.recipe.train import Train, numbers_of_workers
 from pipelines.train.checkpoint import step_of
 from pipelines.train.journal import read_journal
 from pipelines.train.memory import advice, free_memory, uses_gpu
 from pipelines.train.nodes import begin_again, followed, on_this_node, saved_checkpoints
-from pipelines.train.preemption import note_sigterm_in_worker, sigterm_noted, wait_until_gone
+from pipelines.train.preemption import note_sigterm_in_worker, told_to_end, wait_until_gone
 from pipelines.train.run import Preempted, Run, WorkerFacts
 
 Loop = Callable[[Run, Callable[[], Any]], WorkerFacts | Preempted]
@@ -114,13 +115,14 @@ def run_workers(loop: Loop, run: Run) -> WorkerFacts:
     patience = 0
     if saved := _saved(run):
         say(f"  training: going on from step {saved}")
-    with sigterm_noted(run.leave) as told:
+    with told_to_end(run.leave) as told:
         while True:
             begin_again(run)
             saved = _saved(run)
-            if told.is_set():
-                say(f"terminated; training saved step {saved}, and the same command goes on from there")
-                raise SystemExit(TERMINATED)
+            if told.by is not None:
+                word, code = ("stopped", INTERRUPTED) if told.by == signal.SIGINT else ("terminated", TERMINATED)
+                say(f"{word}; training saved step {saved}, and the same command goes on from there")
+                raise SystemExit(code)
             try:
                 outcome = _attempt(loop, _as_wide_as_possible(run, patience))
             except TrainingFailedError as error:
@@ -132,6 +134,8 @@ def run_workers(loop: Loop, run: Run) -> WorkerFacts:
                 patience = placement.RETURN_SECONDS
                 say(f"  training: a worker was lost at step {reached}; going on from the last checkpoint")
             else:
+                if told.by is not None:
+                    continue
                 if isinstance(outcome, WorkerFacts):
                     return outcome
                 say(f"  training: workers were told to leave; saved at step {outcome.step}")

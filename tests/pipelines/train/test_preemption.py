@@ -1,4 +1,4 @@
-"""Told to leave, training saves at once and goes on: SIGTERM to a worker and to the driver, and a node that is drained.
+"""Told to leave, training saves at once and goes on: SIGTERM to a worker, a signal to the driver, a drained node.
 
 `save_steps` is beyond the end, so that the only checkpoint before it is the one that was saved on leaving.
 """
@@ -22,7 +22,7 @@ from pipelines.artifacts.workspace import Place
 from pipelines.recipe.schema import Recipe
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
-from pipelines.train.preemption import sigterm_noted
+from pipelines.train.preemption import told_to_end
 from tests.pipelines.train.conftest import place_for, train
 from tests.pipelines.train.test_stage import DRIVER, is_worker, wait_until
 
@@ -121,8 +121,11 @@ def test_a_worker_that_gets_sigterm_saves_first(
 
 
 @pytest.mark.slow
-def test_a_driver_that_gets_sigterm_saves_and_goes_on_when_started_again(
-    straight: TrainReport, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "stopped")]
+)
+def test_a_driver_that_is_told_to_end_saves_and_goes_on_when_started_again(
+    straight: TrainReport, recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path, number: int, code: int, word: str
 ) -> None:
     split = split_in(tmp_path, ROWS)
     place = place_for(split)
@@ -133,14 +136,14 @@ def test_a_driver_that_gets_sigterm_saves_and_goes_on_when_started_again(
         )
     try:
         wait_until(lambda: steps_in(place) >= 10 or driver.poll() is not None, seconds=400)
-        driver.terminate()
-        assert driver.wait(timeout=200) == 143
+        driver.send_signal(number)
+        assert driver.wait(timeout=200) == code
     finally:
         driver.kill()
         driver.wait()
     (saved,) = map(step_of, complete_checkpoints(place.local("checkpoints")))
     assert 10 <= saved < STEPS
-    told = f"terminated; training saved step {saved}, and the same command goes on from there"
+    told = f"{word}; training saved step {saved}, and the same command goes on from there"
     assert told in (tmp_path / "log").read_text()
     report = train(recipe, split).report
     assert report.resumed_at == saved
@@ -164,11 +167,13 @@ def test_a_node_that_is_drained_is_left_and_training_goes_on_with_one_worker(
     assert losses == pytest.approx(undisturbed, abs=1e-4)
 
 
-def test_sigterm_is_noted_and_then_does_again_what_it_did(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_first_signal_is_noted_and_a_second_does_what_it_did(tmp_path: Path, number: signal.Signals) -> None:
     mark = tmp_path / "leave"
-    before = signal.getsignal(signal.SIGTERM)
-    with sigterm_noted(mark) as told:
-        assert not told.is_set()
-        signal.raise_signal(signal.SIGTERM)
-        assert told.is_set() and mark.exists()
-    assert signal.getsignal(signal.SIGTERM) is before
+    before = signal.getsignal(number)
+    with told_to_end(mark) as told:
+        assert told.by is None
+        signal.raise_signal(number)
+        assert told.by == number and mark.exists()
+        assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is before

@@ -66,7 +66,7 @@ def rows_lines(
 ) -> Iterator[str]:
     """Up to `limit` lines: rows that are kept, by the last stage that leaves rows, or dropped rows of every stage.
 
-    `operator` leaves those that it dropped, `grep` those with that text. DataError where no stage left rows.
+    One line more says that there are others, uncounted: all shards would have to be read. `operator` leaves those that it dropped, `grep` those with that text. DataError where no stage left rows.
     """
     leaving = [output for output in finished if _files(output.report)]
     if not leaving:
@@ -78,6 +78,8 @@ def rows_lines(
         kinds = [kind for kind in _files(last.report) if kind != "dropped"]
         lines = (_named(row, _kept(last.stage, kind, row)) for kind in kinds for row in _rows(last, kind, None, grep))
     yield from islice(lines, limit)
+    if next(lines, None) is not None:
+        yield "… and more; --limit says how many are shown"
 
 
 def _rows(output: Output[Any], kind: str, operator: str | None, grep: str | None) -> Iterator[dict[str, Any]]:

@@ -51,7 +51,8 @@ def test_kept_rows_are_those_of_the_last_stage(finished: Finished) -> None:
         "good: clean: kept (rows), position 0: 因为散射使蓝光四散开来。",
         "talk: clean: kept (rows), position 3: 再答一句，蓝光也开放。",
     ]
-    assert lines_of(finished, limit=1) == ["good: clean: kept (rows), position 0: 因为散射使蓝光四散开来。"]
+    good = "good: clean: kept (rows), position 0: 因为散射使蓝光四散开来。"
+    assert lines_of(finished, limit=1) == [good, "… and more; --limit says how many are shown"]
     assert [line.split(":")[0] for line in lines_of(finished, grep="百花")] == ["talk"]
     assert lines_of(finished, grep="没有的字") == []
 

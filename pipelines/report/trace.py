@@ -12,8 +12,8 @@ from pipelines.artifacts.shards import read_tables
 from pipelines.artifacts.stage import Output, Report
 from pipelines.errors import DataError
 
-SEARCHED = ("system", "query", "response", "text")
-"""Columns in which a text is looked for, beside `messages`."""
+OURS = ("row_id", "pos", "operator", "reason", "stats")
+"""Columns that a text is not looked for in: they are of the stages, not of the person's rows."""
 NAMED = 20
 """Rows with a text that are named, where it is in several."""
 
@@ -21,8 +21,9 @@ NAMED = 20
 def trace(finished: Sequence[Output[Any]], row_id: str) -> Iterator[str]:
     """Lines that tell where a row is, or which operator dropped it and on what grounds.
 
-    `finished` are the finished stages, in their order. In place of an id, a part of a row's text will do: where several
-    rows have it, they are named. Raises DataError for a row no stage knows.
+    `finished` are the finished stages, in their order. In place of an id, a part of a row's text will do, or what
+    stands in a column that it carries: where several rows have it, they are named. Raises DataError for a row no
+    stage knows.
     """
     lines = list(_trace(finished, row_id))
     if lines:
@@ -66,7 +67,8 @@ def rows_lines(
 ) -> Iterator[str]:
     """Up to `limit` lines: rows that are kept, by the last stage that leaves rows, or dropped rows of every stage.
 
-    One line more says that there are others, uncounted: all shards would have to be read. `operator` leaves those that it dropped, `grep` those with that text. DataError where no stage left rows.
+    One line more says that there are others, uncounted: all shards would have to be read. `operator` leaves those that
+    it dropped, `grep` those with that text. DataError where no stage left rows.
     """
     leaving = [output for output in finished if _files(output.report)]
     if not leaving:
@@ -90,12 +92,16 @@ def _rows(output: Output[Any], kind: str, operator: str | None, grep: str | None
 
 
 def _with_text(table: pa.Table, text: str) -> pa.Table:
-    """The rows in which a text stands, in a column or a turn."""
+    """The rows in which a text stands, in a column or a turn, or that have it as a number in a column they carry."""
     found = pa.array([False] * table.num_rows, pa.bool_())
-    for name in SEARCHED:
-        if name in table.column_names and pa.types.is_string(table.schema.field(name).type):
-            has = pc.fill_null(pc.match_substring(table[name].combine_chunks(), text), False)
-            found = pc.or_(found, has)
+    for field in table.schema:
+        if field.name in OURS:
+            continue
+        column = table[field.name].combine_chunks()
+        if pa.types.is_string(field.type):
+            found = pc.or_(found, pc.fill_null(pc.match_substring(column, text), False))
+        elif pa.types.is_integer(field.type):
+            found = pc.or_(found, pc.fill_null(pc.equal(column.cast(pa.string()), text), False))
     if "messages" in table.column_names and table["messages"].null_count < table.num_rows:
         turns = table["messages"].to_pylist()
         said = [any(text in (turn["content"] or "") for turn in talk or ()) for talk in turns]

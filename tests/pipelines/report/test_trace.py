@@ -14,8 +14,8 @@ from rayjobs.cluster import Cluster
 from tests.pipelines.sources.samples import write_lines
 
 ROWS = [
-    {"id": "good", "query": "天为什么蓝", "response": "因为散射使蓝光四散开来。"},
-    {"id": "short", "query": "好吗", "response": "好"},
+    {"id": "good", "query": "天为什么蓝", "response": "因为散射使蓝光四散开来。", "编号": 4711, "作者": "李白"},
+    {"id": "short", "query": "好吗", "response": "好", "编号": 47, "作者": "杜甫"},
     {"id": "images", "query": "看图", "response": "一只猫坐在窗台上。", "images": ["a.jpg"]},
     {
         "id": "talk",
@@ -78,6 +78,8 @@ def test_a_part_of_a_text_names_its_row_or_the_rows(finished: Finished) -> None:
     assert [*trace(finished, "使蓝光")] == ["row good", *trace(finished, "good")]
     assert [*trace(finished, "百花")] == ["row talk", *trace(finished, "talk")]
     assert [*trace(finished, "蓝光")] == ["2 rows have this text; name one of them:", "good", "talk"]
+    assert [*trace(finished, "4711")] == [*trace(finished, "李白")] == ["row good", *trace(finished, "good")]
+    assert [*trace(finished, "47")] == ["row short", *trace(finished, "short")]
     unknown = "row 没有的: no finished stage has a row of this id, or with this text; an id is such as good$"
     with pytest.raises(DataError, match=unknown):
         [*trace(finished, "没有的")]

@@ -24,19 +24,24 @@ GONE_SECONDS = 60
 POLL_SECONDS = 5
 """Between two questions to Ray, each of which costs every rank some milliseconds; it looks at its nodes as often."""
 
+ONCE_SECONDS = 1.0
+"""Signals so close together are one: `timeout` and programs that pass signals on send them to a group and to us."""
+
 
 @dataclass
 class Told:
-    """Whether this process was told to end, and by which signal."""
+    """Whether this process was told to end, by which signal, and when by the monotonic clock."""
 
     by: int | None = None
+    at: float = 0.0
 
 
 @contextmanager
 def told_to_end(mark: Path) -> Iterator[Told]:
-    """While in here a first SIGTERM or SIGINT writes `mark` and is noted, and does not end the process where it stands.
+    """While in here SIGTERM and SIGINT write `mark` and are noted, and do not end the process where it stands.
 
-    A second one does what it did before. Only a main thread can; in others nothing changes.
+    SIGINT raises KeyboardInterrupt where it comes ONCE_SECONDS after the first signal: a person has pressed Ctrl-C
+    again. Only a main thread can; in others nothing changes.
     """
     told = Told()
     if threading.current_thread() is not threading.main_thread():
@@ -44,24 +49,22 @@ def told_to_end(mark: Path) -> Iterator[Told]:
         return
 
     def note(number: int, _: Any) -> None:
-        told.by = number
+        now = time.monotonic()
+        if told.by is not None:
+            if number == signal.SIGINT and now - told.at >= ONCE_SECONDS:
+                raise KeyboardInterrupt
+            return
+        told.by, told.at = number, now
         mark.touch()
-        put_back()
-        # Not from here: what is interrupted may be writing a line itself.
-        again = "Ctrl-C again ends it" if number == signal.SIGINT else "a second SIGTERM ends it"
-        threading.Thread(
-            target=say, args=(f"  training: saving after this step, then stopping; {again} at once",)
-        ).start()
-
-    def put_back() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        line = "  training: saving after this step, then stopping; Ctrl-C from now on ends it at once"
+        threading.Thread(target=say, args=(line,)).start()  # what is interrupted may be writing a line itself
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield told
     finally:
-        put_back()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def note_sigterm_in_worker(mark: Path) -> None:

@@ -22,7 +22,7 @@ from pipelines.artifacts.workspace import Place
 from pipelines.recipe.schema import Recipe
 from pipelines.train.checkpoint import complete_checkpoints, step_of
 from pipelines.train.journal import read_journal
-from pipelines.train.preemption import told_to_end
+from pipelines.train.preemption import ONCE_SECONDS, told_to_end
 from tests.pipelines.train.conftest import place_for, train
 from tests.pipelines.train.test_stage import DRIVER, is_worker, wait_until
 
@@ -168,12 +168,16 @@ def test_a_node_that_is_drained_is_left_and_training_goes_on_with_one_worker(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_first_signal_is_noted_and_a_second_does_what_it_did(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_is_noted_once_however_often_it_is_passed_on(tmp_path: Path, number: signal.Signals) -> None:
     mark = tmp_path / "leave"
     before = signal.getsignal(number)
     with told_to_end(mark) as told:
         assert told.by is None
         signal.raise_signal(number)
         assert told.by == number and mark.exists()
-        assert signal.getsignal(number) is before
+        signal.raise_signal(number)  # as `timeout` does
+        told.at -= ONCE_SECONDS
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(number) is before

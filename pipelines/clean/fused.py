@@ -155,7 +155,7 @@ def _joined(parts: list[Outcome]) -> Outcome:
 
 def _timed(step: Step, state: _State) -> OperatorStats:
     began, rows_in = time.thread_time(), len(state.alive)
-    changed = _run(step, state)
+    changed, missing = _run(step, state)
     return OperatorStats(
         index=step.index,
         operator=step.operator.name,
@@ -163,6 +163,7 @@ def _timed(step: Step, state: _State) -> OperatorStats:
         rows_in=rows_in,
         rows_out=len(state.alive),
         changed=changed,
+        missing=missing,
         seconds=time.thread_time() - began,
     )
 
@@ -180,6 +181,7 @@ def _timed_key(step: Step, state: _State) -> tuple[OperatorStats, _Key]:
     """The keys of an operator over the whole data set; here it counts only rows that go for want of a key."""
     began, rows_in = time.thread_time(), len(state.alive)
     present = _handle_missing(step, state)
+    missing = int((~present).sum())
     values = _output(step, state) if step.operator.kind == "deduplicator" else _argument(step, state)
     if len(values) != len(present):  # rows it failed on were set aside
         present = np.ones(len(values), dtype=np.bool_)
@@ -189,6 +191,7 @@ def _timed_key(step: Step, state: _State) -> tuple[OperatorStats, _Key]:
         kind=step.operator.kind,
         rows_in=rows_in - len(state.alive),
         rows_out=0,
+        missing=missing,
         seconds=time.thread_time() - began,
     )
     return stats, _Key(state.alive, values, present)
@@ -203,11 +206,12 @@ def _keys_table(kept: pa.Table, state: _State, dataset_ops: Sequence[Step], foun
     return pa.table(columns)
 
 
-def _run(step: Step, state: _State) -> int:
-    """Run one step; returns how many rows a mapper changed."""
+def _run(step: Step, state: _State) -> tuple[int, int]:
+    """Run one step; returns how many rows a mapper changed, and how many have no column for it."""
     present = _handle_missing(step, state)
+    missing = int((~present).sum())
     if step.operator.kind == "mapper":
-        return _map(step, state)
+        return _map(step, state), missing
     found = verdict(_output(step, state))
     _record(step, state, found, present)
     dropped = np.flatnonzero(~found.keep & present)
@@ -215,7 +219,7 @@ def _run(step: Step, state: _State) -> int:
     if len(reasons) != len(dropped):
         raise DataError(f"{step.key}: its Verdict gives {len(reasons)} reasons for {len(dropped)} dropped rows")
     _drop(step, state, dropped, reasons)
-    return 0
+    return 0, missing
 
 
 def _argument(step: Step, state: _State) -> Column | pa.Array:

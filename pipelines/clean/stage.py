@@ -246,7 +246,8 @@ def _report(place: Place, plan: Plan, passes: list[list[Commit]], sets: Evaluati
     decided = [number for number, phase in enumerate(plan.phases) if phase.dataset_ops]
     operators = _operator_stats(place, plan, results)
     return CleanReport(
-        summary=f"{digest.rows} of {rows_in} rows stay{_drops_in_words(operators)}{_edits_in_words(edits)}",
+        summary=f"{digest.rows} of {rows_in} rows stay{_drops_in_words(operators)}{_idle_in_words(plan, operators)}"
+        f"{_edits_in_words(edits)}",
         digest=digest.hexdigest(),
         rows=digest.rows,
         rows_in=rows_in,
@@ -273,6 +274,13 @@ def _drops_in_words(operators: Sequence[OperatorStats]) -> str:
     rest = sum(dropped.values()) - sum(count for _, count in dropped.most_common(3))
     most += [f"others {rest}"] if rest else []
     return f"; dropped: {', '.join(most)} (danlu rows RECIPE --dropped)" if most else ""
+
+
+def _idle_in_words(plan: Plan, operators: Sequence[OperatorStats]) -> str:
+    """Which operators found their column in no row, so that they did nothing; empty where all found it."""
+    columns = {step.index: step.column for step in plan.steps}
+    idle = [f"{stats.operator} ({columns[stats.index]})" for stats in operators if 0 < stats.rows_in == stats.missing]
+    return f"; no row has the column of {', '.join(idle)}, which did nothing" if idle else ""
 
 
 def _edits_in_words(edits: EditCounts) -> str:

@@ -173,7 +173,8 @@ def _how_marked(section: Evaluate) -> dict[str, str]:
 def _headline(item: tuple[str, DatasetResult]) -> str:
     label, result = item
     shown = ", ".join(f"{model} {scores.scores[HEADLINE]:.3f}" for model, scores in result.models.items())
-    return f"{label}, {result.rows} rows: ROUGE-L F1 {shown}"
+    cut = ", ".join(f"{model} {scores.truncated}" for model, scores in result.models.items() if scores.truncated)
+    return f"{label}, {result.rows} rows: ROUGE-L F1 {shown}{f' (cut at max_tokens: {cut})' if cut else ''}"
 
 
 def _benchmark_headline(item: tuple[str, BenchmarkResult]) -> str:

@@ -299,8 +299,9 @@ def _report(place: Place, run: Run, facts: WorkerFacts) -> TrainReport:
             fall += f" over {delta.rows} rows" + (", too few to judge" if delta.rows < FEW_ROWS else "")
     if best not in (None, trained_step):
         fall += f" (lower at step {best})"
+    samples = TokenCounts.model_validate(run.training.counts)
     return TrainReport(
-        summary=f"{run.steps} steps, {fall}, {speed:.0f} tokens/s",
+        summary=f"{run.steps} steps, {fall}, {speed:.0f} tokens/s{_overlong_in_words(run.section, samples)}",
         digest=digest_weights(run.trained),
         model=str(run.model),
         adapter=None if full else run.trained.name,
@@ -320,12 +321,19 @@ def _report(place: Place, run: Run, facts: WorkerFacts) -> TrainReport:
         samples_while_training=[SampledAnswer.model_validate(entry) for entry in read_journal(run.samples)],
         files={"loss curves": run.picture.name, "journal": run.journal.name},
         training_seconds=seconds,
-        samples=TokenCounts.model_validate(run.training.counts),
+        samples=samples,
         held_out_samples=TokenCounts.model_validate(run.held_out.counts) if run.held_out else None,
         tokens_per_second=speed,
         loss_tokens_per_second=sum(entry.loss_tokens for entry in steps) / seconds,
         **asdict(facts),
     )
+
+
+def _overlong_in_words(section: Train, samples: TokenCounts) -> str:
+    """How many rows are above a token limit, as the end of a summary; empty where none is."""
+    if not samples.truncated:
+        return ""
+    return f"; {samples.truncated} of {samples.rows} rows above the token limits (train.overlong: {section.overlong})"
 
 
 def _held_out(

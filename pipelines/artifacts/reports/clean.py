@@ -16,6 +16,8 @@ class OperatorStats(Record):
     rows_in: int
     rows_out: int
     changed: int = 0
+    missing: int = 0
+    """Rows without its column that stay for `if_missing: keep`."""
     seconds: float = 0.0
     """Of one core."""
 
@@ -28,6 +30,7 @@ class OperatorStats(Record):
             rows_in=self.rows_in + other.rows_in,
             rows_out=self.rows_out + other.rows_out,
             changed=self.changed + other.changed,
+            missing=self.missing + other.missing,
             seconds=self.seconds + other.seconds,
         )
 

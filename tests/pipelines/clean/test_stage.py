@@ -254,3 +254,21 @@ def test_the_fingerprint_follows_models_and_parameters_but_not_speed(assets: dic
     other = tmp_path / "lid.176.ftz"
     other.write_bytes(Path(assets["lid.176.ftz"]).read_bytes() + b"x")
     assert stage(process, assets={"lid.176.ftz": str(other)}).fingerprint_inputs() != base
+
+
+def test_an_operator_whose_column_no_row_has_is_named_in_the_summary(run: Run, corpus: pa.Table) -> None:
+    table = corpus.slice(0, 40)
+    votes_at = table.column_names.index("upvotes")
+    table = table.set_column(votes_at, "upvotes", pa.nulls(table.num_rows, pa.int64()))
+    length: dict[str, Any] = {"text_length_filter": {"min_len": 1, "if_missing": "keep"}}
+    votes: dict[str, Any] = {"specified_numeric_field_filter": {"field_key": "upvotes", "min_value": 500}}
+    votes["specified_numeric_field_filter"]["if_missing"] = "keep"
+    best = {"topk_specified_field_selector": {"field_key": "upvotes", "topk": 10, "if_missing": "keep"}}
+    report, _ = run(stage([length, votes, best]), table, shards=2)
+    assert report.rows == 40
+    named = "no row has the column of specified_numeric_field_filter (upvotes), topk_specified_field_selector (upvotes)"
+    assert f"; {named}, which did nothing" in report.summary
+    some = pa.array([700, *[None] * 39], pa.int64())
+    report, _ = run(stage([length, votes]), table.set_column(votes_at, "upvotes", some), 2, "d")
+    assert "did nothing" not in report.summary
+    assert [operator.missing for operator in report.operators] == [0, 39]

@@ -36,7 +36,7 @@ ROWS = [
 ]
 ANSWERS = {
     ("base", "苹果是什么？"): "An apple is a fruit. Dr. Wang says so.",
-    ("base", "怎么睡得好？"): "先睡觉，先睡觉，先睡觉",
+    ("base", "怎么睡得好？"): "先睡觉，先睡觉，先睡觉…",  # the server says that it was cut
     ("base", "What is rain?"): "Rain is water. Rain is water.",
     ("base", "今天吃什么？"): "",
     ("tiny", "苹果是什么？"): "谢邀。苹果是水果，又甜又脆，又甜又脆。以上。",
@@ -149,6 +149,8 @@ def test_report_counts_empty_answers_and_compares_with_base(evaluated: tuple[Eva
     assert report.models == list(models) == ["base", "tiny", "tiny-merged"]
     assert models["base"].empty == 1
     assert models["tiny"].empty == 0
+    assert [scores.truncated for scores in models.values()] == [1, 0, 0]
+    assert report.summary.endswith(" (cut at max_tokens: base 1)")
     assert result.changed.improved[0].query == "今天吃什么？"  # from nothing to the reference itself
     assert result.changed.improved[0].difference == pytest.approx(1, abs=1e-6)
     assert result.changed.harmed == []

@@ -89,6 +89,18 @@ def test_the_model_learns_and_the_report_says_how(straight: Output[TrainReport])
     assert report.trainable_parameters == 2 * 8 * ((64 + 64) * 2 + (64 + 32) * 2 + (64 + 128) * 3)
 
 
+@pytest.mark.slow
+def test_rows_above_the_token_limits_are_counted_in_the_closing_words(
+    straight: Output[TrainReport], recipe_of: RecipeOf, split_in: SplitIn, tmp_path: Path
+) -> None:
+    assert "token limits" not in straight.report.summary
+    mean = straight.report.samples.tokens // straight.report.samples.samples
+    report = train(recipe_of(max_steps=1, max_length=mean), split_in(tmp_path, ROWS)).report
+    assert 0 < report.samples.truncated <= ROWS
+    counted = f"{report.samples.truncated} of {ROWS} rows above the token limits (train.overlong: truncate)"
+    assert report.summary.endswith(f"tokens/s; {counted}")
+
+
 def test_the_manifest_is_read_back_as_it_was(straight: Output[TrainReport]) -> None:
     manifest = read_manifest(straight.folder, TrainReport)
     assert manifest and manifest.report == straight.report

@@ -137,8 +137,11 @@ def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceO
     problems = pipeline.problems_of(pipeline.stages_of(loaded), place)
     if wrong := [problem for problem in problems if problem.on_every_machine]:
         raise RecipeError(loaded.name, wrong)
+    problems += pipeline.missing_gpus(loaded)
+    problems += [Problem("--workspace", reason)] if (reason := unwritable(place)) else []
     stages = " → ".join(stage.name for stage in pipeline.stages_of(loaded))
-    out.print(f"{loaded.name}: valid; {stages}", markup=False, soft_wrap=True)
+    state = "valid, but not ready here" if problems else "valid"
+    out.print(f"{loaded.name}: {state}; {stages}", markup=False, soft_wrap=True)
     for name, source in {"ingest": loaded.ingest, **loaded.ingest.sources}.items() if loaded.ingest else ():
         if reading := _described(source):
             out.print(f"  {name}: {reading}", markup=False, soft_wrap=True)
@@ -154,12 +157,10 @@ def check(recipe: RecipeName, overrides: Overrides = None, workspace: WorkspaceO
             told = f"  clean: rows are not compared with {name}, which evalscope fetches; give its path"
             out.print(told, markup=False, soft_wrap=True)
     if loaded.train:
-        for line in (*describe_model(loaded.train), describe(loaded.train)):
+        for line in filter(None, (*describe_model(loaded.train), describe(loaded.train))):
             out.print(f"  train: {line}", markup=False, soft_wrap=True)
         if loaded.merge and (merging := describe_merge(loaded.train)):
             out.print(f"  merge: {merging}", markup=False, soft_wrap=True)
-    problems += pipeline.missing_gpus(loaded)
-    problems += [Problem("--workspace", reason)] if (reason := unwritable(place)) else []
     for problem in problems:
         what = ": ".join(filter(None, (problem.key, problem.message)))
         out.print(f"  not ready on this machine: {what}", markup=False, soft_wrap=True)
@@ -296,6 +297,8 @@ def status(recipe: RecipeName, overrides: Overrides = None, workspace: Workspace
         state = "complete" if output.is_complete else "partial" if began else "missing"
         table.add_row(name, state, seconds, Text(summary), Text(output.place.path() if output.place else ""))
     Console(highlight=False, width=UNCUT).print(table)
+    if who := place.at_work():
+        out.print(who, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -162,7 +162,8 @@ def stages_of(recipe: Recipe, last: str | None = None) -> list[AnyStage]:
 
 def _number_of(name: str, names: list[str], recipe: Recipe) -> int:
     if name not in names:
-        raise RecipeError(recipe.name, [Problem(name, f"the recipe has no such stage; {nearest(name, names)}")])
+        hint = "docs/recipes.md has its keys" if name in Recipe.model_fields else nearest(name, names)
+        raise RecipeError(recipe.name, [Problem(name, f"the recipe has no such section, and so no such stage; {hint}")])
     return names.index(name)
 
 
@@ -220,10 +221,14 @@ def run(
             if isinstance(manifest.report, TrainReport) and (workspace.is_local or manifest is not found):
                 _publish(recipe, place, manifest.report, staging)
             done[stage.name] = output = Output(stage.name, place, manifest)
-            write_report(recipe.name, workspace, done, is_complete=len(done) == len(names))
+            if is_ready:
+                write_report(recipe.name, workspace, done, is_complete=len(done) == len(names))
             return output
 
         walk(recipe, bring_up_to_date)
+        # Where nothing had to be done, a finished report stays, also of a run that went further than this one.
+        if not is_ready and (len(done) == len(names) or not workspace.exists(workspace.path("report.html"))):
+            write_report(recipe.name, workspace, done, is_complete=len(done) == len(names))
     return done
 
 

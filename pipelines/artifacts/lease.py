@@ -82,12 +82,12 @@ class _Lease:
         if first is None:
             return None
         until = time.monotonic() + LEASE_SECONDS
-        with waiting(f"{_holder(first)} was at work here; watching whether it still is"):
+        with waiting(f"{holder_in(first)} was at work here; watching whether it still is"):
             while time.monotonic() < until:
                 time.sleep(LOOK_SECONDS)
                 now = self._read()
                 if now != first:
-                    return None if now is None else _holder(now)
+                    return None if now is None else holder_in(now)
         return None
 
     def _beat_until_ended(self) -> None:
@@ -95,7 +95,7 @@ class _Lease:
             try:
                 held = self._read()
                 if held is not None and not self._is_ours(held):
-                    say(f"{_holder(held)} has taken the workspace over, which this run could not write for a while")
+                    say(f"{holder_in(held)} has taken the workspace over, which this run could not write for a while")
                     os.kill(os.getpid(), signal.SIGTERM)
                     return
                 self._beat += 1
@@ -117,7 +117,8 @@ class _Lease:
         return content is not None and _parsed(content).get("id") == self._id
 
 
-def _holder(content: bytes) -> str:
+def holder_in(content: bytes) -> str:
+    """The run that wrote a lease's object."""
     return str(_parsed(content).get("holder", "another run"))
 
 

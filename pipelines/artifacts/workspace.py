@@ -18,6 +18,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from pipelines.artifacts.lease import leased
+from pipelines.artifacts.lease import holder_in, leased
 from pipelines.errors import DanluError, DataError, InputError, StageError
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -96,14 +97,27 @@ class Workspace:
             # Others may be able to write here: no link of theirs is followed, and a pipe does not block.
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         with os.fdopen(descriptor, "r+", encoding="utf-8") as holder:
-            try:
-                fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StageError(f"{self.root}: {holder.read()} is at work here; wait for it or stop it") from None
+            if not _locks(holder, fcntl.LOCK_EX):
+                raise StageError(f"{self.root}: {holder.read()} is at work here; wait for it or stop it")
             holder.truncate(0)
             holder.write(f"process {os.getpid()} on {socket.gethostname()}")
             holder.flush()
             yield
+
+    def at_work(self) -> str:
+        """Who is in, in words; empty where nobody is. On object storage, who came in and has not left may be dead."""
+        path = self.path(".running")
+        if not self.is_local:
+            try:
+                return f"{holder_in(self.read(path))} is at work here, or was killed"
+            except FileNotFoundError:
+                return ""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return ""
+        with os.fdopen(descriptor, encoding="utf-8", errors="replace") as holder:
+            return "" if _locks(holder, fcntl.LOCK_SH) else f"{holder.read()} is at work here"
 
     def make_folder(self, folder: str) -> None:
         """Create a local folder and those above it, so that they survive a power loss.
@@ -275,6 +289,17 @@ def sync_tree(folder: str) -> None:
                 finally:
                     os.close(descriptor)
         sync_folder(root)
+
+
+def _locks(file: IO[str], kind: int) -> bool:
+    """Whether a file that is open can be locked; tried twice, since who only looks holds it for a moment too."""
+    for attempt in range(2):
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.1 * (1 - attempt))
+    return False
 
 
 def _make_folder(folder: str, mode: int) -> None:

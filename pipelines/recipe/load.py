@@ -97,9 +97,13 @@ def recipe_file(name_or_path: str) -> Path:
     try:
         if path.is_file():
             return path
+        beside = [other for end in (".yaml", ".yml") if (other := path.parent / f"{path.stem}{end}").is_file()]
     except OSError as error:
         raise RecipeError(_short(name_or_path, 80), [Problem("", f"cannot be read: {error.strerror}")]) from None
-    hint = nearest(name_or_path, shipped) if path.suffix == "" else "no such file"
+    if beside:
+        hint = f"did you mean {beside[0]}?"
+    else:
+        hint = nearest(name_or_path, shipped) if path.suffix == "" else "no such file"
     raise RecipeError(_short(name_or_path, 200), [Problem("", f"neither a shipped recipe nor a file; {hint}")])
 
 

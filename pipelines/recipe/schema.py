@@ -33,7 +33,7 @@ from pipelines.recipe.train import Merge, Train, not_servable
 
 RECIPE_NAME = re.compile(r"(?!base\Z)(?!.*\.\.)(?!.*\.\Z)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Names become folders, adapters' names, with a version or step behind them, and parts of URLs; `base` is taken."""
-NAME_RULE = "use at most 100 ASCII letters, digits, '.', '_' and '-', without '..', and not base"
+NAME_RULE = "use at most 100 ASCII letters, digits, '.', '_' and '-', no '..', and not base, which is the base model"
 
 
 TemplateArgument = StrictBool | StrictInt | StrictFloat | StrictStr | list[StrictStr]

@@ -370,6 +370,8 @@ class _Reading:
             if read.setdefault(column, row[column]) != row[column] and not says_nothing(row[column]):
                 raise ValueError(f"column {column} differs from the one that adapter {name} makes; rename it")
         self.adapters[name] += 1
+        if "response" in read and not read.get("messages") and not str(read["response"] or "").strip():
+            self.counts["rows without an answer"] += 1
         if (own := columns.own_key) is not None:
             if key := own_id(row[own]):
                 self.own_keys = True

@@ -17,6 +17,14 @@ BEGINNING = 8 << 20
 """Characters of a file in another encoding that are looked at before all of it is read."""
 
 
+MARKS = {
+    **dict.fromkeys((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32"),
+    **dict.fromkeys((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16"),
+    codecs.BOM_UTF8: "utf-8",
+}
+"""What Unicode text may begin with, the longer ones first; other encodings would read it as characters."""
+
+
 def is_utf8(encoding: str) -> bool:
     """Whether files in that encoding are read as they are."""
     return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
@@ -107,13 +115,20 @@ def _plain_name(path: str) -> str:
 
 
 def _decoded(path: str, encoding: str) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder(encoding)()
+    decoder, name = codecs.getincrementaldecoder(encoding)(), codecs.lookup(encoding).name
     with open_bytes(path) as stream:
         lines = 0
         try:
             for line in stream:
                 lines += 1
+                if lines == 1 and not name.startswith(marked := _marked(line) or name):
+                    raise DataError(f"{path}: begins as {marked} does, and not as {encoding}; mend ingest.encoding")
                 yield decoder.decode(line)
             yield decoder.decode(b"", final=True)
         except UnicodeError as error:
             raise DataError(f"{path}:{lines}: not {encoding} text ({error}); mend ingest.encoding") from None
+
+
+def _marked(line: bytes) -> str | None:
+    """The encoding whose mark a file's first line begins with."""
+    return next((encoding for mark, encoding in MARKS.items() if line.startswith(mark)), None)

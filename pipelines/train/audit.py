@@ -24,7 +24,7 @@ def audit(tokenizer: Any, section: Train, row: TrainingRow) -> Iterator[Text | T
     control = control_tokens(tokenizer)
     yield Text.assemble(
         *(("prompt", PROMPT), "  ", ("control token", CONTROL), "  ", ("loss", LOSS), "  ", ("what ends a turn", END)),
-        *("  ", ("differs", DIFFERENT), "  ⟦loss⟧  every second token is underlined"),
+        *("  ", ("differs", DIFFERENT), "  ⟦loss⟧  on a terminal every second token is underlined"),
     )
     if row.text is not None:
         sample = encode_text(tokenizer, control, row.text)

@@ -237,9 +237,14 @@ def _activation_bytes(section: Train, shapes: Shapes, width: int) -> int:
 
 
 def describe(section: Train) -> str:
-    """What `danlu check` says: the estimate against the memory of this machine, and what to lower."""
+    """What `danlu check` says: the estimate against the memory of this machine, and what to lower.
+
+    Empty for a folder without a model, of which the stage says so itself.
+    """
     shapes = shapes_here(section)
     if shapes is None:
+        if "://" not in section.model and not (Path(section.model).expanduser() / "config.json").is_file():
+            return ""
         return f"memory: estimated once {section.model} has been fetched, or converted to safetensors, by danlu train"
     found = free_memory(section.num_workers, uses_gpu(section))
     if found is None:

@@ -23,7 +23,7 @@ from pipelines.errors import InputError, Problem, RecipeError
 from pipelines.metrics.bootstrap import FEW_ROWS, bootstrap
 from pipelines.models.convert import family_of
 from pipelines.models.gpu_kernels import without_gpu_kernels
-from pipelines.models.resolve import check_folder, max_positions, model_digest, resolve
+from pipelines.models.resolve import PYPI, check_folder, max_positions, model_digest, resolve
 from pipelines.models.served import MODELS
 from pipelines.models.skeleton import check_weights, rewriting_of
 from pipelines.models.tokenizer import open_tokenizer, with_chat_template
@@ -121,17 +121,20 @@ class TrainStage(Stage[TrainInputs, TrainReport]):
                 problems += error.problems
             except InputError as error:
                 problems.append(Problem("train.data", str(error)))
-        if "://" not in section.model:
-            folder = Path(section.model).expanduser()
-            try:
+        folder = Path(section.model).expanduser()
+        try:
+            if section.model.startswith(PYPI):
+                model_digest(section.model)  # the package may not be installed
+            elif "://" not in section.model:
                 check_folder(folder)
-            except RecipeError as error:
-                problems += error.problems
-            else:
-                if family_of(folder) is None:  # else its modules get other names, and its tokenizer is converted
-                    problems += misfits(section, folder) or attention_problems(section, folder)
-                    if not problems:
-                        problems += unproven(section, self.ingest, self.chat_template_kwargs, folder)
+        except RecipeError as error:
+            problems += error.problems
+        else:
+            # else its modules get other names, and its tokenizer is converted
+            if "://" not in section.model and family_of(folder) is None:
+                problems += misfits(section, folder) or attention_problems(section, folder)
+                if not problems:
+                    problems += unproven(section, self.ingest, self.chat_template_kwargs, folder)
         if section.checkpoint_copies:
             try:
                 _ = Workspace(section.checkpoint_copies).fs

@@ -159,7 +159,7 @@ def model_names(client: openai.OpenAI) -> list[str]:
         names = [model.id for model in client.models.list()]
     except openai.APIConnectionError as error:
         told = explanation(error, ENGLISH)
-        raise StageError(f"{client.base_url}: {told}; is the endpoint up? danlu serve RECIPE starts one") from None
+        raise StageError(f"{client.base_url}: {told} danlu serve RECIPE starts one") from None
     except openai.OpenAIError as error:
         raise StageError(f"{client.base_url}: {explanation(error, ENGLISH)}") from None
     if not names:

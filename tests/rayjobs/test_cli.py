@@ -89,6 +89,10 @@ def test_check_says_what_would_stop_a_later_stage_and_run_stops_before_the_first
         "publish.upload: needs the environment variable MODELSCOPE_API_TOKEN",
     ):
         assert f"not ready on this machine: {problem}" in said.stdout
+    assert said.stdout.startswith("mine: valid, but not ready here; ") and "memory: " not in said.stdout
+    said = danlu("check", "tiny", "train.model=pypi://no-such-package", cwd=tmp_path)
+    assert said.returncode == 4
+    assert "train.model: the package no-such-package is not installed; pip install no-such-package" in said.stdout
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"query": "问", "response": "答"}\n', encoding="utf-8")
     refusal = refused("run", name, "ingest.source=rows.jsonl", cwd=tmp_path)
@@ -207,7 +211,15 @@ def test_wrong_operator_parameters(tmp_path: Path, override: str, key: str) -> N
 def test_wrong_arguments(tmp_path: Path) -> None:
     assert "did you mean 'tiny'" in refused("run", "tinny", cwd=tmp_path)
     assert "no such file" in refused("run", "tiny", "ingest.source=none.jsonl", cwd=tmp_path)
-    assert "no such stage" in refused("run", "tiny", "--to", "cleen", cwd=tmp_path)
+    assert "no such section, and so no such stage; did you mean 'clean'?" in refused(
+        "run", "tiny", "--to", "cleen", cwd=tmp_path
+    )
+    assert "publish: the recipe has no such section, and so no such stage; docs/recipes.md has its keys" in refused(
+        "publish", "tiny", cwd=tmp_path
+    )
+    (tmp_path / "mine.yaml").write_text("name: mine\n", encoding="utf-8")
+    for name in ("mine", "mine.yml"):
+        assert "neither a shipped recipe nor a file; did you mean mine.yaml?" in refused("check", name, cwd=tmp_path)
     assert "No such option" in refused("run", "tiny", "--wrokspace", "x", cwd=tmp_path)
 
 
@@ -222,6 +234,8 @@ def test_status_of_nothing(tmp_path: Path) -> None:
     result = danlu("status", "tiny", cwd=tmp_path)
     assert result.returncode == 0
     assert result.stdout.count("missing") == 7
+    with Workspace(str(tmp_path / "runs" / "tiny")).held():
+        assert danlu("status", "tiny", cwd=tmp_path).stdout.endswith(" is at work here\n")
 
 
 def test_bad_rows_stop_with_their_lines(tmp_path: Path) -> None:

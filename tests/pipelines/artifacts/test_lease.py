@@ -29,7 +29,8 @@ def test_a_second_run_is_refused_by_name(workspace: Workspace) -> None:
             pass
         with pytest.raises(StageError), workspace.held():
             pass
-    assert not workspace.exists(workspace.path(".running"))
+        assert workspace.at_work().startswith(f"process {os.getpid()} on ")
+    assert not workspace.exists(workspace.path(".running")) and workspace.at_work() == ""
     with workspace.held():
         pass
 

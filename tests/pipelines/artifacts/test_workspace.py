@@ -1,5 +1,9 @@
+import fcntl
 import json
 import multiprocessing
+import os
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -91,6 +95,23 @@ def test_what_others_put_in_the_place_of_a_lock_is_not_opened(tmp_path: Path) ->
     with pytest.raises(StageError, match=r"\.running: cannot be written"), Workspace(str(tmp_path)).held():
         pass
     assert (tmp_path / "precious").read_text() == "kept"
+
+
+def test_who_is_at_work_is_told_and_looking_keeps_no_run_out(tmp_path: Path) -> None:
+    workspace = Workspace(str(tmp_path / "w"))
+    assert workspace.at_work() == ""
+    with workspace.held():
+        assert workspace.at_work() == f"process {os.getpid()} on {socket.gethostname()} is at work here"
+    assert workspace.at_work() == ""
+    looking = os.open(workspace.path(".running"), os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    timer = threading.Timer(0.05, os.close, [looking])
+    timer.start()
+    with workspace.held():  # the moment of a look is waited out
+        timer.join()
+    os.unlink(workspace.path(".running"))
+    os.mkfifo(workspace.path(".running"))  # what somebody else put there is not waited for
+    assert workspace.at_work() == ""
 
 
 def test_storage_without_credentials_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def test_of_clean(place: Place) -> None:
     assert read.manual_edits == EditCounts(dropped=1, restored=1)
     assert written.pop("by_hand") == {"changed": 0, "dropped": 1, "restored": 1, "untouched": 0}
     since = {"evaluation_sets": [], "not_compared": []}  # keys that earlier versions did not write
+    assert [operator.pop("missing") for operator in written["operators"]] == [0]  # nor this one
     assert written == {key: value for key, value in CLEAN.items() if key != "by_hand"} | since
 
 

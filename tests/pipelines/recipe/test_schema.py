@@ -6,6 +6,7 @@ import pytest
 from pipelines.artifacts.workspace import open_workspace
 from pipelines.errors import RecipeError
 from pipelines.recipe.load import shipped_recipes
+from pipelines.recipe.schema import NAME_RULE
 from rayjobs.cluster import Cluster
 from rayjobs.pipeline import load as load_recipe
 from rayjobs.pipeline import run
@@ -97,7 +98,7 @@ analyze: {concurrency: -1}
 train: {model: m, data: []}
 """
     assert problems_of(tmp_path, text) == {
-        "name": "use at most 100 ASCII letters, digits, '.', '_' and '-', without '..', and not base: 'my recipe'",
+        "name": f"{NAME_RULE}: 'my recipe'",
         "ingest": "must be keys with values, not 'rows.jsonl'",
         "clean.text_keys": "must be text, not ['response']",
         "clean.process[0].text_lenght_filter": "unknown operator; did you mean 'text_length_filter'?",

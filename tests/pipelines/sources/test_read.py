@@ -128,8 +128,40 @@ def test_files_in_another_encoding_are_looked_into_before_they_are_read(
     assert [row["query"] for row in first_rows(section, 2)] == ["第0行，\n一問", "第1行，\n一問"]
     with pytest.raises(InputError, match=rf"{source}: no adapter reads columns 問題, 答案, 日期; say what they are"):
         check_source(Ingest(source=str(source), encoding=encoding))
-    with pytest.raises(DataError, match=rf"{source}:\d+: not utf-32 text .*mend ingest\.encoding"):
+    with pytest.raises(
+        DataError, match=rf"{source}(:\d+: not utf-32 text|: begins as utf-16 does).*mend ingest\.encoding"
+    ):
         check_source(Ingest(source=str(source), encoding="utf-32"))
+
+
+@pytest.mark.parametrize(
+    ("marked", "encoding", "said"),
+    [
+        ("utf-8-sig", "gb18030", "utf-8"),
+        ("utf-8-sig", "latin-1", "utf-8"),
+        ("utf-16", "gb18030", "utf-16"),
+        ("utf-16", "latin-1", "utf-16"),
+        ("utf-32", "utf-16-le", "utf-32"),
+        ("utf-32", "big5", "utf-32"),
+    ],
+)
+def test_a_file_with_the_mark_of_another_encoding_is_refused(
+    tmp_path: Path, marked: str, encoding: str, said: str
+) -> None:
+    source = tmp_path / "a.csv"
+    source.write_bytes("query,response\n甲,乙\n".encode(marked))
+    told = f"a.csv: begins as {said} does, and not as {encoding}; mend ingest.encoding"
+    with pytest.raises(DataError, match=told):
+        check_source(Ingest(source=str(source), encoding=encoding))
+    with pytest.raises(DataError, match=told):
+        run(tmp_path, source, encoding=encoding)
+
+
+def test_rows_without_an_answer_are_counted(tmp_path: Path) -> None:
+    rows = [{"query": f"问{i}", "response": response} for i, response in enumerate(["答", "", " \n", "谢邀"])]
+    report, table, _ = run(tmp_path, written(tmp_path / "a.jsonl", rows))
+    assert table.num_rows == 4 and report.counts == {"rows without an answer": 2}
+    assert "; 2 rows without an answer" in report.summary
 
 
 def test_what_is_wrong_with_a_copy_is_said_of_the_file(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.artifacts.files import Destination, created, require_writable
+from pipelines.artifacts.staging import Staging
 from pipelines.artifacts.workspace import Workspace, open_workspace, unwritable
 from pipelines.clean.analyze import filters_of
 from pipelines.clean.custom_source import declared_operators
@@ -314,11 +315,13 @@ def template(
         raise RecipeError(loaded.name, [Problem("train", "the recipe has no such section")])
     place = open_workspace(workspace, loaded.name, on_cluster=False)
     split = pipeline.status(loaded, place).get("split")
-    model = resolve(loaded.train.model, place.local(MODELS))
-    # transformers would load torch, which takes seconds, and no tokenizer needs it: None makes it look absent
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    tokenizer = open_tokenizer(model)
+    with Staging(place) as staging:
+        staging.fetch(MODELS)
+        model = resolve(loaded.train.model, staging.here.local(MODELS))
+        # transformers would load torch, which takes seconds, and no tokenizer needs it: None makes it look absent
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        tokenizer = open_tokenizer(model)
     tokenizer.chat_template = (
         template_of(loaded.train, loaded.chat_template_kwargs, tokenizer) or tokenizer.chat_template
     )

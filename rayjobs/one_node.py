@@ -61,7 +61,8 @@ def run(
         require_no_copies(recipe)
     if not together:
         return pipeline.run(recipe, workspace, cluster, first, last)
-    pipeline.run(recipe, workspace, cluster, first if first in spread else None, spread[-1])
+    if spread:
+        pipeline.run(recipe, workspace, cluster, first if first in spread else None, spread[-1])
     done = pipeline.status(recipe, workspace)
     if first is None and all(done[stage].is_complete for stage in together):
         say(f"{', '.join(together)}: up to date")
@@ -84,10 +85,12 @@ def require_no_copies(recipe: Recipe) -> None:
 
 
 def node_needs(recipe: Recipe) -> dict[str, float]:
-    """What one node must have for merging, and for all engines."""
+    """What one node must have for merging, and for the engines that work at the same time."""
     serve = recipe.serve
     asking = [one for one in (recipe.evaluate, recipe.compare) if one is not None and one.endpoint is None]
     engines = 2 if asking and recipe.merge else len(asking[:1])  # the base with its adapters, and the merged model
+    if recipe.synthesize and recipe.synthesize.engine == "vllm":
+        engines = max(engines, 1)
     needs = {"CPU": max(MERGING_CPUS, serve.num_cpus * engines), "GPU": serve.num_gpus * engines}
     return {name: amount for name, amount in needs.items() if amount > 0}
 

@@ -194,8 +194,8 @@ def run(
     end = _number_of(last, names, recipe) + 1 if last else len(names)
     redo = _number_of(first, names, recipe) if first else end
     done: Outputs = {}
-    if any(stage.on_disk and not stage.spreads for stage in stages[:end]):
-        require_folder(workspace, cluster)
+    if needing := [stage.name for stage in stages[:end] if stage.on_disk and not stage.spreads]:
+        require_folder(workspace, cluster, needing)
     with ExitStack() as held, Staging(workspace) as staging, shared_endpoints():
         is_ready = False
 
@@ -251,12 +251,12 @@ def problems_of(stages: Sequence[AnyStage], workspace: Workspace) -> list[Proble
     return problems
 
 
-def require_folder(workspace: Workspace, cluster: Cluster) -> None:
+def require_folder(workspace: Workspace, cluster: Cluster, stages: Sequence[str]) -> None:
     """InputError where work by paths would be spread over nodes that do not see them."""
     if not workspace.is_local and cluster.is_shared:
         raise InputError(
-            f"{workspace.root}: on a cluster the stages after train need a folder that every node sees; a URL is "
-            "for the stages before them, and for one machine"
+            f"{workspace.root}: on a cluster {', '.join(stages)} of this recipe would need a folder that every node "
+            "sees; a URL is for the other stages, and for one machine"
         )
 
 

@@ -94,6 +94,7 @@ def test_all_stages_run_on_a_bucket_which_is_served_and_moved_to_a_folder(s3_buc
             for model in (base, merged):
                 assert Path(model.path).is_relative_to(folder) and Path(model.path, "chat_template.jinja").is_file()
             assert base.registry == str(folder / "adapters") and versions(folder / "adapters") == ["tiny@1"]
+        assert "⟦loss⟧" in danlu("template", recipe, "--workspace", there.root)
         for name in names:
             there.fetch(there.path(name), at / name)
         said = danlu("run", recipe, "--workspace", str(at))

@@ -141,14 +141,17 @@ class Stage(Protocol[I_contra, R_stage]):
     name: ClassVar[str]
     version: ClassVar[int]
     """Raised when the output changes for the same input."""
-    on_disk: ClassVar[tuple[str, ...]] = ()
-    """The stages, and folders of the workspace, whose files it takes by path; it writes to a folder then, too."""
     spreads: ClassVar[bool] = False
     """Whether it works on nodes that share no folder, given `Workspace.origin`."""
 
     @property
     def reports(self) -> type[R_stage]:
         """The class of its report."""
+
+    @property
+    def on_disk(self) -> tuple[str, ...]:
+        """The stages, and folders of the workspace, whose files it takes by path; it writes to a folder then, too."""
+        return ()
 
     def fingerprint_inputs(self) -> Mapping[str, Any]:
         """What of the recipe and the world decides the output, as JSON; not what only changes speed."""

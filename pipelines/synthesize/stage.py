@@ -26,8 +26,10 @@ from pipelines.llm.dispatch import (
     missing_keys,
     read_answers,
 )
+from pipelines.llm.ledger import FOLDER as LEDGER
 from pipelines.llm.ledger import LedgerIndex, read_index
 from pipelines.llm.requests import MAX_CONVERSATIONS, ChatRequest, Positions
+from pipelines.models.served import MODELS
 from pipelines.recipe.llm import NOT_IN_FINGERPRINT
 from pipelines.recipe.serve import Serve
 from pipelines.recipe.synthesize import Synthesize
@@ -56,6 +58,11 @@ class SynthesizeStage(Stage[Inputs, SynthesizeReport]):
     def reports(self) -> type[SynthesizeReport]:
         """The class of its report."""
         return SynthesizeReport
+
+    @property
+    def on_disk(self) -> tuple[str, ...]:
+        """The model of engines in the cluster, and what they have answered; APIs are asked on a URL as well."""
+        return (MODELS, LEDGER) if self.section.engine == "vllm" else ()
 
     def fingerprint_inputs(self) -> dict[str, Any]:
         """What decides the prompts and the training inputs; not where they are sent, how fast, or at what price."""

@@ -12,6 +12,7 @@ import pytest
 
 from pipelines.errors import HardwareError, RecipeError
 from pipelines.recipe.evaluate import Evaluate
+from pipelines.recipe.synthesize import Synthesize
 from rayjobs import one_node
 from rayjobs.one_node import node_needs
 from tests.pipelines.train.conftest import train_recipe
@@ -24,6 +25,15 @@ def test_one_node_has_to_hold_what_merges_and_the_engines(tmp_path: Path) -> Non
     recipe = recipe.model_copy(update={"serve": recipe.serve.model_copy(update={"num_gpus": 2, "num_cpus": 3})})
     assert node_needs(recipe) == {"CPU": 1}  # no stage asks engines
     assert node_needs(recipe.model_copy(update={"evaluate": Evaluate()})) == {"CPU": 6, "GPU": 4}
+    local = {
+        "model": "m",
+        "engine": "vllm",
+        "queries": ["q"],
+        "dimensions": {"n": ["a"]},
+        "styles": {"s": {"template": "{n}"}},
+    }
+    asking = recipe.model_copy(update={"synthesize": Synthesize.model_validate(local)})
+    assert node_needs(asking) == {"CPU": 3, "GPU": 2}
 
 
 def test_copies_of_checkpoints_have_no_place_beside_a_bucket(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ cli.main()
 """
 
 
-def refined(folder: Path, *overrides: str) -> dict[str, Output[Any]]:
+def refined(folder: Path | str, *overrides: str) -> dict[str, Output[Any]]:
     """Run the shipped recipe to its refined rows; what its finished stages left, by name."""
     command = [str(Path(sys.executable).parent / "danlu"), "run", "wishes", "--to", "refine"]
     environment = {name: value for name, value in os.environ.items() if not name.endswith("API_KEY")}
@@ -74,7 +74,7 @@ def answers(output: Output[Any]) -> dict[str, Any]:
     }
 
 
-def test_a_small_grid_in_the_cluster_and_behind_danlu_serve(tmp_path: Path) -> None:
+def test_a_small_grid_in_the_cluster_and_behind_danlu_serve(tmp_path: Path, s3_bucket: str) -> None:
     local = refined(tmp_path / "local", "synthesize.engine=vllm", "synthesize.model=tiny")
     said = answers(local["synthesize"])
     assert len(said) == 12 and set(said) == {
@@ -83,6 +83,10 @@ def test_a_small_grid_in_the_cluster_and_behind_danlu_serve(tmp_path: Path) -> N
         for scene in ("生日", "春节")
         for style in ("小红书", "正常", "严肃")
     }
+    on_a_bucket = refined(f"{s3_bucket}/run", "synthesize.engine=vllm", "synthesize.model=tiny")
+    assert answers(on_a_bucket["synthesize"]) == said
+    kept = [path.removeprefix(f"{s3_bucket}/run/") for path in Workspace(f"{s3_bucket}/run").files(s3_bucket)]
+    assert {"models", "ledger", "synthesize"} <= {path.partition("/")[0] for path in kept}
     assert local["refine"].report.operators[0].rows_in == local["synthesize"].report.rows
     (model,) = (str(path.parent) for path in (tmp_path / "local" / "models").glob("*/config.json"))  # converted above
     port = claim_port("127.0.0.1", None)

@@ -97,10 +97,10 @@ def test_the_limits_of_the_endpoint_stay_what_they_are() -> None:
 
 @pytest.mark.slow  # who cannot renew a lease in time, as on a busy machine, ends its process, which is pytest
 @pytest.mark.usefixtures("jumping")
-def test_a_workspace_on_a_bucket_stays_whose_it_is(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_workspace_on_a_bucket_stays_whose_it_is(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("LEASE_SECONDS", 10.0), ("BEAT_SECONDS", 0.1), ("LOOK_SECONDS", 0.05)):
         monkeypatch.setattr(lease, name, seconds)
-    workspace = Workspace(f"{s3_bucket}/leased")
+    workspace = Workspace(f"{bucket}/leased")
     with workspace.held(), pytest.raises(StageError, match="is at work here"), workspace.held():
         pass
     workspace.write(workspace.path(".running"), b"{}")  # of a run that was killed

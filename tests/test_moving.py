@@ -81,8 +81,8 @@ def test_a_workspace_moved_to_a_bucket_goes_on_there(bucket: str, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_all_stages_run_on_a_bucket_which_is_served_and_moved_to_a_folder(s3_bucket: str, tmp_path: Path) -> None:
-    there, at = Workspace(f"{s3_bucket}/run"), tmp_path / "w"
+def test_all_stages_run_on_a_bucket_which_is_served_and_moved_to_a_folder(bucket: str, tmp_path: Path) -> None:
+    there, at = Workspace(f"{bucket}/run"), tmp_path / "w"
     with chat_server_running() as server:
         recipe = str(write_recipe(tmp_path, server.url))
         danlu("run", recipe, "--workspace", there.root)

@@ -99,8 +99,8 @@ def test_a_dora_adapter_is_neither_published_nor_served(tmp_path: Path) -> None:
         deploy.finished_models(alone, Staging(Workspace(str(tmp_path))), Cluster())
 
 
-def test_on_a_cluster_nothing_is_trained_for_a_bucket_that_is_served(s3_bucket: str) -> None:
-    there, (port,) = Workspace(f"{s3_bucket}/run"), free_ports(1)
+def test_on_a_cluster_nothing_is_trained_for_a_bucket_that_is_served(bucket: str) -> None:
+    there, (port,) = Workspace(f"{bucket}/run"), free_ports(1)
     with pytest.raises(StageError, match=r"/run: merge is not done; run the recipe there before it is served"):
         deploy.serve_forever(load("tiny"), there, Cluster("127.0.0.1:6379"), port=port)
 

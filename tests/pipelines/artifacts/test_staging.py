@@ -56,10 +56,10 @@ def test_what_is_read_is_there_and_what_is_left_goes_back(bucket: str) -> None:
 
 
 def test_what_was_done_is_kept_where_the_work_fails_and_while_it_goes_on(
-    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+    bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(staging_module, "STORE_SECONDS", 0.1)
-    workspace = Workspace(f"{s3_bucket}/run")
+    workspace = Workspace(f"{bucket}/run")
     inputs, place = trained(workspace), Place(workspace, "train", "2")
 
     def until(there: set[str]) -> None:
@@ -87,8 +87,8 @@ def test_what_was_done_is_kept_where_the_work_fails_and_while_it_goes_on(
         assert own.local("checkpoint-2", "weights").is_file()
 
 
-def test_files_by_which_a_folder_counts_as_whole_come_last(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    workspace = Workspace(f"{s3_bucket}/run")
+def test_files_by_which_a_folder_counts_as_whole_come_last(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = Workspace(f"{bucket}/run")
     stored: list[str] = []
     with Staging(workspace) as staging:
         for name in ("models/m/config.json", "models/m/weights/1", "models/m/weights/2"):

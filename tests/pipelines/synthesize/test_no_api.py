@@ -74,8 +74,36 @@ def answers(output: Output[Any]) -> dict[str, Any]:
     }
 
 
-def test_a_small_grid_in_the_cluster_and_behind_danlu_serve(tmp_path: Path, s3_bucket: str) -> None:
-    local = refined(tmp_path / "local", "synthesize.engine=vllm", "synthesize.model=tiny")
+LOCAL = ("synthesize.engine=vllm", "synthesize.model=tiny")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in a folder, in which engines in the cluster have answered."""
+    return tmp_path_factory.mktemp("local")
+
+
+@pytest.fixture(scope="module")
+def local(folder: Path) -> dict[str, Output[Any]]:
+    """Its finished stages."""
+    return refined(folder, *LOCAL)
+
+
+def test_a_workspace_on_a_bucket_has_the_same_answers(local: dict[str, Output[Any]], bucket: str) -> None:
+    there = Workspace(f"{bucket}/run")
+    assert answers(refined(there.root, *LOCAL)["synthesize"]) == answers(local["synthesize"])
+    kept = {path.removeprefix(there.path("")).partition("/")[0] for path in there.files(there.root)}
+    assert {"models", "ledger", "synthesize"} <= kept
+    for path in there.files(there.path("synthesize")):
+        there.remove(path)
+    kept_answers = set(there.files(there.path("ledger")))
+    refined(there.root, *LOCAL)
+    assert set(there.files(there.path("ledger"))) == kept_answers  # nothing was asked again
+
+
+def test_a_small_grid_in_the_cluster_and_behind_danlu_serve(
+    tmp_path: Path, folder: Path, local: dict[str, Output[Any]]
+) -> None:
     said = answers(local["synthesize"])
     assert len(said) == 12 and set(said) == {
         f"{name}/{scene}/{style}#0"
@@ -83,12 +111,8 @@ def test_a_small_grid_in_the_cluster_and_behind_danlu_serve(tmp_path: Path, s3_b
         for scene in ("生日", "春节")
         for style in ("小红书", "正常", "严肃")
     }
-    on_a_bucket = refined(f"{s3_bucket}/run", "synthesize.engine=vllm", "synthesize.model=tiny")
-    assert answers(on_a_bucket["synthesize"]) == said
-    kept = [path.removeprefix(f"{s3_bucket}/run/") for path in Workspace(f"{s3_bucket}/run").files(s3_bucket)]
-    assert {"models", "ledger", "synthesize"} <= {path.partition("/")[0] for path in kept}
     assert local["refine"].report.operators[0].rows_in == local["synthesize"].report.rows
-    (model,) = (str(path.parent) for path in (tmp_path / "local" / "models").glob("*/config.json"))  # converted above
+    (model,) = (str(path.parent) for path in (folder / "models").glob("*/config.json"))  # converted above
     port = claim_port("127.0.0.1", None)
     command = [sys.executable, "-c", SERVE, model, "--port", str(port), "--workspace", str(tmp_path / "serve")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as served:

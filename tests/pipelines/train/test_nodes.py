@@ -68,11 +68,11 @@ def test_workers_on_disks_of_their_own_leave_what_workers_in_one_folder_leave(
     ray_cluster: None,
     recipe_of: Callable[..., Recipe],
     split_of: Callable[[int], Output[SplitReport]],
-    s3_bucket: str,
+    bucket: str,
     tiny_model: Path,
     tmp_path: Path,
 ) -> None:
-    split, there = split_of(16), Workspace(f"{s3_bucket}/run")
+    split, there = split_of(16), Workspace(f"{bucket}/run")
     copied(split, there)
     template = open_tokenizer(tiny_model).chat_template  # so that the workspace has a model of its own
     recipe = recipe_of(**SECTION, chat_template=template)

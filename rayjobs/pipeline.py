@@ -6,6 +6,7 @@
 A stage runs when its section is in the recipe and its output is missing or was made from something else.
 """
 
+import hashlib
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -172,7 +173,7 @@ def status(recipe: Recipe, workspace: Workspace) -> Outputs:
     found: Outputs = {}
 
     def look_up(stage: Stage[I, R], inputs: I) -> Output[R]:
-        place = place_of(workspace, stage, inputs)
+        place, _ = place_of(workspace, stage, inputs)
         output = Output(stage.name, place, read_manifest(place, stage.reports) if place else None)
         found[stage.name] = output
         return output
@@ -198,18 +199,22 @@ def run(
         require_folder(workspace, cluster, needing)
     with ExitStack() as held, Staging(workspace) as staging, shared_endpoints():
         is_ready = False
+        not_here: list[InputError] = []
 
         def bring_up_to_date(stage: Stage[I, R], inputs: I) -> Output[R]:
             nonlocal is_ready
             number = names.index(stage.name)
-            place = place_of(workspace, stage, inputs) if number < end else None
+            place, unread = place_of(workspace, stage, inputs) if number < end else (None, None)
             if place is None:
                 return Output(stage.name)
+            not_here.extend([unread] if unread else [])
             manifest = read_manifest(place, stage.reports)
             found = manifest
             if number < redo and manifest is not None and stage.is_current(manifest.report):
                 say(f"{stage.name}: up to date")
             else:
+                if not_here:
+                    raise not_here[0]
                 if not is_ready:
                     require_ready(recipe, stages[number:end], workspace)
                     held.enter_context(workspace.held())
@@ -310,12 +315,36 @@ def _publish(recipe: Recipe, place: Place, report: TrainReport, staging: Staging
         say(f"train: this adapter is {version}; requests for {recipe.name} go to {serving}, where its alias points")
 
 
-def place_of(workspace: Workspace, stage: Stage[I, R], inputs: I) -> Place | None:
-    """Where a stage's output belongs; None while one of the stages that it reads is not complete."""
+def place_of(workspace: Workspace, stage: Stage[I, R], inputs: I) -> tuple[Place | None, InputError | None]:
+    """Where a stage's output belongs; None while one of the stages that it reads is not complete.
+
+    Where a file that decides it is not here, as in a workspace that was moved without its sources, it is the place of
+    what was finished of the same words of the recipe, and the error comes beside it; the error is raised where nothing
+    was.
+    """
     if not all(output.is_complete for output in inputs.outputs()):
-        return None
-    made_of = fingerprint(stage.name, stage.version, stage.fingerprint_inputs(), inputs.digests())
-    return Place(workspace, stage.name, made_of)
+        return None, None
+    try:
+        made_of = fingerprint(stage.name, stage.version, stage.fingerprint_inputs(), inputs.digests())
+    except DataError:
+        raise
+    except InputError as error:
+        try:
+            made_of = workspace.read(_last_made(workspace, stage, inputs)).decode()
+        except FileNotFoundError:
+            raise error from None
+        place = Place(workspace, stage.name, made_of)
+        if read_manifest(place, stage.reports) is None:
+            raise
+        say(f"{stage.name}: as it was finished before, because {error}")
+        return place, error
+    return Place(workspace, stage.name, made_of), None
+
+
+def _last_made(workspace: Workspace, stage: Stage[I, R], inputs: I) -> str:
+    """Where the fingerprint lies that a stage had last with these words of the recipe."""
+    words = hashlib.sha256(f"{stage!r} {inputs.digests()}".encode()).hexdigest()[:16]
+    return workspace.path(".made", f"{stage.name}-{words}")
 
 
 def _do(stage: Stage[I, R], place: Place, inputs: I, staging: Staging, again: bool, spread: bool) -> Manifest[R]:
@@ -342,6 +371,7 @@ def _do(stage: Stage[I, R], place: Place, inputs: I, staging: Staging, again: bo
         environment=environment(),
         report=report,
     )
+    place.workspace.write(_last_made(place.workspace, stage, inputs), place.fingerprint.encode())
     manifest.write(place)
     say(f"{stage.name}: done in {seconds:.1f} s, {report.summary}")
     return manifest

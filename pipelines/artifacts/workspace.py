@@ -4,6 +4,7 @@
         manifest.json                      written last: with it the stage is complete
         <pass>/plan.json, commits/, data/  work over data, see pipelines/artifacts/shards.py
     <workspace>/models/                    models converted or fetched once
+    <workspace>/.made/                     the fingerprint that each stage had last, for where its sources are not
     <workspace>/report.html
 
 What a stage is and what its manifest holds: stage.py.

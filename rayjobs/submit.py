@@ -34,6 +34,8 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Where `ray dashboard` brings a cluster's job server to this machine, and where one that runs here has it."""
 MAX_BYTES = 200 << 20
 """Of the files that travel with a job; Ray keeps them in the memory of the head and copies them to every node."""
+ANSWER_SECONDS = 60
+"""How long a cluster may say nothing when it is asked."""
 LOST_SECONDS = 600
 """How long a cluster that does not answer is asked again."""
 NAME, STAGE, WORKSPACE = "danlu_recipe", "danlu_stage", "danlu_workspace"
@@ -67,26 +69,33 @@ class Jobs:
         environment = (os.environ.get(name, "") for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"))
         named = (value for value in environment if value.startswith(("http://", "https://")))
         self.address = (address or next(named, DEFAULT_ADDRESS)).rstrip("/")
-        parts = urlsplit(self.address)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(
-                f"--address {self.address}: a cluster takes jobs at http://HOST:8265, that of its dashboard"
-            )
+        host, port = _host_and_port(self.address)
         if is_loopback(self.address):
             os.environ.update(without_proxy(os.environ))
         try:
-            socket.create_connection((parts.hostname, parts.port or 8265), REACH_SECONDS).close()
+            socket.create_connection((host, port), REACH_SECONDS).close()
         except OSError as error:
             raise StageError(
                 f"no cluster takes jobs at {self.address} ({error}); `ray dashboard cluster.yaml` brings that of a "
                 "cluster's launcher here, and --address or RAY_API_SERVER_ADDRESS name another"
             ) from error
         with self._told():
+            from ray.exceptions import AuthenticationError
             from ray.job_submission import JobSubmissionClient
+
+            class Client(JobSubmissionClient):  # type: ignore[misc,unused-ignore]
+                def _do_request(self, *given: Any, **further: Any) -> Any:  # which would wait forever
+                    return super()._do_request(*given, **{"timeout": ANSWER_SECONDS, **further})
 
             for module in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env"):
                 logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)  # each sets its own level
-            self._client = JobSubmissionClient(self.address)
+            try:
+                self._client = Client(self.address)
+            except (AuthenticationError, UnicodeError):
+                raise
+            except (RuntimeError, KeyError, TypeError, ValueError) as error:  # what it reads of the answer is not there
+                what = str(error).splitlines()[0] if isinstance(error, RuntimeError) else "no version is said"
+                raise StageError(f"{self.address}: no Ray dashboard of today answers there ({what})") from error
 
     def submit(self, folder: Path, command: list[str], metadata: dict[str, str]) -> str:
         """Start a command in a copy of the folder; returns the job's name."""
@@ -168,8 +177,20 @@ class Jobs:
             yield
         except ray.exceptions.AuthenticationError as error:
             raise StageError(f"{self.address} refuses the token: {str(error).splitlines()[0]}") from error
+        except UnicodeError as error:
+            raise InputError("RAY_AUTH_TOKEN, or its file: a token has no other characters than ASCII") from error
         except (RuntimeError, ConnectionError, OSError) as error:
             raise StageError(f"{self.address}: {str(error).splitlines()[0] if str(error) else error!r}") from error
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(address)
+        if parts.scheme in ("http", "https") and parts.hostname:
+            return parts.hostname, parts.port or 8265
+    except ValueError:  # a port that is none, half a bracket
+        pass
+    raise InputError(f"--address {address}: a cluster takes jobs at http://HOST:8265, that of its dashboard")
 
 
 class _Log:

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from pipelines.artifacts.workspace import Workspace
-from pipelines.errors import RecipeError
+from pipelines.errors import InputError, RecipeError, StageError
 from pipelines.recipe.load import load_recipe
 from pipelines.sources.read import first_rows
 from rayjobs import pipeline, submit
-from rayjobs.submit import Job, exit_code, pack
+from rayjobs.submit import Job, Jobs, exit_code, pack
+from tests.local_server import Handler, listening
 from tests.rayjobs.conftest import BIN
 
 RECIPE = """
@@ -141,9 +142,56 @@ def test_ctrl_c_leaves_the_job_running(head: dict[str, str], folder: Path) -> No
 def test_where_no_cluster_is_it_says_so_soon(folder: Path) -> None:
     env = {**os.environ, "http_proxy": "http://127.0.0.1:9"}
     env.pop("RAY_API_SERVER_ADDRESS", None)
-    for address, told in (("http://127.0.0.1:1", "no cluster takes jobs at"), ("10.0.0.1:8265", "http://HOST:8265")):
-        found = danlu(env, folder, "jobs", "--address", address)
-        assert found.returncode in (1, 2) and told in found.stderr and "Traceback" not in found.stderr, found.stderr
+    found = danlu(env, folder, "jobs", "--address", "http://127.0.0.1:1")
+    assert found.returncode == 1 and "no cluster takes jobs at" in found.stderr and "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    "address", ["10.0.0.1:8265", "http://127.0.0.1:99999", "http://h:abc", "http://[::1", "http://", "ftp://h:1"]
+)
+def test_what_can_be_no_address_of_a_cluster_is_refused(address: str) -> None:
+    with pytest.raises(InputError, match=r"a cluster takes jobs at http://HOST:8265") as caught:
+        Jobs(address)
+    assert address in str(caught.value)
+
+
+class Foreign(Handler):
+    """A server that is no Ray cluster; what it answers is its path's first part."""
+
+    def do_GET(self) -> None:
+        kind = self.path.split("/")[1]
+        if kind == "silent":
+            time.sleep(5)
+        elif kind == "json":
+            self.send_json(200, [1])
+        elif kind == "page":
+            self.send(200, b"<html>hello</html>")
+        else:
+            self.send_json(int(kind), {"error": "x"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("404", "no Ray dashboard of today answers there"),
+        ("json", "no Ray dashboard of today answers there"),
+        ("page", "no Ray dashboard of today answers there"),
+        ("503", "503 Server Error"),
+        ("silent", "Read timed out"),
+    ],
+)
+def test_what_is_no_cluster_is_told(kind: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "ANSWER_SECONDS", 1)
+    with listening(Foreign) as url, pytest.raises(StageError, match=told) as caught:
+        Jobs(f"{url}/{kind}")
+    assert url in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_token_that_no_header_can_carry_is_told(folder: Path) -> None:
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "令牌"}
+    with listening(Foreign) as url:
+        found = danlu(env, folder, "jobs", "--address", f"{url}/json")
+    assert found.returncode == 2 and "no other characters than ASCII" in found.stderr, found.stderr
 
 
 @pytest.mark.parametrize(

@@ -295,7 +295,9 @@ def status(recipe: RecipeName, overrides: Overrides = None, workspace: Workspace
         seconds = summary = ""
         if output.manifest:
             seconds, summary = f"{output.manifest.seconds:.1f}", output.report.summary
-        state = "complete" if output.is_complete else "partial" if began else "missing"
+        state = "partial" if began else "missing"
+        if output.is_complete:
+            state = "complete" if (path := output.damaged()) is None else f"damaged: {path} is not there, or not whole"
         table.add_row(name, state, seconds, Text(summary), Text(output.place.path() if output.place else ""))
     Console(highlight=False, width=UNCUT).print(table)
     if who := place.at_work():

@@ -211,6 +211,11 @@ def run(
             manifest = read_manifest(place, stage.reports)
             found = manifest
             if number < redo and manifest is not None and stage.is_current(manifest.report):
+                if path := Output(stage.name, place, manifest).damaged():
+                    raise DataError(
+                        f"{path}: not there, or not whole, though {place.path('manifest.json')} counts it; copy the "
+                        f"workspace again, or do the stage again: --from {stage.name}"
+                    )
                 say(f"{stage.name}: up to date")
             else:
                 if not_here:

@@ -15,7 +15,7 @@ import os
 import pickle
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from pipelines.artifacts.workspace import Place, Workspace, readable, to_json
 from pipelines.errors import DanluError, StageError
-from pipelines.progress import progress
+from pipelines.progress import progress, say
 
 INDEX_DIGITS = 5
 """Digits of a shard's index in names of files, at least; the order of shards never follows from the names."""
@@ -74,6 +74,7 @@ def run_shards(
     workspace = place.workspace
     folder = place.path(name)
     shards = _plan_once(workspace, f"{folder}/plan.json", plan)
+    _take_back_damaged(workspace, folder)
     done = {commit["index"] for commit in _commits(workspace, folder)}
     pending = [shard for shard in shards if shard["index"] not in done]
     if pending:
@@ -107,6 +108,17 @@ def _commits(workspace: Workspace, folder: str) -> list[Commit]:
     for commit in commits:  # files are named relative to the pass, so that a workspace can be moved
         commit["files"] = {kind: f"{folder}/data/{name}" for kind, name in commit["files"].items()}
     return sorted(commits, key=lambda commit: int(commit["index"]))
+
+
+def _take_back_damaged(workspace: Workspace, folder: str) -> None:
+    """Delete the commits of shards whose files are damaged, in a workspace that was copied in part."""
+    commits = _commits(workspace, folder)
+    files = [path for commit in commits for path in commit["files"].values()]
+    for path in workspace.damaged(files):
+        index = next(commit["index"] for commit in commits if path in commit["files"].values())
+        say(f"{path}: not there, or not whole; its shard is done again")
+        with suppress(FileNotFoundError):  # a shard has several files
+            workspace.remove(f"{folder}/commits/{index:0{INDEX_DIGITS}d}.json")
 
 
 def _run(

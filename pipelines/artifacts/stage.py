@@ -29,6 +29,10 @@ class Report(Record):
     digest: str
     """By which later stages know whether their input has changed."""
 
+    def row_files(self) -> list[str]:
+        """The Parquet files of rows that it names, relative to the stage's folder."""
+        return []
+
 
 class Environment(Record):
     """What the work ran on; nothing that names a machine or a person."""
@@ -111,6 +115,10 @@ class Output(Generic[R_co]):
         if self.place is None or self.manifest is None:
             raise DataError(f"stage {self.stage} is not complete; run it again")
         return self.place
+
+    def damaged(self) -> str | None:
+        """The first of the finished stage's files of rows that is not there or not whole; see `Workspace.damaged`."""
+        return next(iter(self.folder.workspace.damaged(self.paths(self.report.row_files()))), None)
 
     def paths(self, names: Iterable[str]) -> list[str]:
         """Paths of files that the report names relative to the stage's folder, such as `outputs.rows`."""

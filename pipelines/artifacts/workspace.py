@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 import tempfile
 import time
@@ -30,12 +31,19 @@ import fsspec
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
+from fsspec.archive import AbstractArchiveFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipelines.artifacts.lease import holder_in, leased
 from pipelines.errors import DanluError, DataError, InputError, StageError
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 """What a write fails with where there is no room."""
+
+TEMPORARY = (MemoryFileSystem, AbstractArchiveFileSystem)
+"""File systems at which no other process finds what one has written, or that change no file they hold."""
+
+PARQUET_END = b"PAR1"
 
 STORAGE_CLIENTS = ("botocore", "aiobotocore", "s3fs", "gcsfs", "google", "adlfs", "azure", "aiohttp")
 """Packages whose errors tell of object storage, and none of which derives them from OSError."""
@@ -199,6 +207,17 @@ class Workspace:
             bare = str(self.fs._strip_protocol(path))
             return sorted(path + str(name).removeprefix(bare) for name in self.fs.find(path))
 
+    def damaged(self, paths: Iterable[str]) -> list[str]:
+        """Those of the files that are not there, or in a folder not whole, as where a workspace was copied in part.
+
+        Not whole is what is empty, and Parquet without its end. Objects of a bucket are whole where they are there.
+        """
+        if self.is_local:
+            return [path for path in paths if not _seems_whole(path)]
+        wanted = list(paths)
+        there = {path for folder in {path.rpartition("/")[0] for path in wanted} for path in self.files(folder)}
+        return [path for path in wanted if path not in there]
+
     def list(self, path: str) -> list[str]:
         """Objects directly below `path`, sorted; empty where there is nothing."""
         try:
@@ -263,7 +282,22 @@ def readable(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: cannot be read ({error}); delete the folder of its stage and run again") from error
+        raise DataError(
+            f"{path}: cannot be read ({error}); copy the workspace again, or do the file's stage again, with all after "
+            "it: danlu run --from STAGE"
+        ) from error
+
+
+def _seems_whole(path: str) -> bool:
+    end = PARQUET_END if path.endswith(".parquet") else b""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-max(len(end), 1), os.SEEK_END)
+            return file.read().endswith(end)
+    except PermissionError:  # who reads it says so
+        return True
+    except OSError:  # not there, or shorter than that
+        return False
 
 
 def sync_folder(folder: str) -> None:
@@ -420,6 +454,25 @@ def to_json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1).encode() + b"\n"
 
 
+URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.:-]*):(?P<rest>/.*)", re.DOTALL)
+"""What is meant as a URL, even where a slash or the bucket is missing."""
+
+
+def _require_storage(root: str, url: re.Match[str]) -> None:
+    """InputError unless this is a bucket, or a path in one, of something that keeps what is written there."""
+    what = "is no bucket's URL; they look like s3://BUCKET/PATH"
+    if url["rest"].startswith("//") and url["rest"][2:3] not in ("", "/") and "::" not in root:
+        try:
+            kind = fsspec.get_filesystem_class(url["scheme"])
+        except (ValueError, ImportError) as error:
+            what = f"cannot be opened: {error}"
+        else:
+            if not issubclass(kind, TEMPORARY) and "http" not in kind.protocol:
+                return
+            what = f"keeps nothing that is written to it ({url['scheme']}://)"
+    raise InputError(f"--workspace {root}: {what}")
+
+
 def unwritable(workspace: Workspace) -> str:
     """Why nothing can be written in a folder, as far as one can tell without writing; empty where it can."""
     if not workspace.is_local:
@@ -434,11 +487,16 @@ def open_workspace(given: str | None, recipe_name: str, *, on_cluster: bool) -> 
     """The workspace named on the command line, or `runs/<recipe name>`.
 
     On a cluster a relative folder is refused: a job runs in a temporary copy of the project, which other nodes
-    do not see.
+    do not see. InputError, too, for what looks like a URL and is none, and for one at which nothing stays.
     """
-    root = (given or f"runs/{recipe_name}").removeprefix("file://")
-    if "://" in root:
-        return Workspace(root.rstrip("/"))
+    root = f"runs/{recipe_name}" if given is None else given
+    if url := URL.fullmatch(root):
+        if url["scheme"] not in ("file", "local"):
+            _require_storage(root, url)
+            return Workspace(root.rstrip("/"))
+        root = url["rest"].removeprefix("//")
+    if not root or (url and not (root.startswith("/") and root.strip("/"))):
+        raise InputError(f"--workspace {given!r} names no folder; give a path, or file:///ABSOLUTE/PATH")
     if on_cluster and not os.path.isabs(root):
         raise InputError(
             f"--workspace {root}: on a cluster this must be a URL (s3://…) or an absolute folder that every node sees"

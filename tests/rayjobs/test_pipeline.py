@@ -69,3 +69,60 @@ def test_what_is_finished_is_there_without_its_source_and_nothing_new_is_made_of
     shutil.rmtree(moved / "ingest")
     with pytest.raises(InputError, match="no such file"):
         pipeline.status(recipe(source, LENGTH), Workspace(str(moved)))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut"])
+def test_a_workspace_that_was_copied_in_part_is_told_and_made_whole_again(tmp_path: Path, damage: str) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [{"query": "问", "response": "答"}])
+    tree = {"name": "t", "ingest": {"source": str(source)}, "clean": {"process": [LENGTH]}}
+    tree["export"] = {"path": str(tmp_path / "out.jsonl")}
+    recipe, workspace = Recipe.model_validate(tree), Workspace(str(tmp_path / "w"))
+    done = pipeline.run(recipe, workspace, Cluster())
+    (path,) = (Path(path) for path in done["clean"].paths(done["clean"].report.outputs.rows))
+    whole = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(whole[:-1] if damage == "cut" else b"")
+    found = pipeline.status(recipe, workspace)
+    assert [output.damaged() for output in found.values()] == [None, str(path), None]
+    with pytest.raises(DataError, match=rf"{path}: not there, or not whole, .*--from clean"):
+        pipeline.run(recipe, workspace, Cluster())
+    again = pipeline.run(recipe, workspace, Cluster(), first="clean")["clean"]
+    (path,) = (Path(path) for path in again.paths(again.report.outputs.rows))
+    assert path.read_bytes() == whole
+    assert not any(output.damaged() for output in pipeline.status(recipe, workspace).values())
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_shard_of_a_stage_that_was_copied_half_done_and_in_part_is_done_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [{"query": f"问{i}", "response": "答" * 20} for i in range(200)])
+    tree = {"name": "t", "ingest": {"source": str(source), "shard_bytes": 4096}, "clean": {"process": [LENGTH]}}
+    recipe, workspace = Recipe.model_validate(tree), Workspace(str(tmp_path / "w"))
+    done = pipeline.run(recipe, workspace, Cluster())
+
+    def damage(stage: str) -> None:
+        paths = [Path(path) for path in done[stage].paths(done[stage].report.outputs.rows)]
+        assert len(paths) > 3
+        paths[0].unlink()
+        paths[1].write_bytes(b"")
+        paths[2].write_bytes(paths[2].read_bytes()[:-9])
+        Path(done[stage].folder.path("manifest.json")).unlink()
+
+    def same(again: pipeline.Outputs) -> bool:
+        kept = (again[stage].report.digest == done[stage].report.digest for stage in done)
+        return all(kept) and not any(output.damaged() for output in again.values())
+
+    damage("clean")
+    capsys.readouterr()
+    again = pipeline.run(recipe, workspace, Cluster())
+    assert capsys.readouterr().err.count("not there, or not whole; its shard is done again") == 3 and same(again)
+    done = again
+    damage("ingest")
+    damage("clean")  # what is left of it goes on with files that ingest had
+    with pytest.raises(DataError, match=r"cannot be read .* danlu run --from STAGE"):
+        pipeline.run(recipe, workspace, Cluster())
+    assert same(pipeline.run(recipe, workspace, Cluster(), first="ingest"))

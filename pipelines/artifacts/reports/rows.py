@@ -19,6 +19,10 @@ class RowsReport(Report):
     rows: int
     outputs: RowFiles
 
+    def row_files(self) -> list[str]:
+        """Those of `outputs`."""
+        return [*self.outputs.rows, *self.outputs.dropped]
+
 
 class IngestReport(RowsReport):
     """What was read."""
@@ -64,3 +68,7 @@ class SplitReport(Report):
 
     rows: Sides
     outputs: SideFiles
+
+    def row_files(self) -> list[str]:
+        """Those of `outputs`."""
+        return [*self.outputs.train, *self.outputs.test]

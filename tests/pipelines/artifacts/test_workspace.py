@@ -69,6 +69,37 @@ def test_relative_workspace_is_refused_on_a_cluster(tmp_path: Path, monkeypatch:
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("", "names no folder"),
+        ("file://", "names no folder"),
+        ("file:///", "names no folder"),
+        ("file://host/w", "names no folder"),
+        ("file:/", "names no folder"),
+        ("s3://", "is no bucket's URL"),
+        ("s3:/bucket/w", "is no bucket's URL"),
+        ("s3:///w", "is no bucket's URL"),
+        ("oss:/w", "is no bucket's URL"),
+        ("simplecache::s3://bucket/w", "is no bucket's URL"),
+        ("memory://w", "keeps nothing"),
+        ("zip://w.zip", "keeps nothing"),
+        ("https://host/w", "keeps nothing"),
+        ("nosuch://w", "cannot be opened: Protocol not known: nosuch"),
+    ],
+)
+def test_what_is_no_place_for_a_workspace_is_refused(given: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=told):
+        open_workspace(given, "tiny", on_cluster=False)
+
+
+def test_spellings_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given in (f"file://{tmp_path}/w", f"file:{tmp_path}/w", f"local://{tmp_path}/w/", "w", "./x/../w", "w/"):
+        assert open_workspace(given, "tiny", on_cluster=False).root == f"{tmp_path}/w", given
+    assert open_workspace("a:b/c", "tiny", on_cluster=False).root == f"{tmp_path}/a:b/c"
+
+
 def test_a_place_where_nothing_can_be_written_is_told_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for root, reason in (

@@ -144,7 +144,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, ray_cluster: None, 
     found = Place(workspace, "clean", "c")
     length = stage([{"text_length_filter": {"min_len": 5}}])
     with pytest.raises(
-        DataError, match=r"(?s)1\.parquet: cannot be read .*; delete the folder of its stage and run again"
+        DataError, match=r"(?s)1\.parquet: cannot be read .*; copy the workspace again, or do the file's stage again"
     ):
         length.run(found, CleanInputs(source))
     path.write_bytes(whole)

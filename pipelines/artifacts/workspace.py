@@ -501,4 +501,6 @@ def open_workspace(given: str | None, recipe_name: str, *, on_cluster: bool) -> 
         raise InputError(
             f"--workspace {root}: on a cluster this must be a URL (s3://…) or an absolute folder that every node sees"
         )
+    if os.path.exists(root) and not os.path.isdir(root):
+        raise InputError(f"--workspace {root}: is a file, no folder")
     return Workspace(os.path.abspath(root))

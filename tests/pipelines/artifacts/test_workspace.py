@@ -86,6 +86,7 @@ def test_relative_workspace_is_refused_on_a_cluster(tmp_path: Path, monkeypatch:
         ("zip://w.zip", "keeps nothing"),
         ("https://host/w", "keeps nothing"),
         ("nosuch://w", "cannot be opened: Protocol not known: nosuch"),
+        ("/dev/null", "is a file, no folder"),
     ],
 )
 def test_what_is_no_place_for_a_workspace_is_refused(given: str, told: str, tmp_path: Path) -> None:

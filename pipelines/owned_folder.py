@@ -5,12 +5,15 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LOCK = "lock"
 """A file in each folder, locked by the process that owns the folder for as long as it lives."""
+REMOVE_SECONDS = 10.0
+"""How long is waited for processes that still write to a folder that is removed."""
 
 
 @contextmanager
@@ -66,14 +69,33 @@ def _shared_lock(folder: str) -> int:
 
 
 def _remove(folder: str | Path) -> None:
-    """Remove a folder, its lock last: who is killed on the way leaves what `sweep` finds."""
+    """Remove a folder, its lock last: who is killed on the way leaves what `sweep` finds.
+
+    Processes that end later than their owner may write there still; where they do for long, the folder keeps its lock
+    for the next sweep.
+    """
+    until = time.monotonic() + REMOVE_SECONDS
+    while not _is_gone(folder):
+        if time.monotonic() > until:
+            with suppress(FileNotFoundError):
+                os.close(os.open(f"{folder}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+            return
+        time.sleep(0.1)
+
+
+def _is_gone(folder: str | Path) -> bool:
+    """Remove what can be removed of a folder, and whether that was all."""
     with suppress(FileNotFoundError):  # swept by another
         for entry in Path(folder).iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
             elif entry.name != LOCK:
                 entry.unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+        if all(entry.name == LOCK for entry in Path(folder).iterdir()):
+            Path(folder, LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # somebody has written there since
+                os.rmdir(folder)
+    return not os.path.lexists(folder)
 
 
 def sweep(parent: str | Path, prefix: str) -> None:

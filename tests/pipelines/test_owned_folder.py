@@ -5,12 +5,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines import owned_folder as owned_folder_module
 from pipelines.models.cache import made_once
 from pipelines.owned_folder import owned_folder, shared_folder, sweep
 
@@ -83,6 +86,36 @@ def test_who_is_killed_while_removing_leaves_what_is_swept(tmp_path: Path, monke
         assert [*tmp_path.iterdir()] == [Path(ours)]
         sweep(tmp_path, "a-")
         assert [*tmp_path.iterdir()] == []
+
+
+def write_on(folder: Path, ended: threading.Event) -> None:
+    """Write to a folder as a process does that ends later than its owner."""
+    while not ended.is_set():
+        with suppress(FileNotFoundError):
+            (folder / "session").mkdir(exist_ok=True)
+            for number in range(50):
+                (folder / "session" / str(number)).write_text("x")
+
+
+def test_who_still_writes_there_is_waited_for(tmp_path: Path) -> None:
+    ended = threading.Event()
+    with owned_folder(tmp_path, "danlu-ray-") as folder:
+        writer = threading.Thread(target=write_on, args=(Path(folder), ended))
+        writer.start()
+        threading.Timer(1.0, ended.set).start()
+    writer.join()
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_what_is_not_let_go_of_keeps_its_lock_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owned_folder_module, "REMOVE_SECONDS", 0.5)
+    with monkeypatch.context() as busy:
+        busy.setattr(owned_folder_module.shutil, "rmtree", lambda *_, **__: None)
+        with owned_folder(tmp_path, "danlu-ray-") as folder:
+            (Path(folder) / "session").mkdir()
+    assert {path.name for path in Path(folder).iterdir()} == {"lock", "session"}
+    sweep(tmp_path, "danlu-ray-")
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_folder_that_is_shared_is_removed_by_the_last(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def status(recipe: Recipe, workspace: Workspace) -> Outputs:
     found: Outputs = {}
 
     def look_up(stage: Stage[I, R], inputs: I) -> Output[R]:
-        place, _ = place_of(workspace, stage, inputs)
+        place = place_of(workspace, stage, inputs)
         output = Output(stage.name, place, read_manifest(place, stage.reports) if place else None)
         found[stage.name] = output
         return output
@@ -199,15 +199,13 @@ def run(
         require_folder(workspace, cluster, needing)
     with ExitStack() as held, Staging(workspace) as staging, shared_endpoints():
         is_ready = False
-        not_here: list[InputError] = []
 
         def bring_up_to_date(stage: Stage[I, R], inputs: I) -> Output[R]:
             nonlocal is_ready
             number = names.index(stage.name)
-            place, unread = place_of(workspace, stage, inputs) if number < end else (None, None)
+            place = place_of(workspace, stage, inputs) if number < end else None
             if place is None:
                 return Output(stage.name)
-            not_here.extend([unread] if unread else [])
             manifest = read_manifest(place, stage.reports)
             found = manifest
             if number < redo and manifest is not None and stage.is_current(manifest.report):
@@ -218,8 +216,6 @@ def run(
                     )
                 say(f"{stage.name}: up to date")
             else:
-                if not_here:
-                    raise not_here[0]
                 if not is_ready:
                     require_ready(recipe, stages[number:end], workspace)
                     held.enter_context(workspace.held())
@@ -320,15 +316,14 @@ def _publish(recipe: Recipe, place: Place, report: TrainReport, staging: Staging
         say(f"train: this adapter is {version}; requests for {recipe.name} go to {serving}, where its alias points")
 
 
-def place_of(workspace: Workspace, stage: Stage[I, R], inputs: I) -> tuple[Place | None, InputError | None]:
+def place_of(workspace: Workspace, stage: Stage[I, R], inputs: I) -> Place | None:
     """Where a stage's output belongs; None while one of the stages that it reads is not complete.
 
     Where a file that decides it is not here, as in a workspace that was moved without its sources, it is the place of
-    what was finished of the same words of the recipe, and the error comes beside it; the error is raised where nothing
-    was.
+    what was finished of the same words of the recipe; InputError where nothing was.
     """
     if not all(output.is_complete for output in inputs.outputs()):
-        return None, None
+        return None
     try:
         made_of = fingerprint(stage.name, stage.version, stage.fingerprint_inputs(), inputs.digests())
     except DataError:
@@ -342,8 +337,8 @@ def place_of(workspace: Workspace, stage: Stage[I, R], inputs: I) -> tuple[Place
         if read_manifest(place, stage.reports) is None:
             raise
         say(f"{stage.name}: as it was finished before, because {error}")
-        return place, error
-    return Place(workspace, stage.name, made_of), None
+        return place
+    return Place(workspace, stage.name, made_of)
 
 
 def _last_made(workspace: Workspace, stage: Stage[I, R], inputs: I) -> str:

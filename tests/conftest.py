@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name, value in {**credentials, "AWS_ENDPOINT_URL": f"http://{address}:{port}"}.items():
         monkeypatch.setenv(name, value)
     fsspec.get_filesystem_class("s3").clear_instance_cache()  # which remembers the server before
-    url = f"s3://danlu-{port}"  # what is stored outlives a server
+    url = f"s3://danlu-{uuid.uuid4().hex[:12]}"  # what is stored outlives a server, and its port comes again
     Workspace(url).fs.mkdir(url)
     yield url
     server.stop()

@@ -14,7 +14,7 @@ from pipelines.errors import StageError
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("LEASE_SECONDS", 1.0), ("BEAT_SECONDS", 0.1), ("LOOK_SECONDS", 0.05)):
+    for name, seconds in (("LEASE_SECONDS", 3.0), ("BEAT_SECONDS", 0.1), ("LOOK_SECONDS", 0.05)):
         monkeypatch.setattr(lease, name, seconds)
 
 

@@ -21,7 +21,7 @@ import psutil
 from pipelines.clean_up import clean_up
 from pipelines.errors import TERMINATED, InputError, StageError
 from pipelines.kill_with_parent import import_path
-from pipelines.owned_folder import owned_folder
+from pipelines.owned_folder import owned_folder, sweep
 from pipelines.progress import say, waiting
 
 QUIET = {
@@ -82,6 +82,8 @@ LITTLE = 4 << 20
 """Bytes free there at which a run is ended: where none are, Ray starts workers that cannot start, again and again."""
 LONGEST_SOCKET = 107 - len("/danlu-ray-12345678/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 """The longest path of a folder in which Ray's own can hold its sockets: Linux allows 107 bytes."""
+PREFIX = "danlu-ray-"
+"""How the names of the folders begin that hold Ray's."""
 
 
 class Cluster:
@@ -138,7 +140,7 @@ class Cluster:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
         try:
             parent = _temporary()
-            own = self._held.enter_context(owned_folder(parent, "danlu-ray-"))
+            own = self._held.enter_context(owned_folder(parent, PREFIX))
             free = shutil.disk_usage(own).free
             folder = f"{own}/r"  # Ray opens its own folder to everybody, but not the one that holds it
         except OSError as error:
@@ -186,6 +188,9 @@ class Cluster:
         if ray is not None and ray.is_initialized():
             clean_up("stopping Ray", ray.shutdown, STOP_SECONDS)
         self._held.close()
+        if not self.is_shared:  # what a killed command left, also where this one had no need of a Ray
+            with suppress(OSError):
+                sweep(_place(), PREFIX)
 
 
 def require_answer(address: str) -> None:
@@ -221,10 +226,14 @@ def _terminated(number: int, frame: FrameType | None) -> None:
     raise SystemExit(TERMINATED)
 
 
+def _place() -> str:
+    usual = tempfile.gettempdir()
+    return usual if len(usual.encode()) <= LONGEST_SOCKET else "/tmp"
+
+
 def _temporary() -> str:
     """Where Ray's own folder goes: to TMPDIR, or where that is of no use, to what Python takes instead, and says it."""
-    usual = tempfile.gettempdir()
-    taken = usual if len(usual.encode()) <= LONGEST_SOCKET else "/tmp"
+    usual, taken = tempfile.gettempdir(), _place()
     wanted = os.environ.get("TMPDIR")
     if wanted and os.path.abspath(wanted) != taken:
         why = "too long for Ray's sockets" if taken != usual else "nothing can be written there"

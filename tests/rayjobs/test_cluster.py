@@ -102,6 +102,19 @@ print(json.dumps(found))
 """
 
 
+def test_what_a_killed_command_left_goes_with_one_that_needs_no_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_place", lambda: str(tmp_path))
+    left = tmp_path / "danlu-ray-12345678"
+    for address, stays in (("127.0.0.1:6379", True), ("local", False)):
+        (left / "r").mkdir(parents=True, exist_ok=True)
+        (left / "lock").touch()
+        with cluster.Cluster(address):
+            pass
+        assert left.exists() is stays
+
+
 @pytest.mark.slow
 def test_a_ray_of_our_own_is_reached_from_here_alone_and_leaves_nothing(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="dk-", dir="/tmp") as temporary:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
@@ -73,6 +73,8 @@ STARTS = 3
 """How often they are started at most."""
 STOP_SECONDS = 60
 """What they may take to stop."""
+LEAVE_SECONDS = 5
+"""What workers may take to end after them; one whose own end hangs is killed."""
 REACH_SECONDS = 10
 """What a cluster may take to answer at its address."""
 WATCH_SECONDS = 1.0
@@ -96,6 +98,7 @@ class Cluster:
         self.address = address or os.environ.get("RAY_ADDRESS")
         self._held = ExitStack()
         self._ends = threading.Event()
+        self._is_connected = False
 
     @property
     def is_shared(self) -> bool:
@@ -111,6 +114,7 @@ class Cluster:
             return
         # Ray says at every start that it made a token for its own cluster; that is as it should be
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+        self._is_connected = True
         if self.is_shared:
             self._attach()
         else:
@@ -181,12 +185,12 @@ class Cluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        import sys
-
         self._ends.set()
-        ray = sys.modules.get("ray")
-        if ray is not None and ray.is_initialized():
-            clean_up("stopping Ray", ray.shutdown, STOP_SECONDS)
+        if self._is_connected:
+            import ray
+
+            with nullcontext() if self.is_shared else _none_outlives_us():
+                clean_up("stopping Ray", ray.shutdown, STOP_SECONDS)
         self._held.close()
         if not self.is_shared:  # what a killed command left, also where this one had no need of a Ray
             with suppress(OSError):
@@ -324,6 +328,35 @@ def _watch(ends: threading.Event, folder: str) -> None:
         node.kill_all_processes(check_alive=False, allow_graceful=False)
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
+
+
+@contextmanager
+def _none_outlives_us() -> Iterator[None]:
+    """See that Ray's workers, and what they started, have ended a little after Ray was stopped.
+
+    They end by themselves where their raylet is gone, but a worker may hang in Ray's own end, and stay for ever.
+    """
+    from ray._private.worker import _global_node
+
+    node: Any = _global_node  # None where Ray's start was broken off early
+    raylets = {str(info.process.pid) for info in node.all_processes.get("raylet", [])} if node else set()
+    yield
+    until = time.monotonic() + LEAVE_SECONDS
+    while (left := _started_by(raylets)) and time.monotonic() < until:
+        time.sleep(0.1)
+    for process in left:
+        with suppress(psutil.Error):
+            process.kill()
+
+
+def _started_by(raylets: set[str]) -> list[psutil.Process]:
+    """Living processes that those raylets' process ids were told."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # ended, a zombie, or another user's
+            if process.environ().get("RAY_RAYLET_PID") in raylets:
+                found.append(process)
+    return found
 
 
 def _first_line(error: BaseException) -> str:

@@ -104,6 +104,8 @@ class Runs:
         code = self.start().wait(timeout=1800)
         said = self.said.read_text(encoding="utf-8")
         assert code == 0, said[-4000:]
+        self.nothing_lives()
+        assert self.left_behind() == []
         return {name: float(seconds) for name, seconds in re.findall(r"^(\w+): done in ([\d.]+) s", said, re.M)}
 
     def kill(self, stage: str, after: float) -> bool:
@@ -187,9 +189,7 @@ def test_kills_at_random_moments_change_nothing(short_tmp: Path) -> None:
                 takes *= 0.5  # it was faster this time
         for name, runs in killed.items():
             runs.finish()
-            runs.nothing_lives()
             assert runs.digests() == straight[name].digests()
-            assert runs.left_behind() == []
     longest = max(runs.longest for runs in killed.values())
     print(f"{sum(counts.values())} kills: {dict(counts)}; the last process was gone after {longest:.0f} s at most")
     assert sum(counts.values()) == KILLS

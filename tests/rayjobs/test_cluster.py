@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines.errors import InputError, StageError
@@ -115,6 +116,43 @@ def test_what_a_killed_command_left_goes_with_one_that_needs_no_ray(
         assert left.exists() is stays
 
 
+def test_a_ray_that_it_did_not_start_goes_on(ray_cluster: None) -> None:
+    import ray
+
+    with cluster.Cluster() as own:
+        own.connect()
+    assert ray.is_initialized()
+
+
+HANGS = """
+import os, signal, subprocess, sys
+from rayjobs.cluster import Cluster
+
+with Cluster() as cluster:
+    cluster.connect()
+    import ray
+
+    @ray.remote
+    class Worker:
+        def begin(self):
+            return os.getpid(), subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid
+
+    worker = Worker.remote()
+    pids = ray.get(worker.begin.remote())
+    print(*pids, flush=True)
+    os.kill(pids[0], signal.SIGSTOP)
+"""
+
+
+def test_a_worker_whose_own_end_hangs_is_ended_with_what_it_started() -> None:
+    said = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=400)
+    assert said.returncode == 0, said.stderr
+    pids = [int(pid) for pid in said.stdout.split()]
+    assert len(pids) == 2
+    living = {process.pid for process in psutil.process_iter() if process.status() != psutil.STATUS_ZOMBIE}
+    assert living.isdisjoint(pids)
+
+
 @pytest.mark.slow
 def test_a_ray_of_our_own_is_reached_from_here_alone_and_leaves_nothing(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="dk-", dir="/tmp") as temporary:
@@ -141,6 +179,7 @@ def test_a_ray_of_our_own_starts_where_neither_home_nor_the_temporary_folder_is_
     far.mkdir()
     for temporary in (str(far), "/dev/null"):
         environment = {**os.environ, "TMPDIR": temporary, "HOME": "/dev/null"}
+        environment = {name: value for name, value in environment.items() if not name.startswith("RAY_AUTH")}
         said = subprocess.run(
             [sys.executable, "-c", ALONE], env=environment, capture_output=True, text=True, timeout=400
         )

@@ -325,7 +325,8 @@ def _watch(ends: threading.Event, folder: str) -> None:
             else f"{parent}: no room left for Ray's temporary files; make some, or set TMPDIR"
         )
         say(f"error: {why}; what is finished is kept, and the same command goes on from there")
-        node.kill_all_processes(check_alive=False, allow_graceful=False)
+        with _none_outlives_us():
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 

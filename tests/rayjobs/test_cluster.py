@@ -202,6 +202,7 @@ def test_a_ray_that_does_not_start_is_tried_again_and_then_told(monkeypatch: pyt
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # the Ray of other tests
     with (
         pytest.raises(
             StageError,

@@ -38,6 +38,8 @@ ANSWER_SECONDS = 60
 """How long a cluster may say nothing when it is asked."""
 LOST_SECONDS = 600
 """How long a cluster that does not answer is asked again."""
+ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+"""Environment variables that may name a cluster; Ray's client puts them before the address that it is given."""
 NAME, STAGE, WORKSPACE = "danlu_recipe", "danlu_stage", "danlu_workspace"
 """What a job's metadata tell of it."""
 
@@ -66,7 +68,7 @@ class Jobs:
     """The jobs of one cluster. Raises StageError where it cannot be reached, or refuses the token."""
 
     def __init__(self, address: str | None) -> None:
-        environment = (os.environ.get(name, "") for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"))
+        environment = (os.environ.get(name, "") for name in ADDRESSES)
         named = (value for value in environment if value.startswith(("http://", "https://")))
         self.address = (address or next(named, DEFAULT_ADDRESS)).rstrip("/")
         host, port = _host_and_port(self.address)
@@ -89,6 +91,7 @@ class Jobs:
 
             for module in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env"):
                 logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)  # each sets its own level
+            others = {name: os.environ.pop(name) for name in ADDRESSES if name in os.environ}
             try:
                 self._client = Client(self.address)
             except (AuthenticationError, UnicodeError):
@@ -96,6 +99,8 @@ class Jobs:
             except (RuntimeError, KeyError, TypeError, ValueError) as error:  # what it reads of the answer is not there
                 what = str(error).splitlines()[0] if isinstance(error, RuntimeError) else "no version is said"
                 raise StageError(f"{self.address}: no Ray dashboard of today answers there ({what})") from error
+            finally:
+                os.environ.update(others)
 
     def submit(self, folder: Path, command: list[str], metadata: dict[str, str]) -> str:
         """Start a command in a copy of the folder; returns the job's name."""

@@ -182,7 +182,8 @@ class Foreign(Handler):
 )
 def test_what_is_no_cluster_is_told(kind: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "ANSWER_SECONDS", 1)
-    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)  # which Ray puts before the address that is given
+    for name in submit.ADDRESSES:  # those of another cluster, which Ray puts before the address that is given
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
     with listening(Foreign) as url, pytest.raises(StageError, match=told) as caught:
         Jobs(f"{url}/{kind}")
     assert url in str(caught.value) and "\n" not in str(caught.value)

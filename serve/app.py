@@ -32,6 +32,11 @@ from serve.engine.scratch import sweep
 from serve.gateway.gateway_replica import GatewayPlan, GatewayReplica
 from serve.gateway.shared_limits import end_keepers
 
+FREE_PORTS = range(20_100, 32_000)
+"""Where one that is free is looked for: above Ray's workers', and below those that Linux gives to connections.
+
+The gateway listens minutes later, when the engines have loaded their models, and a connection may have got it by then.
+"""
 HEALTH_CHECK_SECONDS = 2.0
 SHUTDOWN_POLL_SECONDS = 0.1
 STOP_SECONDS = 60
@@ -225,13 +230,15 @@ def require_resources(models: list[ServedModel], section: ServeSection) -> None:
 def claim_port(host: str, port: int | None) -> int:
     """The port to listen on, a free one when none is asked for; raises StageError when it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port or 0))
-        except OSError as error:
-            raise StageError(f"cannot listen on {host}:{port}: {error.strerror}; choose another serve.port") from None
-        return int(probe.getsockname()[1])
+    for wanted in secrets.SystemRandom().sample(FREE_PORTS, 100) if port is None else [port]:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, wanted))
+                return wanted
+            except OSError as error:
+                why = error.strerror
+    raise StageError(f"cannot listen on {host}:{wanted}: {why}; choose another serve.port")
 
 
 def wait_until_ready(host: str, port: int, timeout: float = 60.0) -> None:

@@ -23,6 +23,7 @@ from rayjobs import deploy
 from rayjobs.cluster import Cluster
 from rayjobs.pipeline import load, publish_adapter
 from serve.adapter_registry import aliases, versions
+from serve.app import claim_port
 from serve.engine.command import adapter_room
 from tests.outputs import finished, merge_report, train_report
 from tests.rayjobs.conftest import free_ports
@@ -119,6 +120,12 @@ def test_a_port_that_is_taken_is_told_before_anything_runs(tmp_path: Path, monke
         port = taken.getsockname()[1]
         with pytest.raises(StageError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .* choose another serve\.port"):
             deploy.serve_forever(load("tiny"), Workspace(str(tmp_path)), Cluster(), port=port)
+
+
+def test_a_port_that_is_free_is_none_that_a_connection_gets_until_it_is_listened_on() -> None:
+    ports = {claim_port("127.0.0.1", None) for _ in range(10)}
+    lowest, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    assert len(ports) > 1 and max(ports) < lowest
 
 
 def test_configuration_is_written_for_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-console = Console(stderr=True, highlight=False)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        self.quiet = True  # nobody reads any more, which is no reason to end the work, or a clean-up, here
+
+
+console = _Console(stderr=True, highlight=False)
 
 LOG_INTERVAL = 10.0
 """Seconds between progress lines where there is no terminal."""
@@ -96,11 +102,15 @@ def never_silent(title: str) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """One line for the person, on standard error, so that standard output stays for results."""
+    """One line for the person, on standard error, so that standard output stays for results.
+
+    Where it cannot be written (a full disk, a terminal that is gone), it is not: what is at work here counts for more.
+    """
     global _last_said
     _last_said = time.monotonic()
-    console.print(text, markup=False, soft_wrap=True)
-    sys.stderr.flush()
+    with suppress(OSError, ValueError, AttributeError):  # the last two: it was closed, or from the beginning
+        console.print(text, markup=False, soft_wrap=True)
+        sys.stderr.flush()
 
 
 @contextmanager

@@ -341,13 +341,15 @@ def _none_outlives_us() -> Iterator[None]:
 
     node: Any = _global_node  # None where Ray's start was broken off early
     raylets = {str(info.process.pid) for info in node.all_processes.get("raylet", [])} if node else set()
-    yield
-    until = time.monotonic() + LEAVE_SECONDS
-    while (left := _started_by(raylets)) and time.monotonic() < until:
-        time.sleep(0.1)
-    for process in left:
-        with suppress(psutil.Error):
-            process.kill()
+    try:
+        yield
+    finally:
+        until = time.monotonic() + LEAVE_SECONDS
+        while (left := _started_by(raylets)) and time.monotonic() < until:
+            time.sleep(0.1)
+        for process in left:
+            with suppress(psutil.Error):
+                process.kill()
 
 
 def _started_by(raylets: set[str]) -> list[psutil.Process]:

@@ -89,6 +89,7 @@ def created(destination: Destination, workspace: Workspace | None) -> Iterator[I
         with _beside(where) if _is_local(where) else _uploaded(where) as stream:
             sink = _Digesting(stream)
             yield sink  # type: ignore[misc]  # all that writers ask of a file
+            require_writable(destination, workspace)  # what somebody put there meanwhile is theirs
             if workspace is not None:
                 # Before the file appears: one that is there without its note would be somebody's.
                 _note(workspace, where, sink.digest.hexdigest())
@@ -127,7 +128,10 @@ def _beside(where: str) -> Iterator[IO[bytes]]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
-        with open(beside, "wb") as stream:
+        with suppress(FileNotFoundError):  # of one with this process's number, which others can put there too
+            beside.unlink()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with open(os.open(beside, flags, 0o666), "wb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH)  # while it lives
             yield stream
             stream.flush()

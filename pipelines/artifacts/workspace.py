@@ -18,8 +18,8 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import socket
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -190,22 +190,28 @@ class Workspace:
         temporary = ""
         try:
             self.make_folder(folder)
-            descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
-            with os.fdopen(descriptor, "wb") as stream:
+            temporary = f"{folder}/.{secrets.token_hex(8)}.tmp"
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.chmod(temporary, 0o644)
             yield temporary
         finally:
             if os.path.exists(temporary):
                 os.unlink(temporary)
 
     def files(self, path: str) -> list[str]:
-        """All objects below `path`, sorted; empty where there is nothing."""
+        """All objects below `path`, sorted; empty where there is nothing.
+
+        StageError where a bucket has one whose name would lead out of a folder that it is brought to.
+        """
         with _told(path, "listed"):
             bare = str(self.fs._strip_protocol(path))
-            return sorted(path + str(name).removeprefix(bare) for name in self.fs.find(path))
+            found = sorted(path + str(name).removeprefix(bare) for name in self.fs.find(path))
+        for name in found:
+            if ".." in name.removeprefix(path).split("/"):
+                raise StageError(f"{name}: an object with .. in its name, which is none of ours; delete it")
+        return found
 
     def damaged(self, paths: Iterable[str]) -> list[str]:
         """Those of the files that are not there, or in a folder not whole, as where a workspace was copied in part.

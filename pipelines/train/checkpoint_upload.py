@@ -70,7 +70,7 @@ class Part(BaseModel):
 def copies_key(workspace: Workspace) -> bytes:
     """The key that copies are signed with: from the environment, or else made once and kept in the workspace.
 
-    InputError where the environment's is too short.
+    InputError where the environment's is too short, or what the workspace keeps is no key.
     """
     if secret := os.environ.get(KEY):
         if len(secret) < MIN_KEY:
@@ -78,20 +78,29 @@ def copies_key(workspace: Workspace) -> bytes:
         return hashlib.sha256(secret.encode()).digest()
     path = workspace.local("copies.key")
     path.parent.mkdir(parents=True, exist_ok=True)
+    made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with open(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as stream:
+        stream.write(secrets.token_hex(32))
+        stream.flush()
+        os.fsync(stream.fileno())
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        os.link(made, path)  # whole, or not at all
     except FileExistsError:
         pass
     else:
-        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
-            stream.write(secrets.token_hex(32))
-            stream.flush()
-            os.fsync(stream.fileno())
         say(
             f"  training: copies are signed by {path}; a run whose workspace is lost goes on from them only with that "
             f"file, or with {KEY} set from the beginning"
         )
-    return hashlib.sha256(path.read_bytes()).digest()
+    finally:
+        made.unlink()
+    key = path.read_bytes()
+    if re.fullmatch(rb"[0-9a-f]{64}", key) is None:  # anybody could sign with an empty one
+        raise InputError(
+            f"{path}: not a key that was made here, but empty or cut; restore it, or delete it, with which copies that "
+            "it signed are of no use"
+        )
+    return hashlib.sha256(key).digest()
 
 
 class CheckpointUpload:

@@ -1,5 +1,8 @@
 """Whatever is waited for, a line is said now and then where there is no terminal."""
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -39,3 +42,34 @@ def test_an_error_ends_it(capsys: pytest.CaptureFixture[str]) -> None:
         raise ValueError("the cause")
     time.sleep(0.8)
     assert capsys.readouterr().err == ""
+
+
+SAYING = """
+import sys
+from pipelines.clean_up import clean_up
+from pipelines.progress import say
+
+ended = []
+try:
+    for _ in range(3):
+        say("x" * 100000)  # more than a pipe holds
+    raise ValueError("the true error")
+except ValueError as error:
+    clean_up("one", lambda: 1 / 0, 10)
+    clean_up("two", lambda: ended.append(2), 10)
+    print(error, ended)
+"""
+
+
+@pytest.mark.parametrize("where", ["pipe", "full", "closed"])
+def test_what_cannot_be_said_ends_neither_the_work_nor_a_clean_up(where: str) -> None:
+    command = [sys.executable, "-c", SAYING]
+    if where == "closed":
+        command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+    nobody, write = os.pipe()
+    os.close(nobody)
+    with open("/dev/full", "wb") as full:
+        error = {"pipe": write, "full": full, "closed": None}[where]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=error, text=True, timeout=60)
+    os.close(write)
+    assert done.stdout == "the true error [2]\n"

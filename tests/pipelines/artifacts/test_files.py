@@ -119,3 +119,29 @@ def test_no_room_is_no_fault_of_the_path(tmp_path: Path, workspace: Workspace) -
 def test_a_scheme_that_nobody_knows_is_told(workspace: Workspace) -> None:
     with pytest.raises(InputError, match="nope"):
         refusal(Destination("export.path", "nope://bucket/rows.jsonl", FREE), workspace)
+
+
+def test_a_link_that_others_planted_is_not_followed(tmp_path: Path, workspace: Workspace) -> None:
+    theirs, target = tmp_path / "theirs.txt", tmp_path / "rows.jsonl"
+    theirs.write_bytes(b"theirs")
+    (tmp_path / f".rows.jsonl.{os.getpid()}.tmp").symlink_to(theirs)
+    write(Destination("export.path", str(target), FREE), workspace)
+    assert theirs.read_bytes() == b"theirs"
+    assert target.read_bytes() == NEW and not target.is_symlink()
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_what_a_person_saved_there_while_it_was_written_stays(
+    tmp_path: Path, workspace: Workspace, was_there: bool
+) -> None:
+    target = Destination("export.path", str(tmp_path / "rows.jsonl"), FREE)
+    if was_there:
+        write(target, workspace)
+    with (
+        pytest.raises(InputError, match=r"rows\.jsonl (exists already|was changed)"),
+        created(target, workspace) as sink,
+    ):
+        sink.write(NEW)
+        (tmp_path / "rows.jsonl").write_bytes(b"theirs")
+    assert (tmp_path / "rows.jsonl").read_bytes() == b"theirs"
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []

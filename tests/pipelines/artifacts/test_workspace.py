@@ -171,3 +171,19 @@ def test_a_workspace_that_is_made_is_its_owner_s_and_one_that_exists_keeps_its_m
     (tmp_path / "shared").mkdir(mode=0o750)
     Workspace(str(tmp_path / "shared")).write(str(tmp_path / "shared" / "a" / "b.json"), b"{}")
     assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o750
+
+
+def test_an_object_whose_name_leads_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = Workspace("memory://leads-out/w")
+    monkeypatch.setattr(workspace.fs, "find", lambda path: [f"{path}/a..b/ok.txt", f"{path}/../../evil.txt"])
+    with pytest.raises(StageError, match=r"models/\.\./\.\./evil\.txt: an object with \.\. in its name"):
+        workspace.files(workspace.path("models"))
+
+
+def test_what_is_written_follows_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        Workspace(str(tmp_path)).write(str(tmp_path / "report.html"), b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "report.html").stat().st_mode & 0o777 == 0o600

@@ -312,3 +312,13 @@ def test_the_key_is_the_environments_or_one_that_only_its_owner_reads(
     monkeypatch.setenv(checkpoint_upload.KEY, "short")
     with pytest.raises(InputError, match="DANLU_COPIES_KEY: a secret of 16 characters"):
         copies_key(workspace)
+
+
+@pytest.mark.parametrize("text", ["", "0" * 63, "0" * 64 + "\n"])
+def test_a_key_that_is_empty_or_cut_signs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.delenv(checkpoint_upload.KEY, raising=False)
+    file = tmp_path / "copies.key"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"copies\.key: not a key that was made here"):
+        copies_key(Workspace(str(tmp_path)))
+    assert file.read_text() == text

@@ -4,6 +4,7 @@ import fcntl
 import io
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -124,12 +125,10 @@ class _Digesting(io.BufferedIOBase):
 def _beside(where: str) -> Iterator[IO[bytes]]:
     """A file on disk under another name, which takes the place of `where` when it is complete."""
     target = Path(where)
-    beside = target.with_name(f".{target.name[:200]}.{os.getpid()}.tmp")
+    beside = target.with_name(f".{target.name[:200]}.{secrets.randbelow(10**12)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
-        with suppress(FileNotFoundError):  # of one with this process's number, which others can put there too
-            beside.unlink()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with open(os.open(beside, flags, 0o666), "wb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH)  # while it lives

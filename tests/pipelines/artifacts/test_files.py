@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 from pathlib import Path
 
 import pytest
@@ -121,13 +122,16 @@ def test_a_scheme_that_nobody_knows_is_told(workspace: Workspace) -> None:
         refusal(Destination("export.path", "nope://bucket/rows.jsonl", FREE), workspace)
 
 
-def test_a_link_that_others_planted_is_not_followed(tmp_path: Path, workspace: Workspace) -> None:
+def test_a_link_that_others_planted_is_not_followed(
+    tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secrets, "randbelow", lambda _: 7)
     theirs, target = tmp_path / "theirs.txt", tmp_path / "rows.jsonl"
     theirs.write_bytes(b"theirs")
-    (tmp_path / f".rows.jsonl.{os.getpid()}.tmp").symlink_to(theirs)
-    write(Destination("export.path", str(target), FREE), workspace)
-    assert theirs.read_bytes() == b"theirs"
-    assert target.read_bytes() == NEW and not target.is_symlink()
+    (tmp_path / ".rows.jsonl.7.tmp").symlink_to(theirs)
+    with pytest.raises(InputError, match="cannot be written"):
+        write(Destination("export.path", str(target), FREE), workspace)
+    assert theirs.read_bytes() == b"theirs" and not os.path.lexists(target)
 
 
 @pytest.mark.parametrize("was_there", [False, True])
